@@ -1,0 +1,47 @@
+# The one list of commands: contributors, hooks and continuous integration use it.
+#
+#   make install   .venv with the tested versions and everything for development
+#   make test      fast tests and doctests, two workers, with coverage
+#   make test-slow the tests that take more than 5 s
+#   make lint      style and spelling (docstrings are validated by the tests)
+#   make types     mypy on the typed subpackages
+#   make docs      the manual, with the gallery run: doc/_build/html
+#   make bench     one benchmark: make bench NAME=...
+#
+# PYTHON=... chooses the interpreter. TESTFLAGS=... is passed on to pytest, as in
+# make test TESTFLAGS='--no-cov tests/test_layers.py'
+
+PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
+# One thread per worker: more would only compete for the same cores.
+TEST_ENV = OMP_NUM_THREADS=1 SCIPY_ARRAY_API=1
+
+.PHONY: install test test-slow lint types docs bench
+
+install: .venv/bin/python
+	.venv/bin/python -m pip install -c constraints.txt -e ".[dev]"
+
+.venv/bin/python:
+	python3 -m venv .venv
+
+test:
+	$(TEST_ENV) $(PYTHON) -m pytest -n 2 --dist worksteal --cov $(TESTFLAGS)
+
+test-slow:
+	$(TEST_ENV) $(PYTHON) -m pytest -m slow $(TESTFLAGS)
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m codespell_lib
+	$(PYTHON) -m pre_commit validate-config
+	@! git grep --untracked -nIE '[[:space:]]+$$' || { echo 'trailing whitespace'; exit 1; }
+
+types:
+	$(PYTHON) -m mypy
+
+docs:
+	$(PYTHON) -m sphinx -W --keep-going -b html doc doc/_build/html
+
+bench:
+	@test -n "$(NAME)" || { echo 'make bench NAME=..., with a module of benchmarks/'; exit 2; }
+	$(PYTHON) -m benchmarks.$(NAME)

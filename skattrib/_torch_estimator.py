@@ -1,0 +1,344 @@
+"""What the two neural network estimators share: building, training, predicting."""
+
+import copy
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_is_fitted,
+    validate_data,
+)
+from torch import nn
+from torch.func import vmap
+from tqdm.auto import tqdm
+
+from skattrib._validation import DTYPES, as_tensor, draw_seed, memory_cap
+from skattrib.engine._functional import FunctionalModule, Loss, chunks
+from skattrib.engine._modules import (
+    ACTIVATIONS,
+    build_mlp,
+    call_seeded,
+    find_unsuitable_layers,
+    probe_rows,
+)
+from skattrib.engine._optim import Optimizer
+from skattrib.engine._training import can_stack, train, train_stack
+from skattrib.engine._trajectory import (
+    SCHEDULES,
+    Recipe,
+    Trajectory,
+    epoch_batches,
+    steps_to_keep,
+)
+
+_CURE = (
+    "skattrib needs each row's output to depend on that row alone and to be the same "
+    "every time. Call .eval() on this layer (or on the module) before passing it, or "
+    "replace it (LayerNorm or GroupNorm for BatchNorm, weight_decay for dropout)."
+)
+
+
+@dataclass
+class _Problem:
+    """All that a run needs but the weights of its rows."""
+
+    model: FunctionalModule
+    loss: Loss
+    recipe: Recipe
+    X: torch.Tensor
+    targets: torch.Tensor
+
+
+class TorchEstimator(BaseEstimator):
+    """Training and prediction shared by classifier and regressor."""
+
+    _parameter_constraints: dict = {
+        "module": [nn.Module, callable, None],
+        "hidden_layer_sizes": ["array-like"],
+        "activation": [StrOptions(set(ACTIVATIONS))],
+        "optimizer": [StrOptions({"adamw", "adam", "sgd"})],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "betas": [tuple, list],
+        "eps": [Interval(Real, 0, None, closed="neither")],
+        "momentum": [Interval(Real, 0, 1, closed="left")],
+        "nesterov": ["boolean"],
+        "schedule": [StrOptions(set(SCHEDULES)), callable],
+        "clip_norm": [Interval(Real, 0, None, closed="neither"), None],
+        "batch_size": [Interval(Integral, 1, None, closed="left"), None],
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "record": [StrOptions({"recipe", "checkpoints", "states"})],
+        "device": [str, torch.device],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        module=None,
+        *,
+        hidden_layer_sizes=(32,),
+        activation="tanh",
+        optimizer="adamw",
+        learning_rate=1e-2,
+        weight_decay=1e-2,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        momentum=0,
+        nesterov=False,
+        schedule="constant",
+        clip_norm=None,
+        batch_size=None,
+        max_epochs=100,
+        record="recipe",
+        device="cpu",
+        random_state=None,
+        verbose=0,
+    ):
+        self.module = module
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.eps = eps
+        self.momentum = momentum
+        self.nesterov = nesterov
+        self.schedule = schedule
+        self.clip_norm = clip_norm
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.record = record
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # --------------------------------------------------------------- training
+    def _fit(self, X, y, sample_weight):
+        weights = _check_sample_weight(
+            sample_weight, X, dtype=X.dtype, ensure_non_negative=True
+        )
+        problem = self._problem(X, self._learn_target(y))
+        keep = steps_to_keep(self.record, problem.recipe.n_steps)
+        steps_per_epoch = problem.recipe.n_steps // self.max_epochs
+        weights = as_tensor(weights, problem.X)
+        with tqdm(
+            total=problem.recipe.n_steps,
+            desc=type(self).__name__,
+            disable=not self.verbose,
+        ) as bar:
+            result = train(
+                problem.model,
+                problem.loss,
+                problem.recipe,
+                problem.X,
+                problem.targets,
+                weights[None],
+                keep=keep,
+                on_step=bar.update,
+            )
+        if not bool(torch.isfinite(result.params).all()):
+            raise ValueError(
+                f"Training diverged with learning_rate={self.learning_rate}: the "
+                "weights are no longer finite. Lower learning_rate, set clip_norm, or "
+                "standardise X."
+            )
+        problem.model.load(result.params[0])
+        second = result.second_moment
+        self.module_ = problem.model.module
+        self.trajectory_ = Trajectory(
+            recipe=problem.recipe,
+            row_weights=weights,
+            second_moment=None if second is None else second[0],
+            states=result.states,
+        )
+        curve = np.array(result.loss_curve)
+        self.loss_curve_ = curve.reshape(-1, steps_per_epoch).mean(axis=1)
+        return self
+
+    def _problem(self, X, y, random_state=None):
+        """Build module, recipe and tensors from validated arrays."""
+        device = self._device()
+        rng = check_random_state(
+            self.random_state if random_state is None else random_state
+        )
+        init_seed, batch_seed = draw_seed(rng), draw_seed(rng)
+        X = as_tensor(X).to(device)
+        targets = self._targets(y, X)
+        model = FunctionalModule(self._build_module(X, init_seed))
+        batches = epoch_batches(len(X), self.batch_size, self.max_epochs, batch_seed)
+        n_steps = self.max_epochs if batches is None else len(batches)
+        recipe = Recipe(
+            optimizer=self._optimizer(),
+            learning_rates=self._learning_rates(n_steps),
+            initial=model.flatten(),
+            batches=batches,
+            clip_norm=self.clip_norm,
+        )
+        return _Problem(model, Loss(self._task), recipe, X, targets)
+
+    def _device(self):
+        try:
+            device = torch.device(self.device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"device={self.device!r} is not available here: {error}. Use "
+                "device='cpu'."
+            ) from error
+        return device
+
+    def _optimizer(self):
+        beta1, beta2 = self.betas
+        if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
+            raise ValueError(
+                f"betas must be two numbers in [0, 1), got {self.betas!r}."
+            )
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov=True needs momentum > 0; got momentum=0.")
+        return Optimizer(
+            name=self.optimizer,
+            weight_decay=float(self.weight_decay),
+            betas=(float(beta1), float(beta2)),
+            eps=float(self.eps),
+            momentum=float(self.momentum),
+            nesterov=bool(self.nesterov),
+        )
+
+    def _learning_rates(self, n_steps):
+        schedule = SCHEDULES.get(self.schedule, self.schedule)
+        factors = np.array([schedule(t, n_steps) for t in range(n_steps)], dtype=float)
+        if not np.isfinite(factors).all() or (factors < 0).any() or not factors.any():
+            raise ValueError(
+                "schedule(step, n_steps) must return finite factors >= 0, not all 0; "
+                f"got {factors.min():g} to {factors.max():g}."
+            )
+        return torch.tensor(self.learning_rate * factors)
+
+    def _build_module(self, X, seed):
+        n_outputs = self.n_outputs_
+        if self.module is None:
+            sizes = np.asarray(self.hidden_layer_sizes)
+            if sizes.ndim != 1 or (sizes.size and (sizes.astype(int) < 1).any()):
+                raise ValueError(
+                    "hidden_layer_sizes must hold whole numbers of at least 1, got "
+                    f"{self.hidden_layer_sizes!r}."
+                )
+            module = build_mlp(
+                X.shape[1], sizes.astype(int).tolist(), n_outputs, self.activation, seed
+            )
+        elif isinstance(self.module, nn.Module):
+            module = copy.deepcopy(self.module)
+        else:
+            module = call_seeded(self.module, X.shape[1], n_outputs, seed)
+        module = module.to(device=X.device, dtype=X.dtype)
+        _check_module(module, X[:3], n_outputs)
+        return module
+
+    def _retrained_outputs(
+        self, X, y, weights, X_query, *, random_state, n_jobs=None, verbose=0
+    ):
+        """Train once per weighting of the rows; return outputs (M, q, C).
+
+        ``self`` must be fitted (targets encoded) and is not changed.
+        """
+        problem = self._problem(X, y, random_state)
+        model, cap = problem.model, memory_cap()
+        params = train_stack(
+            model,
+            problem.loss,
+            problem.recipe,
+            problem.X,
+            problem.targets,
+            as_tensor(weights, problem.X),
+            memory_bytes=cap,
+            n_jobs=n_jobs,
+            verbose=verbose,
+        )
+        queries = as_tensor(X_query, problem.X)
+        with torch.no_grad():
+            if not can_stack(model, problem.loss, problem.X, problem.targets):
+                return torch.stack([model.outputs(p, queries) for p in params])
+            outputs = vmap(lambda p: model.outputs(p, queries))
+            return torch.cat(
+                [outputs(params[part]) for part in chunks(len(params), 32)]
+            )
+
+    # ------------------------------------------------------------- prediction
+    def _outputs(self, X):
+        check_is_fitted(self, "module_")
+        X = validate_data(self, X, dtype=DTYPES, reset=False)
+        return self._raw_outputs(X).cpu().numpy()
+
+    def _raw_outputs(self, X):
+        """Return outputs (n, C) of validated rows, in the module's dtype."""
+        like = next(self.module_.parameters())
+        with torch.no_grad():
+            out = torch.cat(
+                [self.module_(as_tensor(X[s], like)) for s in chunks(len(X), 8192)]
+            )
+        return out if out.ndim > 1 else out[:, None]
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        module = state.get("module_")
+        if module is not None and any(
+            p.device.type != "cpu" for p in module.parameters()
+        ):
+            # a pickle must load on a machine without this device
+            state = {**state, "module_": copy.deepcopy(module).cpu()}
+        return state
+
+
+def _check_module(module, X, n_outputs):
+    """Raise ValueError unless the module maps rows to outputs one by one."""
+    if not any(p.requires_grad for p in module.parameters()):
+        raise ValueError("module has no trainable parameters.")
+    unsuitable = find_unsuitable_layers(module)
+    if unsuitable:
+        name, reason = unsuitable[0]
+        raise ValueError(f"module layer {name} {reason}. {_CURE}")
+    try:
+        with torch.no_grad():
+            out = module(X.clone())
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"module failed on rows of shape {tuple(X.shape)}: {error}. X is always "
+            "2-D; reshape inside the module (nn.Unflatten) for images or sequences."
+        ) from error
+    width = out.shape[1] if out.ndim == 2 else 1 if out.ndim == 1 else None
+    if len(out) != len(X) or width != n_outputs:
+        raise ValueError(
+            f"module returns shape {tuple(out.shape)} for {len(X)} rows; it must be "
+            f"({len(X)}, {n_outputs}): one column per "
+            "class (unnormalised log-probabilities) or regression output."
+        )
+    wrong = probe_rows(module, X)
+    if wrong:
+        raise ValueError(f"module {type(module).__name__} {wrong}. {_CURE}")
+
+
+def fitted_from(cls, module, n_outputs, device, **fitted):
+    """Return a fitted wrapper around a trained module, without a record."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module)}.")
+    if device is None:
+        device = next(module.parameters()).device
+    estimator = cls(module=module, device=device)
+    unsuitable = find_unsuitable_layers(module)
+    if unsuitable:
+        name, reason = unsuitable[0]
+        raise ValueError(f"module layer {name} {reason}. {_CURE}")
+    estimator.module_ = copy.deepcopy(module).to(device)
+    estimator.trajectory_ = None
+    estimator.n_outputs_ = n_outputs
+    for name, value in fitted.items():
+        setattr(estimator, name, value)
+    return estimator

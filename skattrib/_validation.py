@@ -1,0 +1,136 @@
+"""Checks shared by estimators: seeds, tensors, tasks, weights, memory."""
+
+import numbers
+
+import numpy as np
+import sklearn
+import torch
+from sklearn.base import is_classifier
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import column_or_1d
+
+#: What X may be, and what comes back.
+DTYPES = [np.float64, np.float32]
+
+_MAX_SEED = 2**31 - 1
+
+
+def draw_seed(random_state):
+    """Return an int seed: the one given, or one drawn from the generator given."""
+    if isinstance(random_state, numbers.Integral):
+        return int(random_state)
+    return int(check_random_state(random_state).randint(_MAX_SEED))
+
+
+def draw_seeds(random_state, n_seeds):
+    """Return ``n_seeds`` int seeds; an int given comes first, as it is."""
+    first = draw_seed(random_state)
+    rest = np.random.RandomState(first).randint(_MAX_SEED, size=n_seeds - 1)
+    return [first, *map(int, rest)]
+
+
+def seed_unset(estimator, random_state):
+    """Give every nested ``random_state=None`` an int; the user's seeds stay."""
+    rng = check_random_state(random_state)
+    unset = sorted(
+        name
+        for name, value in estimator.get_params(deep=True).items()
+        if (name == "random_state" or name.endswith("__random_state")) and value is None
+    )
+    estimator.set_params(**{name: int(rng.randint(_MAX_SEED)) for name in unset})
+
+
+def as_tensor(array, like=None):
+    """Copy an array to a tensor, with dtype and device of ``like`` if given.
+
+    Always a copy: user data may be a read-only memory map.
+    """
+    if like is None:
+        return torch.tensor(np.asarray(array))
+    return torch.tensor(np.asarray(array), dtype=like.dtype, device=like.device)
+
+
+def memory_cap():
+    """Return the bytes of working memory: scikit-learn's ``working_memory``."""
+    return sklearn.get_config()["working_memory"] * 2.0**20
+
+
+def check_tasks(tasks, n_rows):
+    """Turn task labels into codes.
+
+    Returns
+    -------
+    codes : int array (n_rows,)
+    names : array (n_units,)
+        Sorted labels.
+    """
+    if hasattr(tasks, "iloc") and getattr(tasks, "ndim", 1) == 1:
+        tasks = np.asarray(tasks)
+    tasks = column_or_1d(tasks)
+    if len(tasks) != n_rows:
+        raise ValueError(
+            f"tasks has {len(tasks)} labels for {n_rows} rows; give one per row of X."
+        )
+    if tasks.dtype.kind == "f" and not np.isfinite(tasks).all():
+        raise ValueError("tasks contains NaN or infinity; label every row.")
+    if tasks.dtype.kind == "O" and any(t is None or t != t for t in tasks):
+        raise ValueError("tasks contains missing labels; label every row.")
+    names, codes = np.unique(tasks, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(
+            f"tasks has one label only ({names[0]!r}): nothing can be compared. "
+            "Give at least two tasks, or tasks=None for one unit per row."
+        )
+    return codes, names
+
+
+def check_weights(weights, n_units, dtype=np.float64):
+    """Validate weightings of the units, (n_weightings, n_units) or (n_units,)."""
+    weights = np.asarray(weights)
+    if weights.dtype.kind not in "biuf":
+        raise ValueError(f"weights must be numeric, got dtype {weights.dtype}.")
+    weights = np.atleast_2d(weights).astype(dtype)
+    if weights.ndim != 2 or weights.shape[1] != n_units:
+        raise ValueError(
+            f"weights must have shape (n_weightings, n_units={n_units}), one column "
+            f"per row or task that the attributor was fitted on; got {weights.shape}."
+        )
+    if not np.isfinite(weights).all():
+        raise ValueError("weights contains NaN or infinity.")
+    if (weights < 0).any():
+        raise ValueError(
+            f"weights must be at least 0 (0 = absent, 1 = present); got "
+            f"{weights.min():g}."
+        )
+    return weights
+
+
+def check_outcome(outcome, estimator):
+    """Return the name of an outcome, or the callable, that fits the estimator.
+
+    Parameters
+    ----------
+    outcome : str or callable
+    estimator : fitted classifier or regressor
+    """
+    if callable(outcome):
+        return outcome
+    known = ("auto", "log_likelihood", "margin", "prediction")
+    if outcome not in known:
+        raise ValueError(
+            f"outcome must be one of {known} or a callable, got {outcome!r}."
+        )
+    classifier = is_classifier(estimator)
+    if outcome == "margin" and not classifier:
+        raise ValueError(
+            "outcome='margin' is log p_y/(1-p_y) and needs a classifier; use "
+            "'log_likelihood' or 'prediction' for a regressor."
+        )
+    if outcome == "prediction" and (
+        classifier or getattr(estimator, "n_outputs_", 1) > 1
+    ):
+        raise ValueError(
+            "outcome='prediction' needs a regressor with one output; use 'margin' for "
+            "a classifier, or a callable (outputs, y) -> outcome."
+        )
+    return "log_likelihood" if outcome == "auto" else outcome

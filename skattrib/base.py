@@ -1,0 +1,391 @@
+"""What every attributor shares: the contract."""
+
+from abc import abstractmethod
+from numbers import Integral, Real
+
+import numpy as np
+from sklearn.base import (
+    BaseEstimator,
+    MetaEstimatorMixin,
+    TransformerMixin,
+    clone,
+    is_classifier,
+)
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import Bunch
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.metadata_routing import (
+    MetadataRouter,
+    MethodMapping,
+    _routing_enabled,
+    process_routing,
+)
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.validation import (
+    _check_feature_names_in,
+    _check_sample_weight,
+    check_is_fitted,
+    validate_data,
+)
+
+from skattrib._validation import (
+    DTYPES,
+    check_outcome,
+    check_tasks,
+    check_weights,
+    draw_seed,
+    memory_cap,
+    seed_unset,
+)
+from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
+from skattrib.neural import TorchClassifier, TorchRegressor
+
+__all__ = ["BaseAttributor"]
+
+
+class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
+    """Base class of attributors: fit, attribute, predict outcomes, be checked.
+
+    A subclass implements `_fit_attributor`, `_attribute` and `_predict_outcomes` on
+    validated arrays.
+    """
+
+    _parameter_constraints: dict = {
+        "estimator": [HasMethods(["fit", "predict"]), None],
+        "outcome": [
+            StrOptions({"auto", "log_likelihood", "margin", "prediction"}),
+            callable,
+        ],
+        "n_retrainings": [Interval(Integral, 8, None, closed="left")],
+        "retrain_size": [Interval(Real, 0, 1, closed="neither")],
+        "memory": [str, HasMethods(["cache"]), None],
+        "n_jobs": [Integral, None],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    @abstractmethod
+    def _fit_attributor(self):
+        """Learn from the fitted ``estimator_`` and the training data."""
+
+    @abstractmethod
+    def _attribute(self, X, y, outcome):
+        """Return attributions (n_queries, n_units) and their standard error or None."""
+
+    @abstractmethod
+    def _predict_outcomes(self, X, y, weights, outcome):
+        """Return predicted outcomes (n_weightings, n_queries)."""
+
+    def _n_seeds(self):
+        """Return how many training seeds the outcome is averaged over."""
+        return 1
+
+    # -------------------------------------------------------------------- fit
+    def _fit(self, X, y, tasks, fit_params):
+        index = getattr(X, "index", None)
+        shape = np.asarray(y).shape
+        several = len(shape) == 2 and shape[1] > 1
+        X, y = validate_data(self, X, y, dtype=DTYPES, multi_output=several)
+        if _routing_enabled():
+            fit_params = process_routing(self, "fit", **fit_params).estimator.fit
+        if self.memory is not None and self.random_state is None:
+            raise ValueError(
+                "memory is set but random_state is None: nothing could be found again. "
+                "Pass an int random_state, or memory=None."
+            )
+        codes, names = self._units(tasks, index, len(X))
+        weights = _check_sample_weight(
+            fit_params.get("sample_weight"), X, dtype=X.dtype, ensure_non_negative=True
+        )
+        # one generator per purpose: what one draws must not move the others
+        seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(3)
+        estimator = self._make_estimator(y, int(seeds[0] >> 1))
+        y = _check_target(y, estimator)
+        self._check_estimator(estimator)
+        self.estimator_ = estimator.fit(X, y, **fit_params)
+        check_outcome(self.outcome, self.estimator_)
+        self.X_train_, self.y_train_ = X, y
+        self.tasks_ = None if tasks is None else names[codes]
+        self.unit_names_, self.n_units_ = names, len(names)
+        self._unit_of_row = codes
+        self._row_weights = weights
+        self._score_seed, self._fit_seed = int(seeds[1] >> 1), int(seeds[2] >> 1)
+        self._fit_attributor()
+        return self
+
+    @staticmethod
+    def _units(tasks, index, n_rows):
+        if tasks is not None:
+            return check_tasks(tasks, n_rows)
+        if n_rows < 2:
+            raise ValueError(
+                f"Found array with {n_rows} sample(s) (n_samples={n_rows}) while a "
+                "minimum of 2 is required: with 1 sample nothing can be left out."
+            )
+        names = np.arange(n_rows)
+        if hasattr(index, "is_unique") and index.is_unique:
+            names = np.asarray(index)
+        return np.arange(n_rows), names
+
+    def _make_estimator(self, y, seed):
+        if self.estimator is None:
+            kind = type_of_target(y, input_name="y")
+            if kind in ("binary", "multiclass"):
+                return TorchClassifier(random_state=seed)
+            return TorchRegressor(random_state=seed)
+        estimator = clone(self.estimator)
+        if not isinstance(estimator, FrozenEstimator):
+            seed_unset(estimator, seed)
+        return estimator
+
+    def _check_estimator(self, estimator):
+        """Raise unless this attributor can use the estimator; before any training."""
+
+    # ---------------------------------------------------------------- queries
+    def _check_query(self, X, y):
+        """Validate queries; return X, y and the outcome to measure."""
+        check_is_fitted(self, "n_units_")
+        if y is None:
+            X = validate_data(self, X, dtype=DTYPES, reset=False)
+            return X, *self._own_predictions(X)
+        multi = getattr(self.estimator_, "n_outputs_", 1) > 1
+        X, y = validate_data(
+            self,
+            X,
+            y,
+            dtype=DTYPES,
+            reset=False,
+            multi_output=multi and not is_classifier(self.estimator_),
+        )
+        y = _check_target(y, self.estimator_)
+        return X, y, check_outcome(self.outcome, self.estimator_)
+
+    def _own_predictions(self, X):
+        """Return the model's own predictions and the outcome measured at them."""
+        predicted = self.estimator_.predict(X)
+        outcome = self.outcome
+        if is_classifier(self.estimator_) or callable(outcome):
+            return predicted, check_outcome(outcome, self.estimator_)
+        if outcome == "log_likelihood":
+            raise ValueError(
+                "outcome='log_likelihood' needs y for a regressor: at the model's own "
+                "prediction its gradient is zero. Pass y to attribute, or use "
+                "outcome='prediction'."
+            )
+        return predicted, check_outcome("prediction", self.estimator_)
+
+    def attribute(self, X, y=None, *, return_std=False):
+        """Attribute the outcome of each query to the training units.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, n_features)
+            Queries.
+        y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
+            Their targets. None: the model's own predictions (class), or the
+            prediction itself (regressor).
+        return_std : bool, default=False
+            Also return standard errors.
+
+        Returns
+        -------
+        attributions : ndarray of shape (n_queries, n_units)
+            Outcome with the unit minus outcome without it, as `estimand_` says, in
+            the unit of the outcome. Positive: the outcome is higher with the unit.
+            Rows sum to about 0, as only ratios of weights matter in training: 0 is
+            the average unit.
+        standard_errors : ndarray of shape (n_queries, n_units)
+            Only with `return_std`.
+
+        Raises
+        ------
+        ValueError
+            If the queries do not fit the training data, the outcome needs y, or there
+            is nothing to estimate a standard error from.
+        """
+        X, y, outcome = self._check_query(X, y)
+        attributions, errors = self._attribute(X, y, outcome)
+        if not return_std:
+            return attributions.astype(X.dtype, copy=False)
+        if errors is None:
+            raise ValueError(
+                "return_std=True needs an ensemble of models to compare: see the "
+                f"parameters of {type(self).__name__}."
+            )
+        return attributions.astype(X.dtype, copy=False), errors.astype(
+            X.dtype, copy=False
+        )
+
+    def transform(self, X):
+        """Attribute the model's own predictions.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, n_features)
+            Queries.
+
+        Returns
+        -------
+        ndarray or DataFrame of shape (n_queries, n_units)
+            ``attribute(X)``; columns are named after the units.
+
+        Raises
+        ------
+        ValueError
+            If the result is larger than scikit-learn's ``working_memory``.
+        """
+        X, y, outcome = self._check_query(X, None)
+        needed = len(X) * self.n_units_ * X.dtype.itemsize
+        if needed > memory_cap():
+            raise ValueError(
+                f"transform would return {len(X)} x {self.n_units_} numbers "
+                f"({needed / 2**20:.0f} MiB), over the cap of "
+                f"{memory_cap() / 2**20:.0f} MiB. Attribute fewer rows at a time, "
+                "group rows by tasks=, or raise sklearn.set_config(working_memory=...)."
+            )
+        return self._attribute(X, y, outcome)[0].astype(X.dtype, copy=False)
+
+    def predict_outcomes(self, X, y, weights):
+        """Predict the outcomes of models trained with other weights of the units.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, n_features)
+            Queries.
+        y : array-like of shape (n_queries,) or (n_queries, n_outputs)
+            Their targets.
+        weights : array-like of shape (n_weightings, n_units)
+            0 is absent, 1 present.
+
+        Returns
+        -------
+        ndarray of shape (n_weightings, n_queries)
+            Predicted outcomes; equal to the model's own at weights of 1.
+
+        Raises
+        ------
+        ValueError
+            If the queries or the weights do not fit the training data.
+        """
+        X, y, outcome = self._check_query(X, y)
+        weights = check_weights(weights, self.n_units_, X.dtype)
+        return self._predict_outcomes(X, y, weights, outcome)
+
+    def score(self, X, y):
+        """Score by retraining: do predicted outcomes rank really retrained ones?
+
+        Trains `n_retrainings` models, each on a random `retrain_size` of the units.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, n_features)
+            Queries.
+        y : array-like of shape (n_queries,) or (n_queries, n_outputs)
+            Their targets.
+
+        Returns
+        -------
+        float
+            Linear datamodeling score (LDS): Spearman correlation over the retrained
+            models between predicted and actual outcome, mean over queries. 1 is
+            perfect, 0 is chance. Its standard error is about 0.05 with the defaults.
+
+        Raises
+        ------
+        ValueError
+            If there are too few units for 8 different weightings.
+        TrajectoryError
+            If the estimator is a frozen module without a record of its training.
+        """
+        X, y, outcome = self._check_query(X, y)
+        weights, truth = self._retrain(X, y, self.n_retrainings)
+        return lds_score(truth, self._predict_outcomes(X, y, weights, outcome))
+
+    def _retrain(self, X, y, n_retrainings):
+        """Return weightings and the outcomes of models trained with them."""
+        weights = make_weightings(
+            self.n_units_,
+            n_retrainings,
+            size=self.retrain_size,
+            random_state=self._score_seed,
+        )
+        truth = retrain_outcomes(
+            self.estimator_,
+            self.X_train_,
+            self.y_train_,
+            weights[:, self._unit_of_row],
+            X,
+            y,
+            outcome=self.outcome,
+            sample_weight=self._row_weights,
+            n_seeds=self._n_seeds(),
+            memory=self.memory,
+            n_jobs=self.n_jobs,
+            verbose=self.verbose,
+        )
+        return weights, truth
+
+    def _calibrate(self, X, y, outcome, n_retrainings):
+        """Compare predictions with a handful of real retrainings."""
+        weights, truth = self._retrain(X, y, n_retrainings)
+        predicted = self._predict_outcomes(X, y, weights, outcome)
+        p, t = predicted - predicted.mean(axis=0), truth - truth.mean(axis=0)
+        slope = float((p * t).sum() / max((p * p).sum(), np.finfo(float).tiny))
+        return Bunch(calibration_slope=slope, lds=lds_score(truth, predicted))
+
+    # ------------------------------------------------------- sklearn protocol
+    def get_feature_names_out(self, input_features=None):
+        """Return the names of the units.
+
+        Parameters
+        ----------
+        input_features : array-like of str or None, default=None
+            Only checked against the features seen in fit.
+
+        Returns
+        -------
+        ndarray of str, shape (n_units,)
+            Task labels, or the index of the training rows.
+        """
+        check_is_fitted(self, "n_units_")
+        _check_feature_names_in(self, input_features)
+        return np.array([str(name) for name in self.unit_names_], dtype=object)
+
+    def get_metadata_routing(self):
+        """Return how fit passes metadata on to the estimator.
+
+        Returns
+        -------
+        MetadataRouter
+            Routes the parameters of ``fit`` to ``estimator.fit``.
+        """
+        estimator = TorchClassifier() if self.estimator is None else self.estimator
+        return (
+            MetadataRouter(owner=self)
+            .add_self_request(self)
+            .add(
+                estimator=estimator,
+                method_mapping=MethodMapping().add(caller="fit", callee="fit"),
+            )
+        )
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+def _check_target(y, estimator):
+    """Labels stay as they are for classifiers, regressors get floats."""
+    if is_classifier(estimator):
+        check_classification_targets(y)
+        return y
+    if (
+        y.dtype.kind not in "biuf"
+        and type_of_target(y, raise_unknown=False) == "unknown"
+    ):
+        raise ValueError(
+            "Unknown label type: y holds objects, a regressor needs numbers."
+        )
+    return y.astype(np.float64)

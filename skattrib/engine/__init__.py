@@ -1,0 +1,1 @@
+"""Pure torch: training, gradients, kernels and solvers; knows no estimator."""

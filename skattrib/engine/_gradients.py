@@ -1,0 +1,320 @@
+"""Gradients of every output in every parameter, one row at a time, kept factored.
+
+The gradient of an output of one row in a Linear or Conv2d weight is a sum of few
+outer products (backpropagated signal) ⊗ (layer input). `RowGradients` keeps these
+factors, from which Jacobians, Jacobian products and kernel blocks follow by matrix
+products; P numbers per row and output exist only when asked for. Parameters of other
+layers are kept as explicit gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev, vmap
+
+from skattrib.engine._functional import FunctionalModule, chunks
+
+
+@dataclass(frozen=True)
+class LayerGradients:
+    """Factors of one layer's gradients, for n rows and C outputs.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Weight, then bias if there is one.
+    inputs : Tensor of shape (n, T, k)
+        What the weight multiplies at each of T positions; a last column of ones
+        stands for the bias.
+    signals : Tensor of shape (n, C, T, o)
+        Gradient of each output in the layer's o outputs at each position.
+    """
+
+    names: tuple[str, ...]
+    inputs: Tensor
+    signals: Tensor
+
+    @property
+    def width(self) -> tuple[int, int]:
+        """Shape (o, k) of the weight with the bias as its last column."""
+        return self.signals.shape[-1], self.inputs.shape[-1]
+
+    def explicit(self, outputs: slice = slice(None)) -> Tensor:
+        """Return gradients (n, C, o', k) for some of the layer's outputs."""
+        signals = self.signals[..., outputs]
+        if self.inputs.shape[1] == 1:
+            return signals[:, :, 0, :, None] * self.inputs[:, :, None, :]
+        return torch.einsum("ncto,ntk->ncok", signals, self.inputs)
+
+    def vjp(self, cotangents: Tensor) -> Tensor:
+        """Return Σ_rows,outputs u · gradient, (m, o, k), for u of shape (m, n, C)."""
+        signals = torch.einsum("mnc,ncto->mnto", cotangents, self.signals)
+        return torch.einsum("mnto,ntk->mok", signals, self.inputs)
+
+    def squared_sum(self, cotangents: Tensor) -> Tensor:
+        """Return Σ_rows (Σ_outputs u · gradient)², (o, k), for u of shape (n, C)."""
+        signals = torch.einsum("nc,ncto->nto", cotangents, self.signals)
+        if self.inputs.shape[1] == 1:
+            return signals[:, 0].square().T @ self.inputs[:, 0].square()
+        return torch.einsum("nto,ntk->nok", signals, self.inputs).square().sum(dim=0)
+
+    def jvp(self, tangents: Tensor) -> Tensor:
+        """Return gradient · v, (m, n, C), for v of shape (m, o, k)."""
+        moved = torch.einsum("ntk,mok->mnto", self.inputs, tangents)
+        return torch.einsum("mnto,ncto->mnc", moved, self.signals)
+
+    def to_columns(self, joined: Tensor) -> dict[str, Tensor]:
+        """Cut (..., o, k) into the flat columns of weight and bias."""
+        if len(self.names) == 1:
+            return {self.names[0]: joined.flatten(-2)}
+        return {
+            self.names[0]: joined[..., :-1].flatten(-2),
+            self.names[1]: joined[..., -1],
+        }
+
+    def from_columns(self, columns: dict[str, Tensor]) -> Tensor:
+        """Join flat columns of weight and bias into (..., o, k)."""
+        o, k = self.width
+        weight = columns[self.names[0]]
+        if len(self.names) == 1:
+            return weight.unflatten(-1, (o, k))
+        bias = columns[self.names[1]]
+        return torch.cat([weight.unflatten(-1, (o, k - 1)), bias[..., None]], dim=-1)
+
+
+class RowGradients:
+    """Gradients of the C outputs of n rows in P parameters, columns scaled.
+
+    Parameters
+    ----------
+    model : FunctionalModule
+        Fixes the order of the P columns.
+    layers : list of LayerGradients
+    rest : dict of str to Tensor (n, C, numel)
+        Explicit gradients of the parameters that no layer covers.
+    scale : Tensor of shape (P,) or None
+        Multiplies the columns; None is 1.
+    """
+
+    def __init__(
+        self,
+        model: FunctionalModule,
+        layers: list[LayerGradients],
+        rest: dict[str, Tensor],
+        shape: tuple[int, int],
+        scale: Tensor | None = None,
+    ) -> None:
+        self.names, self.sizes = model.names, model.sizes
+        self.layers, self.rest, self.shape = layers, rest, shape
+        self.scale = scale
+        columns = None if scale is None else self._columns(scale)
+        self.layer_scales = [
+            None if columns is None else layer.from_columns(columns) for layer in layers
+        ]
+
+    @property
+    def n_params(self) -> int:
+        """Number of columns P."""
+        return sum(self.sizes)
+
+    def _columns(self, vectors: Tensor) -> dict[str, Tensor]:
+        pieces = torch.split(vectors, self.sizes, dim=-1)
+        return dict(zip(self.names, pieces, strict=True))
+
+    def _scaled(self, vectors: Tensor) -> Tensor:
+        return vectors if self.scale is None else vectors * self.scale
+
+    def jacobian(self) -> Tensor:
+        """Return the explicit Jacobian (n·C, P)."""
+        columns = {name: value.flatten(0, 1) for name, value in self.rest.items()}
+        for layer in self.layers:
+            columns.update(layer.to_columns(layer.explicit().flatten(0, 1)))
+        return self._scaled(torch.cat([columns[k] for k in self.names], dim=-1))
+
+    def vjp(self, cotangents: Tensor) -> Tensor:
+        """Return Jᵀu as rows (m, P) for cotangents (m, n, C)."""
+        columns = {
+            name: torch.einsum("mnc,ncp->mp", cotangents, value)
+            for name, value in self.rest.items()
+        }
+        for layer in self.layers:
+            columns.update(layer.to_columns(layer.vjp(cotangents)))
+        return self._scaled(torch.cat([columns[k] for k in self.names], dim=-1))
+
+    def squared_sum(self, cotangents: Tensor) -> Tensor:
+        """Return Σ_rows (Σ_outputs u · gradient)², (P,), for u of shape (n, C)."""
+        columns = {
+            name: torch.einsum("nc,ncp->np", cotangents, value).square().sum(dim=0)
+            for name, value in self.rest.items()
+        }
+        for layer in self.layers:
+            columns.update(layer.to_columns(layer.squared_sum(cotangents)))
+        total = torch.cat([columns[k] for k in self.names])
+        return self._scaled(self._scaled(total))
+
+    def jvp(self, tangents: Tensor) -> Tensor:
+        """Return Jv (m, n, C) for tangents (m, P)."""
+        columns = self._columns(self._scaled(tangents))
+        out = tangents.new_zeros(len(tangents), *self.shape)
+        for name, value in self.rest.items():
+            out += torch.einsum("ncp,mp->mnc", value, columns[name])
+        for layer in self.layers:
+            out += layer.jvp(layer.from_columns(columns))
+        return out
+
+
+class _Tap:
+    """Forward hooks that note inputs and outputs of Linear and Conv2d layers."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.calls: dict[str, list[tuple[nn.Module, Tensor, Tensor]]] = {}
+        self._handles = [
+            layer.register_forward_hook(self._hook(name))
+            for name, layer in module.named_modules()
+            if _has_factors(layer)
+        ]
+
+    def _hook(self, name: str):  # type: ignore[no-untyped-def]
+        def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor):  # type: ignore[no-untyped-def]
+            self.calls.setdefault(name, []).append((layer, inputs[0], output))
+            # an in-place activation must not overwrite what was noted
+            return output.clone()
+
+        return note
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def _has_factors(layer: nn.Module) -> bool:
+    if type(layer) is nn.Linear:
+        return True
+    return (
+        type(layer) is nn.Conv2d
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+    )
+
+
+def _layer_inputs(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return what the weight multiplies, (n, T, k), with ones for the bias."""
+    if isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str):
+        x = nn.functional.unfold(
+            x,
+            layer.kernel_size,
+            dilation=layer.dilation,
+            padding=layer.padding,
+            stride=layer.stride,
+        ).transpose(1, 2)
+    else:
+        x = x.reshape(len(x), -1, x.shape[-1])
+    if layer.bias is not None:
+        x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=-1)
+    return x.detach()
+
+
+def _layer_signals(layer: nn.Module, signals: Tensor) -> Tensor:
+    """Bring backpropagated signals (C, n, ...) to (n, C, T, o)."""
+    if isinstance(layer, nn.Conv2d):
+        signals = signals.flatten(3).transpose(2, 3)
+    else:
+        signals = signals.reshape(*signals.shape[:2], -1, signals.shape[-1])
+    return signals.transpose(0, 1).contiguous()
+
+
+def row_gradients(
+    model: FunctionalModule, X: Tensor, scale: Tensor | None = None
+) -> tuple[Tensor, RowGradients]:
+    """Return outputs (n, C) and the factored gradients of each in the parameters.
+
+    The module's present parameters are used. Weights of a Linear or Conv2d layer
+    that is called once are kept factored; everything else explicitly.
+    """
+    # hooks go on a copy: other threads may be using the module
+    module = copy.deepcopy(model.module)
+    owner = {id(p): name for name, p in module.named_parameters() if p.requires_grad}
+    tap = _Tap(module)
+    with torch.enable_grad():
+        outputs = module(X)
+        outputs = outputs if outputs.ndim > 1 else outputs[:, None]
+        taken = _single_calls(tap, owner, len(X))
+        noted = [output for *_, output in taken]
+        signals = [
+            torch.autograd.grad(column.sum(), noted, retain_graph=True)
+            for column in outputs.unbind(1)
+        ]
+    tap.close()
+    layers = [
+        LayerGradients(
+            names,
+            _layer_inputs(layer, x),
+            _layer_signals(layer, torch.stack([s[i] for s in signals])),
+        )
+        for i, (layer, names, x, _) in enumerate(taken)
+    ]
+    covered = {name for layer in layers for name in layer.names}
+    rest = _explicit_gradients(
+        model, X, [name for name in model.names if name not in covered]
+    )
+    shape = (len(X), outputs.shape[1])
+    return outputs.detach(), RowGradients(model, layers, rest, shape, scale)
+
+
+def _single_calls(
+    tap: _Tap, owner: dict[int, str], n_rows: int
+) -> list[tuple[nn.Module, tuple[str, ...], Tensor, Tensor]]:
+    """Keep the layers whose trainable weights are used in one call, row by row."""
+    owners = [id(p) for calls in tap.calls.values() for p in calls[0][0].parameters()]
+    found = []
+    for calls in tap.calls.values():
+        layer, x, output = calls[0]
+        params = list(layer.parameters())
+        if (
+            len(calls) == 1
+            and len(x) == n_rows
+            and output.requires_grad
+            and all(id(p) in owner and owners.count(id(p)) == 1 for p in params)
+        ):
+            names = tuple(owner[id(p)] for p in params)
+            found.append((layer, names, x, output))
+    return found
+
+
+def _explicit_gradients(
+    model: FunctionalModule, X: Tensor, names: list[str]
+) -> dict[str, Tensor]:
+    """Return (n, C, numel) gradients in the named parameters, by reverse mode."""
+    if not names:
+        return {}
+    params = {k: p.detach() for k, p in model.module.named_parameters()}
+    chosen = {k: params[k] for k in names}
+    module = copy.deepcopy(model.module)
+
+    def outputs(some: dict[str, Tensor], row: Tensor) -> Tensor:
+        return functional_call(module, {**params, **some}, (row[None],)).reshape(-1)
+
+    try:
+        gradients = vmap(jacrev(outputs), (None, 0))(chosen, X)
+    except (RuntimeError, NotImplementedError) as error:
+        raise ValueError(
+            f"torch.func cannot differentiate {type(model.module).__name__} row by "
+            f"row in its parameters {names[:3]}: {error}. Rewrite forward() without "
+            "in-place operations, .item() and branches on data."
+        ) from error
+    return {k: g.flatten(2) for k, g in gradients.items()}
+
+
+def jacobian_chunks(
+    model: FunctionalModule, X: Tensor, scale: Tensor | None, chunk_size: int
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield (rows, outputs (n', C), Jacobian (n'·C, P)) for chunks of rows."""
+    for rows in chunks(len(X), chunk_size):
+        outputs, gradients = row_gradients(model, X[rows], scale)
+        yield rows, outputs, gradients.jacobian()

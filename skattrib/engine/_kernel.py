@@ -1,0 +1,81 @@
+"""Blocks of the empirical neural tangent kernel, from layer factors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from skattrib.engine._functional import chunks
+from skattrib.engine._gradients import LayerGradients, RowGradients
+
+
+def kernel_block(
+    left: RowGradients, right: RowGradients, memory_bytes: float
+) -> Tensor:
+    """Return J₁J₂ᵀ, shape (n₁·C, n₂·C), for rows with the same column scale."""
+    (n1, C), (n2, _) = left.shape, right.shape
+    some = left.layers[0].inputs if left.layers else next(iter(left.rest.values()))
+    block = some.new_zeros(n1, C, n2, C)
+    for one, two, scale in zip(
+        left.layers, right.layers, left.layer_scales, strict=True
+    ):
+        if one.inputs.shape[1] > 1:
+            _add_explicit(block, one, two, scale, memory_bytes)
+        elif scale is None:
+            signals = torch.einsum(
+                "ico,jdo->icjd", one.signals[:, :, 0], two.signals[:, :, 0]
+            )
+            inputs = one.inputs[:, 0] @ two.inputs[:, 0].T
+            block += signals * inputs[:, None, :, None]
+        else:
+            _add_scaled(block, one, two, scale, memory_bytes)
+    columns = None if left.scale is None else left._columns(left.scale)
+    for name, value in left.rest.items():
+        if columns is not None:
+            value = value * columns[name] ** 2
+        block += torch.einsum("icp,jdp->icjd", value, right.rest[name])
+    return block.view(n1 * C, n2 * C)
+
+
+def _add_explicit(
+    block: Tensor,
+    one: LayerGradients,
+    two: LayerGradients,
+    scale: Tensor | None,
+    memory_bytes: float,
+) -> None:
+    """Add a layer with several positions: outer products summed, o' at a time."""
+    n1, C, n2, _ = block.shape
+    o, k = one.width
+    size = int(memory_bytes / (2 * max(n1, n2) * C * k * block.element_size()))
+    flat = block.view(n1 * C, n2 * C)
+    for part in chunks(o, size):
+        first, second = one.explicit(part), two.explicit(part)
+        if scale is not None:
+            first = first * scale[part] ** 2
+        flat += first.reshape(n1 * C, -1) @ second.reshape(n2 * C, -1).T
+
+
+def _add_scaled(
+    block: Tensor,
+    one: LayerGradients,
+    two: LayerGradients,
+    scale: Tensor,
+    memory_bytes: float,
+) -> None:
+    """Add a dense layer whose parameters have a scale each.
+
+    Σ_o s_io s_jo (Σ_k m_ok a_ik a_jk): the inner sum for every o is a product of
+    inputs, C² times cheaper than the product of whole gradients.
+    """
+    _, C, n2, _ = block.shape
+    o, k = one.width
+    squared = scale**2
+    right_signals = two.signals[:, :, 0].permute(2, 0, 1).reshape(1, o, n2, C)
+    numbers = o * (k + 2 * n2 * C)
+    size = int(memory_bytes / (numbers * block.element_size()))
+    for rows in chunks(len(one.inputs), size):
+        weighted = one.inputs[rows, 0, None, :] * squared  # (i, o, k)
+        inputs = weighted @ two.inputs[:, 0].T  # (i, o, n2)
+        right = (inputs[..., None] * right_signals).flatten(2)  # (i, o, n2·C)
+        block[rows] += torch.bmm(one.signals[rows, :, 0], right).view(-1, C, n2, C)

@@ -1,0 +1,407 @@
+"""A network replaced by its tangent at the trained weights, refitted in closed form.
+
+With row weights w, kept mass κ = Σw/Σs relative to the full run's weights s, and step
+z from the trained parameters (in the metric), the linearised problem is
+
+    Σ w_i ℓ(f_i + J_i z) − c κ' g·z + λ/2 zᵀz ,    g = Σ s_i J_iᵀ r_i ,
+
+where subtracting the constant gradient g makes z = 0 stationary at w = s, whether or
+not training had converged. ``regularization="per_sample"``: λ = ridge · Σw and κ' = κ,
+damping of the *mean* loss of the kept rows; ``"fixed"``: λ = ridge · Σs and κ' = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from skattrib.engine._functional import FunctionalModule, Loss, chunks
+from skattrib.engine._gradients import RowGradients, row_gradients
+from skattrib.engine._solvers import Factor
+from skattrib.engine._spaces import (
+    DualSpace,
+    FullSystem,
+    MatrixFreeSpace,
+    PrimalSpace,
+    Space,
+    weighted_roots,
+)
+
+Regularization = Literal["per_sample", "fixed"]
+Solver = Literal["auto", "dual", "primal", "cg"]
+#: Damping of the mean row loss as a function of the fraction of mass removed.
+Ridge = Callable[[float], float]
+
+_MAX_NEWTON = 25
+_MAX_HALVINGS = 12
+_REFIT_TOL = 1e-7
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which space to solve in, and why."""
+
+    solver: str
+    reason: str
+
+
+def plan_solver(
+    n_rows: int,
+    n_outputs: int,
+    n_params: int,
+    itemsize: int,
+    memory_bytes: float,
+    solver: Solver = "auto",
+) -> Plan:
+    """Choose the cheapest space that fits the memory cap.
+
+    Raises
+    ------
+    ValueError
+        If the space asked for by name does not fit.
+    """
+    size = n_rows * n_outputs
+    needed = {
+        "primal": itemsize * (2.0 * size * n_params + 3.0 * n_params**2),
+        "dual": itemsize * 4.0 * size**2,
+    }
+    work = {
+        "primal": 2.0 * size * n_params**2 + n_params**3 / 3,
+        # kernel from layer factors, then Cholesky
+        "dual": 2.0 * n_rows**2 * n_params + 4.0 * size**3 / 3,
+    }
+    if solver != "auto":
+        if needed.get(solver, 0.0) > memory_bytes:
+            what = f"n·C = {size}" if solver == "dual" else f"P = {n_params}"
+            raise ValueError(
+                f"solver={solver!r} needs {needed[solver] / 2**20:.0f} MiB for {what}, "
+                f"over the cap of {memory_bytes / 2**20:.0f} MiB. Use solver='auto' "
+                "or 'cg', or raise sklearn.set_config(working_memory=...)."
+            )
+        return Plan(solver, "asked for")
+    fitting = [name for name in work if needed[name] <= memory_bytes]
+    if not fitting:
+        return Plan(
+            "cg",
+            f"n·C = {size} and P = {n_params} are both over the memory cap of "
+            f"{memory_bytes / 2**20:.0f} MiB",
+        )
+    best = min(fitting, key=work.__getitem__)
+    return Plan(best, f"cheapest for n·C = {size}, P = {n_params} under the memory cap")
+
+
+class LinearizedModel:
+    """The tangent of a trained model, with steps for any weights of its rows.
+
+    Parameters
+    ----------
+    model : FunctionalModule
+        Holds the trained parameters.
+    loss : Loss
+    X, targets : Tensor
+        Training rows.
+    weights : Tensor of shape (n,)
+        Weights s of the rows in the run.
+    scale : Tensor of shape (P,) or None
+        metric⁻¹ᐟ², None for the identity metric.
+    ridge : callable
+        Fraction of mass removed → damping of the mean row loss.
+    """
+
+    def __init__(
+        self,
+        model: FunctionalModule,
+        loss: Loss,
+        X: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        *,
+        scale: Tensor | None,
+        ridge: Ridge,
+        regularization: Regularization,
+        solver: str,
+        memory_bytes: float,
+    ) -> None:
+        self.model, self.loss, self.targets = model, loss, targets
+        self.weights, self.scale, self.ridge = weights, scale, ridge
+        self.regularization, self.memory_bytes = regularization, memory_bytes
+        self.outputs, gradients = row_gradients(model, X, scale)
+        self.residuals = loss.residuals(self.outputs, targets)
+        self.roots = loss.hessian_root(self.outputs).contiguous()
+        self.space: Space
+        if solver == "primal":
+            self.space = PrimalSpace(gradients, self.roots, weights)
+        elif solver == "dual":
+            self.space = DualSpace(gradients, self.roots, weights, memory_bytes)
+        else:
+            self.space = MatrixFreeSpace(gradients, self.roots, weights, memory_bytes)
+
+    # ------------------------------------------------------------- bookkeeping
+    def removed_fraction(self, weights: Tensor) -> Tensor:
+        """Return 1 − Σw/Σs for weights (k, n), not below 0."""
+        return (1 - weights.sum(dim=1) / self.weights.sum()).clamp(min=0)
+
+    def _kept(self, weights: Tensor) -> Tensor:
+        if self.regularization == "fixed":
+            return torch.ones_like(weights[:, 0])
+        return weights.sum(dim=1) / self.weights.sum()
+
+    def shifts(self, weights: Tensor) -> Tensor:
+        """Return λ of the summed loss for weights (k, n)."""
+        fractions = self.removed_fraction(weights)
+        # equal fractions must give equal floats: units share factorisations
+        ridge = torch.tensor(
+            [self.ridge(round(float(f), 12)) for f in fractions], dtype=torch.float64
+        )
+        total = float(self.weights.sum(dtype=torch.float64))
+        kept = self._kept(weights).to(ridge)
+        if self.regularization == "per_sample" and bool((kept == 0).any()):
+            # nothing is kept: the penalty alone decides, at any strength
+            kept = torch.where(kept == 0, 1.0, kept)
+        out = ridge * total * torch.round(kept, decimals=12)
+        return out.to(self.outputs)
+
+    def _rho(self, weights: Tensor, outputs: Tensor | None = None) -> Tensor:
+        """Return w r(f) − κ' s r(f₀), (k, n·C): the gradient in the outputs."""
+        k, (n, C) = len(weights), self.outputs.shape
+        constant = self._kept(weights)[:, None] * self.weights
+        if outputs is None:
+            return ((weights - constant)[..., None] * self.residuals).flatten(1)
+        targets = self.targets.repeat(k, *[1] * (self.targets.ndim - 1))
+        now = self.loss.residuals(outputs.reshape(k * n, C), targets).view(k, n, C)
+        rho = weights[..., None] * now - constant[..., None] * self.residuals
+        return rho.flatten(1)
+
+    def batch_size(self, n_queries: int = 0) -> int:
+        """Return how many weightings to hold at once under the memory cap."""
+        n, C = self.outputs.shape
+        numbers = 6 * n * C + n_queries * C * 2 + n * C * C * (self.space.name == "cg")
+        return max(1, int(self.memory_bytes / (numbers * self.outputs.element_size())))
+
+    # ------------------------------------------------------------------- steps
+    def influence_steps(self, weights: Tensor) -> Tensor:
+        """Return first-order steps (k, D), additive in the weights (k, n).
+
+        The Hessian and λ are those of the full data (fraction removed 0).
+        """
+        shift = float(self.shifts(self.weights[None]))
+        gradients = self.space.gradient(self._rho(weights), self.weights, None)
+        system = self.space.full_systems([shift])[shift]
+        return self.space.solve_full(gradients, system)
+
+    def newton_steps(self, weights: Tensor) -> Tensor:
+        """Return one exact Newton step on the weighted rows, (k, D)."""
+        shifts = self.shifts(weights)
+        gradients = self.space.gradient(self._rho(weights), shifts, None)
+        return self._frozen_newton(weights, gradients, shifts)
+
+    def _frozen_newton(
+        self, weights: Tensor, gradients: Tensor, shifts: Tensor
+    ) -> Tensor:
+        """Return −H(w)⁻¹g with the Hessian at the trained outputs."""
+        removed = self.weights - weights
+        counts = (removed != 0).sum(dim=1)
+        limit = len(self.weights) // 4
+        by_block = (counts <= limit) & (removed >= 0).all(dim=1)
+        if self.space.name == "cg":
+            by_block &= counts == 0
+        steps = torch.zeros_like(gradients)
+        direct = ~by_block
+        if bool(direct.any()):
+            steps[direct] = self.space.solve_subsets(
+                gradients[direct], weights[direct], self.roots, shifts[direct]
+            )
+        systems = self.space.full_systems(shifts[by_block].tolist())
+        for shift, system in systems.items():
+            which = (by_block & (shifts == shift)).nonzero()[:, 0]
+            steps[which] = self._block_newton(gradients[which], removed[which], system)
+        return steps
+
+    def _block_newton(
+        self, gradients: Tensor, removed: Tensor, system: FullSystem
+    ) -> Tensor:
+        """Leave groups out of the full-data Hessian by the block formula.
+
+        With G = J_R H⁻¹ J_Rᵀ and S̃ = √d S: z = −H⁻¹(g − J_Rᵀ S̃ v),
+        v = (I − S̃ᵀ G S̃)⁻¹ S̃ᵀ J_R z₀, z₀ = −H⁻¹g.
+        """
+        n, C = self.outputs.shape
+        first = self.space.solve_full(gradients, system)
+        images = self.space.train_outputs(first).view(-1, n, C)
+        correction = torch.zeros_like(images)
+        counts = (removed != 0).sum(dim=1)
+        single = (counts == 1).nonzero()[:, 0]
+        if len(single):
+            rows = removed[single].argmax(dim=1)
+            blocks = self.space.row_blocks(rows, system)
+            amounts = removed[single, rows]
+            roots = weighted_roots(self.roots[rows], amounts)
+            moved = images[single, rows][..., None]
+            correction[single, rows] = self._left_out(blocks, roots, moved)[..., 0]
+        for i in (counts > 1).nonzero()[:, 0]:
+            rows = removed[i].nonzero()[:, 0]
+            block = self.space.group_block(rows, system)
+            roots = torch.block_diag(
+                *weighted_roots(self.roots[rows], removed[i, rows])
+            )
+            moved = images[i, rows].reshape(-1, 1)
+            correction[i, rows] = self._left_out(block, roots, moved).view(-1, C)
+        lifted = self.space.gradient(correction.flatten(1), self.weights, None)
+        return self.space.solve_full(gradients - lifted, system)
+
+    def _left_out(self, block: Tensor, root: Tensor, moved: Tensor) -> Tensor:
+        """Return S̃ (I − S̃ᵀGS̃)⁻¹ S̃ᵀ moved."""
+        inner = (root.mT @ block @ root).double()
+        inner = (inner + inner.mT) / 2
+        eye = torch.eye(inner.shape[-1], dtype=inner.dtype, device=inner.device)
+        right = (root.mT @ moved).double()
+        return root @ Factor(eye - inner).solve(right).to(root)
+
+    def refit_steps(self, weights: Tensor) -> Tensor:
+        """Refit the linearised model to the weighted rows, (k, D).
+
+        Damped Newton with step halving until the step is below 1e-7 of the whole
+        way. Removals of few rows keep the Hessian of the trained outputs (a chord
+        iteration), which costs one factorisation for all of them.
+        """
+        shifts = self.shifts(weights)
+        few = (self.weights != weights).sum(dim=1) <= len(self.weights) // 20
+        steps = self.newton_steps(weights)
+        chord = few.clone()
+        active = torch.ones_like(few)
+        previous = torch.full_like(shifts, torch.inf)
+        for _ in range(_MAX_NEWTON):
+            index = active.nonzero()[:, 0]
+            if not len(index):
+                break
+            moves = self._newton_move(
+                weights[index], steps[index], shifts[index], chord[index]
+            )
+            moved, accepted = self._halve(weights, steps, moves, shifts, index)
+            size = self.space.squared_norm(moved).clamp(min=0).sqrt()
+            whole = self.space.squared_norm(steps[index] + moved).clamp(min=0).sqrt()
+            steps[index] += moved
+            tol = max(_REFIT_TOL, 10 * torch.finfo(size.dtype).eps)
+            done = (size <= tol * whole) | (~accepted & ~chord[index])
+            # a chord that contracts slowly, or not at all, gives way to Newton
+            chord[index] &= accepted & (size < 0.5 * previous[index])
+            previous[index] = size
+            active[index] = ~done
+        return steps
+
+    def _newton_move(
+        self, weights: Tensor, steps: Tensor, shifts: Tensor, chord: Tensor
+    ) -> Tensor:
+        k, (n, C) = len(weights), self.outputs.shape
+        outputs = self.outputs + self.space.train_outputs(steps).view(k, n, C)
+        gradients = self.space.gradient(self._rho(weights, outputs), shifts, steps)
+        moves = torch.zeros_like(steps)
+        if bool(chord.any()):
+            moves[chord] = self._frozen_newton(
+                weights[chord], gradients[chord], shifts[chord]
+            )
+        full = ~chord
+        if bool(full.any()):
+            roots = self.loss.hessian_root(outputs[full].reshape(-1, C))
+            moves[full] = self.space.solve_subsets(
+                gradients[full], weights[full], roots.view(-1, n, C, C), shifts[full]
+            )
+        return moves
+
+    def _halve(
+        self,
+        weights: Tensor,
+        steps: Tensor,
+        moves: Tensor,
+        shifts: Tensor,
+        index: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Shorten moves that raise the objective; return them and which went down."""
+        w, z, lam = weights[index], steps[index], shifts[index]
+        start = self.objective(w, z, lam)
+        slack = 100 * torch.finfo(start.dtype).eps * start.abs()
+        factor = torch.ones_like(start)
+        for _ in range(_MAX_HALVINGS):
+            bad = self.objective(w, z + factor[:, None] * moves, lam) > start + slack
+            if not bool(bad.any()):
+                break
+            factor = torch.where(bad, factor / 2, factor)
+        factor = torch.where(bad, torch.zeros_like(factor), factor)
+        return factor[:, None] * moves, ~bad
+
+    def objective(self, weights: Tensor, steps: Tensor, shifts: Tensor) -> Tensor:
+        """Return the linearised objective of each step, (k,)."""
+        k, (n, C) = len(weights), self.outputs.shape
+        change = self.space.train_outputs(steps).view(k, n, C)
+        outputs = (self.outputs + change).reshape(k * n, C)
+        targets = self.targets.repeat(k, *[1] * (self.targets.ndim - 1))
+        losses = self.loss.values(outputs, targets).view(k, n)
+        constant = self._kept(weights)[:, None, None] * (
+            self.weights[:, None] * self.residuals
+        )
+        return (
+            (weights * losses).sum(dim=1)
+            - (constant * change).sum(dim=(1, 2))
+            + shifts / 2 * self.space.squared_norm(steps)
+        )
+
+    # ----------------------------------------------------------------- queries
+    def query(self, X: Tensor) -> tuple[Tensor, RowGradients]:
+        """Return outputs (q, C) and gradients of query rows."""
+        return row_gradients(self.model, X, self.scale)
+
+    def output_change(self, steps: Tensor, query: RowGradients) -> Tensor:
+        """Return the change of the outputs of query rows, (k, q, C)."""
+        n_outputs = query.shape[1]
+        size = max(1, self.batch_size(query.shape[0] * n_outputs))
+        return torch.cat(
+            [
+                self.space.query_outputs(steps[part], query)
+                for part in chunks(len(steps), size)
+            ]
+        )
+
+    def parameter_change(self, steps: Tensor) -> Tensor:
+        """Return the steps as changes of the parameters, (k, P)."""
+        return self.space.parameters(steps)
+
+    def stationarity(self) -> float:
+        """Return ‖gradient of the mean loss‖ relative to that of its rows' mean norm.
+
+        0 at a stationary point of the unregularised loss.
+        """
+        share = self.weights[:, None] * self.residuals
+        rho = share.reshape(1, -1)
+        total = self._gradient_norm(rho)
+        n = len(self.weights)
+        some = torch.linspace(0, n - 1, min(n, 64), device=rho.device).long().unique()
+        single = torch.zeros(
+            len(some), *share.shape, dtype=rho.dtype, device=rho.device
+        )
+        single[torch.arange(len(some)), some] = share[some]
+        rows = self._gradient_norm(single.flatten(1))
+        return float(total / n / rows.mean().clamp(min=torch.finfo(rows.dtype).tiny))
+
+    def leverages(self) -> Tensor:
+        """Return the largest eigenvalue of S̃ᵀGS̃ of every row, in [0, 1).
+
+        Near 1 the model follows that row wherever it goes: leaving it out is far
+        from a small change.
+        """
+        shift = float(self.shifts(self.weights[None]))
+        system = self.space.full_systems([shift])[shift]
+        rows = torch.arange(len(self.weights), device=self.weights.device)
+        roots = weighted_roots(self.roots, self.weights)
+        inner = roots.mT @ self.space.row_blocks(rows, system) @ roots
+        return torch.linalg.eigvalsh((inner + inner.mT) / 2)[:, -1]
+
+    def _gradient_norm(self, rho: Tensor) -> Tensor:
+        return (
+            self.space.squared_norm(self.space.gradient(rho, self.weights, None))
+            .clamp(min=0)
+            .sqrt()
+        )

@@ -1,0 +1,118 @@
+"""Building modules from a seed, and finding out whether they can be attributed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "identity": nn.Identity,
+}
+
+_ROW_MIXERS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+_RANDOM = (nn.modules.dropout._DropoutNd, nn.AlphaDropout, nn.RReLU)
+
+# A factory draws from torch's global generator, which threads share.
+_global_generator = threading.Lock()
+
+
+def build_mlp(
+    n_inputs: int,
+    hidden_layer_sizes: Sequence[int],
+    n_outputs: int,
+    activation: str,
+    seed: int,
+) -> nn.Sequential:
+    """Build a multilayer perceptron, initialised as torch does, from its own seed."""
+    generator = torch.Generator().manual_seed(seed)
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise([n_inputs, *hidden_layer_sizes, n_outputs]):
+        layer = nn.utils.skip_init(nn.Linear, n_in, n_out)
+        bound = n_in**-0.5
+        nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+        nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+        layers += [layer, ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers[:-1])
+
+
+def call_seeded(
+    factory: Callable[[int, int], nn.Module], n_inputs: int, n_outputs: int, seed: int
+) -> nn.Module:
+    """Call a factory with torch's generator seeded, and leave the generator as it was.
+
+    CUDA generators are not touched: the factory builds on the CPU.
+    """
+    with _global_generator, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # noqa: TID251
+        return factory(n_inputs, n_outputs)
+
+
+def activation_size(module: nn.Module, X: Tensor) -> int:
+    """Count the numbers that one row leaves behind in a forward pass."""
+    total = 0
+
+    def count(_module: nn.Module, _inputs: object, output: object) -> None:
+        nonlocal total
+        if isinstance(output, Tensor):
+            total += output[:1].numel()
+
+    leaves = [m for m in module.modules() if not list(m.children())]
+    handles = [leaf.register_forward_hook(count) for leaf in leaves]
+    try:
+        with torch.no_grad():
+            module(X[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total
+
+
+def find_unsuitable_layers(module: nn.Module) -> list[tuple[str, str]]:
+    """Name the layers that mix rows or draw random numbers in their present mode.
+
+    Returns
+    -------
+    list of (name, reason)
+    """
+    found = []
+    for name, layer in module.named_modules():
+        if not layer.training:
+            continue
+        label = f"{name or 'module'} ({type(layer).__name__})"
+        if isinstance(layer, _ROW_MIXERS):
+            found.append((label, "lets the rows of a batch influence each other"))
+        elif isinstance(layer, _RANDOM) and getattr(layer, "p", 1.0) != 0:
+            found.append((label, "draws random numbers"))
+        elif isinstance(layer, nn.MultiheadAttention | nn.RNNBase) and layer.dropout:
+            found.append((label, "draws random numbers (dropout)"))
+    return found
+
+
+def probe_rows(module: nn.Module, X: Tensor) -> str | None:
+    """Run a few rows alone, together and twice; say what is wrong, or None.
+
+    Catches custom layers that `find_unsuitable_layers` cannot know.
+    """
+    state = {k: v.clone() for k, v in module.state_dict().items()}
+    with torch.no_grad(), _global_generator, torch.random.fork_rng(devices=[]):
+        together = module(X)
+        again = module(X)
+        alone = torch.cat([module(row[None]) for row in X])
+    changed = any(not torch.equal(v, state[k]) for k, v in module.state_dict().items())
+    if changed:
+        return "changes its own buffers in the forward pass"
+    if not torch.equal(together, again):
+        return "gives two different answers to the same rows"
+    scale = together.abs().max().clamp(min=1.0)
+    tolerance = 1e3 * torch.finfo(together.dtype).eps * scale
+    if not bool(((together - alone).abs() <= tolerance).all()):
+        return "lets the rows of a batch influence each other"
+    return None

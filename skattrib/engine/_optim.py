@@ -1,0 +1,126 @@
+"""Optimizer steps as functions of flat parameters, equal to those of ``torch.optim``.
+
+Every function works elementwise on the last axis, so that one model ``(P,)`` and a
+stack of models ``(M, P)`` take the same code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+OptimizerName = Literal["adamw", "adam", "sgd"]
+
+# torch.nn.utils.clip_grad_norm_ divides by the norm plus this.
+_CLIP_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Hyper-parameters of an optimizer, with the meaning they have in torch."""
+
+    name: OptimizerName = "adamw"
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the step is scaled by a second moment."""
+        return self.name in ("adamw", "adam")
+
+    def path_length(self, learning_rates: Tensor) -> float:
+        """How far a unit gradient carries in a whole run: the sum of the step sizes."""
+        total = float(learning_rates.sum())
+        return total if self.adaptive else total / (1.0 - self.momentum)
+
+
+class OptimizerState(NamedTuple):
+    """First and second moment; zero-sized where the optimizer keeps none."""
+
+    first: Tensor
+    second: Tensor
+
+
+def initial_state(optimizer: Optimizer, params: Tensor) -> OptimizerState:
+    """Return the state before the first step."""
+    empty = params.new_zeros(0)
+    if optimizer.adaptive:
+        return OptimizerState(torch.zeros_like(params), torch.zeros_like(params))
+    if optimizer.momentum:
+        return OptimizerState(torch.zeros_like(params), empty)
+    return OptimizerState(empty, empty)
+
+
+def clip_gradient(grad: Tensor, max_norm: float | None) -> Tensor:
+    """Scale each model's gradient to norm at most ``max_norm``."""
+    if max_norm is None:
+        return grad
+    norm = grad.norm(dim=-1, keepdim=True)
+    return grad * (max_norm / (norm + _CLIP_EPS)).clamp(max=1.0)
+
+
+def step(
+    optimizer: Optimizer,
+    params: Tensor,
+    grad: Tensor,
+    state: OptimizerState,
+    t: int,
+    learning_rate: float,
+) -> tuple[Tensor, OptimizerState]:
+    """Take step ``t`` (counted from 1) and return new parameters and state."""
+    if optimizer.adaptive:
+        return _adam_step(optimizer, params, grad, state, t, learning_rate)
+    return _sgd_step(optimizer, params, grad, state, learning_rate)
+
+
+def _adam_step(
+    optimizer: Optimizer,
+    params: Tensor,
+    grad: Tensor,
+    state: OptimizerState,
+    t: int,
+    learning_rate: float,
+) -> tuple[Tensor, OptimizerState]:
+    beta1, beta2 = optimizer.betas
+    decay = optimizer.weight_decay
+    if optimizer.name == "adamw":
+        params = params * (1.0 - learning_rate * decay)
+    elif decay:
+        grad = grad + decay * params
+    first = torch.lerp(state.first, grad, 1.0 - beta1)
+    second = (state.second * beta2).addcmul_(grad, grad, value=1.0 - beta2)
+    root = (second / (1.0 - beta2**t)).sqrt_().add_(optimizer.eps)
+    params = params.addcdiv(first, root, value=-learning_rate / (1.0 - beta1**t))
+    return params, OptimizerState(first, second)
+
+
+def _sgd_step(
+    optimizer: Optimizer,
+    params: Tensor,
+    grad: Tensor,
+    state: OptimizerState,
+    learning_rate: float,
+) -> tuple[Tensor, OptimizerState]:
+    if optimizer.weight_decay:
+        grad = grad + optimizer.weight_decay * params
+    if not optimizer.momentum:
+        return params.add(grad, alpha=-learning_rate), state
+    # A zero buffer gives torch's first step, which copies the gradient.
+    first = optimizer.momentum * state.first + grad
+    move = grad + optimizer.momentum * first if optimizer.nesterov else first
+    return params.add(move, alpha=-learning_rate), OptimizerState(first, state.second)
+
+
+def second_moment(
+    optimizer: Optimizer, state: OptimizerState, n_steps: int
+) -> Tensor | None:
+    """Return the bias-corrected second moment after ``n_steps``, None for SGD."""
+    if not optimizer.adaptive:
+        return None
+    return state.second / (1.0 - optimizer.betas[1] ** n_steps)

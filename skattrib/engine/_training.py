@@ -1,0 +1,199 @@
+"""One seeded loop over weighted rows; trains one model or a stack of hundreds."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from joblib import Parallel, delayed
+from sklearn.exceptions import EfficiencyWarning
+from torch import Tensor
+from torch.func import vmap
+from tqdm.auto import tqdm
+
+from skattrib.engine._functional import FunctionalModule, Loss, chunks
+from skattrib.engine._modules import activation_size
+from skattrib.engine._optim import clip_gradient, initial_state, second_moment, step
+from skattrib.engine._trajectory import Recipe, TrainingState
+
+# Numbers alive per parameter in a step: parameters, gradient, moments, temporaries.
+_COPIES_PER_PARAM = 8
+_COPIES_PER_ACTIVATION = 3
+
+
+@dataclass
+class TrainingResult:
+    """Outcome of a run of M models.
+
+    Attributes
+    ----------
+    params : Tensor of shape (M, P)
+    second_moment : Tensor of shape (M, P) or None
+    loss_curve : list of float
+        Training loss of the first model at every step, before the step.
+    states : dict of int to TrainingState
+    """
+
+    params: Tensor
+    second_moment: Tensor | None
+    loss_curve: list[float] = field(default_factory=list)
+    states: dict[int, TrainingState] = field(default_factory=dict)
+
+
+def weighted_loss(
+    model: FunctionalModule,
+    loss: Loss,
+    params: Tensor,
+    X: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """Return Σ w ℓ / Σ w for every model of a stack, shape (M,).
+
+    A model whose weights are all zero here has loss 0, hence a zero gradient.
+    """
+    if len(params) == 1:
+        values = loss.values(model.outputs(params[0], X), targets)[None]
+    else:
+        values = vmap(lambda vector: loss.values(model.outputs(vector, X), targets))(
+            params
+        )
+    total = weights.sum(dim=1)
+    return (values * weights).sum(dim=1) / torch.where(total > 0, total, 1.0)
+
+
+def train(
+    model: FunctionalModule,
+    loss: Loss,
+    recipe: Recipe,
+    X: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    *,
+    keep: set[int] | None = None,
+    on_step: Callable[[], object] | None = None,
+) -> TrainingResult:
+    """Train M models that differ only in the weights of their rows.
+
+    Parameters
+    ----------
+    weights : Tensor of shape (M, n)
+        Multiplier of every row's loss; zero leaves the row out.
+    keep : set of int
+        Steps after which the state is kept; 0 is the start.
+    on_step : callable
+        Called after every step.
+    """
+    keep = keep or set()
+    params = recipe.initial.to(X).expand(len(weights), -1).contiguous()
+    state = initial_state(recipe.optimizer, params)
+    result = TrainingResult(params, None)
+    if 0 in keep:
+        result.states[0] = TrainingState(params, state)
+    for t, rate, rows in recipe.steps(X.device):
+        batch = (X, targets, weights)
+        if rows is not None:
+            batch = (X[rows], targets[rows], weights[:, rows])
+        params = params.detach().requires_grad_()
+        losses = weighted_loss(model, loss, params, *batch)
+        (grad,) = torch.autograd.grad(losses.sum(), params)
+        with torch.no_grad():
+            grad = clip_gradient(grad, recipe.clip_norm)
+            params, state = step(recipe.optimizer, params, grad, state, t, rate)
+        result.loss_curve.append(losses[0].item())
+        if t in keep:
+            result.states[t] = TrainingState(params, state)
+        if on_step is not None:
+            on_step()
+    result.params = params.detach()
+    result.second_moment = second_moment(recipe.optimizer, state, recipe.n_steps)
+    return result
+
+
+def can_stack(model: FunctionalModule, loss: Loss, X: Tensor, targets: Tensor) -> bool:
+    """Try whether vmap takes the module, on two rows."""
+    params = model.flatten().to(X).repeat(2, 1).requires_grad_()
+    try:
+        losses = weighted_loss(
+            model, loss, params, X[:2], targets[:2], X.new_ones(2, len(X[:2]))
+        )
+        torch.autograd.grad(losses.sum(), params)
+    except (RuntimeError, NotImplementedError, ValueError):
+        return False
+    return True
+
+
+def stack_size(
+    model: FunctionalModule, recipe: Recipe, X: Tensor, memory_bytes: float
+) -> int:
+    """Return how many models fit a stack under the memory cap."""
+    batch = len(X) if recipe.batches is None else len(recipe.batches[0])
+    numbers = (
+        _COPIES_PER_PARAM * model.n_params
+        + _COPIES_PER_ACTIVATION * batch * activation_size(model.module, X)
+    )
+    return max(1, int(memory_bytes / (numbers * X.element_size())))
+
+
+def train_stack(
+    model: FunctionalModule,
+    loss: Loss,
+    recipe: Recipe,
+    X: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    *,
+    memory_bytes: float,
+    n_jobs: int | None = None,
+    verbose: int = 0,
+) -> Tensor:
+    """Train a model for every row of ``weights``; return parameters (M, P).
+
+    Stacks are as large as the memory cap allows. A module that vmap cannot take is
+    trained once per weighting in joblib's workers instead, with a warning.
+    """
+    n_models = len(weights)
+    if n_models > 1 and not can_stack(model, loss, X, targets):
+        warnings.warn(
+            f"torch.func.vmap cannot batch {type(model.module).__name__}: its "
+            f"{n_models} models are trained one by one (n_jobs={n_jobs}). Avoid "
+            "in-place operations, .item() and branches on data in forward().",
+            EfficiencyWarning,
+            stacklevel=2,
+        )
+        runs = Parallel(n_jobs=n_jobs, prefer="processes")(
+            delayed(_train_one)(model, loss, recipe, X, targets, row[None])
+            for row in tqdm(weights, desc="retraining", disable=not verbose)
+        )
+        return torch.cat(list(runs))
+    size = stack_size(model, recipe, X, memory_bytes)
+    pieces = list(chunks(n_models, size))
+    with tqdm(
+        total=len(pieces) * recipe.n_steps,
+        desc=f"retraining {n_models} models",
+        disable=not verbose,
+    ) as bar:
+        return torch.cat(
+            [
+                train(
+                    model, loss, recipe, X, targets, weights[piece], on_step=bar.update
+                ).params
+                for piece in pieces
+            ]
+        )
+
+
+def _train_one(
+    model: FunctionalModule,
+    loss: Loss,
+    recipe: Recipe,
+    X: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    # a worker thread must not share a module: functional_call swaps its parameters
+    model = copy.deepcopy(model)
+    return train(model, loss, recipe, X, targets, weights).params

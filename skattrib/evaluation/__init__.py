@@ -1,0 +1,23 @@
+"""Truth by retraining, and scores that compare attributions with it."""
+
+from skattrib.evaluation._metrics import (
+    lds_score,
+    loo_score,
+    mislabel_score,
+    retrieval_score,
+)
+from skattrib.evaluation._removal import removal_curve
+from skattrib.evaluation._scorers import lds_scorer
+from skattrib.evaluation._truth import retrain_outcomes
+from skattrib.evaluation._weightings import make_weightings
+
+__all__ = [
+    "lds_score",
+    "lds_scorer",
+    "loo_score",
+    "make_weightings",
+    "mislabel_score",
+    "removal_curve",
+    "retrain_outcomes",
+    "retrieval_score",
+]

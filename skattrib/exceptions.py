@@ -1,0 +1,22 @@
+"""Warnings and errors of skattrib."""
+
+__all__ = [
+    "ConstantOutcomeWarning",
+    "FaithfulnessWarning",
+    "TrajectoryError",
+]
+
+
+class ConstantOutcomeWarning(UserWarning):
+    """Some queries have the same retrained outcome for every weighting.
+
+    A rank correlation is undefined for them; they are left out of the mean.
+    """
+
+
+class FaithfulnessWarning(UserWarning):
+    """The attributions, or the truth they are compared with, deserve little trust."""
+
+
+class TrajectoryError(ValueError):
+    """A record of a training run is missing, or does not reproduce the run."""

@@ -1,0 +1,5 @@
+"""Attributors that follow a change of weights through the model."""
+
+from skattrib.influence._dual import DualInfluence
+
+__all__ = ["DualInfluence"]

@@ -1,0 +1,86 @@
+"""How far to trust a linearised model."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from sklearn.utils import Bunch
+from torch import Tensor
+
+from skattrib.engine._linearized import LinearizedModel
+from skattrib.exceptions import FaithfulnessWarning
+
+_N_STEPS = 16
+# Past these the verdict is bad.
+_STEP_LIMIT, _LEVERAGE_LIMIT = 0.5, 0.99
+_SLOPES, _LDS_LIMIT = (0.5, 2.0), 0.3
+
+
+def diagnose_linearized(
+    model: LinearizedModel, steps: Tensor, X: Tensor
+) -> dict[str, float]:
+    """Return stationarity, step linearity and leverage.
+
+    Parameters
+    ----------
+    model : LinearizedModel
+    steps : Tensor of shape (n_units, D)
+        Of removals; 16 of them, spread over the units, are tried in the network.
+    X : Tensor of shape (q, n_features)
+        Query rows.
+    """
+    some = torch.linspace(0, len(steps) - 1, min(len(steps), _N_STEPS))
+    some = steps[some.long().to(steps.device)]
+    outputs, query = model.query(X)
+    linear = model.output_change(some, query)
+    theta = model.model.flatten()
+    with torch.no_grad():
+        real = torch.stack(
+            [
+                model.model.outputs(theta + change, X) - outputs
+                for change in model.parameter_change(some)
+            ]
+        )
+    tiny = torch.finfo(real.dtype).tiny
+    error = (real - linear).flatten(1).norm(dim=1)
+    relative = error / real.flatten(1).norm(dim=1).clamp(min=tiny)
+    found = {
+        "stationarity": model.stationarity(),
+        "step_linearity": float(relative.median()),
+    }
+    if model.space.name != "cg":
+        found["leverage"] = float(model.leverages().max())
+    return found
+
+
+def verdict(found: dict[str, float], calibration: dict[str, Any]) -> Bunch:
+    """Judge the figures in a sentence; warn if they are bad."""
+    bad: list[str] = []
+    good: list[str] = []
+    step = found["step_linearity"]
+    (bad if step > _STEP_LIMIT else good).append(
+        f"predicted changes differ from the network's by {step:.0%}"
+    )
+    leverage = found.get("leverage", 0.0)
+    if leverage > _LEVERAGE_LIMIT:
+        bad.append(f"a row has leverage {leverage:.3f} (raise ridge)")
+    slope, lds = calibration["calibration_slope"], calibration["lds"]
+    if slope is not None:
+        fine = _SLOPES[0] <= slope <= _SLOPES[1] and lds >= _LDS_LIMIT
+        (good if fine else bad).append(
+            f"retrained outcomes rank with {lds:.2f} and move {slope:.2f} times as far"
+        )
+    sentence = (
+        f"Do not trust: {'; '.join(bad)}." if bad else f"Trust: {'; '.join(good)}."
+    )
+    if slope is None and not bad:
+        sentence += " Pass n_retrainings to compare with real retraining."
+    if bad:
+        warnings.warn(sentence, FaithfulnessWarning, stacklevel=3)
+    return Bunch(
+        **{"leverage": None, **found, **calibration},
+        trustworthy=not bad,
+        verdict=sentence,
+    )

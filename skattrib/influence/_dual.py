@@ -1,6 +1,6 @@
 """Influence by refitting the linearised model in closed form."""
 
-import warnings
+from functools import partial
 from numbers import Integral, Real
 
 import numpy as np
@@ -29,15 +29,12 @@ from skattrib.engine._functional import (
 )
 from skattrib.engine._linearized import LinearizedModel, plan_solver
 from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
-from skattrib.exceptions import FaithfulnessWarning
+from skattrib.evaluation._cache import as_memory, cached_array, digest
 from skattrib.influence._diagnosis import diagnose_linearized, verdict
 from skattrib.influence._ridge import (
     RidgeRule,
-    evidence_rule,
-    gradient_scale,
-    normalised_metric,
-    optimizer_scale,
-    recorded_rule,
+    choose_metric,
+    choose_rule,
 )
 
 __all__ = ["DualInfluence"]
@@ -317,48 +314,33 @@ class DualInfluence(BaseAttributor):
         self.solver_, self.solver_reason_ = plan.solver, plan.reason
         if self.verbose:
             print(f"[DualInfluence] solver {plan.solver}: {plan.reason}")  # noqa: T201
-        metric = self._metric(estimator, model, X)
+        self.metric_, metric = choose_metric(
+            self.metric, estimator, model, X, self.y_train_
+        )
+        scale = None if metric is None else metric.rsqrt()
         linearized = LinearizedModel(
             model,
             Loss(estimator._task),
             X,
             estimator._targets(self.y_train_, X),
             as_tensor(self._row_weights, X),
-            scale=None if metric is None else metric.rsqrt(),
+            scale=scale,
             ridge=RidgeRule(1.0),
             regularization=self.regularization,
             solver=plan.solver,
             memory_bytes=memory_cap(),
+            kernel_cache=partial(self._cached_kernel, estimator, X, scale),
         )
-        linearized.ridge = self._rule(estimator, linearized, metric)
+        linearized.ridge = choose_rule(self.ridge, estimator, linearized, metric)
         return linearized
 
-    def _metric(self, estimator, model, X):
-        if self.metric == "identity":
-            self.metric_ = "identity"
-            return None
-        if estimator.trajectory_ is not None:
-            self.metric_ = "optimizer"
-            return normalised_metric(optimizer_scale(estimator.trajectory_).to(X))
-        self.metric_ = "gradients"
-        targets = estimator._targets(self.y_train_, X)
-        return normalised_metric(
-            gradient_scale(model, Loss(estimator._task), X, targets)
-        )
-
-    def _rule(self, estimator, linearized, metric):
-        if not isinstance(self.ridge, str):
-            return RidgeRule(float(self.ridge))
-        if estimator.trajectory_ is not None:
-            return recorded_rule(estimator.trajectory_)
-        warnings.warn(
-            "ridge='auto' without a record of the training is a guess from the "
-            "curvature of the loss. Train through TorchClassifier or TorchRegressor, "
-            "or pass ridge=<float>.",
-            FaithfulnessWarning,
-            stacklevel=6,
-        )
-        return evidence_rule(linearized, metric)
+    def _cached_kernel(self, estimator, X, scale, build):
+        memory = as_memory(self.memory)
+        if memory is None:
+            return build()
+        key = digest("kernel", estimator.module_, X, scale)
+        kernel = cached_array(memory, key, lambda: build().cpu().numpy())
+        return torch.tensor(kernel, device=X.device)
 
     def _calibrate_ridge(self):
         """Multiply the rule by the factor that best ranks retrained outcomes.

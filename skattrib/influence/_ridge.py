@@ -8,16 +8,20 @@ moment, and its strength the length of training.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from skattrib._torch_estimator import TorchEstimator
 from skattrib.engine._functional import FunctionalModule, Loss, chunks
 from skattrib.engine._gradients import RowGradients, row_gradients
 from skattrib.engine._linearized import LinearizedModel
 from skattrib.engine._spaces import MatrixFreeSpace
 from skattrib.engine._trajectory import Trajectory
+from skattrib.exceptions import FaithfulnessWarning
 
 # Measured on MLPs: single rows want 1.5, half subsets 3.5 (user guide, Damping).
 _ALPHA_ROWS, _ALPHA_PER_FRACTION = 1.5, 4.0
@@ -53,6 +57,44 @@ def optimizer_scale(trajectory: Trajectory) -> Tensor:
     if trajectory.second_moment is None:
         return torch.ones_like(trajectory.recipe.initial)
     return trajectory.second_moment.sqrt() + trajectory.recipe.optimizer.eps
+
+
+def choose_metric(
+    kind: str, estimator: TorchEstimator, model: FunctionalModule, X: Tensor, y: Any
+) -> tuple[str, Tensor | None]:
+    """Return the name of the metric used and the metric (P,), None for the identity.
+
+    An unrecorded run has no second moments: those of its rows' gradients at the end
+    stand in.
+    """
+    if kind == "identity":
+        return "identity", None
+    if estimator.trajectory_ is not None:
+        scale = optimizer_scale(estimator.trajectory_).to(X)
+        return "optimizer", normalised_metric(scale)
+    targets, loss = estimator._targets(y, X), Loss(estimator._task)
+    return "gradients", normalised_metric(gradient_scale(model, loss, X, targets))
+
+
+def choose_rule(
+    ridge: float | str,
+    estimator: TorchEstimator,
+    linearized: LinearizedModel,
+    metric: Tensor | None,
+) -> RidgeRule:
+    """Return the damping: the one given, that of the record, or a guess."""
+    if not isinstance(ridge, str):
+        return RidgeRule(float(ridge))
+    if estimator.trajectory_ is not None:
+        return recorded_rule(estimator.trajectory_)
+    warnings.warn(
+        "ridge='auto' without a record of the training is a guess from the curvature "
+        "of the loss. Train through TorchClassifier or TorchRegressor, or pass "
+        "ridge=<float>.",
+        FaithfulnessWarning,
+        stacklevel=7,
+    )
+    return evidence_rule(linearized, metric)
 
 
 def gradient_scale(

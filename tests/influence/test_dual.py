@@ -1,0 +1,464 @@
+"""DualInfluence: identities, and agreement with real retraining."""
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.datasets import load_diabetes, load_iris, load_wine
+from sklearn.frozen import FrozenEstimator
+from sklearn.preprocessing import scale
+from torch import nn
+
+import skattrib.engine._linearized
+from skattrib import DualInfluence, TorchClassifier, TorchRegressor
+from skattrib.evaluation import (
+    lds_score,
+    loo_score,
+    make_weightings,
+    retrain_outcomes,
+)
+from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
+
+REMOVALS = ["influence", "newton", "refit"]
+
+
+def iris(n=40, n_queries=8):
+    X, y = load_iris(return_X_y=True)
+    order = np.random.RandomState(0).permutation(len(y))
+    X, y = scale(X)[order], y[order]
+    return X[:n], y[:n], X[-n_queries:], y[-n_queries:]
+
+
+def diabetes(n=40, n_queries=8):
+    X, y = load_diabetes(return_X_y=True)
+    X, y = scale(X), scale(y)
+    return X[:n], y[:n], X[-n_queries:], y[-n_queries:]
+
+
+def small_net(**options):
+    options = {"hidden_layer_sizes": (6,), "max_epochs": 30, **options}
+    return TorchClassifier(random_state=0, **options)
+
+
+@pytest.fixture(scope="module", params=REMOVALS)
+def fitted(request):
+    X, y, *queries = iris()
+    dual = DualInfluence(small_net(), removal=request.param, random_state=0)
+    return dual.fit(X, y), *queries
+
+
+# ------------------------------------------------------------------ identities
+@pytest.mark.parametrize("outcome", ["log_likelihood", "margin"])
+def test_all_units_present_is_the_model_itself(fitted, outcome):
+    dual, X, y = fitted
+    dual = pickle.loads(pickle.dumps(dual)).set_params(outcome=outcome)
+    p = dual.estimator_.predict_proba(X)[np.arange(len(y)), y]
+    expected = np.log(p) if outcome == "log_likelihood" else np.log(p / (1 - p))
+    found = dual.predict_outcomes(X, y, np.ones((1, dual.n_units_)))
+    assert_allclose(found[0], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_attributions_are_leave_one_out_predictions(fitted):
+    dual, X, y = fitted
+    weights = np.vstack([np.ones(dual.n_units_), 1 - np.eye(dual.n_units_)])
+    outcomes = dual.predict_outcomes(X, y, weights)
+    assert_allclose(
+        dual.attribute(X, y), (outcomes[0] - outcomes[1:]).T, rtol=0, atol=1e-9
+    )
+
+
+def test_first_order_attributions_sum_to_zero():
+    X, y, *queries = iris()
+    weights = np.random.RandomState(0).uniform(0.5, 2, len(y))
+    dual = DualInfluence(small_net(), removal="influence", random_state=0)
+    A = dual.fit(X, y, sample_weight=weights).attribute(*queries)
+    assert np.abs(A).max() > 1e-3
+    assert_allclose(A.sum(axis=1), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("ridge", ["auto", 0.01])
+def test_a_task_is_the_sum_of_its_rows_at_first_order(ridge):
+    X, y, *queries = iris()
+    tasks = np.arange(len(y)) % 5
+    dual = DualInfluence(small_net(), removal="influence", ridge=ridge, random_state=0)
+    rows = dual.fit(X, y).attribute(*queries)
+    by_task = dual.fit(X, y, tasks=tasks).attribute(*queries)
+    summed = np.stack([rows[:, tasks == t].sum(axis=1) for t in range(5)], axis=1)
+    assert_allclose(by_task, summed, rtol=0, atol=1e-10)
+
+
+def test_a_task_is_not_the_sum_of_its_rows_in_a_newton_step():
+    X, y, *queries = iris()
+    tasks = np.arange(len(y)) % 5
+    dual = DualInfluence(small_net(), ridge=0.01, random_state=0)
+    rows = dual.fit(X, y).attribute(*queries)
+    by_task = dual.fit(X, y, tasks=tasks)
+    outcomes = by_task.predict_outcomes(*queries, 1 - np.eye(5))
+    present = by_task.predict_outcomes(*queries, np.ones(5))
+    found = by_task.attribute(*queries)
+    assert_allclose(found, (present - outcomes).T, rtol=0, atol=1e-10)
+    summed = np.stack([rows[:, tasks == t].sum(axis=1) for t in range(5)], axis=1)
+    assert np.abs(found - summed).max() > 0.05 * np.abs(found).max()
+
+
+@pytest.mark.parametrize("removal", REMOVALS)
+@pytest.mark.parametrize("regularization", ["per_sample", "fixed"])
+def test_the_three_solvers_agree(removal, regularization):
+    X, y, *queries = iris()
+    weights = make_weightings(len(y), 4, random_state=0)
+    found = {}
+    for solver in ["primal", "dual", "cg"]:
+        dual = DualInfluence(
+            small_net(),
+            removal=removal,
+            regularization=regularization,
+            solver=solver,
+            random_state=0,
+        ).fit(X, y)
+        assert dual.solver_ == solver
+        found[solver] = (
+            dual.attribute(*queries),
+            dual.predict_outcomes(*queries, weights),
+            dual.parameter_change(weights),
+        )
+    for primal, dual, cg in zip(*found.values(), strict=True):
+        assert_allclose(dual, primal, rtol=1e-8, atol=1e-8 * np.abs(primal).max())
+        assert_allclose(cg, primal, rtol=1e-6, atol=1e-6 * np.abs(primal).max())
+
+
+def test_output_change_is_what_the_outcome_is_read_from():
+    X, y, Xq, yq = diabetes()
+    dual = DualInfluence(TorchRegressor(max_epochs=20, random_state=0), random_state=0)
+    dual.fit(X, y)
+    weights = make_weightings(len(y), 4, random_state=0)
+    moved = dual.estimator_.predict(Xq) + dual.output_change(Xq, weights)[:, :, 0]
+    expected = -0.5 * (moved - yq) ** 2
+    assert_allclose(dual.predict_outcomes(Xq, yq, weights), expected, atol=1e-12)
+
+
+def test_without_y_the_raw_prediction_of_a_regressor_is_attributed():
+    X, y, Xq, _ = diabetes()
+    dual = DualInfluence(TorchRegressor(max_epochs=20, random_state=0), random_state=0)
+    dual.fit(X, y)
+    changes = dual.output_change(Xq, 1 - np.eye(len(y)))[:, :, 0]
+    assert_allclose(dual.attribute(Xq), -changes.T, atol=1e-12)
+    assert_allclose(dual.transform(Xq), -changes.T, atol=1e-12)
+
+
+def test_a_callable_outcome_is_attributed():
+    X, y, Xq, yq = iris()
+    spread = lambda outputs, targets: outputs.std(dim=-1)
+    dual = DualInfluence(small_net(), outcome=spread, random_state=0).fit(X, y)
+    weights = make_weightings(len(y), 3, random_state=0)
+    outputs = np.log(dual.estimator_.predict_proba(Xq)) + dual.output_change(Xq, weights)
+    expected = outputs.std(axis=-1, ddof=1)
+    assert_allclose(dual.predict_outcomes(Xq, yq, weights), expected, atol=1e-10)
+
+
+# ------------------------------------------------------------ real retraining
+def zeros(n_inputs, n_outputs):
+    layer = nn.utils.skip_init(nn.Linear, n_inputs, n_outputs)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def ridge_net(task, **options):
+    """A linear model trained to the minimum of mean loss + 0.05 ‖θ‖²."""
+    kind = {"regression": TorchRegressor, "classification": TorchClassifier}[task]
+    return kind(
+        zeros,
+        optimizer="sgd",
+        learning_rate=0.3,
+        momentum=0.8,
+        weight_decay=0.1,
+        max_epochs=400,
+        random_state=0,
+        **options,
+    )
+
+
+def one_out(net, X, y, Xq, yq, weights=None):
+    """Really retrain without each row: F(1) − F(1 − e_j), (n_queries, n_rows)."""
+    rows = np.vstack([np.ones(len(y)), 1 - np.eye(len(y))])
+    outcomes = retrain_outcomes(net, X, y, rows, Xq, yq, sample_weight=weights)
+    return (outcomes[0] - outcomes[1:]).T
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_newton_is_retraining_for_squared_loss(weighted):
+    X, y, Xq, yq = diabetes(30)
+    net = ridge_net("regression")
+    s = np.random.RandomState(0).uniform(0.5, 2, len(y)) if weighted else None
+    dual = DualInfluence(net, ridge=0.1, metric="identity", random_state=0)
+    A = dual.fit(X, y, sample_weight=s).attribute(Xq, yq)
+    truth = one_out(net, X, y, Xq, yq, s)
+    assert np.abs(truth).max() > 0.01
+    assert_allclose(A, truth, rtol=0, atol=1e-8 * np.abs(truth).max())
+
+
+def test_groups_and_fractions_are_retraining_for_squared_loss():
+    X, y, Xq, yq = diabetes(30)
+    net = ridge_net("regression")
+    weights = np.vstack(
+        [
+            make_weightings(30, 3, random_state=0),
+            make_weightings(30, 2, size=0.9, random_state=0),
+            np.random.RandomState(1).uniform(0, 1.5, (2, 30)),
+        ]
+    )
+    dual = DualInfluence(net, ridge=0.1, metric="identity", random_state=0).fit(X, y)
+    truth = retrain_outcomes(net, X, y, weights, Xq, yq)
+    found = dual.predict_outcomes(Xq, yq, weights)
+    assert_allclose(found, truth, rtol=0, atol=1e-8 * np.abs(truth).max())
+
+
+def test_parameter_change_is_that_of_retraining():
+    X, y, *_ = diabetes(30)
+    net = ridge_net("regression")
+    dual = DualInfluence(net, ridge=0.1, metric="identity", random_state=0).fit(X, y)
+    weights = make_weightings(30, 1, random_state=0)
+
+    def flat(model):
+        return torch.cat([p.detach().flatten() for p in model.module_.parameters()])
+
+    again = dual.estimator_.__sklearn_clone__().fit(X, y, sample_weight=weights[0])
+    change = (flat(again) - flat(dual.estimator_)).numpy()
+    assert_allclose(dual.parameter_change(weights)[0], change, atol=1e-8)
+
+
+def test_refit_is_retraining_for_softmax_and_newton_is_close():
+    X, y, Xq, yq = iris(40)
+    net = ridge_net("classification")
+    weights = np.vstack(
+        [1 - np.eye(40)[::4], make_weightings(40, 3, size=0.6, random_state=0)]
+    )
+    truth = retrain_outcomes(net, X, y, weights, Xq, yq)
+    present = retrain_outcomes(net, X, y, np.ones((1, 40)), Xq, yq)
+    error = {}
+    for removal in REMOVALS:
+        dual = DualInfluence(
+            net, ridge=0.1, metric="identity", removal=removal, random_state=0
+        ).fit(X, y)
+        change = dual.predict_outcomes(Xq, yq, weights) - present
+        true = truth - present
+        each = np.linalg.norm(change - true, axis=1) / np.linalg.norm(true, axis=1)
+        error[removal] = each[:10].mean()
+        if removal == "refit":
+            assert each.max() < 1e-5
+    assert error["newton"] < 0.05
+    assert error["newton"] < error["influence"] / 2
+
+
+@pytest.mark.parametrize("removal", REMOVALS)
+@pytest.mark.parametrize(("optimizer", "least"), [("adamw", 0.4), ("sgd", 0.6)])
+def test_it_ranks_retrained_networks(removal, optimizer, least):
+    X, y = load_wine(return_X_y=True)
+    order = np.random.RandomState(0).permutation(len(y))
+    X, y = scale(X)[order], y[order]
+    rate = 1e-2 if optimizer == "adamw" else 0.2
+    net = TorchClassifier(optimizer=optimizer, learning_rate=rate, random_state=0)
+    dual = DualInfluence(net, outcome="margin", removal=removal, random_state=0)
+    dual.fit(X[:60], y[:60])
+    assert dual.score(X[60:90], y[60:90]) > 0.6
+    truth = retrain_outcomes(
+        net, X[:60], y[:60], 1 - np.eye(60), X[60:90], y[60:90], outcome="margin"
+    )
+    assert loo_score(truth, dual.attribute(X[60:90], y[60:90])) > least
+
+
+def convolutional(n_inputs, n_outputs):
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)),
+        nn.Conv2d(1, 4, 3, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(36, n_outputs),
+    )
+
+
+def test_it_ranks_retrained_convolutional_networks():
+    from sklearn.datasets import load_digits
+
+    X, y = load_digits(n_class=4, return_X_y=True)
+    X = (X / 16).astype(np.float32)
+    net = TorchClassifier(convolutional, max_epochs=60, random_state=0)
+    dual = DualInfluence(net, outcome="margin", random_state=0).fit(X[:60], y[:60])
+    assert dual.attribute(X[60:90]).dtype == np.float32
+    assert dual.score(X[60:90], y[60:90]) > 0.6
+
+
+# --------------------------------------------------------------------- choices
+def test_ridge_auto_follows_the_length_of_training():
+    X, y, *_ = iris()
+    short = DualInfluence(small_net(max_epochs=20), random_state=0).fit(X, y)
+    trajectory = short.estimator_.trajectory_
+    rates = 20 * [1e-2]
+    scale_ = trajectory.second_moment.sqrt() + 1e-8
+    unit = float(scale_.clamp(min=1e-3 * scale_.mean()).mean()) / sum(rates)
+    assert short.ridge_ == pytest.approx((1.5 + 4 / 40) * unit, rel=1e-6)
+    assert short.ridge_rule_(0.5) == pytest.approx(3.5 * unit, rel=1e-6)
+    assert short.metric_ == "optimizer"
+
+
+def test_ridge_auto_of_sgd_counts_momentum():
+    X, y, *_ = iris()
+    net = small_net(optimizer="sgd", momentum=0.9, learning_rate=0.05)
+    dual = DualInfluence(net, removal="influence", random_state=0).fit(X, y)
+    assert dual.ridge_ == pytest.approx(1.5 * (1 - 0.9) / (30 * 0.05), rel=1e-6)
+
+
+def test_calibrated_ridge_ranks_held_out_rows_no_worse():
+    X, y, Xq, yq = iris(60, 30)
+    # trained far longer than needed: the rule is off here
+    net = small_net(max_epochs=150, learning_rate=5e-2, hidden_layer_sizes=(16,))
+    weights = make_weightings(60, 60, random_state=5)
+    truth = retrain_outcomes(net, X, y, weights, Xq, yq, outcome="margin")
+    scores = {}
+    for ridge in ["auto", "calibrate", 100.0]:
+        dual = DualInfluence(net, ridge=ridge, outcome="margin", random_state=0)
+        predicted = dual.fit(X, y).predict_outcomes(Xq, yq, weights)
+        scores[ridge] = lds_score(truth, predicted)
+        if ridge == "calibrate":
+            assert "16 retrained models" in dual.ridge_rule_.source
+    assert scores["calibrate"] > scores[100.0]
+    assert scores["calibrate"] > scores["auto"] - 0.05
+
+
+def test_several_models_average_over_the_seeds_of_the_truth():
+    X, y, *queries = iris()
+    several = DualInfluence(small_net(), n_models=3, random_state=0).fit(X, y)
+    found, errors = several.attribute(*queries, return_std=True)
+    single = [
+        DualInfluence(FrozenEstimator(estimator), random_state=0)
+        .fit(X, y)
+        .attribute(*queries)
+        for estimator in several.estimators_
+    ]
+    assert_allclose(found, np.mean(single, axis=0), atol=1e-12)
+    assert_allclose(errors, np.std(single, axis=0, ddof=1) / 3**0.5, atol=1e-12)
+    present = retrain_outcomes(
+        small_net(), X, y, np.ones((1, len(y))), *queries, n_seeds=3
+    )
+    predicted = several.predict_outcomes(*queries, np.ones((1, len(y))))
+    assert_allclose(predicted, present, atol=1e-9)
+
+
+def test_a_frozen_model_is_attributed_as_it_is():
+    X, y, *queries = iris()
+    trained = small_net().fit(X, y)
+    frozen = DualInfluence(FrozenEstimator(trained), random_state=0).fit(X, y)
+    assert frozen.estimator_.module_ is trained.module_
+    fresh = DualInfluence(small_net(), random_state=0).fit(X, y)
+    assert_array_equal(frozen.attribute(*queries), fresh.attribute(*queries))
+    assert frozen.score(*queries) == fresh.score(*queries)
+
+
+def test_a_wrapped_module_is_attributed_with_a_warning():
+    X, y, *queries = iris()
+    trained = small_net().fit(X, y)
+    wrapped = TorchClassifier.from_module(trained.module_, trained.classes_)
+    dual = DualInfluence(FrozenEstimator(wrapped), random_state=0)
+    with pytest.warns(FaithfulnessWarning, match="ridge='auto' without a record"):
+        dual.fit(X, y)
+    assert dual.metric_ == "gradients"
+    assert dual.ridge_rule_.source == "Laplace evidence"
+    with pytest.raises(TrajectoryError, match="cannot be trained again"):
+        dual.score(*queries)
+    # the guess is good enough to agree with the recorded run
+    recorded = DualInfluence(small_net(), random_state=0).fit(X, y)
+    same = lds_score(dual.attribute(*queries).T, recorded.attribute(*queries).T)
+    assert same > 0.9
+
+
+def test_a_wrapped_module_too_large_to_factor_uses_the_trace():
+    X, y, *queries = iris()
+    trained = small_net().fit(X, y)
+    wrapped = TorchClassifier.from_module(trained.module_, trained.classes_)
+    dual = DualInfluence(FrozenEstimator(wrapped), solver="cg", random_state=0)
+    with pytest.warns(FaithfulnessWarning):
+        dual.fit(X, y)
+    primal = DualInfluence(FrozenEstimator(wrapped), ridge=1.0, random_state=0)
+    model = primal.fit(X, y)._linearized[0]
+    mean = float(model.space.eigenvalues().sum()) / len(y) / model.model.n_params
+    assert dual.ridge_rule_.source == "trace of the Hessian"
+    assert dual.ridge_ == pytest.approx(10 * mean, rel=0.3)
+
+
+def test_memory_keeps_the_kernel(tmp_path, monkeypatch):
+    X, y, *queries = iris()
+    calls = []
+    build = skattrib.engine._linearized.kernel_block
+    monkeypatch.setattr(
+        skattrib.engine._linearized,
+        "kernel_block",
+        lambda *args: calls.append(1) or build(*args),
+    )
+    options = {"solver": "dual", "memory": str(tmp_path), "random_state": 0}
+    found = [
+        DualInfluence(small_net(), ridge=r, **options).fit(X, y).attribute(*queries)
+        for r in [0.01, 0.02, 0.01]
+    ]
+    assert len(calls) == 1
+    assert_array_equal(found[0], found[2])
+
+
+def test_verbose_says_which_solver_and_why(capsys):
+    X, y, *_ = iris()
+    DualInfluence(small_net(), random_state=0, verbose=1).fit(X, y)
+    assert "solver primal: cheapest for n·C = 120" in capsys.readouterr().out
+
+
+def test_queries_write_nothing_and_may_come_from_any_thread(fitted):
+    dual, X, y = fitted
+    before = joblib.hash(pickle.dumps(dual))
+    weights = make_weightings(dual.n_units_, 4, random_state=0)
+
+    def ask(_):
+        return dual.attribute(X, y), dual.predict_outcomes(X, y, weights)
+
+    alone = ask(0)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(ask, range(8)):
+            assert_array_equal(found[0], alone[0])
+            assert_array_equal(found[1], alone[1])
+    assert joblib.hash(pickle.dumps(dual)) == before
+
+
+# -------------------------------------------------------------------- diagnose
+def test_diagnose_compares_with_retraining():
+    X, y, Xq, yq = iris(60, 30)
+    dual = DualInfluence(small_net(), outcome="margin", random_state=0).fit(X, y)
+    found = dual.diagnose(Xq, yq, n_retrainings=16)
+    assert found.trustworthy
+    assert found.lds > 0.6
+    assert 0.5 < found.calibration_slope < 2
+    assert 0 < found.step_linearity < 0.5
+    assert 0 < found.leverage < 1
+    assert "retrained outcomes rank" in found.verdict
+
+
+def test_diagnose_of_a_linear_model_finds_no_fault():
+    X, y, Xq, yq = diabetes(30)
+    net = ridge_net("regression")
+    dual = DualInfluence(net, ridge=0.1, metric="identity", random_state=0)
+    found = dual.fit(X, y).diagnose(Xq, yq, n_retrainings=8)
+    assert found.step_linearity < 1e-8
+    assert found.calibration_slope == pytest.approx(1, abs=1e-6)
+    assert found.lds == pytest.approx(1)
+
+
+def test_diagnose_warns_of_steps_beyond_the_tangent():
+    X, y, Xq, yq = iris()
+    net = small_net(max_epochs=200, learning_rate=5e-2)
+    dual = DualInfluence(net, ridge=1e-7, metric="identity", random_state=0).fit(X, y)
+    with pytest.warns(FaithfulnessWarning, match="Do not trust"):
+        found = dual.diagnose(Xq, yq)
+    assert not found.trustworthy
+    assert found.lds is None
+    with pytest.raises(ValueError, match="n_retrainings must be 0 or at least 8"):
+        dual.diagnose(Xq, yq, n_retrainings=3)

@@ -1,0 +1,120 @@
+"""Every public estimator passes scikit-learn's checks, all of them."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import make_classification
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import get_tags
+from sklearn.utils.estimator_checks import (
+    check_all_zero_sample_weights_error,
+    check_dataframe_column_names_consistency,
+    check_get_feature_names_out_error,
+    check_global_output_transform_pandas,
+    check_global_set_output_transform_polars,
+    check_param_validation,
+    check_set_output_transform,
+    check_set_output_transform_pandas,
+    check_set_output_transform_polars,
+    check_transformer_get_feature_names_out,
+    check_transformer_get_feature_names_out_pandas,
+    parametrize_with_checks,
+)
+
+import skattrib
+from skattrib import DualInfluence, TorchClassifier, TorchRegressor
+
+MODELS = [TorchClassifier(max_epochs=60), TorchRegressor(max_epochs=60)]
+# Few retrainings: `score` is called dozens of times.
+ATTRIBUTORS = [
+    DualInfluence(n_retrainings=8),
+    DualInfluence(TorchRegressor(), n_retrainings=8, removal="refit", solver="dual"),
+    DualInfluence(TorchClassifier(), n_retrainings=8, removal="influence", n_models=2),
+]
+TRANSFORMERS = ATTRIBUTORS
+INSTANCES = [*MODELS, *ATTRIBUTORS]
+
+# What parametrize_with_checks leaves out.
+TRANSFORMER_CHECKS = [
+    check_get_feature_names_out_error,
+    check_global_output_transform_pandas,
+    check_global_set_output_transform_polars,
+    check_set_output_transform,
+    check_set_output_transform_pandas,
+    check_set_output_transform_polars,
+    check_transformer_get_feature_names_out,
+    check_transformer_get_feature_names_out_pandas,
+]
+GENERAL_CHECKS = [check_dataframe_column_names_consistency, check_param_validation]
+
+
+def short_name(value):
+    return value.__name__ if callable(value) else repr(value)[:60].replace("\n", "")
+
+
+# random_state=None draws from NumPy's global generator, as everywhere in scikit-learn.
+draws_globally = pytest.mark.touches_global_rng
+
+
+@draws_globally
+@parametrize_with_checks(INSTANCES)
+def test_common_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("check", TRANSFORMER_CHECKS, ids=short_name)
+@pytest.mark.parametrize("estimator", TRANSFORMERS, ids=short_name)
+def test_transformer_checks(estimator, check):
+    check(type(estimator).__name__, estimator)
+
+
+@pytest.mark.parametrize("check", GENERAL_CHECKS, ids=short_name)
+@pytest.mark.parametrize("estimator", INSTANCES, ids=short_name)
+def test_general_checks(estimator, check):
+    check(type(estimator).__name__, estimator)
+
+
+@pytest.mark.parametrize("estimator", MODELS, ids=short_name)
+def test_all_zero_weights(estimator):
+    check_all_zero_sample_weights_error(type(estimator).__name__, estimator)
+
+
+@draws_globally
+@pytest.mark.slow
+@parametrize_with_checks([TorchClassifier(), TorchRegressor(), DualInfluence()])
+def test_common_checks_of_the_defaults(estimator, check):
+    check(estimator)
+
+
+def test_every_public_estimator_is_checked():
+    public = {
+        value
+        for name in skattrib.__all__
+        if isinstance(value := getattr(skattrib, name), type)
+        and hasattr(value, "get_params")
+    }
+    assert public == {type(instance) for instance in INSTANCES}
+
+
+def test_a_frozen_estimator_does_not_switch_the_checks_off():
+    X, y = make_classification(30, 4, random_state=0)
+    frozen = FrozenEstimator(TorchClassifier(max_epochs=2, random_state=0).fit(X, y))
+    assert get_tags(frozen)._skip_test
+    assert not get_tags(DualInfluence(frozen))._skip_test
+
+
+@pytest.mark.parametrize("estimator", ATTRIBUTORS, ids=short_name)
+def test_attributors_do_not_claim_to_be_what_they_wrap(estimator):
+    assert get_tags(estimator).estimator_type is None
+
+
+def test_set_output_names_columns_after_the_index():
+    import pandas as pd
+
+    X, y = make_classification(20, 4, random_state=0)
+    names = [f"row-{i}" for i in range(20)]
+    frame = pd.DataFrame(X, index=names)
+    dual = DualInfluence(TorchClassifier(max_epochs=5), random_state=0)
+    out = dual.set_output(transform="pandas").fit(frame, y).transform(frame[:3])
+    assert list(out.columns) == names
+    assert list(out.index) == names[:3]
+    np.testing.assert_array_equal(dual.unit_names_, names)

@@ -1,6 +1,7 @@
 """Checks shared by estimators: seeds, tensors, tasks, weights, memory."""
 
 import numbers
+from contextlib import contextmanager
 
 import numpy as np
 import sklearn
@@ -13,6 +14,18 @@ from sklearn.utils.validation import column_or_1d
 DTYPES = [np.float64, np.float32]
 
 _MAX_SEED = 2**31 - 1
+
+
+@contextmanager
+def unchanged_on_error(estimator):
+    """Give the estimator back what it held before, should fitting it fail."""
+    before = vars(estimator).copy()
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
 
 
 def draw_seed(random_state):

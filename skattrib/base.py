@@ -36,6 +36,7 @@ from skattrib._validation import (
     draw_seed,
     memory_cap,
     seed_unset,
+    unchanged_on_error,
 )
 from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
 from skattrib.neural import TorchClassifier, TorchRegressor
@@ -82,6 +83,11 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
 
     # -------------------------------------------------------------------- fit
     def _fit(self, X, y, tasks, fit_params):
+        with unchanged_on_error(self):
+            self._validate_and_fit(X, y, tasks, fit_params)
+        return self
+
+    def _validate_and_fit(self, X, y, tasks, fit_params):
         index = getattr(X, "index", None)
         shape = np.asarray(y).shape
         several = len(shape) == 2 and shape[1] > 1
@@ -111,7 +117,6 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         self._row_weights = weights
         self._score_seed, self._fit_seed = int(seeds[1] >> 1), int(seeds[2] >> 1)
         self._fit_attributor()
-        return self
 
     @staticmethod
     def _units(tasks, index, n_rows):

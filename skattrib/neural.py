@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
 from skattrib._torch_estimator import TorchEstimator, fitted_from
-from skattrib._validation import DTYPES, as_tensor
+from skattrib._validation import DTYPES, as_tensor, unchanged_on_error
 
 __all__ = ["TorchClassifier", "TorchRegressor"]
 
@@ -151,8 +151,9 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
             If a parameter, the module or the data cannot be used, or training
             diverges.
         """
-        X, y = validate_data(self, X, y, dtype=DTYPES)
-        return self._fit(X, y, sample_weight)
+        with unchanged_on_error(self):
+            X, y = validate_data(self, X, y, dtype=DTYPES)
+            return self._fit(X, y, sample_weight)
 
     def _learn_target(self, y):
         check_classification_targets(y)
@@ -402,10 +403,11 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
             If a parameter, the module or the data cannot be used, or training
             diverges.
         """
-        X, y = validate_data(
-            self, X, y, dtype=DTYPES, y_numeric=True, multi_output=True
-        )
-        return self._fit(X, y, sample_weight)
+        with unchanged_on_error(self):
+            X, y = validate_data(
+                self, X, y, dtype=DTYPES, y_numeric=True, multi_output=True
+            )
+            return self._fit(X, y, sample_weight)
 
     def _learn_target(self, y):
         self._single_output = y.ndim == 1

@@ -46,6 +46,9 @@ def _content(value: Any) -> Any:
     if hasattr(value, "get_params") and not inspect.isclass(value):
         params = value.get_params(deep=False)
         return (_name(type(value)), sorted((k, _content(v)) for k, v in params.items()))
+    if isinstance(value, np.ndarray):
+        # joblib's hash sees strides too
+        return np.ascontiguousarray(value)
     if isinstance(value, list | tuple):
         return [_content(v) for v in value]
     if callable(value):
@@ -94,7 +97,7 @@ def cached_rows(
         return compute(weights)
     # joblib stores what a call returns: the value rides along as an ignored argument
     store = memory.cache(_remember, ignore=["outcomes"], verbose=0)
-    names = [str(joblib.hash(row)) for row in weights]
+    names = [str(joblib.hash(np.ascontiguousarray(row))) for row in weights]
     known: dict[str, NDArray[np.float64]] = {}
     for name in set(names):
         if store.check_call_in_cache(key, name):

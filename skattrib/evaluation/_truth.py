@@ -157,14 +157,14 @@ def retrain_outcomes(
     base = _check_sample_weight(
         sample_weight, X, dtype=np.float64, ensure_non_negative=True
     )
-    cache = as_memory(memory)
-    if cache is not None and runner.random and runner.random_state is None:
+    if memory is not None and runner.random and runner.random_state is None:
         raise ValueError(
             "memory is set but the estimator's random_state is None: nothing could be "
             "found again. Give the estimator an int random_state, or memory=None."
         )
     if fitted is not None:
         _check_reproduced(fitted, runner, base)
+    cache = as_memory(memory)
     seeds = draw_seeds(runner.random_state, n_seeds) if runner.random else [0]
     rows = units[:, codes] * base
     outcomes = []

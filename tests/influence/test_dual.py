@@ -154,7 +154,9 @@ def test_a_callable_outcome_is_attributed():
     spread = lambda outputs, targets: outputs.std(dim=-1)
     dual = DualInfluence(small_net(), outcome=spread, random_state=0).fit(X, y)
     weights = make_weightings(len(y), 3, random_state=0)
-    outputs = np.log(dual.estimator_.predict_proba(Xq)) + dual.output_change(Xq, weights)
+    outputs = np.log(dual.estimator_.predict_proba(Xq)) + dual.output_change(
+        Xq, weights
+    )
     expected = outputs.std(axis=-1, ddof=1)
     assert_allclose(dual.predict_outcomes(Xq, yq, weights), expected, atol=1e-10)
 

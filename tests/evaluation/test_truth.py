@@ -1,0 +1,366 @@
+"""Retrained outcomes: the same as training by hand, remembered, resumable."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
+from sklearn.compose import make_column_transformer
+from sklearn.datasets import load_iris
+from sklearn.ensemble import (
+    GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+)
+from sklearn.exceptions import EfficiencyWarning
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler, scale
+from sklearn.svm import LinearSVC
+from torch import nn
+
+import skattrib._torch_estimator
+from skattrib import TorchClassifier, TorchRegressor
+from skattrib.evaluation import make_weightings, retrain_outcomes
+from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
+
+
+@pytest.fixture
+def data():
+    X, y = load_iris(return_X_y=True)
+    order = np.random.RandomState(0).permutation(len(y))
+    X, y = scale(X)[order], y[order]
+    return X[:30], y[:30], X[-6:], y[-6:]
+
+
+def net(**options):
+    options = {"hidden_layer_sizes": (4,), "max_epochs": 15, **options}
+    return TorchClassifier(random_state=0, **options)
+
+
+def by_hand(estimator, X, y, rows, Xq, yq, name="sample_weight"):
+    found = []
+    for w in rows:
+        fitted = clone(estimator).fit(X, y, **{name: w})
+        p = fitted.predict_proba(Xq)[np.arange(len(yq)), yq]
+        found.append(np.log(np.clip(p, np.finfo(float).eps, None)))
+    return np.array(found)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "name"),
+    [
+        (net(), "sample_weight"),
+        (net(batch_size=7), "sample_weight"),
+        (LogisticRegression(random_state=0), "sample_weight"),
+        (RandomForestClassifier(5, random_state=0), "sample_weight"),
+        (
+            HistGradientBoostingClassifier(max_iter=3, random_state=0),
+            "sample_weight",
+        ),
+        (
+            make_pipeline(StandardScaler(), LogisticRegression(random_state=0)),
+            "logisticregression__sample_weight",
+        ),
+    ],
+    ids=["stack", "minibatches", "logistic", "forest", "boosting", "pipeline"],
+)
+def test_it_is_training_by_hand(data, estimator, name):
+    X, y, Xq, yq = data
+    weights = make_weightings(30, 5, random_state=0)
+    base = np.random.RandomState(0).uniform(0.5, 2, 30)
+    found = retrain_outcomes(estimator, X, y, weights, Xq, yq, sample_weight=base)
+    expected = by_hand(estimator, X, y, weights * base, Xq, yq, name)
+    assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_regressors_of_any_kind(data):
+    X, _, Xq, _ = data
+    weights = make_weightings(30, 3, random_state=0)
+    for estimator in [LinearRegression(), GradientBoostingRegressor(random_state=0)]:
+        args = estimator, X[:, 1:], X[:, 0], weights, Xq[:, 1:], Xq[:, 0]
+        predicted = retrain_outcomes(*args, outcome="prediction")
+        for row, w in zip(predicted, weights, strict=True):
+            fitted = clone(estimator).fit(X[:, 1:], X[:, 0], sample_weight=w)
+            assert_allclose(row, fitted.predict(Xq[:, 1:]))
+        likelihood = retrain_outcomes(*args)
+        assert_allclose(likelihood, -0.5 * (predicted - Xq[:, 0]) ** 2)
+
+
+def test_several_outputs_add_up(data):
+    X, _, Xq, _ = data
+    weights = make_weightings(30, 3, random_state=0)
+    model = TorchRegressor(max_epochs=5, random_state=0)
+    for estimator in [model, LinearRegression()]:
+        found = retrain_outcomes(
+            estimator, X[:, :2], X[:, 2:], weights, Xq[:, :2], Xq[:, 2:]
+        )
+        fitted = clone(estimator).fit(X[:, :2], X[:, 2:], sample_weight=weights[0])
+        error = fitted.predict(Xq[:, :2]) - Xq[:, 2:]
+        assert_allclose(found[0], -0.5 * (error**2).sum(axis=1))
+
+
+def test_outcomes_of_a_classifier(data):
+    X, y, Xq, yq = data
+    weights = make_weightings(30, 3, random_state=0)
+    for estimator in [net(), LogisticRegression(random_state=0)]:
+        args = estimator, X, y, weights, Xq, yq
+        p = np.exp(retrain_outcomes(*args))
+        assert_allclose(retrain_outcomes(*args, outcome="margin"), np.log(p / (1 - p)))
+        own = retrain_outcomes(
+            *args, outcome=lambda f, t: f.softmax(-1).gather(-1, t[..., None])[..., 0]
+        )
+        assert_allclose(own, p)
+
+
+def test_strings_frames_and_categories():
+    frame = pd.DataFrame(
+        {"size": np.arange(20.0), "colour": ["red", "blue", "red", "green"] * 5}
+    )
+    y = np.array(["no", "yes"])[(frame["size"] > 9).astype(int)]
+    model = make_pipeline(
+        make_column_transformer(
+            (OneHotEncoder(), ["colour"]), remainder=StandardScaler()
+        ),
+        LogisticRegression(random_state=0),
+    )
+    weights = make_weightings(20, 3, stratify=y, random_state=0)
+    found = retrain_outcomes(model, frame, y, weights, frame[:4], y[:4])
+    fitted = clone(model).fit(frame, y, logisticregression__sample_weight=weights[0])
+    assert_allclose(found[0], fitted.predict_log_proba(frame[:4])[:, 0])
+
+
+def test_tasks_spread_over_their_rows(data):
+    X, y, Xq, yq = data
+    tasks = np.array(list("abc"))[np.arange(30) % 3]
+    weights = np.array([[1, 0, 1], [0.5, 1, 0]])
+    found = retrain_outcomes(net(), X, y, weights, Xq, yq, tasks=tasks)
+    rows = weights[:, np.arange(30) % 3]
+    assert_array_equal(found, retrain_outcomes(net(), X, y, rows, Xq, yq))
+
+
+def test_seeds_are_averaged_and_the_own_seed_comes_first(data):
+    X, y, Xq, yq = data
+    args = X, y, make_weightings(30, 4, random_state=0), Xq, yq
+    seeds = retrain_outcomes(net(), *args, n_seeds=3, return_seeds=True)
+    assert seeds.shape == (3, 4, 6)
+    assert_array_equal(seeds[0], retrain_outcomes(net(), *args))
+    assert np.abs(seeds[0] - seeds[1]).min() > 0
+    assert_allclose(retrain_outcomes(net(), *args, n_seeds=3), seeds.mean(axis=0))
+    exact = retrain_outcomes(LinearRegression(), *args, n_seeds=2, return_seeds=True)
+    assert_array_equal(exact[0], exact[1])
+
+
+# ------------------------------------------------------------------- memory
+@pytest.fixture
+def trained(monkeypatch):
+    found = []
+    train_stack = skattrib._torch_estimator.train_stack
+
+    def counted(*args, **options):
+        found.append(len(args[5]))
+        return train_stack(*args, **options)
+
+    monkeypatch.setattr(skattrib._torch_estimator, "train_stack", counted)
+    return found
+
+
+def test_more_weightings_extend_what_is_known(data, tmp_path, trained):
+    X, y, Xq, yq = data
+    weights = make_weightings(30, 40, random_state=0)
+    args = {"X_query": Xq, "y_query": yq, "memory": str(tmp_path)}
+    first = retrain_outcomes(net(), X, y, weights[:10], **args)
+    again = retrain_outcomes(net(), X, y, weights[5:][::-1], **args)
+    assert trained == [10, 30]
+    assert_array_equal(again[::-1][:5], first[5:])
+    everything = retrain_outcomes(net(), X, y, np.vstack([weights, weights]), **args)
+    assert trained == [10, 30]
+    plain = retrain_outcomes(net(), X, y, weights, Xq, yq)
+    assert_allclose(everything, np.vstack([plain, plain]), rtol=1e-12)
+
+
+def test_an_interruption_loses_one_chunk(data, tmp_path, trained, monkeypatch):
+    X, y, Xq, yq = data
+    weights = make_weightings(30, 80, random_state=0)
+    counted = skattrib._torch_estimator.train_stack
+
+    def interrupted(*args, **options):
+        if sum(trained) >= 64:
+            raise KeyboardInterrupt
+        return counted(*args, **options)
+
+    monkeypatch.setattr(skattrib._torch_estimator, "train_stack", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        retrain_outcomes(net(), X, y, weights, Xq, yq, memory=str(tmp_path))
+    monkeypatch.setattr(skattrib._torch_estimator, "train_stack", counted)
+    found = retrain_outcomes(net(), X, y, weights, Xq, yq, memory=str(tmp_path))
+    assert trained == [32, 32, 16]
+    assert_allclose(found, retrain_outcomes(net(), X, y, weights, Xq, yq), rtol=1e-12)
+
+
+def test_a_damaged_entry_is_trained_again(data, tmp_path, trained):
+    X, y, Xq, yq = data
+    weights = make_weightings(30, 4, random_state=0)
+    args = net(), X, y, weights, Xq, yq
+    first = retrain_outcomes(*args, memory=str(tmp_path))
+    for entry in sorted(tmp_path.rglob("output.pkl"))[:2]:
+        entry.write_bytes(entry.read_bytes()[:20])
+    again = retrain_outcomes(*args, memory=str(tmp_path))
+    assert trained == [4, 2]
+    assert_allclose(again, first, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["X", "y", "sample_weight", "X_query", "outcome", "epochs", "module", "seed"],
+)
+def test_the_key_sees_what_matters(data, tmp_path, trained, change):
+    X, y, Xq, yq = data
+
+    def linear(bias):
+        layer = nn.utils.skip_init(nn.Linear, 4, 3)
+        nn.init.zeros_(layer.weight)
+        nn.init.constant_(layer.bias, bias)
+        return layer
+
+    def run(**different):
+        given = {"X": X, "y": y, "X_query": Xq, "y_query": yq, **different}
+        model = given.pop("model", TorchClassifier(linear(0.0), random_state=0))
+        given["weights"] = make_weightings(30, 2, random_state=0)
+        return retrain_outcomes(
+            model.set_params(max_epochs=3), memory=str(tmp_path), **given
+        )
+
+    run()
+    # an equal module elsewhere in memory is the same
+    run()
+    assert trained == [2]
+    other = {
+        "X": {"X": X + 1e-9},
+        "y": {"y": np.roll(y, 1)},
+        "sample_weight": {"sample_weight": np.arange(1, 31)},
+        "X_query": {"X_query": Xq + 1},
+        "outcome": {"outcome": "margin"},
+        "epochs": {"model": TorchClassifier(linear(0.0), eps=1e-7, random_state=0)},
+        "module": {"model": TorchClassifier(linear(1.0), random_state=0)},
+        "seed": {"model": TorchClassifier(linear(0.0), random_state=1)},
+    }
+    run(**other[change])
+    assert trained == [2, 2]
+
+
+def test_memory_serves_other_estimators_too(data, tmp_path):
+    X, y, Xq, yq = data
+    args = X, y, make_weightings(30, 3, random_state=0), Xq, yq
+    forest = RandomForestClassifier(3, random_state=0)
+    first = retrain_outcomes(forest, *args, memory=str(tmp_path))
+    files = sorted(tmp_path.rglob("output.pkl"))
+    assert len(files) == 3
+    assert_array_equal(retrain_outcomes(forest, *args, memory=str(tmp_path)), first)
+    assert sorted(tmp_path.rglob("output.pkl")) == files
+
+
+# ------------------------------------------------------------ frozen, fallbacks
+def test_a_frozen_estimator_is_trained_again(data):
+    X, y, Xq, yq = data
+    weights = make_weightings(30, 3, random_state=0)
+    for model in [net(), LogisticRegression(random_state=0)]:
+        frozen = FrozenEstimator(clone(model).fit(X, y))
+        expected = retrain_outcomes(model, X, y, weights, Xq, yq)
+        assert_array_equal(retrain_outcomes(frozen, X, y, weights, Xq, yq), expected)
+        with pytest.warns(FaithfulnessWarning, match="misses its outcomes"):
+            retrain_outcomes(frozen, X[:20], y[:20], weights[:, :20], Xq, yq)
+
+
+def test_a_wrapped_module_cannot_be_trained_again(data):
+    X, y, Xq, yq = data
+    module = net().fit(X, y).module_
+    frozen = FrozenEstimator(TorchClassifier.from_module(module, [0, 1, 2]))
+    with pytest.raises(TrajectoryError, match="not recorded.*Train it through"):
+        retrain_outcomes(frozen, X, y, np.ones((1, 30)), Xq, yq)
+
+
+class Stubborn(nn.Module):
+    """Looks at its data, which vmap cannot."""
+
+    def __init__(self, n_inputs, n_outputs):
+        super().__init__()
+        self.linear = nn.Linear(n_inputs, n_outputs)
+
+    def forward(self, x):
+        out = self.linear(x)
+        return out if float(out.detach().sum()) > -1e30 else out * 0
+
+
+def test_modules_that_cannot_be_stacked_are_trained_one_by_one(data):
+    X, y, Xq, yq = data
+    weights = make_weightings(30, 3, random_state=0)
+    model = net(module=Stubborn)
+    with pytest.warns(EfficiencyWarning, match="vmap cannot batch Stubborn"):
+        found = retrain_outcomes(model, X, y, weights, Xq, yq)
+    assert_allclose(found, by_hand(model, X, y, weights, Xq, yq), rtol=1e-9)
+
+
+def test_outcomes_that_are_not_finite_are_pointed_out(data):
+    X, y, Xq, yq = data
+    with pytest.warns(FaithfulnessWarning, match="not finite"):
+        retrain_outcomes(
+            net(), X, y, np.ones((1, 30)), Xq, yq, outcome=lambda f, t: f[..., 0] / 0
+        )
+
+
+# ---------------------------------------------------------------------- errors
+ERRORS = {
+    "no weights taken": (
+        {"estimator": KNeighborsClassifier()},
+        "takes no sample_weight",
+    ),
+    "no probabilities": (
+        {"estimator": LinearSVC(random_state=0)},
+        "has no predict_proba",
+    ),
+    "neither kind": ({"estimator": StandardScaler()}, "'estimator' parameter"),
+    "shape of weights": ({"weights": np.ones((2, 4))}, "n_units=30"),
+    "negative weights": ({"weights": -np.ones((2, 30))}, "weights must be at least 0"),
+    "weights as text": ({"weights": np.full((2, 30), "a")}, "weights must be numeric"),
+    "length of y": ({"y": np.zeros(3)}, "inconsistent numbers"),
+    "length of y_query": ({"y_query": np.zeros(3)}, "inconsistent numbers"),
+    "unseen label": ({"y_query": np.full(6, 7)}, "unseen in fit"),
+    "unseen label, not torch": (
+        {"estimator": LogisticRegression(random_state=0), "y_query": np.full(6, 7)},
+        "y_query holds labels unseen",
+    ),
+    "negative sample_weight": ({"sample_weight": -np.ones(30)}, "Negative values"),
+    "zero sample_weight": ({"sample_weight": np.zeros(30)}, "at least one non-zero"),
+    "one task": ({"tasks": np.zeros(30)}, "tasks has one label only"),
+    "no seed": (
+        {"estimator": TorchClassifier(), "memory": "cache"},
+        "memory is set but the estimator's random_state is None",
+    ),
+    "unknown outcome": ({"outcome": "loss"}, "outcome must be one of"),
+    "outcome of the wrong shape": (
+        {"outcome": lambda f, t: f.sum()},
+        "it must drop the last axis only",
+    ),
+    "seeds": ({"n_seeds": 0}, "'n_seeds' parameter"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), ERRORS.values(), ids=list(ERRORS))
+def test_bad_input(data, change, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    X, y, Xq, yq = data
+    given = {
+        "estimator": net(),
+        "X": X,
+        "y": y,
+        "weights": np.ones((2, 30)),
+        "X_query": Xq,
+        "y_query": yq,
+        **change,
+    }
+    with pytest.raises(ValueError, match=message):
+        retrain_outcomes(**given)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,387 @@
+"""The contract that all attributors share, tried on DualInfluence."""
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.datasets import load_iris
+from sklearn.exceptions import NotFittedError, UnsetMetadataPassedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler, scale
+from torch import nn
+
+import skattrib._torch_estimator
+from skattrib import DualInfluence, TorchClassifier, TorchRegressor
+from skattrib.evaluation import lds_scorer
+
+
+def data(n=40, n_queries=10):
+    X, y = load_iris(return_X_y=True)
+    order = np.random.RandomState(0).permutation(len(y))
+    X, y = scale(X)[order], y[order]
+    return X[:n], y[:n], X[-n_queries:], y[-n_queries:]
+
+
+def attributor(**options):
+    net = TorchClassifier(hidden_layer_sizes=(4,), max_epochs=20)
+    options = {"estimator": net, "n_retrainings": 8, "random_state": 0, **options}
+    return DualInfluence(**options)
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Count the stacks that are trained."""
+    found = []
+    train_stack = skattrib._torch_estimator.train_stack
+
+    def counted(*args, **options):
+        found.append(len(args[5]))
+        return train_stack(*args, **options)
+
+    monkeypatch.setattr(skattrib._torch_estimator, "train_stack", counted)
+    return found
+
+
+# --------------------------------------------------------------------- fitting
+def test_fit_leaves_what_the_contract_names():
+    X, y, *_ = data()
+    frame = pd.DataFrame(X, columns=list("abcd"), index=np.arange(100, 140))
+    dual = attributor().fit(frame, y)
+    assert_array_equal(dual.X_train_, X)
+    assert_array_equal(dual.y_train_, y)
+    assert dual.tasks_ is None
+    assert_array_equal(dual.unit_names_, np.arange(100, 140))
+    assert dual.n_units_ == 40
+    assert "without" in dual.estimand_
+    assert list(dual.feature_names_in_) == list("abcd")
+    assert dual.get_feature_names_out()[0] == "100"
+
+
+def test_tasks_are_the_units():
+    X, y, *queries = data()
+    tasks = np.array(["north", "south", "east", "west"])[np.arange(40) % 4]
+    dual = attributor().fit(X, y, tasks=tasks)
+    assert_array_equal(dual.tasks_, tasks)
+    assert list(dual.get_feature_names_out()) == ["east", "north", "south", "west"]
+    assert dual.attribute(*queries).shape == (10, 4)
+
+
+def test_an_index_with_repeats_does_not_name_rows():
+    X, y, *_ = data()
+    dual = attributor().fit(pd.DataFrame(X, index=np.arange(40) // 2), y)
+    assert_array_equal(dual.unit_names_, np.arange(40))
+
+
+@pytest.mark.parametrize(
+    ("y", "kind"), [("classes", TorchClassifier), ("values", TorchRegressor)]
+)
+def test_no_estimator_builds_one_that_suits_y(y, kind):
+    X, codes, *_ = data()
+    target = codes if y == "classes" else X[:, 0] * 0.7 + 0.1
+    dual = DualInfluence(random_state=0).fit(X, target)
+    assert isinstance(dual.estimator_, kind)
+    assert dual.estimator is None
+
+
+def test_seeds_of_the_user_stay_and_missing_ones_are_drawn():
+    X, y, *_ = data()
+    net = TorchClassifier(max_epochs=2, random_state=7)
+    assert DualInfluence(net, random_state=0).fit(X, y).estimator_.random_state == 7
+    seeds = {
+        attributor(random_state=seed).fit(X, y).estimator_.random_state
+        for seed in [0, 0, 1]
+    }
+    assert len(seeds) == 2
+    assert None not in seeds
+
+
+def test_string_labels_and_multi_output_targets():
+    X, y, Xq, yq = data()
+    names = np.array(["setosa", "versicolor", "virginica"])
+    plain = attributor().fit(X, y).attribute(Xq, yq)
+    named = attributor().fit(X, names[y]).attribute(Xq, names[yq])
+    assert_array_equal(plain, named)
+    dual = DualInfluence(TorchRegressor(max_epochs=5), random_state=0)
+    dual.fit(X[:, :2], X[:, 2:])
+    assert dual.attribute(Xq[:, :2], Xq[:, 2:]).shape == (10, 40)
+    with pytest.raises(ValueError, match="outcome='prediction' needs a regressor with"):
+        dual.attribute(Xq[:, :2])
+
+
+# ----------------------------------------------------------- metadata, pipelines
+def test_sample_weight_reaches_estimator_and_attributions():
+    X, y, *queries = data()
+    weights = np.random.RandomState(0).uniform(0.5, 2, 40)
+    weighted = attributor().fit(X, y, sample_weight=weights)
+    again = attributor().fit(X, y, sample_weight=10 * weights)
+    assert_allclose(weighted.attribute(*queries), again.attribute(*queries), atol=1e-9)
+    plain = attributor().fit(X, y).attribute(*queries)
+    assert np.abs(plain - weighted.attribute(*queries)).max() > 1e-4
+
+
+def test_metadata_routing():
+    X, y, *queries = data()
+    weights = np.random.RandomState(0).uniform(0.5, 2, 40)
+    tasks = np.arange(40) % 10
+    expected = attributor().fit(X, y, tasks=tasks, sample_weight=weights)
+    with sklearn.config_context(enable_metadata_routing=True):
+        net = TorchClassifier(hidden_layer_sizes=(4,), max_epochs=20)
+        with pytest.raises(UnsetMetadataPassedError):
+            attributor(estimator=net).fit(X, y, sample_weight=weights)
+        net.set_fit_request(sample_weight=True)
+        dual = DualInfluence(net, n_retrainings=8, random_state=0)
+        pipeline = make_pipeline(
+            StandardScaler().set_fit_request(sample_weight=False),
+            dual.set_fit_request(tasks=True),
+        )
+        pipeline.fit(X, y, tasks=tasks, sample_weight=weights)
+        plain = dual.fit(X, y, tasks=tasks, sample_weight=weights)
+    assert_array_equal(plain.attribute(*queries), expected.attribute(*queries))
+    assert pipeline[-1].n_units_ == 10
+
+
+def test_pipeline_and_pandas_output():
+    X, y, Xq, yq = data()
+    pipeline = make_pipeline(StandardScaler(), attributor()).set_output(
+        transform="pandas"
+    )
+    out = pipeline.fit(X, y, dualinfluence__tasks=np.arange(40) % 3).transform(Xq)
+    assert list(out.columns) == ["0", "1", "2"]
+    assert 0 < pipeline.set_params(dualinfluence__retrain_size=0.3).fit(X, y).score(
+        Xq, yq
+    )
+
+
+@pytest.mark.touches_global_rng
+def test_grid_search_trains_one_truth_per_fold(tmp_path, trainings):
+    X, y, *_ = data()
+    dual = DualInfluence(
+        TorchClassifier(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))),
+        n_retrainings=8,
+        memory=str(tmp_path),
+        random_state=0,
+    )
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), dual),
+        {"dualinfluence__ridge": [1e-3, 1e-2, 1e-1, 1.0, "auto"]},
+        cv=StratifiedKFold(3),
+    ).fit(X, y)
+    assert trainings == [8, 8, 8]
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert len(set(search.cv_results_["mean_test_score"])) == 5
+
+
+def test_tasks_are_sliced_by_the_folds(tmp_path):
+    X, y, *_ = data()
+    tasks = np.arange(40) % 10
+    search = GridSearchCV(
+        attributor(), {"ridge": [1e-2, 1e-1]}, cv=StratifiedKFold(2), scoring=lds_scorer
+    )
+    search.fit(X, y, tasks=tasks)
+    assert search.best_estimator_.n_units_ == 10
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+def test_plain_folds_without_a_class_say_what_to_do():
+    X, y, *_ = data()
+    order = np.argsort(y, kind="stable")
+    search = GridSearchCV(attributor(), {"ridge": [1e-2]}, cv=3, error_score="raise")
+    with pytest.raises(ValueError, match=r"unseen in fit.*cv=StratifiedKFold"):
+        search.fit(X[order], y[order])
+
+
+# ----------------------------------------------------------------------- score
+def test_score_is_the_same_twice_and_differs_between_seeds():
+    X, y, *queries = data()
+    dual = attributor().fit(X, y)
+    assert dual.score(*queries) == dual.score(*queries)
+    assert dual.score(*queries) != attributor(random_state=1).fit(X, y).score(*queries)
+
+
+def test_score_looks_up_what_memory_holds(tmp_path, trainings):
+    X, y, *queries = data()
+    memory = joblib.Memory(tmp_path, verbose=0)
+    first = attributor(memory=memory).fit(X, y).score(*queries)
+    assert trainings == [8]
+    # the attributor's own parameters do not matter to the truth; more subsets extend
+    attributor(memory=memory, ridge=0.1, removal="influence").fit(X, y).score(*queries)
+    assert trainings == [8]
+    attributor(memory=memory, n_retrainings=12).fit(X, y).score(*queries)
+    assert trainings == [8, 4]
+    assert attributor().fit(X, y).score(*queries) == first
+
+
+def test_transform_refuses_what_does_not_fit_in_memory():
+    X, y, *_ = data()
+    dual = attributor(removal="influence").fit(X, y)
+    rows = np.zeros((4000, 4))
+    with sklearn.config_context(working_memory=1):
+        with pytest.raises(ValueError, match=r"4000 x 40 numbers .*working_memory"):
+            dual.transform(rows)
+    assert dual.transform(rows[:10]).shape == (10, 40)
+
+
+# ------------------------------------------------------------------- bad input
+def fit_with(**options):
+    return lambda X, y, Xq, yq: attributor(**options).fit(X, y)
+
+
+def fit_on(change):
+    return lambda X, y, Xq, yq: attributor().fit(*change(X, y))
+
+
+def ask(method, change):
+    def call(X, y, Xq, yq):
+        return getattr(attributor().fit(X, y), method)(*change(Xq, yq))
+
+    return call
+
+
+def tasks_of(tasks):
+    return lambda X, y, Xq, yq: attributor().fit(X, y, tasks=tasks)
+
+
+def with_nan(X):
+    X = X.copy()
+    X[0, 0] = np.nan
+    return X
+
+
+LOGISTIC = LogisticRegression()
+BAD_INPUT = {
+    "one class": (fit_on(lambda X, y: (X, y * 0)), "one class only .*at least 2"),
+    "unseen label": (ask("attribute", lambda X, y: (X, y + 5)), "unseen in fit"),
+    "NaN": (fit_on(lambda X, y: (with_nan(X), y)), "Input X contains NaN"),
+    "NaN in queries": (ask("transform", lambda X, y: (with_nan(X),)), "contains NaN"),
+    "3-D X": (fit_on(lambda X, y: (X[:, :, None], y)), "dim 3"),
+    "length of y": (fit_on(lambda X, y: (X, y[1:])), "inconsistent numbers"),
+    "one row": (fit_on(lambda X, y: (X[:1], y[:1])), "minimum of 2 is required"),
+    "length of tasks": (tasks_of(np.arange(7)), "tasks has 7 labels for 40 rows"),
+    "equal tasks": (tasks_of(np.ones(40)), "tasks has one label only .*tasks=None"),
+    "missing task": (tasks_of([None, *range(39)]), "missing labels; label every row"),
+    "ridge of 0": (fit_with(ridge=0), "'ridge' parameter of DualInfluence must be"),
+    "negative ridge": (fit_with(ridge=-1.0), "'ridge' parameter"),
+    "unknown ridge": (fit_with(ridge="best"), "'ridge' parameter"),
+    "unknown removal": (fit_with(removal="delete"), "'removal' parameter"),
+    "few retrainings": (fit_with(n_retrainings=4), "'n_retrainings' parameter"),
+    "negative weights": (
+        ask("predict_outcomes", lambda X, y: (X, y, -np.ones((2, 40)))),
+        "weights must be at least 0",
+    ),
+    "shape of weights": (
+        ask("predict_outcomes", lambda X, y: (X, y, np.ones((2, 39)))),
+        r"shape \(n_weightings, n_units=40\)",
+    ),
+    "NaN in weights": (
+        ask("output_change", lambda X, y: (X, np.full((1, 40), np.nan))),
+        "weights contains NaN",
+    ),
+    "other columns": (ask("transform", lambda X, y: (X[:, :2],)), "expecting 4 feat"),
+    "not a torch model": (fit_with(estimator=LOGISTIC), "needs gradients. Wrap"),
+    "frozen ensemble": (
+        lambda X, y, Xq, yq: attributor(
+            estimator=FrozenEstimator(TorchClassifier(max_epochs=1).fit(X, y)),
+            n_models=2,
+        ).fit(X, y),
+        "n_models=2 needs an estimator that can be trained",
+    ),
+    "calibrated without a recipe": (
+        lambda X, y, Xq, yq: attributor(
+            estimator=FrozenEstimator(
+                TorchClassifier.from_module(nn.Linear(4, 3), [0, 1, 2])
+            ),
+            ridge="calibrate",
+        ).fit(X, y),
+        "ridge='calibrate' retrains.*Use ridge='auto' or a number",
+    ),
+    "width of the module": (
+        fit_with(estimator=TorchClassifier(nn.Linear(4, 2))),
+        r"must be \(3, 3\)",
+    ),
+    "memory without a seed": (
+        fit_with(memory="cache", random_state=None),
+        "memory is set but random_state is None.*Pass an int random_state",
+    ),
+    "standard errors of one model": (
+        lambda X, y, Xq, yq: attributor().fit(X, y).attribute(Xq, yq, return_std=True),
+        "return_std=True needs an ensemble",
+    ),
+    "margin of a regressor": (
+        fit_with(estimator=TorchRegressor(max_epochs=2), outcome="margin"),
+        "outcome='margin'.*needs a classifier",
+    ),
+    "prediction of a classifier": (
+        fit_with(outcome="prediction"),
+        "outcome='prediction' needs a regressor",
+    ),
+    "own likelihood of a regressor": (
+        lambda X, y, Xq, yq: (
+            attributor(estimator=TorchRegressor(max_epochs=2), outcome="log_likelihood")
+            .fit(X, y)
+            .transform(Xq)
+        ),
+        "outcome='log_likelihood' needs y",
+    ),
+    "too few units to score": (
+        lambda X, y, Xq, yq: (
+            attributor().fit(X, y, tasks=np.arange(40) % 3).score(Xq, yq)
+        ),
+        "3 .*exist",
+    ),
+}
+
+
+@pytest.mark.touches_global_rng
+@pytest.mark.parametrize(("call", "message"), BAD_INPUT.values(), ids=list(BAD_INPUT))
+def test_bad_input_is_named_with_its_cure(call, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        call(*data())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["attribute", "transform", "score", "diagnose"])
+def test_queries_before_fit(method):
+    *_, X, y = data()
+    args = (X,) if method == "transform" else (X, y)
+    with pytest.raises(NotFittedError):
+        getattr(attributor(), method)(*args)
+    with pytest.raises(NotFittedError):
+        attributor().predict_outcomes(X, y, np.ones((1, 3)))
+
+
+def test_other_column_names_are_refused():
+    X, y, Xq, _ = data()
+    dual = attributor().fit(pd.DataFrame(X, columns=list("abcd")), y)
+    with pytest.raises(ValueError, match="feature names should match"):
+        dual.transform(pd.DataFrame(Xq, columns=list("abce")))
+
+
+def test_a_kernel_over_the_cap_says_what_to_do():
+    X, y, *_ = data()
+    with sklearn.config_context(working_memory=0.01):
+        with pytest.raises(ValueError, match=r"solver='dual' needs .*'auto' or 'cg'"):
+            attributor(solver="dual").fit(X, y)
+        dual = attributor(removal="influence").fit(X, y)
+    assert dual.solver_ == "cg"
+    assert "over the memory cap" in dual.solver_reason_
+
+
+def test_a_failed_fit_leaves_the_estimator_as_it_was():
+    X, y, *queries = data()
+    dual = attributor().fit(X, y)
+    before = dual.attribute(*queries)
+    bad = [
+        {"X": X, "y": y, "tasks": np.ones(40)},
+        {"X": with_nan(X), "y": y},
+        {"X": X[:, :2], "y": y * 0},
+    ]
+    for arguments in bad:
+        with pytest.raises(ValueError, match="one label|NaN|one class"):
+            dual.fit(**arguments)
+        assert_array_equal(dual.attribute(*queries), before)

@@ -13,6 +13,8 @@ import torch
 from joblib.externals.loky import get_reusable_executor
 from sklearn.utils import check_random_state
 
+import skattrib._torch_estimator
+
 torch.set_num_threads(1)
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -47,6 +49,20 @@ def _joblib_workers():
     """End joblib's idle workers with the session: their coverage is counted then."""
     yield
     get_reusable_executor().shutdown(wait=True)
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """The sizes of the stacks of models that a test retrains."""
+    found = []
+    train_stack = skattrib._torch_estimator.train_stack
+
+    def counted(*args, **options):
+        found.append(len(args[5]))
+        return train_stack(*args, **options)
+
+    monkeypatch.setattr(skattrib._torch_estimator, "train_stack", counted)
+    return found
 
 
 def pytest_collection_modifyitems(items):

@@ -15,7 +15,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, scale
 from torch import nn
 
-import skattrib._torch_estimator
 from skattrib import DualInfluence, TorchClassifier, TorchRegressor
 from skattrib.evaluation import lds_scorer
 
@@ -31,20 +30,6 @@ def attributor(**options):
     net = TorchClassifier(hidden_layer_sizes=(4,), max_epochs=20)
     options = {"estimator": net, "n_retrainings": 8, "random_state": 0, **options}
     return DualInfluence(**options)
-
-
-@pytest.fixture
-def trainings(monkeypatch):
-    """Count the stacks that are trained."""
-    found = []
-    train_stack = skattrib._torch_estimator.train_stack
-
-    def counted(*args, **options):
-        found.append(len(args[5]))
-        return train_stack(*args, **options)
-
-    monkeypatch.setattr(skattrib._torch_estimator, "train_stack", counted)
-    return found
 
 
 # --------------------------------------------------------------------- fitting
@@ -382,6 +367,6 @@ def test_a_failed_fit_leaves_the_estimator_as_it_was():
         {"X": X[:, :2], "y": y * 0},
     ]
     for arguments in bad:
-        with pytest.raises(ValueError, match="one label|NaN|one class"):
+        with pytest.raises(ValueError, match=r"one label|NaN|one class"):
             dual.fit(**arguments)
         assert_array_equal(dual.attribute(*queries), before)

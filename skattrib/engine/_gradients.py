@@ -10,14 +10,14 @@ layers are kept as explicit gradients.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from skattrib.engine._functional import FunctionalModule, chunks
+from skattrib.engine._functional import FunctionalModule
 
 
 @dataclass(frozen=True)
@@ -168,20 +168,35 @@ class RowGradients:
         return out
 
 
+@dataclass(frozen=True)
+class _Call:
+    """One call of a Linear or Conv2d layer in a forward pass."""
+
+    layer: nn.Module
+    x: Tensor
+    output: Tensor
+
+
 class _Tap:
-    """Forward hooks that note inputs and outputs of Linear and Conv2d layers."""
+    """Forward hooks that note the calls of Linear and Conv2d layers."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.calls: dict[str, list[tuple[nn.Module, Tensor, Tensor]]] = {}
+        self.calls: dict[str, list[_Call]] = {}
         self._handles = [
-            layer.register_forward_hook(self._hook(name))
+            layer.register_forward_hook(self._hook(name), with_kwargs=True)
             for name, layer in module.named_modules()
             if _has_factors(layer)
         ]
 
-    def _hook(self, name: str):  # type: ignore[no-untyped-def]
-        def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor):  # type: ignore[no-untyped-def]
-            self.calls.setdefault(name, []).append((layer, inputs[0], output))
+    def _hook(self, name: str) -> Callable[..., Tensor]:
+        def note(
+            layer: nn.Module,
+            args: tuple[Tensor, ...],
+            kwargs: dict[str, Tensor],
+            output: Tensor,
+        ) -> Tensor:
+            x = args[0] if args else kwargs["input"]
+            self.calls.setdefault(name, []).append(_Call(layer, x, output))
             # an in-place activation must not overwrite what was noted
             return output.clone()
 
@@ -193,6 +208,10 @@ class _Tap:
 
 
 def _has_factors(layer: nn.Module) -> bool:
+    # a reparametrised layer has other parameters than these
+    own = {name for name, _ in layer.named_parameters(recurse=False)}
+    if not {"weight"} <= own <= {"weight", "bias"}:
+        return False
     if type(layer) is nn.Linear:
         return True
     return (
@@ -239,26 +258,12 @@ def row_gradients(
     """
     # hooks go on a copy: other threads may be using the module
     module = copy.deepcopy(model.module)
-    owner = {id(p): name for name, p in module.named_parameters() if p.requires_grad}
     tap = _Tap(module)
     with torch.enable_grad():
         outputs = module(X)
         outputs = outputs if outputs.ndim > 1 else outputs[:, None]
-        taken = _single_calls(tap, owner, len(X))
-        noted = [output for *_, output in taken]
-        signals = [
-            torch.autograd.grad(column.sum(), noted, retain_graph=True)
-            for column in outputs.unbind(1)
-        ]
+        layers = _factored_layers(module, tap, outputs)
     tap.close()
-    layers = [
-        LayerGradients(
-            names,
-            _layer_inputs(layer, x),
-            _layer_signals(layer, torch.stack([s[i] for s in signals])),
-        )
-        for i, (layer, names, x, _) in enumerate(taken)
-    ]
     covered = {name for layer in layers for name in layer.names}
     rest = _explicit_gradients(
         model, X, [name for name in model.names if name not in covered]
@@ -267,23 +272,77 @@ def row_gradients(
     return outputs.detach(), RowGradients(model, layers, rest, shape, scale)
 
 
+def _factored_layers(
+    module: nn.Module, tap: _Tap, outputs: Tensor
+) -> list[LayerGradients]:
+    """Backpropagate every output to the noted layers and check what comes of it."""
+    params = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    calls = _single_calls(params, tap, len(outputs))
+    if not calls:
+        return []
+    noted = [call.output for call in calls.values()]
+    signals = [
+        torch.autograd.grad(
+            column.sum(), noted, retain_graph=True, materialize_grads=True
+        )
+        for column in outputs.unbind(1)
+    ]
+    layers = [
+        LayerGradients(
+            names,
+            _layer_inputs(call.layer, call.x),
+            _layer_signals(call.layer, torch.stack([s[i] for s in signals])),
+        )
+        for i, (names, call) in enumerate(calls.items())
+    ]
+    generator = torch.Generator().manual_seed(0)
+    cotangents = torch.randn(outputs.shape, generator=generator).to(outputs)
+    expected = dict(
+        zip(
+            params,
+            torch.autograd.grad(
+                (outputs * cotangents).sum(), list(params.values()), allow_unused=True
+            ),
+            strict=True,
+        )
+    )
+    return [layer for layer in layers if _agrees(layer, cotangents, expected)]
+
+
+def _agrees(
+    layer: LayerGradients, cotangents: Tensor, expected: Mapping[str, Tensor | None]
+) -> bool:
+    """Compare a random product with autograd's.
+
+    It differs where the first axis of the layer's input is not that of the rows, or
+    where the weight is used outside of the layer's own call, too.
+    """
+    for name, found in layer.to_columns(layer.vjp(cotangents[None])).items():
+        true = expected[name]
+        true = torch.zeros_like(found) if true is None else true.reshape(1, -1)
+        error = (found - true).norm() / true.norm().clamp(min=1.0)
+        if error > torch.finfo(found.dtype).eps ** 0.5:
+            return False
+    return True
+
+
 def _single_calls(
-    tap: _Tap, owner: dict[int, str], n_rows: int
-) -> list[tuple[nn.Module, tuple[str, ...], Tensor, Tensor]]:
-    """Keep the layers whose trainable weights are used in one call, row by row."""
-    owners = [id(p) for calls in tap.calls.values() for p in calls[0][0].parameters()]
-    found = []
+    params: Mapping[str, Tensor], tap: _Tap, n_rows: int
+) -> dict[tuple[str, ...], _Call]:
+    """Keep the layers whose trainable weights belong to one call, by their names."""
+    owner = {id(p): name for name, p in params.items()}
+    users = [id(p) for calls in tap.calls.values() for p in calls[0].layer.parameters()]
+    found = {}
     for calls in tap.calls.values():
-        layer, x, output = calls[0]
-        params = list(layer.parameters())
+        own = [calls[0].layer.weight, calls[0].layer.bias]
+        own = [p for p in own if p is not None]
         if (
             len(calls) == 1
-            and len(x) == n_rows
-            and output.requires_grad
-            and all(id(p) in owner and owners.count(id(p)) == 1 for p in params)
+            and len(calls[0].x) == n_rows
+            and calls[0].output.requires_grad
+            and all(id(p) in owner and users.count(id(p)) == 1 for p in own)
         ):
-            names = tuple(owner[id(p)] for p in params)
-            found.append((layer, names, x, output))
+            found[tuple(owner[id(p)] for p in own)] = calls[0]
     return found
 
 
@@ -309,12 +368,3 @@ def _explicit_gradients(
             "in-place operations, .item() and branches on data."
         ) from error
     return {k: g.flatten(2) for k, g in gradients.items()}
-
-
-def jacobian_chunks(
-    model: FunctionalModule, X: Tensor, scale: Tensor | None, chunk_size: int
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yield (rows, outputs (n', C), Jacobian (n'·C, P)) for chunks of rows."""
-    for rows in chunks(len(X), chunk_size):
-        outputs, gradients = row_gradients(model, X[rows], scale)
-        yield rows, outputs, gradients.jacobian()

@@ -8,6 +8,9 @@ from torch import Tensor
 from skattrib.engine._functional import chunks
 from skattrib.engine._gradients import LayerGradients, RowGradients
 
+# Of the memory cap, what the temporaries of one chunk may take: 1 / _SHARE.
+_SHARE = 4
+
 
 def kernel_block(
     left: RowGradients, right: RowGradients, memory_bytes: float
@@ -71,11 +74,18 @@ def _add_scaled(
     _, C, n2, _ = block.shape
     o, k = one.width
     squared = scale**2
-    right_signals = two.signals[:, :, 0].permute(2, 0, 1).reshape(1, o, n2, C)
-    numbers = o * (k + 2 * n2 * C)
-    size = int(memory_bytes / (numbers * block.element_size()))
+    right_signals = two.signals[:, :, 0].permute(2, 0, 1)[None]  # (1, o, n2, C)
+    # a row's scaled inputs, its inner sums and their product with signals
+    numbers = o * (k + n2 + 2 * n2 * C)
+    size = int(memory_bytes / (_SHARE * numbers * block.element_size()))
+    symmetric = one is two
     for rows in chunks(len(one.inputs), size):
+        first = rows.start if symmetric else 0
         weighted = one.inputs[rows, 0, None, :] * squared  # (i, o, k)
-        inputs = weighted @ two.inputs[:, 0].T  # (i, o, n2)
-        right = (inputs[..., None] * right_signals).flatten(2)  # (i, o, n2·C)
-        block[rows] += torch.bmm(one.signals[rows, :, 0], right).view(-1, C, n2, C)
+        inputs = weighted @ two.inputs[first:, 0].T  # (i, o, j)
+        right = (inputs[..., None] * right_signals[:, :, first:]).flatten(2)
+        part = torch.bmm(one.signals[rows, :, 0], right).view(-1, C, n2 - first, C)
+        block[rows, :, first:] += part
+        if symmetric:
+            later = part[:, :, rows.stop - rows.start :]
+            block[rows.stop :, :, rows] += later.permute(2, 3, 0, 1)

@@ -17,11 +17,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "identity": nn.Identity,
 }
 
-_ROW_MIXERS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 _RANDOM = (nn.modules.dropout._DropoutNd, nn.AlphaDropout, nn.RReLU)
 
 # A factory draws from torch's global generator, which threads share.
-_global_generator = threading.Lock()
+_global_generator = threading.RLock()
 
 
 def build_mlp(
@@ -75,6 +74,15 @@ def activation_size(module: nn.Module, X: Tensor) -> int:
     return total
 
 
+def _mixes_rows(layer: nn.Module) -> bool:
+    """Say whether a normalisation shares statistics between rows."""
+    if isinstance(layer, nn.modules.instancenorm._InstanceNorm):
+        return layer.training and layer.track_running_stats
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        return layer.training or layer.running_mean is None
+    return False
+
+
 def find_unsuitable_layers(module: nn.Module) -> list[tuple[str, str]]:
     """Name the layers that mix rows or draw random numbers in their present mode.
 
@@ -84,11 +92,11 @@ def find_unsuitable_layers(module: nn.Module) -> list[tuple[str, str]]:
     """
     found = []
     for name, layer in module.named_modules():
-        if not layer.training:
-            continue
         label = f"{name or 'module'} ({type(layer).__name__})"
-        if isinstance(layer, _ROW_MIXERS):
+        if _mixes_rows(layer):
             found.append((label, "lets the rows of a batch influence each other"))
+        elif not layer.training:
+            continue
         elif isinstance(layer, _RANDOM) and getattr(layer, "p", 1.0) != 0:
             found.append((label, "draws random numbers"))
         elif isinstance(layer, nn.MultiheadAttention | nn.RNNBase) and layer.dropout:

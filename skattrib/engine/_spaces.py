@@ -33,7 +33,8 @@ def _times(roots: Tensor, columns: Tensor, transpose: bool = False) -> Tensor:
     """Multiply block-diagonal S (n, C, C), or its transpose, with (n·C, m)."""
     n, C, _ = roots.shape
     blocks = roots.mT if transpose else roots
-    return torch.bmm(blocks, columns.view(n, C, -1)).view(n * C, -1)
+    m = columns.shape[1]
+    return torch.bmm(blocks, columns.view(n, C, m)).view(n * C, m)
 
 
 def weighted_roots(roots: Tensor, weights: Tensor) -> Tensor:

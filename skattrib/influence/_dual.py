@@ -331,7 +331,9 @@ class DualInfluence(BaseAttributor):
             memory_bytes=memory_cap(),
             kernel_cache=partial(self._cached_kernel, estimator, X, scale),
         )
-        linearized.ridge = choose_rule(self.ridge, estimator, linearized, metric)
+        linearized.ridge = choose_rule(
+            self.ridge, self.removal, estimator, linearized, metric
+        )
         return linearized
 
     def _cached_kernel(self, estimator, X, scale, build):

@@ -154,40 +154,27 @@ def test_seeds_are_averaged_and_the_own_seed_comes_first(data):
 
 
 # ------------------------------------------------------------------- memory
-@pytest.fixture
-def trained(monkeypatch):
-    found = []
-    train_stack = skattrib._torch_estimator.train_stack
-
-    def counted(*args, **options):
-        found.append(len(args[5]))
-        return train_stack(*args, **options)
-
-    monkeypatch.setattr(skattrib._torch_estimator, "train_stack", counted)
-    return found
-
-
-def test_more_weightings_extend_what_is_known(data, tmp_path, trained):
+def test_more_weightings_extend_what_is_known(data, tmp_path, trainings):
     X, y, Xq, yq = data
     weights = make_weightings(30, 40, random_state=0)
     args = {"X_query": Xq, "y_query": yq, "memory": str(tmp_path)}
     first = retrain_outcomes(net(), X, y, weights[:10], **args)
     again = retrain_outcomes(net(), X, y, weights[5:][::-1], **args)
-    assert trained == [10, 30]
+    assert trainings == [10, 30]
     assert_array_equal(again[::-1][:5], first[5:])
     everything = retrain_outcomes(net(), X, y, np.vstack([weights, weights]), **args)
-    assert trained == [10, 30]
+    assert trainings == [10, 30]
     plain = retrain_outcomes(net(), X, y, weights, Xq, yq)
     assert_allclose(everything, np.vstack([plain, plain]), rtol=1e-12)
 
 
-def test_an_interruption_loses_one_chunk(data, tmp_path, trained, monkeypatch):
+def test_an_interruption_loses_one_chunk(data, tmp_path, trainings, monkeypatch):
     X, y, Xq, yq = data
     weights = make_weightings(30, 80, random_state=0)
     counted = skattrib._torch_estimator.train_stack
 
     def interrupted(*args, **options):
-        if sum(trained) >= 64:
+        if sum(trainings) >= 64:
             raise KeyboardInterrupt
         return counted(*args, **options)
 
@@ -196,11 +183,11 @@ def test_an_interruption_loses_one_chunk(data, tmp_path, trained, monkeypatch):
         retrain_outcomes(net(), X, y, weights, Xq, yq, memory=str(tmp_path))
     monkeypatch.setattr(skattrib._torch_estimator, "train_stack", counted)
     found = retrain_outcomes(net(), X, y, weights, Xq, yq, memory=str(tmp_path))
-    assert trained == [32, 32, 16]
+    assert trainings == [32, 32, 16]
     assert_allclose(found, retrain_outcomes(net(), X, y, weights, Xq, yq), rtol=1e-12)
 
 
-def test_a_damaged_entry_is_trained_again(data, tmp_path, trained):
+def test_a_damaged_entry_is_trained_again(data, tmp_path, trainings):
     X, y, Xq, yq = data
     weights = make_weightings(30, 4, random_state=0)
     args = net(), X, y, weights, Xq, yq
@@ -208,7 +195,7 @@ def test_a_damaged_entry_is_trained_again(data, tmp_path, trained):
     for entry in sorted(tmp_path.rglob("output.pkl"))[:2]:
         entry.write_bytes(entry.read_bytes()[:20])
     again = retrain_outcomes(*args, memory=str(tmp_path))
-    assert trained == [4, 2]
+    assert trainings == [4, 2]
     assert_allclose(again, first, rtol=1e-12)
 
 
@@ -216,7 +203,7 @@ def test_a_damaged_entry_is_trained_again(data, tmp_path, trained):
     "change",
     ["X", "y", "sample_weight", "X_query", "outcome", "epochs", "module", "seed"],
 )
-def test_the_key_sees_what_matters(data, tmp_path, trained, change):
+def test_the_key_sees_what_matters(data, tmp_path, trainings, change):
     X, y, Xq, yq = data
 
     def linear(bias):
@@ -236,7 +223,7 @@ def test_the_key_sees_what_matters(data, tmp_path, trained, change):
     run()
     # an equal module elsewhere in memory is the same
     run()
-    assert trained == [2]
+    assert trainings == [2]
     other = {
         "X": {"X": X + 1e-9},
         "y": {"y": np.roll(y, 1)},
@@ -248,7 +235,7 @@ def test_the_key_sees_what_matters(data, tmp_path, trained, change):
         "seed": {"model": TorchClassifier(linear(0.0), random_state=1)},
     }
     run(**other[change])
-    assert trained == [2, 2]
+    assert trainings == [2, 2]
 
 
 def test_memory_serves_other_estimators_too(data, tmp_path):
@@ -278,7 +265,7 @@ def test_a_wrapped_module_cannot_be_trained_again(data):
     X, y, Xq, yq = data
     module = net().fit(X, y).module_
     frozen = FrozenEstimator(TorchClassifier.from_module(module, [0, 1, 2]))
-    with pytest.raises(TrajectoryError, match="not recorded.*Train it through"):
+    with pytest.raises(TrajectoryError, match=r"not recorded.*Train it through"):
         retrain_outcomes(frozen, X, y, np.ones((1, 30)), Xq, yq)
 
 

@@ -378,7 +378,7 @@ def test_a_wrapped_module_is_attributed_with_a_warning():
 
 
 def test_a_wrapped_module_too_large_to_factor_uses_the_trace():
-    X, y, *queries = iris()
+    X, y, *_ = iris()
     trained = small_net().fit(X, y)
     wrapped = TorchClassifier.from_module(trained.module_, trained.classes_)
     dual = DualInfluence(FrozenEstimator(wrapped), solver="cg", random_state=0)

@@ -153,11 +153,12 @@ class TorchEstimator(BaseEstimator):
         problem.model.load(result.params[0])
         second = result.second_moment
         self.module_ = problem.model.module
+        # the record lives on the CPU: it must load where this device is missing
         self.trajectory_ = Trajectory(
             recipe=problem.recipe,
-            row_weights=weights,
-            second_moment=None if second is None else second[0],
-            states=result.states,
+            row_weights=weights.cpu(),
+            second_moment=None if second is None else second[0].cpu(),
+            states={t: state.cpu() for t, state in result.states.items()},
         )
         curve = np.array(result.loss_curve)
         self.loss_curve_ = curve.reshape(-1, steps_per_epoch).mean(axis=1)
@@ -178,7 +179,7 @@ class TorchEstimator(BaseEstimator):
         recipe = Recipe(
             optimizer=self._optimizer(),
             learning_rates=self._learning_rates(n_steps),
-            initial=model.flatten(),
+            initial=model.flatten().cpu(),
             batches=batches,
             clip_norm=self.clip_norm,
         )

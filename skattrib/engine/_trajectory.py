@@ -91,6 +91,11 @@ class TrainingState:
     params: Tensor
     optimizer: OptimizerState
 
+    def cpu(self) -> TrainingState:
+        """Return the state on the CPU."""
+        moments = OptimizerState(*(moment.cpu() for moment in self.optimizer))
+        return TrainingState(self.params.cpu(), moments)
+
 
 @dataclass(frozen=True)
 class Trajectory:

@@ -314,11 +314,15 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
             size=self.retrain_size,
             random_state=self._score_seed,
         )
-        truth = retrain_outcomes(
+        return weights, self._truth(weights[:, self._unit_of_row], X, y)
+
+    def _truth(self, row_weights, X, y):
+        """Retrain on weighted rows; return the outcomes of queries."""
+        return retrain_outcomes(
             self.estimator_,
             self.X_train_,
             self.y_train_,
-            weights[:, self._unit_of_row],
+            row_weights,
             X,
             y,
             outcome=self.outcome,
@@ -328,7 +332,6 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
             n_jobs=self.n_jobs,
             verbose=self.verbose,
         )
-        return weights, truth
 
     def _calibrate(self, X, y, outcome, n_retrainings):
         """Compare predictions with a handful of real retrainings."""

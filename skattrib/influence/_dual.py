@@ -1,6 +1,5 @@
 """Influence by refitting the linearised model in closed form."""
 
-from functools import partial
 from numbers import Integral, Real
 
 import numpy as np
@@ -9,7 +8,6 @@ from sklearn.base import _fit_context, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
-from tqdm.auto import tqdm
 
 from skattrib._torch_estimator import TorchEstimator
 from skattrib._validation import (
@@ -21,18 +19,14 @@ from skattrib._validation import (
     memory_cap,
 )
 from skattrib.base import BaseAttributor
-from skattrib.engine._functional import (
-    FunctionalModule,
-    Loss,
-    chunks,
-    outcome_function,
-)
-from skattrib.engine._linearized import LinearizedModel, plan_solver
-from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
-from skattrib.evaluation._cache import as_memory, cached_array, digest
+from skattrib.engine._functional import FunctionalModule
+from skattrib.engine._linearized import plan_solver
+from skattrib.evaluation import lds_score, make_weightings
 from skattrib.influence._diagnosis import diagnose_linearized, verdict
+from skattrib.influence._member import Member
 from skattrib.influence._ridge import (
-    RidgeRule,
+    CALIBRATION_GRID,
+    calibrated_rule,
     choose_metric,
     choose_rule,
 )
@@ -41,7 +35,6 @@ __all__ = ["DualInfluence"]
 
 _N_CALIBRATION = 16
 _CALIBRATION_QUERIES = 50
-_CALIBRATION_GRID = 2.0 ** np.arange(-4, 5)
 
 
 class DualInfluence(BaseAttributor):
@@ -62,9 +55,10 @@ class DualInfluence(BaseAttributor):
     ridge : "auto", "calibrate" or float, default="auto"
         Damping added to the Hessian of the *mean* row loss. "auto" sets it from the
         optimizer's second moment and the sum of its learning rates, larger for large
-        removals than for single rows. "calibrate" multiplies that rule by the factor,
-        among nine from 1/16 to 16, that best ranks 16 models retrained on half of the
-        rows.
+        removals than for single rows. "calibrate" multiplies it by the factors, from
+        1/16 to 16, that best rank 16 models retrained on half of the units: one
+        factor for single units, by `attribute`, and one for halves, by
+        `predict_outcomes`.
     metric : {"optimizer", "identity"}, default="optimizer"
         Norm of the damping. "optimizer": every parameter is damped in proportion to
         the root of its second moment in the optimizer (1 for SGD); without a record,
@@ -266,25 +260,17 @@ class DualInfluence(BaseAttributor):
 
     def _fit_attributor(self):
         self.estimators_ = [self.estimator_, *self._train_other_seeds()]
-        self._linearized = [self._linearize(e) for e in self.estimators_]
-        self.ridge_rule_ = self._linearized[0].ridge
+        self._members = [self._linearize(estimator) for estimator in self.estimators_]
         if self.ridge == "calibrate":
             self._calibrate_ridge()
-        mean_share = 1 / self.n_units_
-        if self.removal == "influence":
-            mean_share = 0.0
-        self.ridge_ = self.ridge_rule_(mean_share)
-        removed = self._unit_weightings(
-            1 - np.eye(self.n_units_, dtype=self.X_train_.dtype)
-        )
-        self._unit_steps = [
-            self._steps(model, removed, "leaving units out")
-            for model in self._linearized
-        ]
+        self.ridge_rule_ = self._members[0].model.ridge
+        self._unit_steps = self._steps_without_each_unit()
+        share = 0.0 if self.removal == "influence" else 1 / self.n_units_
+        self.ridge_ = self.ridge_rule_(share)
         self.estimand_ = (
-            "outcome with all units minus outcome without this one"
-            if self.removal != "influence"
-            else "first-order change of the outcome when this unit is added to the rest"
+            "first-order change of the outcome when this unit is added to the rest"
+            if self.removal == "influence"
+            else "outcome with all units minus outcome without this one"
         )
 
     def _train_other_seeds(self):
@@ -300,54 +286,42 @@ class DualInfluence(BaseAttributor):
         ]
 
     def _linearize(self, estimator):
-        like = next(estimator.module_.parameters())
-        X = as_tensor(self.X_train_, like)
         model = FunctionalModule(estimator.module_)
+        like = next(estimator.module_.parameters())
         plan = plan_solver(
-            len(X),
+            len(self.X_train_),
             estimator.n_outputs_,
             model.n_params,
-            X.element_size(),
+            like.element_size(),
             memory_cap(),
             self.solver,
         )
         self.solver_, self.solver_reason_ = plan.solver, plan.reason
         if self.verbose:
             print(f"[DualInfluence] solver {plan.solver}: {plan.reason}")  # noqa: T201
+        X = as_tensor(self.X_train_, like)
         self.metric_, metric = choose_metric(
             self.metric, estimator, model, X, self.y_train_
         )
-        scale = None if metric is None else metric.rsqrt()
-        linearized = LinearizedModel(
-            model,
-            Loss(estimator._task),
-            X,
-            estimator._targets(self.y_train_, X),
-            as_tensor(self._row_weights, X),
-            scale=scale,
-            ridge=RidgeRule(1.0),
+        member = Member(
+            estimator,
+            self.X_train_,
+            self.y_train_,
+            self._row_weights,
+            metric=metric,
             regularization=self.regularization,
             solver=plan.solver,
-            memory_bytes=memory_cap(),
-            kernel_cache=partial(self._cached_kernel, estimator, X, scale),
+            memory=self.memory,
         )
-        linearized.ridge = choose_rule(
-            self.ridge, self.removal, estimator, linearized, metric
+        member.model.ridge = choose_rule(
+            self.ridge, self.removal, estimator, member.model, metric
         )
-        return linearized
-
-    def _cached_kernel(self, estimator, X, scale, build):
-        memory = as_memory(self.memory)
-        if memory is None:
-            return build()
-        key = digest("kernel", estimator.module_, X, scale)
-        kernel = cached_array(memory, key, lambda: build().cpu().numpy())
-        return torch.tensor(kernel, device=X.device)
+        return member
 
     def _calibrate_ridge(self):
-        """Multiply the rule by the factor that best ranks retrained outcomes.
+        """Choose the damping that best ranks a few retrained models.
 
-        The queries are training rows left out of all of the retrained models.
+        The queries are training rows that all of these models leave out.
         """
         rng = np.random.RandomState(self._fit_seed)
         n = len(self.X_train_)
@@ -356,108 +330,70 @@ class DualInfluence(BaseAttributor):
         rows = weights[:, self._unit_of_row]
         rows[:, held_out] = 0
         X, y = self.X_train_[held_out], self.y_train_[held_out]
+        truth = self._truth(rows, X, y)
         outcome = check_outcome(self.outcome, self.estimator_)
-        truth = retrain_outcomes(
-            self.estimator_,
-            self.X_train_,
-            self.y_train_,
-            rows,
-            X,
-            y,
-            outcome=self.outcome,
-            sample_weight=self._row_weights,
-            n_seeds=self.n_models,
-            memory=self.memory,
-            n_jobs=self.n_jobs,
-            verbose=self.verbose,
-        )
-        rules = [model.ridge for model in self._linearized]
         weighted = (rows * self._row_weights).astype(self.X_train_.dtype)
-        scores = []
-        for factor in _CALIBRATION_GRID:
-            self._multiply_ridge(rules, factor)
+        rules = [member.model.ridge for member in self._members]
+        rank_units, rank_halves = [], []
+        for factor in CALIBRATION_GRID:
+            for member, rule in zip(self._members, rules, strict=True):
+                member.model.ridge = rule.times(factor)
+            unit_steps = self._steps_without_each_unit()
+            attributions = self._attribute_each(unit_steps, X, y, outcome).mean(axis=0)
+            rank_units.append(lds_score(truth, weights @ attributions.T))
             predicted = self._predict_rows(X, y, weighted, outcome)
-            scores.append(lds_score(truth, predicted))
-        self._multiply_ridge(rules, _CALIBRATION_GRID[int(np.argmax(scores))])
-
-    def _multiply_ridge(self, rules, factor):
-        source = f"{factor:g} times the rule, by {_N_CALIBRATION} retrained models"
-        for model, rule in zip(self._linearized, rules, strict=True):
-            model.ridge = rule.times(factor, source)
-        self.ridge_rule_ = self._linearized[0].ridge
+            rank_halves.append(lds_score(truth, predicted))
+        for member, rule in zip(self._members, rules, strict=True):
+            member.model.ridge = calibrated_rule(rule, rank_units, rank_halves)
 
     def _n_seeds(self):
         return self.n_models
 
-    # ------------------------------------------------------------------ steps
+    # ---------------------------------------------------------------- queries
     def _unit_weightings(self, weights):
         """Spread weights of units over rows and multiply by the rows' own."""
         return weights[:, self._unit_of_row] * self._row_weights
 
-    def _steps(self, model, row_weights, what):
-        """Return the steps (k, D) of one model for weights of the rows (k, n)."""
-        solve = getattr(model, f"{self.removal}_steps")
-        weights = as_tensor(row_weights, model.outputs)
-        parts = list(chunks(len(weights), model.batch_size()))
-        bar = tqdm(parts, desc=what, disable=not self.verbose)
-        return torch.cat([solve(weights[part]) for part in bar])
+    def _steps_without_each_unit(self):
+        removed = 1 - np.eye(self.n_units_, dtype=self.X_train_.dtype)
+        removed = self._unit_weightings(removed)
+        return [
+            member.steps(self.removal, removed, self.verbose)
+            for member in self._members
+        ]
 
-    def _output_changes(self, model, steps, X):
-        """Return outputs (q, C) of queries and their changes (k, q, C)."""
-        outputs, query = model.query(as_tensor(X, model.outputs))
-        return outputs, model.output_change(steps, query)
-
-    def _outcome(self, estimator, y, outcome, like):
-        """Return the outcome as a function of outputs (..., q, C)."""
-        function = outcome_function(outcome, estimator._task)
-        targets = estimator._targets(y, like)
-        return lambda f: function(f, targets.expand(*f.shape[:-2], *targets.shape))
+    def _attribute_each(self, unit_steps, X, y, outcome):
+        """Return attributions (n_models, q, n_units)."""
+        first_order = self.removal == "influence"
+        return np.stack(
+            [
+                member.attributions(steps, X, y, outcome, first_order=first_order)
+                for member, steps in zip(self._members, unit_steps, strict=True)
+            ]
+        )
 
     def _attribute(self, X, y, outcome):
-        found = [
-            self._attribute_one(*each, X, y, outcome)
-            for each in zip(
-                self.estimators_, self._linearized, self._unit_steps, strict=True
-            )
-        ]
-        stacked = np.stack(found)
+        found = self._attribute_each(self._unit_steps, X, y, outcome)
         if len(found) == 1:
-            return stacked[0], None
-        return stacked.mean(axis=0), stacked.std(axis=0, ddof=1) / len(found) ** 0.5
-
-    def _attribute_one(self, estimator, model, steps, X, y, outcome):
-        out = []
-        size = max(1, model.batch_size() // max(1, self.n_units_ // len(self.X_train_)))
-        for part in chunks(len(X), size):
-            outputs, changes = self._output_changes(model, steps, X[part])
-            measure = self._outcome(estimator, y[part], outcome, outputs)
-            if self.removal == "influence":
-                slope = torch.func.grad(lambda f, m=measure: m(f).sum())(outputs)
-                out.append(-(changes * slope).sum(dim=-1).T)
-            else:
-                out.append((measure(outputs) - measure(outputs + changes)).T)
-        return torch.cat(out).cpu().numpy()
+            return found[0], None
+        return found.mean(axis=0), found.std(axis=0, ddof=1) / len(found) ** 0.5
 
     def _predict_outcomes(self, X, y, weights, outcome):
         if self.removal == "influence":
             present = np.mean(
-                [
-                    self._outcome(e, y, outcome, e._raw_outputs(X))(e._raw_outputs(X))
-                    for e in self.estimators_
-                ],
-                axis=0,
+                [m.present_outcomes(X, y, outcome) for m in self._members], axis=0
             )
             return present - (1 - weights) @ self._attribute(X, y, outcome)[0].T
         return self._predict_rows(X, y, self._unit_weightings(weights), outcome)
 
     def _predict_rows(self, X, y, row_weights, outcome):
         """Return outcomes (k, q) for weights of the rows, mean over the models."""
-        found = []
-        for estimator, model in zip(self.estimators_, self._linearized, strict=True):
-            steps = self._steps(model, row_weights, "predicting outcomes")
-            outputs, changes = self._output_changes(model, steps, X)
-            measure = self._outcome(estimator, y, outcome, outputs)
-            found.append(measure(outputs + changes).cpu().numpy())
+        found = [
+            member.outcomes(
+                member.steps(self.removal, row_weights, self.verbose), X, y, outcome
+            )
+            for member in self._members
+        ]
         return np.mean(found, axis=0)
 
     # ------------------------------------------------------- changes, verdict
@@ -479,9 +415,9 @@ class DualInfluence(BaseAttributor):
         rows = self._unit_weightings(
             check_weights(weights, self.n_units_, self.X_train_.dtype)
         )
-        model = self._linearized[0]
-        steps = self._steps(model, rows, "parameter changes")
-        return model.parameter_change(steps).cpu().numpy()
+        member = self._members[0]
+        steps = member.steps(self.removal, rows, self.verbose)
+        return member.model.parameter_change(steps).cpu().numpy()
 
     def output_change(self, X, weights):
         """Predict how other weights of the units change the outputs of queries.
@@ -505,8 +441,8 @@ class DualInfluence(BaseAttributor):
             check_weights(weights, self.n_units_, self.X_train_.dtype)
         )
         changes = [
-            self._output_changes(model, self._steps(model, rows, "outputs"), X)[1]
-            for model in self._linearized
+            member.output_changes(member.steps(self.removal, rows, self.verbose), X)[1]
+            for member in self._members
         ]
         return torch.stack(changes).mean(dim=0).cpu().numpy()
 
@@ -544,11 +480,9 @@ class DualInfluence(BaseAttributor):
             raise ValueError(
                 f"n_retrainings must be 0 or at least 8, got {n_retrainings}."
             )
-        found = diagnose_linearized(
-            self._linearized[0],
-            self._unit_steps[0],
-            as_tensor(X, self._linearized[0].outputs),
-        )
+        model = self._members[0].model
+        queries = as_tensor(X, model.outputs)
+        found = diagnose_linearized(model, self._unit_steps[0], queries)
         calibration = {"calibration_slope": None, "lds": None}
         if n_retrainings:
             calibration = self._calibrate(X, y, outcome, n_retrainings)

@@ -12,7 +12,9 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from skattrib._torch_estimator import TorchEstimator
@@ -27,6 +29,8 @@ from skattrib.exceptions import FaithfulnessWarning
 # a first order, or one Newton step, overshoots. A full refit does not overshoot.
 _ALPHA_ROWS = 1.5
 _ALPHA_PER_FRACTION = {"influence": 4.0, "newton": 4.0, "refit": 1.0}
+#: Factors that calibration tries.
+CALIBRATION_GRID = 2.0 ** np.arange(-4, 5)
 # A factor on the evidence's optimum where no run was recorded, for half subsets.
 _EVIDENCE_FACTOR = 6.8
 # A factor on the mean eigenvalue where eigenvalues cannot be had.
@@ -47,11 +51,12 @@ class RidgeRule:
     source: str = "given"
 
     def __call__(self, fraction: float) -> float:
-        return self.constant + self.slope * fraction
+        # a falling rule is known at 0 and a half, and must not reach 0 beyond
+        return self.constant + self.slope * min(fraction, 0.5 if self.slope < 0 else 1)
 
-    def times(self, factor: float, source: str) -> RidgeRule:
+    def times(self, factor: float) -> RidgeRule:
         """Return the rule with its damping multiplied."""
-        return RidgeRule(self.constant * factor, self.slope * factor, source)
+        return RidgeRule(self.constant * factor, self.slope * factor, self.source)
 
 
 def optimizer_scale(trajectory: Trajectory) -> Tensor:
@@ -128,6 +133,30 @@ def recorded_rule(trajectory: Trajectory, removal: str = "newton") -> RidgeRule:
     unit = float(scale.mean()) / trajectory.recipe.path_length
     slope = _ALPHA_PER_FRACTION[removal] * unit
     return RidgeRule(_ALPHA_ROWS * unit, slope, "length of the recorded run")
+
+
+def calibrated_rule(
+    rule: RidgeRule, rank_units: list[float], rank_halves: list[float]
+) -> RidgeRule:
+    """Scale a rule at single units and at halves by what ranked retraining best.
+
+    Each list holds the LDS of every factor of `CALIBRATION_GRID`, averaged here over
+    neighbours: 16 models leave much noise, and the optimum is flat.
+    """
+    units, halves = (
+        CALIBRATION_GRID[int(np.argmax(_smoothed(scores)))]
+        for scores in (rank_units, rank_halves)
+    )
+    constant, half = units * rule(0.0), halves * rule(0.5)
+    source = (
+        f"{units:g} (units), {halves:g} (halves) times {rule.source}, by retraining"
+    )
+    return RidgeRule(constant, 2 * (half - constant), source)
+
+
+def _smoothed(scores: list[float]) -> NDArray[np.float64]:
+    padded = np.pad(np.asarray(scores, dtype=np.float64), 1, mode="edge")
+    return (padded[:-2] + padded[1:-1] + padded[2:]) / 3
 
 
 def evidence_rule(linearized: LinearizedModel, metric: Tensor | None) -> RidgeRule:

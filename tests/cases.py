@@ -1,0 +1,296 @@
+"""Modules and optimizers that several tests share, and dense references.
+
+The references use nothing of the engine: they are plain autograd and NumPy.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from skattrib.engine._optim import Optimizer
+
+
+class Twice(nn.Module):
+    """One layer called two times."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.inner(self.inner(x).tanh()).tanh())
+
+
+class Tied(nn.Module):
+    """Two layers with one weight and a bias each."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.second(self.first(x).tanh())
+
+
+class TiedInForward(nn.Module):
+    """An autoencoder whose decoder borrows the encoder's weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return nn.functional.linear(self.encoder(x).tanh(), self.encoder.weight.T)
+
+
+class PositionsFirst(nn.Module):
+    """A layer that sees (positions, rows, width): here as many positions as rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(2, 2), nn.Linear(6, 2)
+
+    def forward(self, x):
+        moved = self.inner(x.view(-1, 3, 2).transpose(0, 1)).tanh()
+        return self.head(moved.transpose(0, 1).reshape(len(x), -1))
+
+
+class Scaled(nn.Module):
+    """A bare parameter next to a layer, and one output without its axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.factor = nn.Linear(4, 3), nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return (self.layer(x).tanh() * self.factor).sum(dim=1)
+
+
+class Keyword(nn.Module):
+    """A layer called by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.layer(input=x)
+
+
+def mlp(*sizes, activation=nn.Tanh, **options):
+    layers = []
+    for n_in, n_out in pairwise(sizes):
+        layers += [nn.Linear(n_in, n_out, **options), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+def frozen(*names):
+    module = mlp(4, 5, 2)
+    for name in names:
+        module.get_parameter(name).requires_grad_(False)
+    return module
+
+
+def normalised(norm):
+    """A first layer whose weight is computed from another parameter."""
+    module = mlp(4, 4, 2)
+    norm(module[0])
+    return module.eval()
+
+
+def conv(*args, **options):
+    """A convolution of images (2, 5, 4) and a linear head."""
+    with torch.device("meta"):
+        body = nn.Sequential(nn.Unflatten(1, (2, 5, 4)), nn.Conv2d(*args, **options))
+        width = math.prod(body(torch.empty(1, 40)).shape)
+    layer = nn.Conv2d(*args, **options)
+    return nn.Sequential(body[0], layer, nn.Tanh(), nn.Flatten(), nn.Linear(width, 2))
+
+
+#: name: (factory, number of features)
+MODULES = {
+    "mlp": (lambda: mlp(4, 5, 3), 4),
+    "layer_norm": (
+        lambda: nn.Sequential(
+            nn.Linear(4, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 3)
+        ),
+        4,
+    ),
+    "no_bias": (lambda: mlp(4, 5, 2, activation=nn.GELU, bias=False), 4),
+    "one_layer": (lambda: mlp(4, 3), 4),
+    "sequence": (
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (3, 2)),
+            nn.Linear(2, 4),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(12, 2),
+        ),
+        6,
+    ),
+    "conv": (
+        lambda: conv(2, 3, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2)),
+        40,
+    ),
+    "conv_no_bias": (lambda: conv(2, 2, 2, bias=False), 40),
+    "conv_grouped": (lambda: conv(2, 4, 3, groups=2), 40),
+    "conv_padding_same": (lambda: conv(2, 2, 3, padding="same"), 40),
+    "conv_circular": (lambda: conv(2, 2, 3, padding=1, padding_mode="circular"), 40),
+    "in_place": (
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 2)),
+        4,
+    ),
+    "twice": (Twice, 4),
+    "tied": (Tied, 4),
+    "tied_in_forward": (TiedInForward, 4),
+    "frozen_layer": (lambda: frozen("0.weight", "0.bias"), 4),
+    "frozen_bias": (lambda: frozen("0.bias"), 4),
+    "frozen_weight": (lambda: frozen("2.weight"), 4),
+    "positions_first": (PositionsFirst, 6),
+    "bare_parameter": (Scaled, 4),
+    "keyword": (Keyword, 4),
+    "spectral_norm": (lambda: normalised(parametrizations.spectral_norm), 4),
+    # the older one, by a hook: the layer is a plain nn.Linear
+    "spectral_hook": (lambda: normalised(nn.utils.spectral_norm), 4),
+}
+
+
+OPTIMIZERS = {
+    "adamw": Optimizer("adamw", weight_decay=0.1, betas=(0.8, 0.95)),
+    "adam": Optimizer("adam", eps=1e-3),
+    "adam_decay": Optimizer("adam", weight_decay=0.1),
+    "sgd": Optimizer("sgd"),
+    "sgd_decay": Optimizer("sgd", weight_decay=0.1),
+    "momentum": Optimizer("sgd", momentum=0.9),
+    "nesterov": Optimizer("sgd", weight_decay=0.1, momentum=0.8, nesterov=True),
+}
+
+
+def torch_optimizer(optimizer, params):
+    """Return the optimizer of torch.optim with the same options."""
+    decay = {"weight_decay": optimizer.weight_decay}
+    if optimizer.name == "sgd":
+        momentum = {"momentum": optimizer.momentum, "nesterov": optimizer.nesterov}
+        return torch.optim.SGD(params, lr=1.0, **momentum, **decay)
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optimizer.name]
+    return kind(params, lr=1.0, betas=optimizer.betas, eps=optimizer.eps, **decay)
+
+
+def randn(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def fill(module, seed=0, dtype=torch.float64):
+    """Give a module's parameters seeded values of about the usual size."""
+    module = module.to(dtype)
+    with torch.no_grad():
+        for i, p in enumerate(module.parameters()):
+            width = max(1, p[0].numel())
+            p.copy_(randn(*p.shape, seed=1000 * seed + i) * 0.8 / width**0.5)
+    return module
+
+
+def build(factory, seed=0, dtype=torch.float64):
+    """Call a factory; the global generator ends as it was."""
+    with torch.random.fork_rng(devices=[]):
+        module = factory()
+    return fill(module, seed, dtype)
+
+
+def build_case(name, n_rows=3, dtype=torch.float64):
+    """Return module and rows of an entry of MODULES."""
+    factory, n_features = MODULES[name]
+    return build(factory, dtype=dtype), randn(n_rows, n_features, seed=9, dtype=dtype)
+
+
+def trainable(module):
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def dense_jacobian(module, X):
+    """Return d output / d parameters of every row, (n, C, P): plain autograd."""
+    # a copy: after a call, a module that computes its weights may not be copied
+    module = copy.deepcopy(module)
+    params = trainable(module)
+    rows = []
+    for row in X:
+        gradients = [
+            torch.autograd.grad(
+                output, params, retain_graph=True, materialize_grads=True
+            )
+            for output in module(row[None]).reshape(-1)
+        ]
+        rows.append(
+            torch.stack([torch.cat([g.reshape(-1) for g in gs]) for gs in gradients])
+        )
+    return torch.stack(rows)
+
+
+@dataclass
+class Tangent:
+    """The linearised problem of a module in NumPy: nothing clever."""
+
+    J: np.ndarray  # (n, C, P), columns in the metric
+    f: np.ndarray  # (n, C)
+    y: np.ndarray
+    task: str
+    s: np.ndarray  # weights of the run
+
+    @classmethod
+    def of(cls, module, X, targets, task, weights, scale=None):
+        J = dense_jacobian(module, X)
+        J = J if scale is None else J * scale
+        with torch.no_grad():
+            f = module(X)
+        arrays = [t.double().numpy() for t in (J, f)]
+        return cls(*arrays, targets.numpy(), task, weights.double().numpy())
+
+    def residuals(self, f):
+        if self.task == "regression":
+            return f - self.y
+        p = np.exp(f - f.max(axis=1, keepdims=True))
+        return p / p.sum(axis=1, keepdims=True) - np.eye(f.shape[1])[self.y]
+
+    def output_hessian(self):
+        n, C = self.f.shape
+        if self.task == "regression":
+            return np.broadcast_to(np.eye(C), (n, C, C))
+        p = self.residuals(self.f) + np.eye(C)[self.y]
+        return p[:, :, None] * np.eye(C) - p[:, :, None] * p[:, None, :]
+
+    def hessian(self, w, damping):
+        H = np.einsum("n,ncp,ncd,ndq->pq", w, self.J, self.output_hessian(), self.J)
+        return H + damping * np.eye(self.J.shape[2])
+
+    def kept(self, w, regularization):
+        return 1.0 if regularization == "fixed" else w.sum() / self.s.sum()
+
+    def damping(self, w, ridge, regularization):
+        fraction = max(0.0, 1 - w.sum() / self.s.sum())
+        mass = self.s.sum() if regularization == "fixed" else w.sum()
+        return ridge(fraction) * mass
+
+    def gradient(self, z, w, ridge, regularization):
+        """Of the linearised objective at the step z."""
+        r = w[:, None] * self.residuals(self.f + self.J @ z)
+        start = self.s[:, None] * self.residuals(self.f)
+        r = r - self.kept(w, regularization) * start
+        damping = self.damping(w, ridge, regularization)
+        return np.einsum("ncp,nc->p", self.J, r) + damping * z
+
+    def newton(self, w, ridge, regularization):
+        H = self.hessian(w, self.damping(w, ridge, regularization))
+        zero = np.zeros(self.J.shape[2])
+        return -np.linalg.solve(H, self.gradient(zero, w, ridge, regularization))
+
+    def influence(self, w, ridge, regularization):
+        H = self.hessian(self.s, ridge(0.0) * self.s.sum())
+        zero = np.zeros(self.J.shape[2])
+        return -np.linalg.solve(H, self.gradient(zero, w, ridge, regularization))

@@ -1,0 +1,495 @@
+"""The linearised model against dense linear algebra in NumPy."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from torch import nn
+
+from skattrib.engine._functional import FunctionalModule, Loss
+from skattrib.engine._linearized import LinearizedModel, plan_solver
+from tests.cases import Tangent, build, dense_jacobian, mlp, randn
+
+N, D = 24, 3
+PLENTY = 2.0**30
+TASKS = {"classification": 3, "regression": 2}
+# conjugate gradients stop at a relative residual of 1e-10
+TOLERANCE = {"primal": 1e-8, "dual": 1e-8, "cg": 1e-6}
+SPACES = list(TOLERANCE)
+REGULARIZATIONS = ["per_sample", "fixed"]
+
+
+def ridge(fraction):
+    """A damping that depends on the fraction of mass removed."""
+    return 0.05 + 0.2 * fraction
+
+
+def weightings(s):
+    """Rows of weights relative to the run's weights s, by kind."""
+    n = len(s)
+    rng = np.random.RandomState(0)
+    single, groups, fractions, more, half = (np.ones((4, n)) for _ in range(5))
+    single[range(4), [0, 5, 6, n - 1]] = 0
+    for row, members in zip(groups, [(0, 1), (2, 9, 4), range(6), (7, 3, 20, 22)]):
+        row[list(members)] = 0
+    fractions[range(4), [1, 2, 3, 4]] = [0.5, 0.9, 0.1, 0.25]
+    fractions[3] = rng.uniform(0.2, 1, n)
+    more[range(4), [1, 2, 3, 4]] = [2, 1.5, 3, 1.01]
+    more[2, 5:9] = 0
+    for row in half:
+        row[rng.permutation(n)[: n // 2]] = 0
+    few = np.zeros((2, n))
+    few[0, 3] = few[1, [1, 8]] = 1
+    kinds = {
+        "all": np.ones((2, n)),
+        "single": single,
+        "groups": groups,
+        "fractions": fractions,
+        "more": more,
+        "half": half,
+        "few": few,
+    }
+    return {kind: torch.tensor(rows) * s for kind, rows in kinds.items()}
+
+
+def run_weights(kind, dtype=torch.float64):
+    weights = torch.ones(N, dtype=dtype)
+    if kind == "weighted":
+        weights = (randn(N, seed=6).abs() + 0.3).to(dtype)
+        weights[11] = 0
+    return weights
+
+
+def problem(task, dtype=torch.float64):
+    """A trained-looking MLP: nothing below needs it to be converged."""
+    module = build(lambda: mlp(D, 4, TASKS[task]), dtype=dtype)
+    X = randn(N, D, seed=1).to(dtype)
+    if task == "classification":
+        targets = torch.arange(N) % 3
+    else:
+        targets = randn(N, 2, seed=2).to(dtype)
+    return module, X, targets
+
+
+def linearize(
+    task, space, weights="plain", scaled=True, dtype=torch.float64, **options
+):
+    """Return the engine's model and the dense reference."""
+    module, X, targets = options.pop("problem", None) or problem(task, dtype)
+    s = run_weights(weights, dtype)
+    scale = None
+    if scaled:
+        n_params = sum(p.numel() for p in module.parameters())
+        scale = (randn(n_params, seed=3).abs() + 0.3).to(dtype)
+    options = {"ridge": ridge, "regularization": "per_sample", **options}
+    options = {"memory_bytes": PLENTY, **options}
+    ours = LinearizedModel(
+        FunctionalModule(module),
+        Loss(task),
+        X,
+        targets,
+        s,
+        scale=scale,
+        solver=space,
+        **options,
+    )
+    return ours, Tangent.of(module, X, targets, task, s, scale)
+
+
+def relative_error(found, expected):
+    expected = np.asarray(expected)
+    return np.abs(np.asarray(found) - expected).max() / np.abs(expected).max()
+
+
+def assert_steps(ours, reference, steps, expected, tolerance):
+    """Compare steps z of the reference with ours, which live in some space."""
+    scale = 1.0 if ours.scale is None else ours.scale.numpy()
+    expected = np.array(expected)
+    assert relative_error(ours.parameter_change(steps), expected * scale) <= tolerance
+
+
+# ------------------------------------------------------------------ two closed forms
+@pytest.mark.parametrize("regularization", REGULARIZATIONS)
+@pytest.mark.parametrize("weights", ["plain", "weighted"])
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("task", TASKS)
+def test_influence_and_newton(task, space, weights, regularization):
+    ours, reference = linearize(task, space, weights, regularization=regularization)
+    for kind, W in weightings(ours.weights).items():
+        for steps, formula in [
+            (ours.newton_steps(W), reference.newton),
+            (ours.influence_steps(W), reference.influence),
+        ]:
+            expected = [formula(w, ridge, regularization) for w in W.numpy()]
+            if kind == "all":
+                assert_array_equal(steps, torch.zeros_like(steps))
+                assert not np.any(expected)
+            else:
+                assert_steps(ours, reference, steps, expected, TOLERANCE[space])
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_without_a_metric_and_with_next_to_no_memory(space):
+    ours, reference = linearize("classification", space, scaled=False, memory_bytes=2e3)
+    W = weightings(ours.weights)["half"]
+    expected = [reference.newton(w, ridge, "per_sample") for w in W.numpy()]
+    steps = ours.newton_steps(W)
+    assert_steps(ours, reference, steps, expected, TOLERANCE[space])
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_influence_is_additive(space):
+    ours, _ = linearize("classification", space, "weighted")
+    s = ours.weights
+    single = s - torch.diag(s)
+    steps = ours.influence_steps(single)
+    W = weightings(s)["half"]
+    expected = (s - W) / torch.where(s > 0, s, 1.0) @ steps
+    # in the dual, different coefficients can be the same step
+    assert (
+        relative_error(
+            ours.parameter_change(ours.influence_steps(W)),
+            ours.parameter_change(expected),
+        )
+        <= TOLERANCE[space]
+    )
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("space", ["primal", "dual"])
+def test_block_formula_is_the_direct_solve(space, task):
+    """Few rows are left out by blocks of the full Hessian's inverse."""
+    ours, _ = linearize(task, space, "weighted")
+    W = torch.cat([weightings(ours.weights)[k] for k in ("single", "groups")])
+    shifts = ours.shifts(W)
+    gradients = ours.space.gradient(ours._rho(W), shifts, None)
+    direct = ours.space.solve_subsets(gradients, W, ours.roots, shifts)
+    by_block = torch.cat(
+        [
+            ours._block_newton(
+                gradients[i, None],
+                (ours.weights - W[i])[None],
+                ours.space.full_systems([float(shifts[i])])[float(shifts[i])],
+            )
+            for i in range(len(W))
+        ]
+    )
+    for steps in (by_block, ours.newton_steps(W)):
+        assert (
+            relative_error(ours.parameter_change(steps), ours.parameter_change(direct))
+            <= 1e-8
+        )
+
+
+@pytest.mark.parametrize("space", ["primal", "dual"])
+def test_many_shifts_take_one_eigendecomposition(space):
+    """Rows of different weights leave different masses, hence dampings."""
+    ours, _ = linearize("classification", space, "weighted")
+    W = ours.weights - torch.diag(ours.weights)
+    assert len(set(ours.shifts(W).tolist())) > 16
+    together = ours.newton_steps(W)
+    one_by_one = torch.cat([ours.newton_steps(w[None]) for w in W])
+    assert (
+        relative_error(
+            ours.parameter_change(together), ours.parameter_change(one_by_one)
+        )
+        <= 1e-8
+    )
+
+
+# ------------------------------------------------------------------------ refit
+@pytest.mark.parametrize("regularization", REGULARIZATIONS)
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("task", TASKS)
+def test_refit_is_stationary(task, space, regularization):
+    ours, reference = linearize(task, space, "weighted", regularization=regularization)
+    zero = np.zeros(reference.J.shape[2])
+    for kind, W in weightings(ours.weights).items():
+        steps = ours.refit_steps(W)
+        if kind == "all":
+            assert_allclose(ours.parameter_change(steps), 0, atol=1e-9)
+            continue
+        changes = (ours.parameter_change(steps) / ours.scale).numpy()
+        for w, z in zip(W.numpy(), changes, strict=True):
+            start, end = (
+                np.linalg.norm(reference.gradient(at, w, ridge, regularization))
+                for at in (zero, z)
+            )
+            assert end <= 1e-6 * start
+
+
+@pytest.mark.parametrize("regularization", REGULARIZATIONS)
+@pytest.mark.parametrize("space", SPACES)
+def test_refit_of_a_squared_loss_is_one_newton_step(space, regularization):
+    """And both are the exact minimum of the linearised problem: least squares."""
+    ours, reference = linearize(
+        "regression", space, "weighted", regularization=regularization
+    )
+    n_params = reference.J.shape[2]
+    for kind in ("single", "more", "half", "few"):
+        W = weightings(ours.weights)[kind]
+        refit, newton = ours.refit_steps(W), ours.newton_steps(W)
+        assert_allclose(
+            ours.parameter_change(refit), ours.parameter_change(newton), atol=1e-7
+        )
+        expected = []
+        for w in W.numpy():
+            # ½‖A z − b‖² − c·z of rows, with the damping as further rows
+            damping = reference.damping(w, ridge, regularization)
+            start = reference.s[:, None] * reference.residuals(reference.f)
+            c = reference.kept(w, regularization) * np.einsum(
+                "ncp,nc->p", reference.J, start
+            )
+            root = np.sqrt(w)[:, None]
+            A = np.vstack(
+                [
+                    (root[..., None] * reference.J).reshape(-1, n_params),
+                    np.sqrt(damping) * np.eye(n_params),
+                ]
+            )
+            b = np.concatenate(
+                [
+                    (root * (reference.y - reference.f)).ravel(),
+                    c / np.sqrt(damping),
+                ]
+            )
+            expected.append(np.linalg.lstsq(A, b, rcond=None)[0])
+        assert_steps(ours, reference, refit, expected, TOLERANCE[space])
+
+
+@pytest.mark.parametrize("space", ["primal", "dual"])
+def test_refit_of_hard_removals_goes_down(space):
+    """A whole class removed with little damping: plain Newton steps overshoot."""
+    ours, reference = linearize("classification", space, ridge=lambda fraction: 1e-4)
+    W = torch.ones(2, N, dtype=torch.float64)
+    W[0, ours.targets == 0] = 0
+    W[1, 4:] = 0
+    shifts = ours.shifts(W)
+    newton, refit = ours.newton_steps(W), ours.refit_steps(W)
+    assert (ours.objective(W, refit, shifts) < ours.objective(W, newton, shifts)).all()
+    zero = np.zeros(reference.J.shape[2])
+    changes = (ours.parameter_change(refit) / ours.scale).numpy()
+    for w, z in zip(W.numpy(), changes, strict=True):
+        start, end = (
+            np.linalg.norm(
+                reference.gradient(at, w, lambda fraction: 1e-4, "per_sample")
+            )
+            for at in (zero, z)
+        )
+        assert end <= 1e-6 * start
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_objective_is_the_integral_of_its_gradient(space):
+    ours, reference = linearize("classification", space)
+    W = weightings(ours.weights)["half"][:1]
+    steps, shifts = ours.newton_steps(W), ours.shifts(W)
+    z = (ours.parameter_change(steps) / ours.scale).numpy()[0]
+    h = 1e-4
+    ends = [
+        float(ours.objective(W, (1 + sign * h) * steps, shifts)) for sign in (1, -1)
+    ]
+    slope = (ends[0] - ends[1]) / (2 * h)
+    expected = reference.gradient(z, W[0].numpy(), ridge, "per_sample") @ z
+    assert slope == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+# ---------------------------------------------------------------- regularization
+def test_meaning_of_the_regularization():
+    for regularization in REGULARIZATIONS:
+        ours, _ = linearize(
+            "classification", "dual", "weighted", regularization=regularization
+        )
+        s = ours.weights
+        for W in weightings(s).values():
+            fractions = (1 - W.sum(dim=1) / s.sum()).clamp(min=0)
+            assert_allclose(ours.removed_fraction(W), fractions, atol=1e-15)
+            mass = W.sum(dim=1) if regularization == "per_sample" else s.sum()
+            expected = (0.05 + 0.2 * fractions) * mass
+            assert_allclose(ours.shifts(W), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("regularization", REGULARIZATIONS)
+@pytest.mark.parametrize("space", SPACES)
+def test_nothing_kept(space, regularization):
+    """The mean loss of no rows is 0: no step. A fixed penalty alone is solved."""
+    ours, reference = linearize("classification", space, regularization=regularization)
+    W = torch.zeros(1, N, dtype=torch.float64)
+    for name in ("newton_steps", "influence_steps", "refit_steps"):
+        found = ours.parameter_change(getattr(ours, name)(W))
+        if regularization == "per_sample":
+            assert_allclose(found, 0, atol=1e-12)
+            continue
+        formula = reference.influence if "influence" in name else reference.newton
+        expected = formula(W[0].numpy(), ridge, "fixed") * ours.scale.numpy()
+        assert relative_error(found[0], expected) <= TOLERANCE[space]
+
+
+@pytest.mark.parametrize("regularization", REGULARIZATIONS)
+def test_all_weights_halved(regularization):
+    """The mean loss is the same, so that with its damping nothing happens."""
+    ours, _ = linearize(
+        "classification",
+        "primal",
+        ridge=lambda fraction: 0.1,
+        regularization=regularization,
+    )
+    steps = ours.refit_steps(ours.weights[None] / 2)
+    moved = float(steps.norm())
+    assert (moved < 1e-9) == (regularization == "per_sample")
+
+
+# ------------------------------------------------------------------ closed forms
+def linear_problem(theta, X, y):
+    layer = build(lambda: nn.Linear(X.shape[1], 1, bias=False))
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(theta)[None])
+    return layer, torch.tensor(X), torch.tensor(y)[:, None]
+
+
+@pytest.mark.parametrize("damping", [1e-3, 3.0])
+@pytest.mark.parametrize("space", SPACES)
+def test_leave_one_out_of_ridge_regression(space, damping):
+    """r / (1 − h), and what NumPy finds without the row."""
+    X = np.column_stack([np.ones(N), randn(N, D, seed=1).numpy()])
+    y = X @ np.arange(1.0, 5.0) + randn(N, seed=2).numpy()
+
+    def solve(rows):
+        H = X[rows].T @ X[rows] + damping * np.eye(4)
+        return np.linalg.solve(H, X[rows].T @ y[rows])
+
+    theta = solve(np.arange(N))
+    # at the minimum of the damped problem, the constant gradient is that of the
+    # penalty: the linearised problem is the ridge regression itself
+    ours, _ = linearize(
+        "regression",
+        space,
+        scaled=False,
+        problem=linear_problem(theta, X, y),
+        ridge=lambda fraction: damping / N,
+        regularization="fixed",
+    )
+    steps = ours.newton_steps(torch.ones(N, N, dtype=torch.float64) - torch.eye(N))
+    found = ours.parameter_change(steps).numpy()
+    rows = np.arange(N)
+    expected = [solve(np.delete(rows, i)) - theta for i in rows]
+    assert relative_error(found, expected) <= 10 * TOLERANCE[space]
+    leverage = np.diag(X @ np.linalg.solve(X.T @ X + damping * np.eye(4), X.T))
+    residual = y - X @ theta
+    left_out = residual - np.einsum("ij,ij->i", X, found)
+    assert_allclose(left_out, residual / (1 - leverage), rtol=10 * TOLERANCE[space])
+    if space != "cg":
+        assert_allclose(ours.leverages(), leverage, rtol=1e-8)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_stationarity_is_zero_at_the_minimum(space):
+    X, y = randn(N, D, seed=1).numpy(), randn(N, seed=2).numpy()
+    theta = np.linalg.lstsq(X, y, rcond=None)[0]
+    values = [
+        linearize("regression", space, problem=linear_problem(at, X, y))[0]
+        for at in (theta, theta + 0.1)
+    ]
+    at_minimum, elsewhere = (ours.stationarity() for ours in values)
+    # in rows, the norm is the root of a sum that cancels
+    assert at_minimum < (1e-12 if space == "primal" else 1e-6)
+    assert elsewhere > 0.01
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("task", TASKS)
+def test_leverages_are_of_the_hat_matrix(task, space):
+    ours, reference = linearize(task, space, "weighted")
+    H = reference.hessian(reference.s, ridge(0.0) * reference.s.sum())
+    expected = []
+    for s, J, B in zip(reference.s, reference.J, reference.output_hessian()):
+        # S̃ᵀGS̃ and G S S ᵀ have the same eigenvalues
+        eigenvalues = np.linalg.eigvals(s * J @ np.linalg.solve(H, J.T) @ B)
+        expected.append(eigenvalues.real.max())
+    assert_allclose(ours.leverages(), expected, rtol=1e-6, atol=1e-9)
+    assert 0 <= min(expected) < max(expected) < 1
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("space", SPACES)
+def test_stationarity(space, task):
+    ours, reference = linearize(task, space, "weighted")
+    r = reference.s[:, None] * reference.residuals(reference.f)
+    gradients = np.einsum("ncp,nc->np", reference.J, r)
+    norms = np.linalg.norm(gradients, axis=1)
+    expected = np.linalg.norm(gradients.mean(axis=0)) / norms.mean()
+    assert ours.stationarity() == pytest.approx(expected, rel=1e-6)
+    assert expected > 0.01
+
+
+# ----------------------------------------------------------------------- queries
+@pytest.mark.parametrize("memory_bytes", [PLENTY, 2e3])
+@pytest.mark.parametrize("space", SPACES)
+def test_output_change_is_the_tangent(space, memory_bytes):
+    ours, reference = linearize("classification", space, memory_bytes=memory_bytes)
+    X = randn(5, D, seed=4)
+    outputs, query = ours.query(X)
+    with torch.no_grad():
+        assert_array_equal(outputs, ours.model.module(X))
+    W = weightings(ours.weights)["half"]
+    J = dense_jacobian(ours.model.module, X) * ours.scale
+    z = np.array([reference.newton(w, ridge, "per_sample") for w in W.numpy()])
+    expected = np.einsum("qcp,kp->kqc", J.numpy(), z)
+    found = ours.output_change(ours.newton_steps(W), query)
+    assert relative_error(found, expected) <= TOLERANCE[space]
+
+
+# --------------------------------------------------------------------- precision
+@pytest.mark.parametrize("space", ["primal", "dual"])
+def test_float32_is_good_to_four_digits(space):
+    ours, _ = linearize("classification", space, dtype=torch.float32)
+    exact, _ = linearize("classification", space)
+    for kind in ("single", "groups", "half"):
+        W = weightings(exact.weights)[kind]
+        for name in ("influence_steps", "newton_steps", "refit_steps"):
+            found = ours.parameter_change(getattr(ours, name)(W.float()))
+            assert found.dtype == torch.float32
+            expected = exact.parameter_change(getattr(exact, name)(W))
+            assert relative_error(found, expected) <= 1e-4
+
+
+def test_conjugate_gradients_are_quiet_when_they_converge():
+    ours, _ = linearize("classification", "cg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours.refit_steps(weightings(ours.weights)["half"])
+
+
+# -------------------------------------------------------------------------- plan
+@pytest.mark.parametrize(
+    ("n_rows", "n_params", "memory_bytes", "expected"),
+    [
+        (1000, 50, PLENTY, "primal"),
+        (50, 10_000, PLENTY, "dual"),
+        (1000, 20_000, PLENTY, "dual"),
+        # the dual would be cheaper, but 3000² outputs do not fit
+        (1000, 5000, 4 * 8 * 3000**2 - 1, "cg"),
+        (10_000, 200, 2.0**27, "primal"),
+        (50_000, 10**7, 2.0**27, "cg"),
+    ],
+)
+def test_plan(n_rows, n_params, memory_bytes, expected):
+    plan = plan_solver(n_rows, 3, n_params, 8, memory_bytes)
+    assert plan.solver == expected
+    assert (f"n·C = {3 * n_rows}") in plan.reason
+
+
+@pytest.mark.parametrize("solver", SPACES)
+def test_plan_takes_what_is_asked_for(solver):
+    assert plan_solver(10, 3, 100, 8, PLENTY, solver).solver == solver
+
+
+@pytest.mark.parametrize(
+    ("solver", "size"), [("primal", "P = 1000000"), ("dual", r"n·C = 150000")]
+)
+def test_plan_refuses_what_does_not_fit(solver, size):
+    with pytest.raises(ValueError, match=rf"solver='{solver}'.*{size}.*'cg'"):
+        plan_solver(50_000, 3, 10**6, 8, PLENTY, solver)
+    assert plan_solver(50_000, 3, 10**6, 8, PLENTY, "cg").solver == "cg"

@@ -1,0 +1,182 @@
+"""Factorisations and conjugate gradients against numpy.linalg."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.exceptions import ConvergenceWarning
+
+from skattrib.engine._solvers import (
+    EigenFactor,
+    Factor,
+    ShiftedSystem,
+    add_diagonal,
+    conjugate_gradient,
+)
+from tests.cases import randn
+
+FIBONACCI = [1, 1]
+while len(FIBONACCI) < 40:
+    FIBONACCI.append(sum(FIBONACCI[-2:]))
+
+
+def positive_definite(*shape, seed=0, damping=1.0):
+    """Random symmetric matrices (..., N, N)."""
+    half = randn(*shape, shape[-1], seed=seed)
+    return add_diagonal(half @ half.mT / shape[-1], damping)
+
+
+def with_spectrum(values, dtype, seed=0):
+    vectors, _ = np.linalg.qr(randn(len(values), len(values), seed=seed).numpy())
+    return torch.tensor((vectors * values) @ vectors.T, dtype=dtype)
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+def test_factor(batch):
+    A, rhs = positive_definite(*batch, 6), randn(*batch, 6, 4, seed=1)
+    factor = Factor(A)
+    expected = np.linalg.solve(A.numpy(), rhs.numpy())
+    assert_allclose(factor.solve(rhs), expected, rtol=1e-12, atol=1e-13)
+    half = factor.half_solve(rhs)
+    assert_allclose(half.mT @ half, rhs.mT.numpy() @ expected, rtol=1e-12, atol=1e-13)
+
+
+def test_ill_conditioned_float32_is_factored_in_float64():
+    """Consecutive Fibonacci numbers: determinant 1, condition 1e10, inverse known."""
+    for k in range(20, 30, 2):
+        a, b, c = FIBONACCI[k : k + 3]
+        A = torch.tensor([[a, b], [b, c]], dtype=torch.float32)
+        _, fails = torch.linalg.cholesky_ex(A)  # noqa: TID251
+        if fails:
+            break
+    assert fails
+    inverse = np.array([[c, -b], [-b, a]], dtype=float)
+    factor, eye = Factor(A), torch.eye(2)
+    x, half = factor.solve(eye), factor.half_solve(eye)
+    assert x.dtype == half.dtype == torch.float32
+    # the error of float64 is about its precision times the condition
+    tolerance = 2e-16 * np.linalg.cond(A.double().numpy()) + 1e-6
+    assert_allclose(x, inverse, rtol=tolerance)
+    assert_allclose(half.mT @ half, inverse, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch", [False, True])
+def test_not_positive_definite(dtype, batch):
+    good = torch.eye(3, dtype=dtype)
+    bad = with_spectrum([1.0, 1.0, -0.5], dtype)
+    matrix = torch.stack([good, bad]) if batch else bad
+    with pytest.raises(FloatingPointError, match=r"not positive definite.*`ridge`"):
+        Factor(matrix)
+
+
+def test_add_diagonal_leaves_its_argument():
+    A = positive_definite(2, 3)
+    before = A.clone()
+    assert_allclose(add_diagonal(A, 2.0), before.numpy() + 2 * np.eye(3), rtol=1e-15)
+    assert_array_equal(A, before)
+
+
+@pytest.mark.parametrize(("n_shifts", "kind"), [(3, Factor), (17, EigenFactor)])
+def test_shifted_system(n_shifts, kind):
+    A, rhs = positive_definite(7, damping=0.0), randn(7, 3, seed=1)
+    before = A.clone()
+    shifts = np.geomspace(1e-3, 10, n_shifts).tolist()
+    factors = ShiftedSystem(A).factors([*shifts, *shifts[::-1]])
+    assert_array_equal(A, before)
+    assert sorted(factors) == shifts
+    for shift, factor in factors.items():
+        assert isinstance(factor, kind)
+        shifted = A.numpy() + shift * np.eye(7)
+        expected = np.linalg.solve(shifted, rhs.numpy())
+        assert_allclose(factor.solve(rhs), expected, rtol=1e-10, atol=1e-10)
+        half = factor.half_solve(rhs)
+        inner = rhs.numpy().T @ expected
+        assert_allclose(half.T @ half, inner, rtol=1e-10, atol=1e-10)
+
+
+def test_equal_shifts_are_factored_once():
+    factors = ShiftedSystem(positive_definite(4)).factors([0.5] * 40)
+    assert list(factors) == [0.5]
+    assert isinstance(factors[0.5], Factor)
+
+
+def test_eigenvalues_are_never_negative():
+    half = randn(5, 2)
+    values = ShiftedSystem(half @ half.T).eigenvalues()
+    expected = np.linalg.eigvalsh((half @ half.T).numpy()).clip(min=0)
+    assert_allclose(values, expected, rtol=1e-12, atol=1e-14)
+    assert (values >= 0).all()
+
+
+# --------------------------------------------------------- conjugate gradients
+def matvec_of(matrices):
+    return lambda v: torch.einsum("mij,mj->mi", matrices, v)
+
+
+def test_conjugate_gradient_solves_every_row_with_its_own_matrix():
+    A, rhs = positive_definite(5, 12), randn(5, 12, seed=1)
+    rhs[2] = 0
+    rhs[3] *= 1e6
+    before = rhs.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = conjugate_gradient(matvec_of(A), rhs)
+    assert_array_equal(rhs, before)
+    expected = np.linalg.solve(A.numpy(), rhs.numpy()[..., None])[..., 0]
+    assert_array_equal(x[2], np.zeros(12))
+    error = np.linalg.norm(x.numpy() - expected, axis=1)
+    assert (error <= 1e-9 * np.linalg.norm(expected, axis=1)).all()
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-6])
+def test_conjugate_gradient_stops_at_the_residual_asked_for(tol):
+    A, rhs = positive_definite(4, 30, damping=1e-2), randn(4, 30, seed=1)
+    x = conjugate_gradient(matvec_of(A), rhs, tol=tol)
+    residual = torch.einsum("mij,mj->mi", A, x) - rhs
+    relative = residual.norm(dim=1) / rhs.norm(dim=1)
+    assert (relative <= 1.01 * tol).all()
+    assert (relative > 1e-4 * tol).all()
+
+
+def test_conjugate_gradient_asks_float32_for_what_it_can():
+    A = positive_definite(3, 10).float()
+    rhs = randn(3, 10, seed=1).float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = conjugate_gradient(matvec_of(A), rhs, tol=1e-12)
+    assert x.dtype == torch.float32
+    expected = np.linalg.solve(A.double().numpy(), rhs.double().numpy()[..., None])
+    assert_allclose(x, expected[..., 0], rtol=1e-4, atol=1e-5)
+
+
+def test_conjugate_gradient_warns_when_it_stops_early():
+    A, rhs = positive_definite(2, 30, damping=1e-6), randn(2, 30, seed=1)
+    with pytest.warns(ConvergenceWarning, match=r"after 3 iterations.*`ridge`"):
+        x = conjugate_gradient(matvec_of(A), rhs, max_iter=3)
+    assert torch.isfinite(x).all()
+
+
+def test_conjugate_gradient_without_rows():
+    x = conjugate_gradient(matvec_of(positive_definite(0, 3)), torch.zeros(0, 3))
+    assert x.shape == (0, 3)
+
+
+# ------------------------------------------------------------------------ trap
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_batched_solves_are_right_on_two_threads():
+    """A batched LU of these returned garbage, raised or hung in torch 2.13."""
+    A, rhs = positive_definite(20, 200), randn(20, 200, 5, seed=1)
+    x = Factor(A).solve(rhs)
+    residual = (A @ x - rhs).norm(dim=(1, 2)) / rhs.norm(dim=(1, 2))
+    assert float(residual.max()) < 1e-10

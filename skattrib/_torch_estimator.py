@@ -197,8 +197,8 @@ class TorchEstimator(BaseEstimator):
         return device
 
     def _optimizer(self):
-        beta1, beta2 = self.betas
-        if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
+        valid = [isinstance(b, Real) and 0 <= b < 1 for b in self.betas]
+        if len(valid) != 2 or not all(valid):
             raise ValueError(
                 f"betas must be two numbers in [0, 1), got {self.betas!r}."
             )
@@ -207,7 +207,7 @@ class TorchEstimator(BaseEstimator):
         return Optimizer(
             name=self.optimizer,
             weight_decay=float(self.weight_decay),
-            betas=(float(beta1), float(beta2)),
+            betas=(float(self.betas[0]), float(self.betas[1])),
             eps=float(self.eps),
             momentum=float(self.momentum),
             nesterov=bool(self.nesterov),
@@ -227,7 +227,8 @@ class TorchEstimator(BaseEstimator):
         n_outputs = self.n_outputs_
         if self.module is None:
             sizes = np.asarray(self.hidden_layer_sizes)
-            if sizes.ndim != 1 or (sizes.size and (sizes.astype(int) < 1).any()):
+            whole = sizes.size == 0 or sizes.dtype.kind in "iu"
+            if sizes.ndim != 1 or not whole or (sizes < 1).any():
                 raise ValueError(
                     "hidden_layer_sizes must hold whole numbers of at least 1, got "
                     f"{self.hidden_layer_sizes!r}."
@@ -239,6 +240,11 @@ class TorchEstimator(BaseEstimator):
             module = copy.deepcopy(self.module)
         else:
             module = call_seeded(self.module, X.shape[1], n_outputs, seed)
+            if not isinstance(module, nn.Module):
+                raise TypeError(
+                    "module(n_features, n_outputs) must return a torch.nn.Module, got "
+                    f"{type(module)}."
+                )
         module = module.to(device=X.device, dtype=X.dtype)
         _check_module(module, X[:3], n_outputs)
         return module
@@ -285,7 +291,13 @@ class TorchEstimator(BaseEstimator):
             out = torch.cat(
                 [self.module_(as_tensor(X[s], like)) for s in chunks(len(X), 8192)]
             )
-        return out if out.ndim > 1 else out[:, None]
+        out = out if out.ndim > 1 else out[:, None]
+        if out.shape[1] != self.n_outputs_:
+            raise ValueError(
+                f"module returns {out.shape[1]} columns, but was wrapped as one with "
+                f"{self.n_outputs_}."
+            )
+        return out
 
     def __getstate__(self):
         state = super().__getstate__()
@@ -314,6 +326,8 @@ def _check_module(module, X, n_outputs):
             f"module failed on rows of shape {tuple(X.shape)}: {error}. X is always "
             "2-D; reshape inside the module (nn.Unflatten) for images or sequences."
         ) from error
+    if not isinstance(out, torch.Tensor):
+        raise ValueError(f"module returns a {type(out).__name__}; it must be a tensor.")
     width = out.shape[1] if out.ndim == 2 else 1 if out.ndim == 1 else None
     if len(out) != len(X) or width != n_outputs:
         raise ValueError(
@@ -330,6 +344,8 @@ def fitted_from(cls, module, n_outputs, device, **fitted):
     """Return a fitted wrapper around a trained module, without a record."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module)}.")
+    if not any(p.requires_grad for p in module.parameters()):
+        raise ValueError("module has no trainable parameters.")
     if device is None:
         device = next(module.parameters()).device
     estimator = cls(module=module, device=device)

@@ -4,6 +4,7 @@ import numbers
 from contextlib import contextmanager
 
 import numpy as np
+import pandas as pd
 import sklearn
 import torch
 from sklearn.base import is_classifier
@@ -77,6 +78,10 @@ def check_tasks(tasks, n_rows):
     names : array (n_units,)
         Sorted labels.
     """
+    # as objects: an array of strings would hold NaN as the label "nan"
+    missing = any(pd.isna(np.asarray(tasks, dtype=t)).any() for t in (None, object))
+    if missing:
+        raise ValueError("tasks contains NaN or missing labels; label every row.")
     if hasattr(tasks, "iloc") and getattr(tasks, "ndim", 1) == 1:
         tasks = np.asarray(tasks)
     tasks = column_or_1d(tasks)
@@ -86,9 +91,12 @@ def check_tasks(tasks, n_rows):
         )
     if tasks.dtype.kind == "f" and not np.isfinite(tasks).all():
         raise ValueError("tasks contains NaN or infinity; label every row.")
-    if tasks.dtype.kind == "O" and any(t is None or t != t for t in tasks):
-        raise ValueError("tasks contains missing labels; label every row.")
-    names, codes = np.unique(tasks, return_inverse=True)
+    try:
+        names, codes = np.unique(tasks, return_inverse=True)
+    except TypeError as error:
+        raise ValueError(
+            f"tasks must be labels of one type, which can be sorted: {error}."
+        ) from error
     if len(names) < 2:
         raise ValueError(
             f"tasks has one label only ({names[0]!r}): nothing can be compared. "

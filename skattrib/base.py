@@ -277,7 +277,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         return self._predict_outcomes(X, y, weights, outcome)
 
     def score(self, X, y):
-        """Score by retraining: do predicted outcomes rank really retrained ones?
+        """Score how well predicted outcomes rank really retrained ones.
 
         Trains `n_retrainings` models, each on a random `retrain_size` of the units.
 

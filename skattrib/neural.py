@@ -250,7 +250,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         if (
             classes.ndim != 1
             or len(classes) < 2
-            or (np.unique(classes) != classes).any()
+            or not np.array_equal(np.unique(classes), classes)
         ):
             raise ValueError(
                 "classes must be at least two different labels in sorted order, as "
@@ -466,13 +466,15 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
         )
 
     @classmethod
-    def from_skorch(cls, net):
+    def from_skorch(cls, net, n_outputs=1):
         """Wrap a fitted skorch regressor.
 
         Parameters
         ----------
         net : skorch.NeuralNetRegressor
             Fitted, with criterion MSELoss.
+        n_outputs : int, default=1
+            Number of columns that the net's module returns.
 
         Returns
         -------
@@ -488,7 +490,7 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
                 stacklevel=2,
             )
         module = copy.deepcopy(net.module_).eval()
-        return cls.from_module(module, device=net.device)
+        return cls.from_module(module, n_outputs, device=net.device)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -313,9 +313,7 @@ class DualInfluence(BaseAttributor):
             solver=plan.solver,
             memory=self.memory,
         )
-        member.model.ridge = choose_rule(
-            self.ridge, self.removal, estimator, member.model, metric
-        )
+        member.model.ridge = choose_rule(self.ridge, estimator, member.model, metric)
         return member
 
     def _calibrate_ridge(self):
@@ -461,14 +459,17 @@ class DualInfluence(BaseAttributor):
         Returns
         -------
         Bunch
-            stationarity : length of the mean loss gradient over that of single rows'
-            gradients; above about 0.1 training stopped early.
-            step_linearity : relative error of the predicted output changes against
-            the network really evaluated at the predicted parameters.
-            leverage : largest share that a row has in its own output, in [0, 1).
-            calibration_slope, lds : with `n_retrainings`, slope of retrained on
-            predicted outcomes (1 is right) and their rank correlation; else None.
-            trustworthy : bool; verdict : str.
+            With these entries.
+
+            - stationarity: length of the mean loss gradient over that of single rows'
+              gradients; above about 0.1 training stopped early.
+            - step_linearity: relative error of the predicted output changes against
+              the network really evaluated at the predicted parameters.
+            - leverage: largest share that a row has in its own output, in [0, 1);
+              None where it would take too long.
+            - calibration_slope, lds: with `n_retrainings`, slope of retrained on
+              predicted outcomes (1 is right) and their rank correlation; else None.
+            - trustworthy, verdict: a bool and a sentence.
 
         Warns
         -----

@@ -26,9 +26,8 @@ from skattrib.engine._trajectory import Trajectory
 from skattrib.exceptions import FaithfulnessWarning
 
 # Measured on MLPs: single rows want 1.5; half subsets 3.5, as damping also mops up what
-# a first order, or one Newton step, overshoots. A full refit does not overshoot.
-_ALPHA_ROWS = 1.5
-_ALPHA_PER_FRACTION = {"influence": 4.0, "newton": 4.0, "refit": 1.0}
+# a first order, or one Newton step, overshoots.
+_ALPHA_ROWS, _ALPHA_PER_FRACTION = 1.5, 4.0
 #: Factors that calibration tries.
 CALIBRATION_GRID = 2.0 ** np.arange(-4, 5)
 # A factor on the evidence's optimum where no run was recorded, for half subsets.
@@ -85,7 +84,6 @@ def choose_metric(
 
 def choose_rule(
     ridge: float | str,
-    removal: str,
     estimator: TorchEstimator,
     linearized: LinearizedModel,
     metric: Tensor | None,
@@ -94,7 +92,7 @@ def choose_rule(
     if not isinstance(ridge, str):
         return RidgeRule(float(ridge))
     if estimator.trajectory_ is not None:
-        return recorded_rule(estimator.trajectory_, removal)
+        return recorded_rule(estimator.trajectory_)
     warnings.warn(
         "ridge='auto' without a record of the training is a guess from the curvature "
         "of the loss. Train through TorchClassifier or TorchRegressor, or pass "
@@ -126,12 +124,12 @@ def normalised_metric(scale: Tensor) -> Tensor:
     return scale / scale.mean()
 
 
-def recorded_rule(trajectory: Trajectory, removal: str = "newton") -> RidgeRule:
+def recorded_rule(trajectory: Trajectory) -> RidgeRule:
     """Return the damping that the length of a recorded run implies."""
     scale = optimizer_scale(trajectory)
     scale = scale.clamp(min=_SMALLEST_SCALE * float(scale.mean()))
     unit = float(scale.mean()) / trajectory.recipe.path_length
-    slope = _ALPHA_PER_FRACTION[removal] * unit
+    slope = _ALPHA_PER_FRACTION * unit
     return RidgeRule(_ALPHA_ROWS * unit, slope, "length of the recorded run")
 
 

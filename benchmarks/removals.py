@@ -16,7 +16,7 @@ from benchmarks._data import load
 from skattrib import DualInfluence, TorchClassifier
 from skattrib.evaluation import make_weightings, retrain_outcomes
 
-N_ROWS, N_SUBSETS = 256, 20
+N_ROWS, N_SUBSETS = 200, 10
 REMOVED = [0.1, 0.3, 0.5, 0.7, 0.9]
 REMOVALS = ["influence", "newton", "refit"]
 DOC = Path(__file__).resolve().parents[1] / "doc"

@@ -57,6 +57,14 @@ SHORT = {"max_epochs": 8, "random_state": 0}
 
 
 # -------------------------------------------------------------------- options
+def harmonic(step, n_steps):
+    return 1 / (1 + step)
+
+
+def option_name(options):
+    return ", ".join(f"{k}={getattr(v, '__name__', v)}" for k, v in options.items())
+
+
 # All of them change the run.
 OPTIONS = [
     {"hidden_layer_sizes": ()},
@@ -74,7 +82,7 @@ OPTIONS = [
     {"eps": 1e-2},
     {"schedule": "cosine"},
     {"schedule": "linear_warmup"},
-    {"schedule": lambda step, n_steps: 1 / (1 + step)},
+    {"schedule": harmonic},
     {"clip_norm": 0.3},
     {"batch_size": 1},
     {"batch_size": 7},
@@ -99,7 +107,7 @@ def default(request):
     return request.param, X, y, parameters(request.param(**SHORT).fit(X, y))
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=option_name)
 def test_options_change_the_run_and_it_learns(default, options):
     kind, X, y, before = default
     estimator = kind(**{**SHORT, **options}).fit(X, y)
@@ -112,7 +120,7 @@ def test_options_change_the_run_and_it_learns(default, options):
     assert np.isfinite(outputs(estimator, X)).all()
 
 
-@pytest.mark.parametrize("options", BYSTANDERS, ids=str)
+@pytest.mark.parametrize("options", BYSTANDERS, ids=option_name)
 def test_options_that_do_not_change_the_run(default, options):
     kind, X, y, before = default
     assert torch.equal(parameters(kind(**SHORT, **options).fit(X, y)), before)

@@ -72,11 +72,9 @@ def _remember(
 
 
 def cached_array(
-    memory: joblib.Memory | None, key: str, compute: Callable[[], NDArray[Any]]
+    memory: joblib.Memory, key: str, compute: Callable[[], NDArray[Any]]
 ) -> NDArray[Any]:
     """Return ``compute()``, or what it returned before under this key."""
-    if memory is None:
-        return compute()
     row = np.zeros(1)
     return cached_rows(memory, key, row[None], lambda _: compute()[None], 1)[0]
 

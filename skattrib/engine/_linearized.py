@@ -148,28 +148,33 @@ class LinearizedModel:
             self.space = MatrixFreeSpace(gradients, self.roots, weights, memory_bytes)
 
     # ------------------------------------------------------------- bookkeeping
+    def _share(self, weights: Tensor) -> Tensor:
+        """Return Σw/Σs for weights (k, n), as float64.
+
+        Rounded: units of equal weight must get equal numbers, as they share
+        factorisations.
+        """
+        total = self.weights.sum(dtype=torch.float64)
+        return torch.round(weights.sum(dim=1, dtype=torch.float64) / total, decimals=12)
+
     def removed_fraction(self, weights: Tensor) -> Tensor:
-        """Return 1 − Σw/Σs for weights (k, n), not below 0."""
-        return (1 - weights.sum(dim=1) / self.weights.sum()).clamp(min=0)
+        """Return 1 − Σw/Σs for weights (k, n), not below 0, as float64."""
+        return (1 - self._share(weights)).clamp(min=0)
 
     def _kept(self, weights: Tensor) -> Tensor:
-        if self.regularization == "fixed":
-            return torch.ones_like(weights[:, 0])
-        return weights.sum(dim=1) / self.weights.sum()
+        """Return κ', the factor on the constant gradient."""
+        share = self._share(weights).to(weights)
+        return torch.ones_like(share) if self.regularization == "fixed" else share
 
     def shifts(self, weights: Tensor) -> Tensor:
         """Return λ of the summed loss for weights (k, n)."""
-        fractions = self.removed_fraction(weights)
-        # equal fractions must give equal floats: units share factorisations
-        ridge = torch.tensor(
-            [self.ridge(round(float(f), 12)) for f in fractions], dtype=torch.float64
-        )
-        total = float(self.weights.sum(dtype=torch.float64))
-        kept = self._kept(weights).to(ridge)
-        if self.regularization == "per_sample" and bool((kept == 0).any()):
-            # nothing is kept: the penalty alone decides, at any strength
-            kept = torch.where(kept == 0, 1.0, kept)
-        out = ridge * total * torch.round(kept, decimals=12)
+        share = self._share(weights)
+        ridge = [self.ridge(f) for f in self.removed_fraction(weights).tolist()]
+        total = self.weights.sum(dtype=torch.float64)
+        out = torch.tensor(ridge, dtype=torch.float64).to(share) * total
+        if self.regularization == "per_sample":
+            # where nothing is kept the penalty decides alone, at any strength
+            out = out * torch.where(share == 0, 1.0, share)
         return out.to(self.outputs)
 
     def _rho(self, weights: Tensor, outputs: Tensor | None = None) -> Tensor:

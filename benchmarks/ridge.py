@@ -17,7 +17,10 @@ from skattrib import DualInfluence
 from skattrib._validation import draw_seeds
 from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
 
-GRID = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1]
+GRIDS = {
+    "digits": [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0],
+    "mnist": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1],
+}
 # mnist: 10,000 outputs make a fit slow, and calibration tries nine factors
 SEEDS = {"mnist": 1}
 
@@ -25,7 +28,7 @@ SEEDS = {"mnist": 1}
 def main(names):
     for name in names:
         X, y, Xq, yq = load(name)
-        net = network(name)
+        net, grid = network(name), GRIDS[name]
         weights = make_weightings(len(X), 200, random_state=1)
         for seed in draw_seeds(0, SEEDS.get(name, 3)):
             own = clone(net).set_params(random_state=seed)
@@ -33,7 +36,7 @@ def main(names):
             truth = retrain_outcomes(own, X, y, weights, Xq, yq, **options)
             found = {}
             others = ["auto"] if name == "mnist" else ["auto", "calibrate"]
-            for ridge in [*others, *GRID]:
+            for ridge in [*others, *grid]:
                 dual = DualInfluence(own, ridge=ridge, random_state=0, **options)
                 A = dual.fit(X, y).attribute(Xq, yq)
                 found[ridge] = lds_score(truth, weights @ A.T)
@@ -41,10 +44,10 @@ def main(names):
                     f"{name} ridge={ridge}: {dual.ridge_:.4g} {found[ridge]:.3f}",
                     flush=True,
                 )
-            best = max(GRID, key=found.get)
+            best = max(grid, key=found.get)
             print(
                 f"{name}: best of the grid {found[best]:.3f} at {best:g}, worst "
-                f"{min(found[r] for r in GRID):.3f}; "
+                f"{min(found[r] for r in grid):.3f}; "
                 + ", ".join(f"{r} loses {found[best] - found[r]:+.3f}" for r in others),
                 flush=True,
             )

@@ -95,9 +95,9 @@ def write_table(rows):
     unit = rows[0][1]["seconds"]
     for ratio, dual, primal in rows:
         cells = [f"{ratio:.2g}", f"{dual['n_params']}", f"{dual['seconds'] / unit:.1f}"]
-        cells.append("" if primal is None else f"{primal['seconds'] / unit:.1f}")
+        cells.append('""' if primal is None else f"{primal['seconds'] / unit:.1f}")
         cells.append(f"{dual['mib']:.0f}")
-        cells.append("" if primal is None else f"{primal['mib']:.0f}")
+        cells.append('""' if primal is None else f"{primal['mib']:.0f}")
         lines.append("   " + ", ".join(cells))
     target = DOC / "measured" / "crossover.inc"
     target.parent.mkdir(exist_ok=True)

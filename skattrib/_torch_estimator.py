@@ -1,6 +1,7 @@
 """What the two neural network estimators share: building, training, predicting."""
 
 import copy
+import warnings
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -332,8 +333,15 @@ def _check_module(module, X, n_outputs):
     if len(out) != len(X) or width != n_outputs:
         raise ValueError(
             f"module returns shape {tuple(out.shape)} for {len(X)} rows; it must be "
-            f"({len(X)}, {n_outputs}): one column per "
-            "class (unnormalised log-probabilities) or regression output."
+            f"({len(X)}, {n_outputs}): one column per class (also for two classes; "
+            "unnormalised log-probabilities) or regression output."
+        )
+    if n_outputs > 1 and bool((out >= 0).all() and (out.sum(1) - 1).abs().max() < 1e-4):
+        warnings.warn(
+            "module returns probabilities (its rows sum to 1); a classifier needs "
+            "unnormalised log-probabilities: leave the softmax out.",
+            UserWarning,
+            stacklevel=2,
         )
     wrong = probe_rows(module, X)
     if wrong:

@@ -1,9 +1,11 @@
 """What every attributor shares: the contract."""
 
+import warnings
 from abc import abstractmethod
 from numbers import Integral, Real
 
 import numpy as np
+import torch
 from sklearn.base import (
     BaseEstimator,
     MetaEstimatorMixin,
@@ -39,9 +41,12 @@ from skattrib._validation import (
     unchanged_on_error,
 )
 from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
+from skattrib.exceptions import FaithfulnessWarning
 from skattrib.neural import TorchClassifier, TorchRegressor
 
 __all__ = ["BaseAttributor"]
+
+_FEWEST_RETRAININGS = 8
 
 
 class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
@@ -52,12 +57,12 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
     """
 
     _parameter_constraints: dict = {
-        "estimator": [HasMethods(["fit", "predict"]), None],
+        "estimator": [HasMethods(["fit", "predict"]), torch.nn.Module, None],
         "outcome": [
             StrOptions({"auto", "log_likelihood", "margin", "prediction"}),
             callable,
         ],
-        "n_retrainings": [Interval(Integral, 8, None, closed="left")],
+        "n_retrainings": [Interval(Integral, _FEWEST_RETRAININGS, None, closed="left")],
         "retrain_size": [Interval(Real, 0, 1, closed="neither")],
         "memory": [str, HasMethods(["cache"]), None],
         "n_jobs": [Integral, None],
@@ -88,6 +93,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         return self
 
     def _validate_and_fit(self, X, y, tasks, fit_params):
+        self._check_beginnings(fit_params)
         index = getattr(X, "index", None)
         shape = np.asarray(y).shape
         several = len(shape) == 2 and shape[1] > 1
@@ -117,6 +123,25 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         self._row_weights = weights
         self._score_seed, self._fit_seed = int(seeds[1] >> 1), int(seeds[2] >> 1)
         self._fit_attributor()
+
+    def _check_beginnings(self, fit_params):
+        """Name what newcomers pass instead of what is meant."""
+        if isinstance(self.estimator, torch.nn.Module):
+            raise ValueError(
+                "estimator is a torch module; wrap it: TorchClassifier(module=...) or "
+                "TorchRegressor(module=...), and for one that is trained already "
+                "FrozenEstimator(TorchClassifier.from_module(module, classes))."
+            )
+        if "groups" in fit_params and not _routing_enabled():
+            raise ValueError("fit takes tasks=, not groups=: one label per row of X.")
+        if getattr(self.estimator, "trajectory_", 0) is None:
+            warnings.warn(
+                f"{type(self.estimator).__name__} wraps a trained module, but will be "
+                "trained again from its weights: put it in a "
+                "sklearn.frozen.FrozenEstimator to attribute it as it is.",
+                FaithfulnessWarning,
+                stacklevel=6,
+            )
 
     @staticmethod
     def _units(tasks, index, n_rows):
@@ -197,8 +222,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         attributions : ndarray of shape (n_queries, n_units)
             Outcome with the unit minus outcome without it, as `estimand_` says, in
             the unit of the outcome. Positive: the outcome is higher with the unit.
-            Rows sum to about 0, as only ratios of weights matter in training: 0 is
-            the average unit.
+            To first order rows sum to 0, as only ratios of weights matter in
+            training: 0 is the average unit, not "no effect".
         standard_errors : ndarray of shape (n_queries, n_units)
             Only with `return_std`.
 
@@ -308,12 +333,26 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
 
     def _retrain(self, X, y, n_retrainings):
         """Return weightings and the outcomes of models trained with them."""
-        weights = make_weightings(
-            self.n_units_,
-            n_retrainings,
-            size=self.retrain_size,
-            random_state=self._score_seed,
-        )
+        if n_retrainings < _FEWEST_RETRAININGS:
+            raise ValueError(
+                f"n_retrainings={n_retrainings} is too few to rank: use at least "
+                f"{_FEWEST_RETRAININGS}."
+            )
+        try:
+            weights = make_weightings(
+                self.n_units_,
+                n_retrainings,
+                size=self.retrain_size,
+                random_state=self._score_seed,
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"n_retrainings={n_retrainings} different weightings of "
+                f"n_units={self.n_units_} units are not to be had with "
+                f"retrain_size={self.retrain_size}: {error} Fit on more units (7 allow "
+                "32), lower n_retrainings (8 or more), or compare `attribute` with "
+                "make_weightings(kind='loo') and evaluation.loo_score."
+            ) from error
         return weights, self._truth(weights[:, self._unit_of_row], X, y)
 
     def _truth(self, row_weights, X, y):

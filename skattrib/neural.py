@@ -99,7 +99,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         Number of classes.
     n_features_in_ : int
         Number of features seen in fit.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, if X had any.
 
     See Also
@@ -353,7 +353,7 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
         Number of outputs.
     n_features_in_ : int
         Number of features seen in fit.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, if X had any.
 
     See Also
@@ -363,8 +363,7 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
 
     Notes
     -----
-    The network is trained on y as it is: scale a y that is far from unit size, for
-    example with `sklearn.compose.TransformedTargetRegressor`.
+    The network is trained on y as it is: standardise a y that is far from unit size.
 
     Examples
     --------

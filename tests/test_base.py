@@ -17,6 +17,7 @@ from torch import nn
 
 from skattrib import DualInfluence, TorchClassifier, TorchRegressor
 from skattrib.evaluation import lds_scorer
+from skattrib.exceptions import FaithfulnessWarning
 
 
 def data(n=40, n_queries=10):
@@ -312,11 +313,29 @@ BAD_INPUT = {
         ),
         "outcome='log_likelihood' needs y",
     ),
+    "a bare module": (
+        fit_with(estimator=nn.Identity()),
+        r"estimator is a torch module; wrap it: TorchClassifier\(module=",
+    ),
+    "a pipeline inside": (
+        fit_with(estimator=make_pipeline(StandardScaler(), TorchClassifier())),
+        "preprocess before the attributor",
+    ),
+    "groups": (
+        lambda X, y, Xq, yq: attributor().fit(X, y, groups=y),
+        "fit takes tasks=, not groups=",
+    ),
+    "few retrainings after fit": (
+        lambda X, y, Xq, yq: (
+            attributor().fit(X, y).set_params(n_retrainings=3).score(Xq, yq)
+        ),
+        "n_retrainings=3 is too few to rank",
+    ),
     "too few units to score": (
         lambda X, y, Xq, yq: (
             attributor().fit(X, y, tasks=np.arange(40) % 3).score(Xq, yq)
         ),
-        "3 .*exist",
+        "n_units=3 units are not to be had.*Fit on more units",
     ),
 }
 
@@ -345,6 +364,14 @@ def test_other_column_names_are_refused():
     dual = attributor().fit(pd.DataFrame(X, columns=list("abcd")), y)
     with pytest.raises(ValueError, match="feature names should match"):
         dual.transform(pd.DataFrame(Xq, columns=list("abce")))
+
+
+def test_a_wrapped_module_that_is_not_frozen_is_pointed_out():
+    X, y, *_ = data()
+    net = TorchClassifier(max_epochs=5, random_state=0).fit(X, y)
+    wrapped = TorchClassifier.from_module(net.module_, net.classes_)
+    with pytest.warns(FaithfulnessWarning, match="put it in a sklearn.frozen"):
+        attributor(estimator=wrapped).fit(X, y)
 
 
 def test_a_kernel_over_the_cap_says_what_to_do():

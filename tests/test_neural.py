@@ -837,3 +837,10 @@ def test_wrapped_module_of_another_width(wrapped):
     estimator = wrapped(build(lambda: mlp(D, 3)))
     with pytest.raises(ValueError, match=r"module returns.*3"):
         estimator.predict(data()[0])
+
+
+def test_probabilities_from_a_module_are_pointed_out():
+    X, y = data()
+    module = build(lambda: nn.Sequential(mlp(D, 5, 3), nn.Softmax(dim=1)))
+    with pytest.warns(UserWarning, match="leave the softmax out"):
+        TorchClassifier(module, **SHORT).fit(X, y)

@@ -40,6 +40,7 @@ Ridge = Callable[[float], float]
 _MAX_NEWTON = 25
 _MAX_HALVINGS = 12
 _REFIT_TOL = 1e-7
+_N_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -382,21 +383,22 @@ class LinearizedModel:
         return self.space.parameters(steps)
 
     def stationarity(self) -> float:
-        """Return ‖gradient of the mean loss‖ relative to that of its rows' mean norm.
+        """Return ‖gradient of the mean loss‖ relative to the mean norm of its rows'.
 
-        0 at a stationary point of the unregularised loss.
+        0 at a stationary point of the unregularised loss, 1 where all rows pull the
+        same way. Norms are plain, not in the metric.
         """
         share = self.weights[:, None] * self.residuals
-        rho = share.reshape(1, -1)
-        total = self._gradient_norm(rho)
-        n = len(self.weights)
-        some = torch.linspace(0, n - 1, min(n, 64), device=rho.device).long().unique()
-        single = torch.zeros(
-            len(some), *share.shape, dtype=rho.dtype, device=rho.device
-        )
-        single[torch.arange(len(some)), some] = share[some]
-        rows = self._gradient_norm(single.flatten(1))
-        return float(total / n / rows.mean().clamp(min=torch.finfo(rows.dtype).tiny))
+        n = len(share)
+        total = self._gradient_norm(share)
+        some = torch.linspace(0, n - 1, min(n, _N_ROWS)).long().unique().tolist()
+        rows = []
+        for i in some:
+            alone = torch.zeros_like(share)
+            alone[i] = share[i]
+            rows.append(self._gradient_norm(alone))
+        mean = sum(rows) / len(rows)
+        return total / n / mean if mean else 0.0
 
     def leverages(self) -> Tensor:
         """Return the largest eigenvalue of S̃ᵀGS̃ of every row, in [0, 1).
@@ -411,9 +413,9 @@ class LinearizedModel:
         inner = roots.mT @ self.space.row_blocks(rows, system) @ roots
         return torch.linalg.eigvalsh((inner + inner.mT) / 2)[:, -1]
 
-    def _gradient_norm(self, rho: Tensor) -> Tensor:
-        return (
-            self.space.squared_norm(self.space.gradient(rho, self.weights, None))
-            .clamp(min=0)
-            .sqrt()
-        )
+    def _gradient_norm(self, cotangents: Tensor) -> float:
+        gradient = self.space.gradient(cotangents.view(1, -1), self.weights, None)
+        plain = self.space.parameters(gradient)
+        if self.scale is not None:
+            plain = plain / self.scale**2
+        return float(plain.norm())

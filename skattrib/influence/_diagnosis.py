@@ -14,7 +14,7 @@ from skattrib.exceptions import FaithfulnessWarning
 
 _N_STEPS = 16
 # Past these the verdict is bad.
-_STEP_LIMIT, _LEVERAGE_LIMIT = 0.5, 0.99
+_STEP_LIMIT, _LEVERAGE_LIMIT, _STATIONARITY_LIMIT = 0.5, 0.99, 0.4
 _SLOPES, _LDS_LIMIT = (0.5, 2.0), 0.3
 
 
@@ -55,7 +55,9 @@ def diagnose_linearized(
     return found
 
 
-def verdict(found: dict[str, float], calibration: dict[str, Any]) -> Bunch:
+def verdict(
+    found: dict[str, float], calibration: dict[str, Any], recorded: bool
+) -> Bunch:
     """Judge the figures in a sentence; warn if they are bad."""
     bad: list[str] = []
     good: list[str] = []
@@ -63,19 +65,24 @@ def verdict(found: dict[str, float], calibration: dict[str, Any]) -> Bunch:
     (bad if step > _STEP_LIMIT else good).append(
         f"predicted changes differ from the network's by {step:.0%}"
     )
-    leverage = found.get("leverage", 0.0)
-    if leverage > _LEVERAGE_LIMIT:
-        bad.append(f"a row has leverage {leverage:.3f} (raise ridge)")
+    if found["stationarity"] > _STATIONARITY_LIMIT:
+        bad.append(
+            f"training is far from converged (stationarity {found['stationarity']:.2f})"
+        )
+    if found.get("leverage", 0.0) > _LEVERAGE_LIMIT:
+        bad.append(f"a row has leverage {found['leverage']:.3f} (raise ridge)")
     slope, lds = calibration["calibration_slope"], calibration["lds"]
+    trust = "Trust"
     if slope is not None:
-        fine = _SLOPES[0] <= slope <= _SLOPES[1] and lds >= _LDS_LIMIT
-        (good if fine else bad).append(
+        if not _SLOPES[0] <= slope <= _SLOPES[1]:
+            trust = "Trust the order, not the size"
+        (good if lds >= _LDS_LIMIT else bad).append(
             f"retrained outcomes rank with {lds:.2f} and move {slope:.2f} times as far"
         )
     sentence = (
-        f"Do not trust: {'; '.join(bad)}." if bad else f"Trust: {'; '.join(good)}."
+        f"Do not trust: {'; '.join(bad)}." if bad else f"{trust}: {'; '.join(good)}."
     )
-    if slope is None and not bad:
+    if slope is None and not bad and recorded:
         sentence += " Pass n_retrainings to compare with real retraining."
     if bad:
         warnings.warn(sentence, FaithfulnessWarning, stacklevel=3)

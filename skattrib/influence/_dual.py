@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from sklearn.base import _fit_context, clone
 from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -124,7 +125,7 @@ class DualInfluence(BaseAttributor):
         What an attribution estimates.
     n_features_in_ : int
         Number of features seen in fit.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, if X had any.
 
     See Also
@@ -245,6 +246,11 @@ class DualInfluence(BaseAttributor):
                     f"n_models={self.n_models} needs an estimator that can be trained; "
                     "a FrozenEstimator is one model. Use n_models=1."
                 )
+        if isinstance(inner, Pipeline):
+            raise ValueError(
+                "estimator is a Pipeline; preprocess before the attributor instead: "
+                "make_pipeline(StandardScaler(), DualInfluence(TorchClassifier()))."
+            )
         if not isinstance(inner, TorchEstimator):
             raise ValueError(
                 f"estimator must be a TorchClassifier or TorchRegressor, got "
@@ -462,14 +468,15 @@ class DualInfluence(BaseAttributor):
             With these entries.
 
             - stationarity: length of the mean loss gradient over that of single rows'
-              gradients; above about 0.1 training stopped early.
+              gradients; above 0.4 training stopped far too early.
             - step_linearity: relative error of the predicted output changes against
               the network really evaluated at the predicted parameters.
             - leverage: largest share that a row has in its own output, in [0, 1);
               None where it would take too long.
             - calibration_slope, lds: with `n_retrainings`, slope of retrained on
               predicted outcomes (1 is right) and their rank correlation; else None.
-            - trustworthy, verdict: a bool and a sentence.
+            - trustworthy, verdict: whether the order of attributions can be trusted,
+              and a sentence on order and size.
 
         Warns
         -----
@@ -477,14 +484,11 @@ class DualInfluence(BaseAttributor):
             If the verdict is bad.
         """
         X, y, outcome = self._check_query(X, y)
-        if n_retrainings and n_retrainings < 8:
-            raise ValueError(
-                f"n_retrainings must be 0 or at least 8, got {n_retrainings}."
-            )
         model = self._members[0].model
         queries = as_tensor(X, model.outputs)
-        found = diagnose_linearized(model, self._unit_steps[0], queries)
         calibration = {"calibration_slope": None, "lds": None}
         if n_retrainings:
             calibration = self._calibrate(X, y, outcome, n_retrainings)
-        return verdict(found, calibration)
+        found = diagnose_linearized(model, self._unit_steps[0], queries)
+        recorded = self.estimators_[0].trajectory_ is not None
+        return verdict(found, calibration, recorded)

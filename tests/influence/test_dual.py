@@ -454,6 +454,37 @@ def test_diagnose_of_a_linear_model_finds_no_fault():
     assert found.lds == pytest.approx(1)
 
 
+def test_diagnose_tells_order_from_size():
+    X, y, Xq, yq = diabetes(60, 30)
+    net = ridge_net("regression")
+    # damped five times too much: the order stays, the effects shrink
+    dual = DualInfluence(net, ridge=5.0, metric="identity", random_state=0).fit(X, y)
+    found = dual.diagnose(Xq, yq, n_retrainings=16)
+    assert found.trustworthy
+    assert found.calibration_slope > 2
+    assert found.verdict.startswith("Trust the order, not the size")
+
+
+def test_diagnose_sees_that_training_stopped_early():
+    X, y, Xq, yq = iris()
+    done = DualInfluence(small_net(), random_state=0).fit(X, y)
+    # targets of the order of 1000 are out of reach in two epochs
+    far = DualInfluence(TorchRegressor(max_epochs=2, random_state=0), random_state=0)
+    far.fit(X[:, 1:], 100 * X[:, 0] + 1000)
+    with pytest.warns(FaithfulnessWarning, match="far from converged"):
+        found = far.diagnose(Xq[:, 1:], 100 * Xq[:, 0] + 1000)
+    assert found.stationarity > 0.5
+    assert not found.trustworthy
+    assert done.diagnose(Xq, yq).stationarity < 0.4
+
+
+def test_diagnose_does_not_offer_retraining_without_a_record():
+    X, y, Xq, yq = iris()
+    wrapped = TorchClassifier.from_module(small_net().fit(X, y).module_, [0, 1, 2])
+    dual = DualInfluence(FrozenEstimator(wrapped), ridge=0.01, random_state=0)
+    assert "n_retrainings" not in dual.fit(X, y).diagnose(Xq, yq).verdict
+
+
 def test_diagnose_warns_of_steps_beyond_the_tangent():
     X, y, Xq, yq = iris()
     net = small_net(max_epochs=200, learning_rate=5e-2)
@@ -462,5 +493,5 @@ def test_diagnose_warns_of_steps_beyond_the_tangent():
         found = dual.diagnose(Xq, yq)
     assert not found.trustworthy
     assert found.lds is None
-    with pytest.raises(ValueError, match="n_retrainings must be 0 or at least 8"):
+    with pytest.raises(ValueError, match="n_retrainings=3 is too few to rank"):
         dual.diagnose(Xq, yq, n_retrainings=3)

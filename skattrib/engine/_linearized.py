@@ -139,7 +139,7 @@ class LinearizedModel:
         self.roots = loss.hessian_root(self.outputs).contiguous()
         self.space: Space
         if solver == "primal":
-            self.space = PrimalSpace(gradients, self.roots, weights)
+            self.space = PrimalSpace(gradients, self.roots, weights, memory_bytes)
         elif solver == "dual":
             kernel = kernel_cache(
                 lambda: kernel_block(gradients, gradients, memory_bytes)

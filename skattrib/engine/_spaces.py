@@ -28,6 +28,13 @@ from skattrib.engine._solvers import (
     conjugate_gradient,
 )
 
+# Of the memory cap, what one temporary may take: 1 / _SHARE.
+_SHARE = 4
+# From this many weightings on their Hessians are formed together, ...
+_ENOUGH = 8
+# ... this many columns at a time, which stay in cache.
+_COLUMNS = 32
+
 
 def _times(roots: Tensor, columns: Tensor, transpose: bool = False) -> Tensor:
     """Multiply block-diagonal S (n, C, C), or its transpose, with (n·C, m)."""
@@ -118,7 +125,14 @@ class PrimalSpace:
 
     name = "primal"
 
-    def __init__(self, gradients: RowGradients, roots: Tensor, weights: Tensor) -> None:
+    def __init__(
+        self,
+        gradients: RowGradients,
+        roots: Tensor,
+        weights: Tensor,
+        memory_bytes: float,
+    ) -> None:
+        self._memory = memory_bytes
         self._jacobian = gradients.jacobian()
         self._scale = gradients.scale
         self._n_outputs = gradients.shape[1]
@@ -157,6 +171,45 @@ class PrimalSpace:
         return half.T @ half
 
     def solve_subsets(
+        self, gradients: Tensor, weights: Tensor, roots: Tensor, shifts: Tensor
+    ) -> Tensor:
+        # several systems at once where their rows' curvatures are the same and dense
+        frozen = roots is self._roots
+        dense = (
+            float((weights != 0).sum(dim=1).double().median()) > len(self._roots) / 4
+        )
+        if not (frozen and dense and len(weights) >= _ENOUGH):
+            return self._solve_one_by_one(gradients, weights, roots, shifts)
+        n_params = gradients.shape[1]
+        share = self._memory / (_SHARE * n_params**2 * gradients.element_size())
+        out = []
+        for part in chunks(len(weights), int(share)):
+            hessians = self._weighted_hessians(weights[part])
+            hessians.diagonal(dim1=1, dim2=2).add_(shifts[part, None])
+            for g, hessian in zip(gradients[part], hessians, strict=True):
+                out.append(-Factor(hessian).solve(g[:, None])[:, 0])
+        return torch.stack(out)
+
+    def _weighted_hessians(self, weights: Tensor) -> Tensor:
+        """Return lower triangles of Σ w_i A_i, (k, P, P), A_i the rows' curvatures.
+
+        A few columns of all A_i are formed at a time and weighted in one product, C
+        times cheaper than a product of Jacobians for every weighting.
+        """
+        half = _times(self._roots, self._jacobian, transpose=True)
+        half = half.view(*self._roots.shape[:2], -1)
+        n, _, n_params = half.shape
+        out = half.new_empty(len(weights), n_params, n_params)
+        width = self._memory / (_SHARE * n * n_params * half.element_size())
+        for part in chunks(n_params, min(int(width), _COLUMNS)):
+            below = half[:, :, part.start :]
+            curvatures = (below.mT @ half[:, :, part]).flatten(1)
+            out[:, part.start :, part] = (weights @ curvatures).view(
+                len(weights), -1, part.stop - part.start
+            )
+        return out
+
+    def _solve_one_by_one(
         self, gradients: Tensor, weights: Tensor, roots: Tensor, shifts: Tensor
     ) -> Tensor:
         out = []

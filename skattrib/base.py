@@ -134,7 +134,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
             )
         if "groups" in fit_params and not _routing_enabled():
             raise ValueError("fit takes tasks=, not groups=: one label per row of X.")
-        if getattr(self.estimator, "trajectory_", 0) is None:
+        frozen = isinstance(self.estimator, FrozenEstimator)
+        if not frozen and getattr(self.estimator, "trajectory_", 0) is None:
             warnings.warn(
                 f"{type(self.estimator).__name__} wraps a trained module, but will be "
                 "trained again from its weights: put it in a "

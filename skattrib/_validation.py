@@ -44,12 +44,16 @@ def draw_seeds(random_state, n_seeds):
 
 
 def seed_unset(estimator, random_state):
-    """Give every nested ``random_state=None`` an int; the user's seeds stay."""
+    """Give every nested ``random_state`` that is no int one; the user's ints stay.
+
+    A generator would move on with every use: no two trainings would be alike.
+    """
     rng = check_random_state(random_state)
     unset = sorted(
         name
         for name, value in estimator.get_params(deep=True).items()
-        if (name == "random_state" or name.endswith("__random_state")) and value is None
+        if (name == "random_state" or name.endswith("__random_state"))
+        and not isinstance(value, numbers.Integral)
     )
     estimator.set_params(**{name: int(rng.randint(_MAX_SEED)) for name in unset})
 
@@ -126,14 +130,18 @@ def check_weights(weights, n_units, dtype=np.float64):
     return weights
 
 
-def check_outcome(outcome, estimator):
+def check_outcome(outcome, estimator, n_outputs=None):
     """Return the name of an outcome, or the callable, that fits the estimator.
 
     Parameters
     ----------
     outcome : str or callable
-    estimator : fitted classifier or regressor
+    estimator : classifier or regressor
+    n_outputs : int or None
+        Columns of y; None asks the fitted estimator.
     """
+    if n_outputs is None:
+        n_outputs = getattr(estimator, "n_outputs_", 1)
     if callable(outcome):
         return outcome
     known = ("auto", "log_likelihood", "margin", "prediction")
@@ -147,9 +155,7 @@ def check_outcome(outcome, estimator):
             "outcome='margin' is log p_y/(1-p_y) and needs a classifier; use "
             "'log_likelihood' or 'prediction' for a regressor."
         )
-    if outcome == "prediction" and (
-        classifier or getattr(estimator, "n_outputs_", 1) > 1
-    ):
+    if outcome == "prediction" and (classifier or n_outputs > 1):
         raise ValueError(
             "outcome='prediction' needs a regressor with one output; use 'margin' for "
             "a classifier, or a callable (outputs, y) -> outcome."

@@ -1,5 +1,6 @@
 """What every attributor shares: the contract."""
 
+import os
 import warnings
 from abc import abstractmethod
 from numbers import Integral, Real
@@ -64,7 +65,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         ],
         "n_retrainings": [Interval(Integral, _FEWEST_RETRAININGS, None, closed="left")],
         "retrain_size": [Interval(Real, 0, 1, closed="neither")],
-        "memory": [str, HasMethods(["cache"]), None],
+        "memory": [str, os.PathLike, HasMethods(["cache"]), None],
         "n_jobs": [Integral, None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -114,9 +115,12 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         estimator = self._make_estimator(y, int(seeds[0] >> 1))
         y = _check_target(y, estimator)
         self._check_estimator(estimator)
+        check_outcome(self.outcome, estimator, 1 if y.ndim == 1 else y.shape[1])
+        if "sample_weight" not in fit_params:
+            weights = _recorded_weights(estimator, weights)
         self.estimator_ = estimator.fit(X, y, **fit_params)
-        check_outcome(self.outcome, self.estimator_)
-        self.X_train_, self.y_train_ = X, y
+        # copies: changed in place by the user, they would not be what was trained on
+        self.X_train_, self.y_train_ = X.copy(), y.copy()
         self.tasks_ = None if tasks is None else names[codes]
         self.unit_names_, self.n_units_ = names, len(names)
         self._unit_of_row = codes
@@ -189,21 +193,27 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
             multi_output=multi and not is_classifier(self.estimator_),
         )
         y = _check_target(y, self.estimator_)
-        return X, y, check_outcome(self.outcome, self.estimator_)
+        if hasattr(self.estimator_, "_targets"):
+            self.estimator_._targets(y, torch.empty(0))  # unseen labels, before work
+        return X, y, self._checked_outcome(self.outcome)
 
     def _own_predictions(self, X):
         """Return the model's own predictions and the outcome measured at them."""
         predicted = self.estimator_.predict(X)
         outcome = self.outcome
         if is_classifier(self.estimator_) or callable(outcome):
-            return predicted, check_outcome(outcome, self.estimator_)
+            return predicted, self._checked_outcome(outcome)
         if outcome == "log_likelihood":
             raise ValueError(
                 "outcome='log_likelihood' needs y for a regressor: at the model's own "
                 "prediction its gradient is zero. Pass y to attribute, or use "
                 "outcome='prediction'."
             )
-        return predicted, check_outcome("prediction", self.estimator_)
+        return predicted, self._checked_outcome("prediction")
+
+    def _checked_outcome(self, outcome):
+        n_outputs = 1 if self.y_train_.ndim == 1 else self.y_train_.shape[1]
+        return check_outcome(outcome, self.estimator_, n_outputs)
 
     def attribute(self, X, y=None, *, return_std=False):
         """Attribute the outcome of each query to the training units.
@@ -300,7 +310,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         """
         X, y, outcome = self._check_query(X, y)
         weights = check_weights(weights, self.n_units_, X.dtype)
-        return self._predict_outcomes(X, y, weights, outcome)
+        predicted = self._predict_outcomes(X, y, weights, outcome)
+        return predicted.astype(X.dtype, copy=False)
 
     def score(self, X, y):
         """Score how well predicted outcomes rank really retrained ones.
@@ -422,6 +433,16 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def _recorded_weights(estimator, weights):
+    """Return the weights that a frozen model was trained with, if they are recorded."""
+    if not isinstance(estimator, FrozenEstimator):
+        return weights
+    trajectory = getattr(estimator, "trajectory_", None)
+    if trajectory is None or len(trajectory.row_weights) != len(weights):
+        return weights
+    return trajectory.row_weights.numpy().astype(weights.dtype)
 
 
 def _check_target(y, estimator):

@@ -15,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, scale
 from torch import nn
 
+import skattrib._torch_estimator
 from skattrib import DualInfluence, TorchClassifier, TorchRegressor
 from skattrib.evaluation import lds_scorer
 from skattrib.exceptions import FaithfulnessWarning
@@ -364,6 +365,23 @@ def test_other_column_names_are_refused():
     dual = attributor().fit(pd.DataFrame(X, columns=list("abcd")), y)
     with pytest.raises(ValueError, match="feature names should match"):
         dual.transform(pd.DataFrame(Xq, columns=list("abce")))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"estimator": TorchRegressor(random_state=0), "outcome": "margin"},
+        {"outcome": "prediction"},
+        {"estimator": LOGISTIC},
+    ],
+)
+def test_what_is_known_beforehand_is_refused_before_training(options, monkeypatch):
+    X, y, *_ = data()
+    monkeypatch.setattr(
+        skattrib._torch_estimator, "train", lambda *args, **options: pytest.fail("ran")
+    )
+    with pytest.raises(ValueError, match=r"outcome=|needs gradients"):
+        attributor(**options).fit(X, y)
 
 
 def test_a_wrapped_module_that_is_not_frozen_is_pointed_out():

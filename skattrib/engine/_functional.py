@@ -122,7 +122,8 @@ def outcome_function(outcome: str | OutcomeFunction, task: Task) -> OutcomeFunct
 
 
 def _class_log_likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
-    return outputs.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    # keeps the digits of a probability near 1, where log_softmax rounds to 0
+    return nn.functional.logsigmoid(cross_log_odds(outputs, targets))
 
 
 def _gaussian_log_likelihood(outputs: Tensor, targets: Tensor) -> Tensor:

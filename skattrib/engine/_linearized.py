@@ -203,7 +203,7 @@ class LinearizedModel:
         """
         shift = float(self.shifts(self.weights[None]))
         gradients = self.space.gradient(self._rho(weights), self.weights, None)
-        system = self.space.full_systems([shift])[shift]
+        (system,) = self.space.full_systems([shift])
         return self.space.solve_full(gradients, system)
 
     def newton_steps(self, weights: Tensor) -> Tensor:
@@ -228,9 +228,8 @@ class LinearizedModel:
             steps[direct] = self.space.solve_subsets(
                 gradients[direct], weights[direct], self.roots, shifts[direct]
             )
-        systems = self.space.full_systems(shifts[by_block].tolist())
-        for shift, system in systems.items():
-            which = (by_block & (shifts == shift)).nonzero()[:, 0]
+        for system in self.space.full_systems(shifts[by_block].tolist()):
+            which = (by_block & (shifts == system.shift)).nonzero()[:, 0]
             steps[which] = self._block_newton(gradients[which], removed[which], system)
         return steps
 
@@ -299,7 +298,7 @@ class LinearizedModel:
             whole = self.space.squared_norm(steps[index] + moved).clamp(min=0).sqrt()
             steps[index] += moved
             tol = max(_REFIT_TOL, 10 * torch.finfo(size.dtype).eps)
-            done = (size <= tol * whole) | (~accepted & ~chord[index])
+            done = torch.where(accepted, size <= tol * whole, ~chord[index])
             # a chord that contracts slowly, or not at all, gives way to Newton
             chord[index] &= accepted & (size < 0.5 * previous[index])
             previous[index] = size
@@ -407,7 +406,7 @@ class LinearizedModel:
         from a small change.
         """
         shift = float(self.shifts(self.weights[None]))
-        system = self.space.full_systems([shift])[shift]
+        (system,) = self.space.full_systems([shift])
         rows = torch.arange(len(self.weights), device=self.weights.device)
         roots = weighted_roots(self.roots, self.weights)
         inner = roots.mT @ self.space.row_blocks(rows, system) @ roots

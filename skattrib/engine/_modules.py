@@ -50,7 +50,7 @@ def call_seeded(
     CUDA generators are not touched: the factory builds on the CPU.
     """
     with _global_generator, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # noqa: TID251
+        torch.default_generator.manual_seed(seed)
         return factory(n_inputs, n_outputs)
 
 

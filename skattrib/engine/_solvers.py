@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 # An eigendecomposition costs about as much as this many Cholesky factorisations.
-_EIGH_AFTER = 16
+EIGH_AFTER = 16
 
 
 class Factor:
@@ -76,7 +76,7 @@ class ShiftedSystem:
     def factors(self, shifts: list[float]) -> dict[float, Factor | EigenFactor]:
         """Factor A + shift·I for every distinct shift, the cheaper way."""
         distinct = sorted(set(shifts))
-        if len(distinct) > _EIGH_AFTER:
+        if len(distinct) > EIGH_AFTER:
             values, vectors = torch.linalg.eigh(self.matrix)
             return {s: EigenFactor(values, vectors, s) for s in distinct}
         return {s: Factor(add_diagonal(self.matrix, s)) for s in distinct}

@@ -11,6 +11,7 @@ H = JᵀBJ + λI with B = diag(w S Sᵀ) over rows (the metric is in J's columns
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from skattrib.engine._functional import chunks
 from skattrib.engine._gradients import RowGradients
 from skattrib.engine._kernel import kernel_block
 from skattrib.engine._solvers import (
+    EIGH_AFTER,
     EigenFactor,
     Factor,
     ShiftedSystem,
@@ -67,8 +69,15 @@ class FullSystem:
         return self.factor.half_solve(rhs)
 
 
-def _factored(system: ShiftedSystem, shifts: list[float]) -> dict[float, FullSystem]:
-    return {s: FullSystem(s, f) for s, f in system.factors(shifts).items()}
+def _factored(system: ShiftedSystem, shifts: list[float]) -> Iterator[FullSystem]:
+    """Yield the systems one by one: each holds a dense factor."""
+    distinct = sorted(set(shifts))
+    if len(distinct) > EIGH_AFTER:
+        for shift, factor in system.factors(distinct).items():
+            yield FullSystem(shift, factor)
+    else:
+        for shift in distinct:
+            yield FullSystem(shift, system.factors([shift])[shift])
 
 
 class Space(Protocol):
@@ -79,8 +88,8 @@ class Space(Protocol):
     def gradient(self, rho: Tensor, shift: Tensor, steps: Tensor | None) -> Tensor:
         """Return Jᵀρ + λz in these coordinates, ρ (k, n·C), λ (k,)."""
 
-    def full_systems(self, shifts: list[float]) -> dict[float, FullSystem]:
-        """Factor the full-data system for these λ."""
+    def full_systems(self, shifts: list[float]) -> Iterator[FullSystem]:
+        """Factor the full-data system for every distinct λ of these."""
 
     def solve_full(self, gradients: Tensor, system: FullSystem) -> Tensor:
         """Return −H⁻¹g with the Hessian of all rows."""
@@ -152,7 +161,7 @@ class PrimalSpace:
         out = rho @ self._jacobian
         return out if steps is None else out + shift[:, None] * steps
 
-    def full_systems(self, shifts: list[float]) -> dict[float, FullSystem]:
+    def full_systems(self, shifts: list[float]) -> Iterator[FullSystem]:
         return _factored(self._system, shifts)
 
     def solve_full(self, gradients: Tensor, system: FullSystem) -> Tensor:
@@ -311,7 +320,7 @@ class DualSpace(_RowSpace):
     def kernel(self, rows: Tensor) -> Tensor:
         return rows @ self._kernel
 
-    def full_systems(self, shifts: list[float]) -> dict[float, FullSystem]:
+    def full_systems(self, shifts: list[float]) -> Iterator[FullSystem]:
         return _factored(self._system, shifts)
 
     def solve_full(self, gradients: Tensor, system: FullSystem) -> Tensor:
@@ -375,8 +384,8 @@ class MatrixFreeSpace(_RowSpace):
         ]
         return torch.cat(out).flatten(1)
 
-    def full_systems(self, shifts: list[float]) -> dict[float, FullSystem]:
-        return {s: FullSystem(s) for s in shifts}
+    def full_systems(self, shifts: list[float]) -> Iterator[FullSystem]:
+        return (FullSystem(shift) for shift in sorted(set(shifts)))
 
     def solve_full(self, gradients: Tensor, system: FullSystem) -> Tensor:
         weights = self._weights.expand(len(gradients), -1)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+import functools
+import os
+import pickle
+import types
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import joblib
@@ -12,10 +15,13 @@ import scipy
 import sklearn
 import torch
 from numpy.typing import NDArray
+from sklearn.frozen import FrozenEstimator
 from torch import nn
 
 
-def as_memory(memory: str | joblib.Memory | None) -> joblib.Memory | None:
+def as_memory(
+    memory: str | os.PathLike[str] | joblib.Memory | None,
+) -> joblib.Memory | None:
     """Turn a path into a joblib.Memory; None stays None."""
     if memory is None or hasattr(memory, "cache"):
         return memory
@@ -26,38 +32,130 @@ def digest(*parts: Any) -> str:
     """Hash estimators, modules, arrays and functions by what they hold.
 
     joblib's own hash tells two equal modules apart, as it sees where they live in
-    memory; here a module is its layout and the bytes of its state.
+    memory, and takes two closures over different values for the same.
+
+    Raises
+    ------
+    ValueError
+        If something cannot be told from others like it.
     """
+    # not at the top: the package is still being imported then
+    from skattrib import __version__
+
     versions = (
+        __version__,
         np.__version__,
         scipy.__version__,
         sklearn.__version__,
         torch.__version__,
     )
-    return str(joblib.hash([versions, *map(_content, parts)]))
+    try:
+        return str(joblib.hash([versions, *(_content(part, ()) for part in parts)]))
+    except (TypeError, AttributeError, pickle.PicklingError) as error:
+        raise ValueError(
+            f"memory cannot tell this estimator or outcome from others: {error}. Use "
+            "functions and classes that can be pickled, or memory=None."
+        ) from error
 
 
-def _content(value: Any) -> Any:
-    if isinstance(value, nn.Module):
-        state = {k: v.detach().cpu().numpy() for k, v in value.state_dict().items()}
-        return ("module", _name(type(value)), repr(value), state)
-    if isinstance(value, torch.Tensor):
-        return value.detach().cpu().numpy()
-    if hasattr(value, "get_params") and not inspect.isclass(value):
-        params = value.get_params(deep=False)
-        return (_name(type(value)), sorted((k, _content(v)) for k, v in params.items()))
-    if isinstance(value, np.ndarray):
-        # joblib's hash sees strides too
-        return np.ascontiguousarray(value)
-    if isinstance(value, list | tuple):
-        return [_content(v) for v in value]
+def _content(value: Any, above: tuple[int, ...]) -> Any:
+    """Return plain values that are equal just where ``value`` acts the same."""
+    if id(value) in above:
+        return "recursion"
+    above = (*above, id(value))
+    for kinds, describe in _DESCRIPTIONS:
+        if isinstance(value, kinds):
+            return describe(value, above)
+    if hasattr(value, "get_params"):
+        return _estimator(value, above)
     if callable(value):
-        try:
-            source = inspect.getsource(value)
-        except (OSError, TypeError):
-            source = ""
-        return (_name(value), source)
+        return _object(value, above)
     return value
+
+
+def _estimator(value: Any, above: tuple[int, ...]) -> Any:
+    params = value.get_params(deep=False)
+    found = [_class(type(value), above), _content(params, above)]
+    if isinstance(value, FrozenEstimator):
+        found.append(_content(vars(value.estimator), above))
+    return found
+
+
+def _array(value: NDArray[Any], above: tuple[int, ...]) -> Any:
+    # joblib's hash sees strides too
+    return np.ascontiguousarray(value)
+
+
+def _tensor(value: torch.Tensor, above: tuple[int, ...]) -> Any:
+    return _array(value.detach().cpu().numpy(), above)
+
+
+def _module(value: nn.Module, above: tuple[int, ...]) -> Any:
+    state = {k: _tensor(v, above) for k, v in value.state_dict().items()}
+    trained = [k for k, p in value.named_parameters() if p.requires_grad]
+    layers = []
+    for layer in value.modules():
+        own = {k: v for k, v in vars(layer).items() if not k.startswith("_")}
+        layers.append((_class(type(layer), above), _content(own, above)))
+    return [repr(value), state, trained, layers]
+
+
+def _function(value: types.FunctionType, above: tuple[int, ...]) -> Any:
+    closure = [cell.cell_contents for cell in value.__closure__ or ()]
+    rest = [value.__defaults__, value.__kwdefaults__, closure]
+    return [_name(value), _code(value.__code__), _content(rest, above)]
+
+
+def _code(code: types.CodeType) -> Any:
+    constants = [
+        _code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts
+    ]
+    return [code.co_code, constants, code.co_names]
+
+
+def _partial(value: functools.partial[Any], above: tuple[int, ...]) -> Any:
+    return _content([value.func, value.args, value.keywords], above)
+
+
+def _method(value: types.MethodType, above: tuple[int, ...]) -> Any:
+    return _content([value.__func__, value.__self__], above)
+
+
+def _class(value: type, above: tuple[int, ...]) -> Any:
+    """Return name and code; the versions stand for the code of the libraries."""
+    if value.__module__.split(".")[0] in {"torch", "sklearn", "numpy", "builtins"}:
+        return _name(value)
+    own = [v for v in vars(value).values() if isinstance(v, types.FunctionType)]
+    return [_name(value), [(f.__name__, _code(f.__code__)) for f in own]]
+
+
+def _object(value: Any, above: tuple[int, ...]) -> Any:
+    held = getattr(value, "__dict__", None)
+    kind = _class(type(value), above)
+    if held is None:  # a built-in function
+        return [kind, _name(value)]
+    return [kind, _content(held, above)]
+
+
+def _mapping(value: dict[Any, Any], above: tuple[int, ...]) -> Any:
+    return [(str(k), _content(v, above)) for k, v in sorted(value.items(), key=str)]
+
+
+def _sequence(value: Iterable[Any], above: tuple[int, ...]) -> Any:
+    return [_content(v, above) for v in value]
+
+
+_DESCRIPTIONS: list[tuple[Any, Callable[..., Any]]] = [
+    (nn.Module, _module),
+    (torch.Tensor, _tensor),
+    (np.ndarray, _array),
+    (types.FunctionType, _function),
+    (types.MethodType, _method),
+    (functools.partial, _partial),
+    (type, _class),
+    (dict, _mapping),
+    (list | tuple, _sequence),
+]
 
 
 def _name(value: Any) -> str:

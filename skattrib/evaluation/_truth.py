@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import warnings
 from functools import partial
 from numbers import Integral
@@ -32,7 +34,9 @@ from skattrib._validation import (
     check_outcome,
     check_tasks,
     check_weights,
+    draw_seed,
     draw_seeds,
+    seed_unset,
 )
 from skattrib.engine._functional import OutcomeFunction, outcome_function
 from skattrib.evaluation._cache import as_memory, cached_rows, digest
@@ -48,7 +52,7 @@ _CHUNK = 32
         "tasks": ["array-like", None],
         "n_seeds": [Interval(Integral, 1, None, closed="left")],
         "return_seeds": ["boolean"],
-        "memory": [str, HasMethods(["cache"]), None],
+        "memory": [str, os.PathLike, HasMethods(["cache"]), None],
         "n_jobs": [Integral, None],
         "verbose": ["verbose"],
     },
@@ -67,7 +71,7 @@ def retrain_outcomes(
     sample_weight: ArrayLike | None = None,
     n_seeds: int = 1,
     return_seeds: bool = False,
-    memory: str | joblib.Memory | None = None,
+    memory: str | os.PathLike[str] | joblib.Memory | None = None,
     n_jobs: int | None = None,
     verbose: int = 0,
 ) -> NDArray[np.float64]:
@@ -165,7 +169,7 @@ def retrain_outcomes(
     if fitted is not None:
         _check_reproduced(fitted, runner, base)
     cache = as_memory(memory)
-    seeds = draw_seeds(runner.random_state, n_seeds) if runner.random else [0]
+    seeds = runner.seeds(n_seeds)
     rows = units[:, codes] * base
     outcomes = []
     for seed in seeds:
@@ -222,6 +226,7 @@ class _Runner:
         self.random = bool(self._seed_names)
         seeds = [params[k] for k in self._seed_names]
         self.random_state = next((s for s in seeds if s is not None), None)
+        self._seed: int | None = None
         self.stacked = isinstance(estimator, TorchEstimator)
         self.X, self.y = X, np.asarray(y)
         self.X_query, self.y_query = X_query, np.asarray(y_query)
@@ -229,7 +234,8 @@ class _Runner:
             self._validate_torch()
         else:
             self._weight_name = _sample_weight_name(estimator)
-        self.outcome = check_outcome(outcome, self.estimator)
+        n_outputs = 1 if self.y.ndim == 1 else self.y.shape[1]
+        self.outcome = check_outcome(outcome, self.estimator, n_outputs)
 
     def _validate_torch(self) -> None:
         blank = self.estimator
@@ -239,6 +245,15 @@ class _Runner:
         blank._learn_target(self.y)
         self.X_query = validate_data(blank, self.X_query, dtype=DTYPES, reset=False)
         blank._targets(self.y_query, torch.empty(0))
+
+    def seeds(self, n_seeds: int) -> list[int]:
+        """Return a seed per training; the estimator's own comes first."""
+        if not self.random:
+            return [0]
+        if self._seed is None:
+            # a copy: drawing from the user's generator would move it on
+            self._seed = draw_seed(copy.deepcopy(self.random_state))
+        return draw_seeds(self._seed, n_seeds)
 
     def key(self, seed: int) -> str:
         return digest(
@@ -273,6 +288,11 @@ class _Runner:
         """Turn outputs (k, q, C) into outcomes (k, q)."""
         task = "classification" if is_classifier(self.estimator) else "regression"
         function = outcome_function(self.outcome, cast(Any, task))
+        if task == "regression" and targets.shape[-1] != outputs.shape[-1]:
+            raise ValueError(
+                f"y_query has {targets.shape[-1]} columns, the estimator predicts "
+                f"{outputs.shape[-1]}."
+            )
         outcomes = function(outputs, targets.expand(len(outputs), *targets.shape))
         if outcomes.shape != outputs.shape[:2]:
             raise ValueError(
@@ -293,7 +313,12 @@ class _Runner:
         self, weights: NDArray[np.float64], seed: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         estimator = clone(self.estimator)
-        estimator.set_params(**dict.fromkeys(self._seed_names, seed))
+        if seed == self.seeds(1)[0]:
+            # the estimator's own seeds, which may differ from step to step
+            seed_unset(estimator, seed)
+        else:
+            drawn = draw_seeds(seed, len(self._seed_names) + 1)[1:]
+            estimator.set_params(**dict(zip(self._seed_names, drawn, strict=True)))
         runs = Parallel(n_jobs=self.n_jobs)(
             delayed(_fit_and_predict)(
                 clone(estimator), self.X, self.y, self._weight_name, row, self.X_query
@@ -370,8 +395,7 @@ def _check_reproduced(fitted: Any, runner: _Runner, base: NDArray[np.float64]) -
         found, classes = _predict(fitted, runner.X_query)
         outputs, targets = torch.tensor(found)[None], _codes(runner.y_query, classes)
     frozen = runner.measure(outputs, targets)[0]
-    seed = draw_seeds(runner.random_state, 1)[0] if runner.random else 0
-    again = runner(base[None], seed)[0]
+    again = runner(base[None], runner.seeds(1)[0])[0]
     error = np.abs(again - frozen).max() / max(1.0, float(np.abs(frozen).max()))
     if not error < 1e-3:
         warnings.warn(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -35,11 +36,13 @@ def diagnose_linearized(
     some = steps[some.long().to(steps.device)]
     outputs, query = model.query(X)
     linear = model.output_change(some, query)
-    theta = model.model.flatten()
+    # functional_call swaps parameters: other threads may be using the module
+    network = copy.deepcopy(model.model)
+    theta = network.flatten()
     with torch.no_grad():
         real = torch.stack(
             [
-                model.model.outputs(theta + change, X) - outputs
+                network.outputs(theta + change, X) - outputs
                 for change in model.parameter_change(some)
             ]
         )

@@ -14,7 +14,6 @@ from skattrib._torch_estimator import TorchEstimator
 from skattrib._validation import (
     DTYPES,
     as_tensor,
-    check_outcome,
     check_weights,
     draw_seeds,
     memory_cap,
@@ -292,6 +291,7 @@ class DualInfluence(BaseAttributor):
         ]
 
     def _linearize(self, estimator):
+        estimator._raw_outputs(self.X_train_[:2])  # a wrapped module of another width
         model = FunctionalModule(estimator.module_)
         like = next(estimator.module_.parameters())
         plan = plan_solver(
@@ -335,8 +335,12 @@ class DualInfluence(BaseAttributor):
         rows[:, held_out] = 0
         X, y = self.X_train_[held_out], self.y_train_[held_out]
         truth = self._truth(rows, X, y)
-        outcome = check_outcome(self.outcome, self.estimator_)
+        outcome = self._checked_outcome(self.outcome)
         weighted = (rows * self._row_weights).astype(self.X_train_.dtype)
+        # what is left of each unit where its held-out rows are missing
+        kept = np.zeros((len(rows), self.n_units_))
+        np.add.at(kept.T, self._unit_of_row, weighted.T)
+        kept /= np.bincount(self._unit_of_row, self._row_weights).clip(min=1e-12)
         rules = [member.model.ridge for member in self._members]
         rank_units, rank_halves = [], []
         for factor in CALIBRATION_GRID:
@@ -344,7 +348,7 @@ class DualInfluence(BaseAttributor):
                 member.model.ridge = rule.times(factor)
             unit_steps = self._steps_without_each_unit()
             attributions = self._attribute_each(unit_steps, X, y, outcome).mean(axis=0)
-            rank_units.append(lds_score(truth, weights @ attributions.T))
+            rank_units.append(lds_score(truth, kept @ attributions.T))
             predicted = self._predict_rows(X, y, weighted, outcome)
             rank_halves.append(lds_score(truth, predicted))
         for member, rule in zip(self._members, rules, strict=True):

@@ -79,7 +79,18 @@ class Member:
         """Return the outcome as a function of outputs (..., q, C)."""
         function = outcome_function(outcome, self.estimator._task)
         targets = self.estimator._targets(y, like)
-        return lambda f: function(f, targets.expand(*f.shape[:-2], *targets.shape))
+
+        def measure(f):
+            found = function(f, targets.expand(*f.shape[:-2], *targets.shape))
+            if found.shape != f.shape[:-1]:
+                raise ValueError(
+                    f"outcome returned shape {tuple(found.shape)} for outputs "
+                    f"{tuple(f.shape)}; it must drop the last axis only, whatever "
+                    "stands before it."
+                )
+            return found
+
+        return measure
 
     def present_outcomes(self, X, y, outcome):
         """Return the outcomes (q,) of the model as it is."""

@@ -171,7 +171,7 @@ def test_block_formula_is_the_direct_solve(space, task):
             ours._block_newton(
                 gradients[i, None],
                 (ours.weights - W[i])[None],
-                ours.space.full_systems([float(shifts[i])])[float(shifts[i])],
+                next(iter(ours.space.full_systems([float(shifts[i])]))),
             )
             for i in range(len(W))
         ]

@@ -1,8 +1,11 @@
 """Retrained outcomes: the same as training by hand, remembered, resumable."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.compose import make_column_transformer
@@ -18,6 +21,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler, scale
+from sklearn.random_projection import GaussianRandomProjection
 from sklearn.svm import LinearSVC
 from torch import nn
 
@@ -238,6 +242,97 @@ def test_the_key_sees_what_matters(data, tmp_path, trainings, change):
     assert trainings == [2, 2]
 
 
+class Ramp:
+    def __init__(self, height):
+        self.height = height
+
+    def __call__(self, step, n_steps):
+        return self.height * (step + 1) / n_steps
+
+
+class Stretched(nn.Module):
+    def __init__(self, n_inputs, n_outputs, factor=1.0, frozen=False):
+        super().__init__()
+        self.linear = nn.Linear(n_inputs, n_outputs)
+        self.linear.bias.requires_grad_(not frozen)
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * self.linear(x)
+
+
+def one_output(column):
+    return lambda outputs, targets: outputs[..., column]
+
+
+SIMILAR = {
+    "closures": lambda k: {"outcome": one_output(k)},
+    "partials": lambda k: {"module": partial(Stretched, factor=1.0 + k)},
+    "callable objects": lambda k: {"schedule": Ramp(1.0 + k)},
+    "source unknown": lambda k: {
+        "outcome": eval(f"lambda outputs, targets: outputs[..., {k}]")
+    },
+    "plain attributes": lambda k: {"module": seeded(Stretched, 4, 3, 1.0 + k)},
+    "frozen parameters": lambda k: {"module": seeded(Stretched, 4, 3, 1.0, k == 1)},
+}
+
+
+def seeded(build, *args):
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(0)
+        return build(*args)
+
+
+@pytest.mark.parametrize("similar", SIMILAR.values(), ids=list(SIMILAR))
+def test_the_key_tells_what_looks_alike(data, tmp_path, similar):
+    X, y, Xq, yq = data
+
+    def run(k, memory):
+        options = similar(k)
+        outcome = options.pop("outcome", "auto")
+        args = net(**options), X, y, np.ones((1, 30)), Xq, yq
+        return retrain_outcomes(*args, outcome=outcome, memory=memory)
+
+    for k in (0, 1):
+        assert_array_equal(run(k, str(tmp_path)), run(k, None))
+    assert np.abs(run(0, None) - run(1, None)).max() > 0
+    entries = len(list(tmp_path.rglob("output.pkl")))
+    run(0, str(tmp_path))
+    assert len(list(tmp_path.rglob("output.pkl"))) == entries == 2
+
+
+def test_a_fitted_step_is_part_of_the_key(data, tmp_path):
+    X, y, Xq, yq = data
+    found = []
+    for scaler in [StandardScaler().fit(X), StandardScaler().fit(9 * X + 1)]:
+        model = make_pipeline(
+            FrozenEstimator(scaler), LogisticRegression(random_state=0)
+        )
+        args = model, X, y, np.ones((1, 30)), Xq, yq
+        found.append(retrain_outcomes(*args, memory=tmp_path))
+        assert_array_equal(found[-1], retrain_outcomes(*args))
+    assert np.abs(found[0] - found[1]).max() > 0
+
+
+def test_the_own_seeds_of_all_steps_come_first(data):
+    X, y, Xq, yq = data
+    model = make_pipeline(
+        GaussianRandomProjection(3, random_state=1),
+        GaussianRandomProjection(2, random_state=2),
+        LogisticRegression(random_state=0),
+    )
+    found = retrain_outcomes(model, X, y, np.ones((1, 30)), Xq, yq)
+    expected = clone(model).fit(X, y).predict_log_proba(Xq)[np.arange(6), yq]
+    assert_allclose(found[0], expected, rtol=1e-9)
+
+
+def test_a_generator_is_not_moved_on(data):
+    X, y, Xq, yq = data
+    model = net().set_params(random_state=np.random.RandomState(0))
+    args = model, X, y, np.ones((1, 30)), Xq, yq
+    assert_array_equal(retrain_outcomes(*args), retrain_outcomes(*args))
+
+
 def test_memory_serves_other_estimators_too(data, tmp_path):
     X, y, Xq, yq = data
     args = X, y, make_weightings(30, 3, random_state=0), Xq, yq
@@ -330,6 +425,14 @@ ERRORS = {
     "outcome of the wrong shape": (
         {"outcome": lambda f, t: f.sum()},
         "it must drop the last axis only",
+    ),
+    "columns of y_query": (
+        {
+            "estimator": LinearRegression(),
+            "y": np.zeros((30, 2)),
+            "y_query": np.zeros(6),
+        },
+        "y_query has 1 columns, the estimator predicts 2",
     ),
     "seeds": ({"n_seeds": 0}, "'n_seeds' parameter"),
 }

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_iris, load_wine
 from sklearn.frozen import FrozenEstimator
 from sklearn.preprocessing import scale
@@ -330,6 +331,98 @@ def test_calibrated_ridge_ranks_held_out_rows_no_worse():
             assert "by retraining" in dual.ridge_rule_.source
     assert scores["calibrate"] > scores[100.0]
     assert scores["calibrate"] > scores["auto"] - 0.05
+
+
+def test_calibration_of_single_rows_is_not_led_by_held_out_ones():
+    X, y = load_wine(return_X_y=True)
+    order = np.random.RandomState(0).permutation(len(y))
+    X, y = scale(X)[order], y[order]
+    Xq, yq = X[120:], y[120:]
+    net = small_net(hidden_layer_sizes=(16,), max_epochs=60)
+    weights = make_weightings(120, 60, random_state=5)
+    truth = retrain_outcomes(net, X[:120], y[:120], weights, Xq, yq, outcome="margin")
+    ranks = {}
+    for ridge in ["calibrate", 1e-4, 1e-3, 1e-2, 1e-1, 1.0]:
+        dual = DualInfluence(net, ridge=ridge, outcome="margin", random_state=0)
+        A = dual.fit(X[:120], y[:120]).attribute(Xq, yq)
+        ranks[ridge] = lds_score(truth, weights @ A.T)
+    best = max(ranks[r] for r in ranks if r != "calibrate")
+    assert ranks["calibrate"] > best - 0.05
+
+
+def test_a_model_trained_by_a_generator_has_one_truth():
+    X, y, *queries = iris()
+    net = small_net().set_params(random_state=np.random.RandomState(0))
+    dual = DualInfluence(net, n_models=2, n_retrainings=8, random_state=0).fit(X, y)
+    assert dual.score(*queries) == dual.score(*queries)
+    ones = np.ones((1, len(y)))
+    again = retrain_outcomes(dual.estimator_, X, y, ones, *queries, n_seeds=2)
+    assert_allclose(dual.predict_outcomes(*queries, ones), again, atol=1e-9)
+
+
+def test_an_outcome_that_misreads_its_axes_is_refused():
+    X, y, *queries = diabetes()
+    net = TorchRegressor(max_epochs=5, random_state=0)
+    dual = DualInfluence(net, outcome=lambda f, t: f[:, 0], random_state=0).fit(X, y)
+    with pytest.raises(ValueError, match="it must drop the last axis only"):
+        dual.attribute(*queries)
+
+
+def test_float32_attributions_of_sure_queries_keep_their_digits():
+    from sklearn.datasets import load_digits
+
+    X, y = load_digits(n_class=5, return_X_y=True)
+    X = X / 16
+    net = small_net(hidden_layer_sizes=(16,), max_epochs=80)
+    found = []
+    for dtype in (np.float64, np.float32):
+        # the same trained parameters in both precisions
+        trained = clone(net).fit(X[:80].astype(np.float64), y[:80])
+        trained.module_.to(torch.float32).to(
+            torch.float64 if dtype is np.float64 else torch.float32
+        )
+        dual = DualInfluence(FrozenEstimator(trained), random_state=0)
+        dual.fit(X[:80].astype(dtype), y[:80])
+        found.append(dual.attribute(X[80:110].astype(dtype), y[80:110]))
+    size = np.abs(found[0]).max(axis=1)
+    error = np.abs(found[0] - found[1]).max(axis=1)
+    assert size.min() < 1e-2
+    assert (error / size).max() < 1e-3
+    assert np.median(error / size) < 1e-4
+
+
+def test_a_frozen_model_keeps_the_weights_it_was_trained_with():
+    X, y, *queries = iris()
+    weights = np.random.RandomState(0).uniform(0.5, 3, len(y))
+    trained = small_net().fit(X, y, sample_weight=weights)
+    frozen = DualInfluence(FrozenEstimator(trained), random_state=0).fit(X, y)
+    fresh = DualInfluence(small_net(), random_state=0).fit(X, y, sample_weight=weights)
+    assert_array_equal(frozen.attribute(*queries), fresh.attribute(*queries))
+
+
+def test_a_wrapped_module_of_another_width_is_refused():
+    X, y, *_ = iris()
+    layer = nn.utils.skip_init(nn.Linear, 4, 5)
+    wrapped = TorchClassifier.from_module(layer, [0, 1, 2])
+    with pytest.raises(ValueError, match="module returns 5 columns"):
+        DualInfluence(FrozenEstimator(wrapped), ridge=0.1, random_state=0).fit(X, y)
+
+
+def test_diagnose_leaves_the_module_to_other_threads(fitted):
+    dual, X, y = fitted
+    expected = dual.estimator_.predict_proba(X)
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(lambda: [dual.diagnose(X, y) for _ in range(5)])
+        while not running.done():
+            assert_array_equal(dual.estimator_.predict_proba(X), expected)
+
+
+def test_changing_the_data_afterwards_does_not_change_the_truth():
+    X, y, *queries = iris()
+    dual = DualInfluence(small_net(), n_retrainings=8, random_state=0).fit(X, y)
+    before = dual.score(*queries)
+    X += 1
+    assert dual.score(*queries) == before
 
 
 def test_several_models_average_over_the_seeds_of_the_truth():

@@ -1,5 +1,6 @@
 """What every attributor shares: the contract."""
 
+import math
 import os
 import warnings
 from abc import abstractmethod
@@ -316,7 +317,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
     def score(self, X, y):
         """Score how well predicted outcomes rank really retrained ones.
 
-        Trains `n_retrainings` models, each on a random `retrain_size` of the units.
+        Trains `n_retrainings` models, each on a random `retrain_size` of the units;
+        fewer where there are not so many different subsets.
 
         Parameters
         ----------
@@ -335,7 +337,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If there are too few units for 8 different weightings.
+            If there are too few units for 8 different subsets.
         TrajectoryError
             If the estimator is a frozen module without a record of its training.
         """
@@ -350,22 +352,25 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
                 f"n_retrainings={n_retrainings} is too few to rank: use at least "
                 f"{_FEWEST_RETRAININGS}."
             )
-        try:
-            weights = make_weightings(
-                self.n_units_,
-                n_retrainings,
-                size=self.retrain_size,
-                random_state=self._score_seed,
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"n_retrainings={n_retrainings} different weightings of "
-                f"n_units={self.n_units_} units are not to be had with "
-                f"retrain_size={self.retrain_size}: {error} Fit on more units (7 allow "
-                "32), lower n_retrainings (8 or more), or compare `attribute` with "
-                "make_weightings(kind='loo') and evaluation.loo_score."
-            ) from error
+        weights = self._draw_weightings(
+            n_retrainings, self.retrain_size, self._score_seed
+        )
         return weights, self._truth(weights[:, self._unit_of_row], X, y)
+
+    def _draw_weightings(self, n_wanted, size, seed):
+        """Draw different subsets of the units; all there are, if fewer than wanted."""
+        kept = min(max(round(size * self.n_units_), 1), self.n_units_ - 1)
+        possible = math.comb(self.n_units_, kept)
+        if possible < _FEWEST_RETRAININGS:
+            raise ValueError(
+                f"n_units={self.n_units_} units allow {possible} different subsets of "
+                f"{kept}, too few to rank: at least {_FEWEST_RETRAININGS} are needed. "
+                "Fit on more units, or compare `attribute` with leave-one-out: "
+                "make_weightings(kind='loo') and evaluation.loo_score."
+            )
+        return make_weightings(
+            self.n_units_, min(n_wanted, possible), size=size, random_state=seed
+        )
 
     def _truth(self, row_weights, X, y):
         """Retrain on weighted rows; return the outcomes of queries."""

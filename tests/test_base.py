@@ -203,6 +203,15 @@ def test_score_looks_up_what_memory_holds(tmp_path, trainings):
     assert attributor().fit(X, y).score(*queries) == first
 
 
+def test_few_units_are_scored_on_all_their_subsets(trainings):
+    X, y, *queries = data()
+    dual = attributor(n_retrainings=32).fit(X, y, tasks=np.arange(40) % 6)
+    assert np.isfinite(dual.score(*queries))
+    assert trainings == [20]
+    attributor(ridge="calibrate").fit(X, y, tasks=np.arange(40) % 5)
+    assert trainings == [20, 10]
+
+
 def test_transform_refuses_what_does_not_fit_in_memory():
     X, y, *_ = data()
     dual = attributor(removal="influence").fit(X, y)
@@ -336,7 +345,7 @@ BAD_INPUT = {
         lambda X, y, Xq, yq: (
             attributor().fit(X, y, tasks=np.arange(40) % 3).score(Xq, yq)
         ),
-        "n_units=3 units are not to be had.*Fit on more units",
+        "n_units=3 units allow 3 different subsets of 2.*Fit on more units",
     ),
 }
 

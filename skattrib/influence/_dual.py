@@ -21,7 +21,7 @@ from skattrib._validation import (
 from skattrib.base import BaseAttributor
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._linearized import plan_solver
-from skattrib.evaluation import lds_score, make_weightings
+from skattrib.evaluation import lds_score
 from skattrib.influence._diagnosis import diagnose_linearized, verdict
 from skattrib.influence._member import Member
 from skattrib.influence._ridge import (
@@ -330,7 +330,7 @@ class DualInfluence(BaseAttributor):
         rng = np.random.RandomState(self._fit_seed)
         n = len(self.X_train_)
         held_out = rng.permutation(n)[: min(_CALIBRATION_QUERIES, n // 4)]
-        weights = make_weightings(self.n_units_, _N_CALIBRATION, random_state=rng)
+        weights = self._draw_weightings(_N_CALIBRATION, 0.5, rng)
         rows = weights[:, self._unit_of_row]
         rows[:, held_out] = 0
         X, y = self.X_train_[held_out], self.y_train_[held_out]

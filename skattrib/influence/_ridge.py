@@ -142,7 +142,7 @@ def calibrated_rule(
     neighbours: 16 models leave much noise, and the optimum is flat.
     """
     units, halves = (
-        CALIBRATION_GRID[int(np.argmax(_smoothed(scores)))]
+        float(CALIBRATION_GRID[int(np.argmax(_smoothed(scores)))])
         for scores in (rank_units, rank_halves)
     )
     constant, half = units * rule(0.0), halves * rule(0.5)

@@ -366,6 +366,14 @@ class LinearizedModel:
         """Return outputs (q, C) and gradients of query rows."""
         return row_gradients(self.model, X, self.scale)
 
+    def query_batch(self, n_steps: int) -> int:
+        """Return how many queries to ask at once under the memory cap."""
+        n, C = self.outputs.shape
+        # a query's Jacobian, or its kernel with all rows; and its changes
+        wide = self.model.n_params if self.space.name == "primal" else n * C
+        numbers = 3 * C * (wide + n_steps)
+        return max(1, int(self.memory_bytes / (numbers * self.outputs.element_size())))
+
     def output_change(self, steps: Tensor, query: RowGradients) -> Tensor:
         """Return the change of the outputs of query rows, (k, q, C)."""
         n_outputs = query.shape[1]

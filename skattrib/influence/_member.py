@@ -99,13 +99,16 @@ class Member:
 
     def outcomes(self, steps, X, y, outcome):
         """Return the outcomes (k, q) after each step."""
-        outputs, changes = self.output_changes(steps, X)
-        return self._measure(y, outcome, outputs)(outputs + changes).cpu().numpy()
+        out = []
+        for part in chunks(len(X), self.model.query_batch(len(steps))):
+            outputs, changes = self.output_changes(steps, X[part])
+            out.append(self._measure(y[part], outcome, outputs)(outputs + changes))
+        return torch.cat(out, dim=1).cpu().numpy()
 
     def attributions(self, steps, X, y, outcome, *, first_order):
         """Return outcome minus outcome after each unit's step, (q, n_units)."""
         out = []
-        for part in chunks(len(X), max(1, self.model.batch_size(len(steps)))):
+        for part in chunks(len(X), self.model.query_batch(len(steps))):
             outputs, changes = self.output_changes(steps, X[part])
             measure = self._measure(y[part], outcome, outputs)
             if first_order:

@@ -503,6 +503,21 @@ def test_memory_keeps_the_kernel(tmp_path, monkeypatch):
     assert_array_equal(found[0], found[2])
 
 
+@pytest.mark.parametrize("solver", ["primal", "dual", "cg"])
+def test_queries_in_small_pieces_give_the_same(solver, monkeypatch):
+    X, y, *queries = iris()
+    dual = DualInfluence(small_net(), solver=solver, random_state=0).fit(X, y)
+    weights = make_weightings(len(y), 3, random_state=0)
+    whole = dual.attribute(*queries), dual.predict_outcomes(*queries, weights)
+    model = dual._members[0].model
+    assert model.query_batch(len(y)) > len(queries[0])
+    monkeypatch.setattr(model, "memory_bytes", 1e4)
+    assert model.query_batch(len(y)) < len(queries[0])
+    pieces = dual.attribute(*queries), dual.predict_outcomes(*queries, weights)
+    for one, other in zip(whole, pieces, strict=True):
+        assert_allclose(one, other, rtol=0, atol=1e-10)
+
+
 def test_verbose_says_which_solver_and_why(capsys):
     X, y, *_ = iris()
     DualInfluence(small_net(), random_state=0, verbose=1).fit(X, y)

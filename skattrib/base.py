@@ -117,7 +117,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         y = _check_target(y, estimator)
         self._check_estimator(estimator)
         check_outcome(self.outcome, estimator, 1 if y.ndim == 1 else y.shape[1])
-        if "sample_weight" not in fit_params:
+        if fit_params.get("sample_weight") is None:
             weights = _recorded_weights(estimator, weights)
         self.estimator_ = estimator.fit(X, y, **fit_params)
         # copies: changed in place by the user, they would not be what was trained on
@@ -332,7 +332,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         float
             Linear datamodeling score (LDS): Spearman correlation over the retrained
             models between predicted and actual outcome, mean over queries. 1 is
-            perfect, 0 is chance. Its standard error is about 0.05 with the defaults.
+            perfect, 0 is chance. `evaluation.lds_score` gives an interval too.
 
         Raises
         ------

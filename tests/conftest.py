@@ -63,12 +63,3 @@ def trainings(monkeypatch):
 
     monkeypatch.setattr(skattrib._torch_estimator, "train_stack", counted)
     return found
-
-
-def pytest_collection_modifyitems(items):
-    """Skip what needs CUDA where there is none."""
-    if torch.cuda.is_available():
-        return
-    for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="needs CUDA"))

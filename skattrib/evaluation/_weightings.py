@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_array, check_random_state, column_or_1d
+from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils._param_validation import (
     Interval,
     RealNotInt,
@@ -430,47 +430,3 @@ def make_weightings(
             f"pass n_weightings={n_possible} or fewer."
         )
     return _draw_distinct(design, n_units, n_weightings, paired=paired, rng=rng)
-
-
-def expand_weightings(weights: ArrayLike, unit_of_row: ArrayLike) -> FloatArray:
-    """Give every row the weight of its unit.
-
-    Parameters
-    ----------
-    weights : array-like of shape (n_weightings, n_units)
-        Weight of each unit, any finite numbers.
-    unit_of_row : array-like of int of shape (n_rows,)
-        Index of the unit that each row belongs to, 0 to `n_units - 1`.
-
-    Returns
-    -------
-    row_weights : ndarray of float64 of shape (n_weightings, n_rows)
-        `row_weights[k, i]` is `weights[k, unit_of_row[i]]`.
-
-    Raises
-    ------
-    ValueError
-        If `weights` is not 2-D and finite, or `unit_of_row` is not 1-D, not of
-        integers or out of range.
-
-    Examples
-    --------
-    >>> from skattrib.evaluation._weightings import expand_weightings
-    >>> expand_weightings([[1, 0], [0, 1]], [0, 0, 1])
-    array([[1., 1., 0.],
-           [0., 0., 1.]])
-    """
-    matrix: FloatArray = check_array(weights, dtype=np.float64, input_name="weights")
-    units = column_or_1d(unit_of_row)
-    if not np.issubdtype(units.dtype, np.integer):
-        raise ValueError(
-            f"unit_of_row has dtype {units.dtype}: pass integer unit indices, such as "
-            "np.unique(tasks, return_inverse=True)[1]."
-        )
-    n_units = matrix.shape[1]
-    if units.size and (units.min() < 0 or units.max() >= n_units):
-        raise ValueError(
-            f"unit_of_row ranges over {units.min()}..{units.max()}, but weights has "
-            f"{n_units} columns: pass unit indices from 0 to {n_units - 1}."
-        )
-    return np.take(matrix, units, axis=1)

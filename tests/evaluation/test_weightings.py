@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skattrib.evaluation import make_weightings
-from skattrib.evaluation._weightings import expand_weightings
 
 KINDS = ["fixed", "bernoulli", "antithetic"]
 LABELS = ["a"] * 2 + ["b"] * 3 + ["c"] * 7
@@ -329,30 +328,3 @@ def test_errors(args, kwargs, message):
 def test_stratified_message_mentions_the_labels():
     with pytest.raises(ValueError, match=r"only 4 .* and these stratify labels"):
         make_weightings(4, 5, size=2, stratify=list("aabb"), random_state=0)
-
-
-def test_expand_weightings():
-    weights = np.array([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]])
-    expanded = expand_weightings(weights, [2, 0, 0, 1])
-    assert_array_equal(expanded, [[2, 0, 0, 1], [5, 3, 3, 4]])
-
-
-def test_expand_by_identity():
-    weightings = make_weightings(5, 4, random_state=0)
-    assert_array_equal(expand_weightings(weightings, np.arange(5)), weightings)
-
-
-@pytest.mark.parametrize(
-    ("weights", "units", "message"),
-    [
-        ([1.0, 0.0], [0, 1], "Expected 2D array"),
-        ([[1.0, np.nan]], [0, 1], "weights contains NaN"),
-        ([[1.0, 0.0]], [0.0, 1.0], "unit_of_row has dtype float64.*integer"),
-        ([[1.0, 0.0]], [0, 2], "unit_of_row ranges over 0..2.*from 0 to 1"),
-        ([[1.0, 0.0]], [-1, 0], "unit_of_row ranges over -1..0"),
-        ([[1.0, 0.0]], [[0, 1], [0, 1]], "1d array"),
-    ],
-)
-def test_expand_errors(weights, units, message):
-    with pytest.raises(ValueError, match=message):
-        expand_weightings(weights, units)

@@ -8,6 +8,8 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import (
@@ -16,7 +18,6 @@ from sklearn.utils.validation import (
     validate_data,
 )
 from torch import nn
-from torch.func import vmap
 from tqdm.auto import tqdm
 
 from skattrib._validation import DTYPES, as_tensor, draw_seed, memory_cap
@@ -29,7 +30,7 @@ from skattrib.engine._modules import (
     probe_rows,
 )
 from skattrib.engine._optim import Optimizer
-from skattrib.engine._training import can_stack, train, train_stack
+from skattrib.engine._training import stacked_outputs, train, train_stack
 from skattrib.engine._trajectory import (
     SCHEDULES,
     Recipe,
@@ -37,6 +38,7 @@ from skattrib.engine._trajectory import (
     epoch_batches,
     steps_to_keep,
 )
+from skattrib.exceptions import FaithfulnessWarning
 
 _CURE = (
     "skattrib needs each row's output to depend on that row alone and to be the same "
@@ -250,34 +252,30 @@ class TorchEstimator(BaseEstimator):
         _check_module(module, X[:3], n_outputs)
         return module
 
-    def _retrained_outputs(
-        self, X, y, weights, X_query, *, random_state, n_jobs=None, verbose=0
-    ):
-        """Train once per weighting of the rows; return outputs (M, q, C).
+    def _stack(self, X, y, weights, *, random_state, n_jobs=None, verbose=0):
+        """Train once per weighting of the rows; return model and parameters (M, P).
 
-        ``self`` must be fitted (targets encoded) and is not changed.
+        ``self`` must have its targets encoded and is not changed.
         """
         problem = self._problem(X, y, random_state)
-        model, cap = problem.model, memory_cap()
         params = train_stack(
-            model,
+            problem.model,
             problem.loss,
             problem.recipe,
             problem.X,
             problem.targets,
             as_tensor(weights, problem.X),
-            memory_bytes=cap,
+            memory_bytes=memory_cap(),
             n_jobs=n_jobs,
             verbose=verbose,
         )
-        queries = as_tensor(X_query, problem.X)
-        with torch.no_grad():
-            if not can_stack(model, problem.loss, problem.X, problem.targets):
-                return torch.stack([model.outputs(p, queries) for p in params])
-            outputs = vmap(lambda p: model.outputs(p, queries))
-            return torch.cat(
-                [outputs(params[part]) for part in chunks(len(params), 32)]
-            )
+        return problem.model, params
+
+    def _retrained_outputs(self, X_query, **options):
+        """Train once per weighting of the rows; return outputs (M, q, C)."""
+        model, params = self._stack(**options)
+        queries = as_tensor(X_query, params)
+        return stacked_outputs(model, params, queries, memory_cap())
 
     # ------------------------------------------------------------- prediction
     def _outputs(self, X):
@@ -366,4 +364,45 @@ def fitted_from(cls, module, n_outputs, device, **fitted):
     estimator.n_outputs_ = n_outputs
     for name, value in fitted.items():
         setattr(estimator, name, value)
+    return estimator
+
+
+def check_recipe(estimator, stacklevel):
+    """Refuse a bare module; warn if a wrapped one would be trained again.
+
+    ``stacklevel`` is that of a warning by the caller.
+    """
+    if isinstance(estimator, nn.Module):
+        raise ValueError(
+            "estimator is a torch module; wrap it: TorchClassifier(module=...) or "
+            "TorchRegressor(module=...), and for one that is trained already "
+            "FrozenEstimator(TorchClassifier.from_module(module, classes))."
+        )
+    frozen = isinstance(estimator, FrozenEstimator)
+    if not frozen and getattr(estimator, "trajectory_", 0) is None:
+        warnings.warn(
+            f"{type(estimator).__name__} wraps a trained module, but will be trained "
+            "again from its weights: put it in a sklearn.frozen.FrozenEstimator to "
+            "take it as it is.",
+            FaithfulnessWarning,
+            stacklevel=stacklevel + 1,
+        )
+
+
+def unfrozen(estimator, user):
+    """Return the neural network estimator inside; raise if it is no such thing."""
+    user = type(user).__name__
+    if isinstance(estimator, FrozenEstimator):
+        estimator = estimator.estimator
+    if isinstance(estimator, Pipeline):
+        raise ValueError(
+            f"estimator is a Pipeline; preprocess before {user} instead: "
+            f"make_pipeline(StandardScaler(), {user}(TorchClassifier()))."
+        )
+    if not isinstance(estimator, TorchEstimator):
+        raise ValueError(
+            "estimator must be a TorchClassifier or TorchRegressor, got "
+            f"{type(estimator).__name__}: {user} needs gradients. Wrap a fitted module "
+            "by TorchClassifier.from_module or from_skorch, inside a FrozenEstimator."
+        )
     return estimator

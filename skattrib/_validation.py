@@ -9,6 +9,7 @@ import sklearn
 import torch
 from sklearn.base import is_classifier
 from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import column_or_1d
 
 #: What X may be, and what comes back.
@@ -71,6 +72,33 @@ def as_tensor(array, like=None):
 def memory_cap():
     """Return the bytes of working memory: scikit-learn's ``working_memory``."""
     return sklearn.get_config()["working_memory"] * 2.0**20
+
+
+def check_fits(n_rows, n_columns, dtype, cure):
+    """Raise unless an array of this shape fits the working memory."""
+    needed = n_rows * n_columns * dtype.itemsize
+    if needed > memory_cap():
+        raise ValueError(
+            f"transform would return {n_rows} x {n_columns} numbers "
+            f"({needed / 2**20:.0f} MiB), over the cap of "
+            f"{memory_cap() / 2**20:.0f} MiB. {cure}, or raise "
+            "sklearn.set_config(working_memory=...)."
+        )
+
+
+def check_target(y, estimator):
+    """Labels stay as they are for classifiers, regressors get floats."""
+    if is_classifier(estimator):
+        check_classification_targets(y)
+        return y
+    if (
+        y.dtype.kind not in "biuf"
+        and type_of_target(y, raise_unknown=False) == "unknown"
+    ):
+        raise ValueError(
+            "Unknown label type: y holds objects, a regressor needs numbers."
+        )
+    return y.astype(np.float64)
 
 
 def check_tasks(tasks, n_rows):
@@ -161,3 +189,16 @@ def check_outcome(outcome, estimator, n_outputs=None):
             "a classifier, or a callable (outputs, y) -> outcome."
         )
     return "log_likelihood" if outcome == "auto" else outcome
+
+
+def check_own_outcome(outcome, estimator, n_outputs):
+    """Return the outcome to measure at the estimator's own predictions."""
+    if not is_classifier(estimator) and not callable(outcome):
+        if outcome == "log_likelihood":
+            raise ValueError(
+                "outcome='log_likelihood' needs y for a regressor: at the model's own "
+                "prediction its gradient is zero. Use outcome='prediction', or pass y "
+                "where there is one (attribute)."
+            )
+        outcome = "prediction" if outcome == "auto" else outcome
+    return check_outcome(outcome, estimator, n_outputs)

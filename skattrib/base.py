@@ -2,7 +2,6 @@
 
 import math
 import os
-import warnings
 from abc import abstractmethod
 from numbers import Integral, Real
 
@@ -12,7 +11,6 @@ from sklearn.base import (
     BaseEstimator,
     MetaEstimatorMixin,
     TransformerMixin,
-    clone,
     is_classifier,
 )
 from sklearn.frozen import FrozenEstimator
@@ -24,7 +22,6 @@ from sklearn.utils.metadata_routing import (
     _routing_enabled,
     process_routing,
 )
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import (
     _check_feature_names_in,
     _check_sample_weight,
@@ -32,19 +29,20 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from skattrib._torch_estimator import check_recipe
 from skattrib._validation import (
     DTYPES,
+    check_fits,
     check_outcome,
+    check_own_outcome,
+    check_target,
     check_tasks,
     check_weights,
     draw_seed,
-    memory_cap,
-    seed_unset,
     unchanged_on_error,
 )
 from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
-from skattrib.exceptions import FaithfulnessWarning
-from skattrib.neural import TorchClassifier, TorchRegressor
+from skattrib.neural import TorchClassifier, make_estimator
 
 __all__ = ["BaseAttributor"]
 
@@ -113,8 +111,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         )
         # one generator per purpose: what one draws must not move the others
         seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(3)
-        estimator = self._make_estimator(y, int(seeds[0] >> 1))
-        y = _check_target(y, estimator)
+        estimator = make_estimator(self.estimator, y, int(seeds[0] >> 1))
+        y = check_target(y, estimator)
         self._check_estimator(estimator)
         check_outcome(self.outcome, estimator, 1 if y.ndim == 1 else y.shape[1])
         if fit_params.get("sample_weight") is None:
@@ -131,23 +129,9 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
 
     def _check_beginnings(self, fit_params):
         """Name what newcomers pass instead of what is meant."""
-        if isinstance(self.estimator, torch.nn.Module):
-            raise ValueError(
-                "estimator is a torch module; wrap it: TorchClassifier(module=...) or "
-                "TorchRegressor(module=...), and for one that is trained already "
-                "FrozenEstimator(TorchClassifier.from_module(module, classes))."
-            )
+        check_recipe(self.estimator, stacklevel=6)
         if "groups" in fit_params and not _routing_enabled():
             raise ValueError("fit takes tasks=, not groups=: one label per row of X.")
-        frozen = isinstance(self.estimator, FrozenEstimator)
-        if not frozen and getattr(self.estimator, "trajectory_", 0) is None:
-            warnings.warn(
-                f"{type(self.estimator).__name__} wraps a trained module, but will be "
-                "trained again from its weights: put it in a "
-                "sklearn.frozen.FrozenEstimator to attribute it as it is.",
-                FaithfulnessWarning,
-                stacklevel=6,
-            )
 
     @staticmethod
     def _units(tasks, index, n_rows):
@@ -162,17 +146,6 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         if hasattr(index, "is_unique") and index.is_unique:
             names = np.asarray(index)
         return np.arange(n_rows), names
-
-    def _make_estimator(self, y, seed):
-        if self.estimator is None:
-            kind = type_of_target(y, input_name="y")
-            if kind in ("binary", "multiclass"):
-                return TorchClassifier(random_state=seed)
-            return TorchRegressor(random_state=seed)
-        estimator = clone(self.estimator)
-        if not isinstance(estimator, FrozenEstimator):
-            seed_unset(estimator, seed)
-        return estimator
 
     def _check_estimator(self, estimator):
         """Raise unless this attributor can use the estimator; before any training."""
@@ -193,28 +166,21 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
             reset=False,
             multi_output=multi and not is_classifier(self.estimator_),
         )
-        y = _check_target(y, self.estimator_)
+        y = check_target(y, self.estimator_)
         if hasattr(self.estimator_, "_targets"):
             self.estimator_._targets(y, torch.empty(0))  # unseen labels, before work
         return X, y, self._checked_outcome(self.outcome)
 
     def _own_predictions(self, X):
         """Return the model's own predictions and the outcome measured at them."""
-        predicted = self.estimator_.predict(X)
-        outcome = self.outcome
-        if is_classifier(self.estimator_) or callable(outcome):
-            return predicted, self._checked_outcome(outcome)
-        if outcome == "log_likelihood":
-            raise ValueError(
-                "outcome='log_likelihood' needs y for a regressor: at the model's own "
-                "prediction its gradient is zero. Pass y to attribute, or use "
-                "outcome='prediction'."
-            )
-        return predicted, self._checked_outcome("prediction")
+        outcome = check_own_outcome(self.outcome, self.estimator_, self._n_outputs())
+        return self.estimator_.predict(X), outcome
+
+    def _n_outputs(self):
+        return 1 if self.y_train_.ndim == 1 else self.y_train_.shape[1]
 
     def _checked_outcome(self, outcome):
-        n_outputs = 1 if self.y_train_.ndim == 1 else self.y_train_.shape[1]
-        return check_outcome(outcome, self.estimator_, n_outputs)
+        return check_outcome(outcome, self.estimator_, self._n_outputs())
 
     def attribute(self, X, y=None, *, return_std=False):
         """Attribute the outcome of each query to the training units.
@@ -277,14 +243,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
             If the result is larger than scikit-learn's ``working_memory``.
         """
         X, y, outcome = self._check_query(X, None)
-        needed = len(X) * self.n_units_ * X.dtype.itemsize
-        if needed > memory_cap():
-            raise ValueError(
-                f"transform would return {len(X)} x {self.n_units_} numbers "
-                f"({needed / 2**20:.0f} MiB), over the cap of "
-                f"{memory_cap() / 2**20:.0f} MiB. Attribute fewer rows at a time, "
-                "group rows by tasks=, or raise sklearn.set_config(working_memory=...)."
-            )
+        cure = "Attribute fewer rows at a time, group rows by tasks="
+        check_fits(len(X), self.n_units_, X.dtype, cure)
         return self._attribute(X, y, outcome)[0].astype(X.dtype, copy=False)
 
     def predict_outcomes(self, X, y, weights):
@@ -302,7 +262,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n_weightings, n_queries)
-            Predicted outcomes; equal to the model's own at weights of 1.
+            Predicted outcomes. At weights of 1 the model's own, up to what a
+            surrogate smooths.
 
         Raises
         ------
@@ -357,20 +318,32 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         )
         return weights, self._truth(weights[:, self._unit_of_row], X, y)
 
+    def _seen_weightings(self):
+        """Return the weightings (m, n_units) whose outcomes were fitted, or None."""
+        return None
+
     def _draw_weightings(self, n_wanted, size, seed):
-        """Draw different subsets of the units; all there are, if fewer than wanted."""
+        """Draw different unseen subsets of the units; all there are, if fewer."""
         kept = min(max(round(size * self.n_units_), 1), self.n_units_ - 1)
+        seen = self._seen_weightings()
+        seen = set() if seen is None else {w.tobytes() for w in seen if w.sum() == kept}
         possible = math.comb(self.n_units_, kept)
-        if possible < _FEWEST_RETRAININGS:
+        if possible - len(seen) < _FEWEST_RETRAININGS:
+            known = f", and {len(seen)} of these were learnt from" if seen else ""
             raise ValueError(
                 f"n_units={self.n_units_} units allow {possible} different subsets of "
-                f"{kept}, too few to rank: at least {_FEWEST_RETRAININGS} are needed. "
-                "Fit on more units, or compare `attribute` with leave-one-out: "
-                "make_weightings(kind='loo') and evaluation.loo_score."
+                f"{kept}{known}: too few to rank, at least {_FEWEST_RETRAININGS} are "
+                f"needed. Fit on more units{' or fewer subsets' if seen else ''}, or "
+                "compare `attribute` with leave-one-out: make_weightings(kind='loo') "
+                "and evaluation.loo_score."
             )
-        return make_weightings(
-            self.n_units_, min(n_wanted, possible), size=size, random_state=seed
+        drawn = make_weightings(
+            self.n_units_,
+            min(n_wanted + len(seen), possible),
+            size=size,
+            random_state=seed,
         )
+        return np.array([w for w in drawn if w.tobytes() not in seen])[:n_wanted]
 
     def _truth(self, row_weights, X, y):
         """Retrain on weighted rows; return the outcomes of queries."""
@@ -448,18 +421,3 @@ def _recorded_weights(estimator, weights):
     if trajectory is None or len(trajectory.row_weights) != len(weights):
         return weights
     return trajectory.row_weights.numpy().astype(weights.dtype)
-
-
-def _check_target(y, estimator):
-    """Labels stay as they are for classifiers, regressors get floats."""
-    if is_classifier(estimator):
-        check_classification_targets(y)
-        return y
-    if (
-        y.dtype.kind not in "biuf"
-        and type_of_target(y, raise_unknown=False) == "unknown"
-    ):
-        raise ValueError(
-            "Unknown label type: y holds objects, a regressor needs numbers."
-        )
-    return y.astype(np.float64)

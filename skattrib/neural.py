@@ -5,13 +5,14 @@ import warnings
 
 import numpy as np
 import torch
-from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
 from skattrib._torch_estimator import TorchEstimator, fitted_from
-from skattrib._validation import DTYPES, as_tensor, unchanged_on_error
+from skattrib._validation import DTYPES, as_tensor, seed_unset, unchanged_on_error
 
 __all__ = ["TorchClassifier", "TorchRegressor"]
 
@@ -495,3 +496,16 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
+
+
+def make_estimator(estimator, y, seed):
+    """Return what to train: a clone without unset seeds; for None what suits y."""
+    if estimator is None:
+        kind = type_of_target(y, input_name="y")
+        if kind in ("binary", "multiclass"):
+            return TorchClassifier(random_state=seed)
+        return TorchRegressor(random_state=seed)
+    estimator = clone(estimator)
+    if not isinstance(estimator, FrozenEstimator):
+        seed_unset(estimator, seed)
+    return estimator

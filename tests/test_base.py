@@ -329,7 +329,7 @@ BAD_INPUT = {
     ),
     "a pipeline inside": (
         fit_with(estimator=make_pipeline(StandardScaler(), TorchClassifier())),
-        "preprocess before the attributor",
+        "preprocess before DualInfluence",
     ),
     "groups": (
         lambda X, y, Xq, yq: attributor().fit(X, y, groups=y),

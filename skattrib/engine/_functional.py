@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -111,7 +112,7 @@ def cross_log_odds(outputs: Tensor, targets: Tensor) -> Tensor:
 def outcome_function(outcome: str | OutcomeFunction, task: Task) -> OutcomeFunction:
     """Return the map (outputs (..., C), targets) → outcome (...), higher is better."""
     if callable(outcome):
-        return outcome
+        return partial(_checked, outcome)
     if outcome == "margin":
         return cross_log_odds
     if outcome == "prediction":
@@ -119,6 +120,18 @@ def outcome_function(outcome: str | OutcomeFunction, task: Task) -> OutcomeFunct
     if task == "classification":
         return _class_log_likelihood
     return _gaussian_log_likelihood
+
+
+def _checked(outcome: OutcomeFunction, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Evaluate the user's own function."""
+    found = outcome(outputs, targets)
+    if found.shape != outputs.shape[:-1]:
+        raise ValueError(
+            f"outcome returned shape {tuple(found.shape)} for outputs "
+            f"{tuple(outputs.shape)}; it must drop the last axis only, whatever stands "
+            "before it."
+        )
+    return found
 
 
 def _class_log_likelihood(outputs: Tensor, targets: Tensor) -> Tensor:

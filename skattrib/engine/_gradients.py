@@ -17,7 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from skattrib.engine._functional import FunctionalModule
+from skattrib.engine._functional import FunctionalModule, chunks
+
+# Of the memory cap, what one temporary may take: 1 / _SHARE.
+_SHARE = 4
+# Rows tried to learn what a module's gradients hold.
+_PROBE = 2
+# While they are computed, gradients exist about this many times: backpropagated,
+# stacked, brought in order; and the graph holds the layers' inputs.
+_COPIES = 4
+# Rows whose outer products are formed together.
+_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,15 @@ class LayerGradients:
     def width(self) -> tuple[int, int]:
         """Shape (o, k) of the weight with the bias as its last column."""
         return self.signals.shape[-1], self.inputs.shape[-1]
+
+    @property
+    def n_numbers(self) -> int:
+        """Numbers held."""
+        return self.inputs.numel() + self.signals.numel()
+
+    def of_rows(self, rows: slice) -> LayerGradients:
+        """Return the factors of some rows."""
+        return LayerGradients(self.names, self.inputs[rows], self.signals[rows])
 
     def explicit(self, outputs: slice = slice(None)) -> Tensor:
         """Return gradients (n, C, o', k) for some of the layer's outputs."""
@@ -122,6 +141,20 @@ class RowGradients:
         """Number of columns P."""
         return sum(self.sizes)
 
+    @property
+    def n_numbers(self) -> int:
+        """Numbers held."""
+        held = [layer.n_numbers for layer in self.layers]
+        return sum(held) + sum(value.numel() for value in self.rest.values())
+
+    @property
+    def n_temporaries(self) -> int:
+        """Numbers that a product with one vector takes for a while."""
+        # signals summed over outputs, and the same in another order
+        layers = [2 * layer.signals.numel() for layer in self.layers]
+        n_rows, n_outputs = self.shape
+        return 3 * self.n_params + max(layers, default=0) // n_outputs + 3 * n_rows
+
     def _columns(self, vectors: Tensor) -> dict[str, Tensor]:
         pieces = torch.split(vectors, self.sizes, dim=-1)
         return dict(zip(self.names, pieces, strict=True))
@@ -131,10 +164,20 @@ class RowGradients:
 
     def jacobian(self) -> Tensor:
         """Return the explicit Jacobian (n·C, P)."""
-        columns = {name: value.flatten(0, 1) for name, value in self.rest.items()}
+        some = self.layers[0].signals if self.layers else next(iter(self.rest.values()))
+        out = some.new_empty(self.shape[0] * self.shape[1], self.n_params)
+        # written in place, a few rows at a time: nothing else is as large
+        columns = self._columns(out)
+        for name, value in self.rest.items():
+            columns[name].copy_(value.flatten(0, 1))
+        n, n_outputs = self.shape
         for layer in self.layers:
-            columns.update(layer.to_columns(layer.explicit().flatten(0, 1)))
-        return self._scaled(torch.cat([columns[k] for k in self.names], dim=-1))
+            for rows in chunks(n, _ROWS):
+                flat = slice(rows.start * n_outputs, rows.stop * n_outputs)
+                explicit = layer.of_rows(rows).explicit().flatten(0, 1)
+                for name, value in layer.to_columns(explicit).items():
+                    columns[name][flat] = value
+        return out if self.scale is None else out.mul_(self.scale)
 
     def vjp(self, cotangents: Tensor) -> Tensor:
         """Return Jᵀu as rows (m, P) for cotangents (m, n, C)."""
@@ -248,28 +291,108 @@ def _layer_signals(layer: nn.Module, signals: Tensor) -> Tensor:
     return signals.transpose(0, 1).contiguous()
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Gradients of some rows."""
+
+    outputs: Tensor
+    layers: list[LayerGradients]
+    rest: dict[str, Tensor]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        factors = [t for layer in self.layers for t in (layer.inputs, layer.signals)]
+        return [self.outputs, *factors, *self.rest.values()]
+
+    def empty(self, n_rows: int) -> _Piece:
+        """Return the same for other rows, to be filled."""
+
+        def like(value: Tensor) -> Tensor:
+            return value.new_empty(n_rows, *value.shape[1:])
+
+        layers = [
+            LayerGradients(layer.names, like(layer.inputs), like(layer.signals))
+            for layer in self.layers
+        ]
+        rest = {name: like(value) for name, value in self.rest.items()}
+        return _Piece(like(self.outputs), layers, rest)
+
+
 def row_gradients(
-    model: FunctionalModule, X: Tensor, scale: Tensor | None = None
+    model: FunctionalModule,
+    X: Tensor,
+    scale: Tensor | None = None,
+    memory_bytes: float | None = None,
 ) -> tuple[Tensor, RowGradients]:
     """Return outputs (n, C) and the factored gradients of each in the parameters.
 
     The module's present parameters are used. Weights of a Linear or Conv2d layer
-    that is called once are kept factored; everything else explicitly.
+    that is called once are kept factored; everything else explicitly. With
+    ``memory_bytes`` rows are taken in pieces, whose temporaries fit a part of it.
     """
     # hooks go on a copy: other threads may be using the module
     module = copy.deepcopy(model.module)
+    size = len(X)
+    if memory_bytes is not None and len(X) > _PROBE:
+        per_row = _COPIES * _bytes_per_row(model, module, X)
+        size = max(1, int(memory_bytes / (_SHARE * per_row)))
+    found = _by_pieces(model, module, X, size)
+    shape = (len(X), found.outputs.shape[1])
+    gradients = RowGradients(model, found.layers, found.rest, shape, scale)
+    return found.outputs, gradients
+
+
+def gradient_bytes(model: FunctionalModule, X: Tensor) -> float:
+    """Return what `row_gradients` would hold for these rows, after trying two."""
+    return len(X) * _bytes_per_row(model, copy.deepcopy(model.module), X)
+
+
+def _bytes_per_row(model: FunctionalModule, module: nn.Module, X: Tensor) -> float:
+    probe = X[:_PROBE]
+    held = _some_rows(model, module, probe, frozenset()).tensors
+    return sum(t.numel() * t.element_size() for t in held) / len(probe)
+
+
+def _by_pieces(
+    model: FunctionalModule,
+    module: nn.Module,
+    X: Tensor,
+    size: int,
+    explicit: frozenset[str] = frozenset(),
+) -> _Piece:
+    """Fill the gradients of all rows from those of ``size`` at a time."""
+    first = _some_rows(model, module, X[:size], explicit)
+    if size >= len(X):
+        return first
+    whole = first.empty(len(X))
+    for part in chunks(len(X), size):
+        later = part.start > 0
+        piece = _some_rows(model, module, X[part], explicit) if later else first
+        differing = set(whole.rest) ^ set(piece.rest)
+        if differing:
+            # factors that hold for some numbers of rows only are done without
+            return _by_pieces(model, module, X, size, explicit | differing)
+        for target, value in zip(whole.tensors, piece.tensors, strict=True):
+            target[part] = value
+    return whole
+
+
+def _some_rows(
+    model: FunctionalModule, module: nn.Module, X: Tensor, explicit: frozenset[str]
+) -> _Piece:
+    """Return the gradients of a few rows, those of ``explicit`` not factored."""
     tap = _Tap(module)
     with torch.enable_grad():
         outputs = module(X)
         outputs = outputs if outputs.ndim > 1 else outputs[:, None]
         layers = _factored_layers(module, tap, outputs)
     tap.close()
+    layers = [layer for layer in layers if explicit.isdisjoint(layer.names)]
     covered = {name for layer in layers for name in layer.names}
     rest = _explicit_gradients(
         model, X, [name for name in model.names if name not in covered]
     )
-    shape = (len(X), outputs.shape[1])
-    return outputs.detach(), RowGradients(model, layers, rest, shape, scale)
+    return _Piece(outputs.detach(), layers, rest)
 
 
 def _factored_layers(

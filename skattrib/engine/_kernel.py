@@ -25,19 +25,34 @@ def kernel_block(
         if one.inputs.shape[1] > 1:
             _add_explicit(block, one, two, scale, memory_bytes)
         elif scale is None:
-            signals = torch.einsum(
-                "ico,jdo->icjd", one.signals[:, :, 0], two.signals[:, :, 0]
-            )
-            inputs = one.inputs[:, 0] @ two.inputs[:, 0].T
-            block += signals * inputs[:, None, :, None]
+            _add_plain(block, one, two, memory_bytes)
         else:
             _add_scaled(block, one, two, scale, memory_bytes)
     columns = None if left.scale is None else left._columns(left.scale)
     for name, value in left.rest.items():
-        if columns is not None:
-            value = value * columns[name] ** 2
-        block += torch.einsum("icp,jdp->icjd", value, right.rest[name])
+        other = right.rest[name].flatten(0, 1).T
+        size = memory_bytes / (_SHARE * C * (len(other) + 2 * n2 * C))
+        for rows in chunks(n1, int(size / block.element_size())):
+            some = value[rows].flatten(0, 1)
+            if columns is not None:
+                some = some * columns[name] ** 2
+            block[rows] += (some @ other).view(-1, C, n2, C)
     return block.view(n1 * C, n2 * C)
+
+
+def _add_plain(
+    block: Tensor, one: LayerGradients, two: LayerGradients, memory_bytes: float
+) -> None:
+    """Add a dense layer in the identity metric: inner products multiply."""
+    _, C, n2, _ = block.shape
+    numbers = n2 * (1 + 2 * C**2)
+    size = int(memory_bytes / (_SHARE * numbers * block.element_size()))
+    for rows in chunks(len(one.inputs), size):
+        part = torch.einsum(
+            "ico,jdo->icjd", one.signals[rows, :, 0], two.signals[:, :, 0]
+        )
+        inputs = one.inputs[rows, 0] @ two.inputs[:, 0].T
+        block[rows] += part.mul_(inputs[:, None, :, None])
 
 
 def _add_explicit(
@@ -50,7 +65,8 @@ def _add_explicit(
     """Add a layer with several positions: outer products summed, o' at a time."""
     n1, C, n2, _ = block.shape
     o, k = one.width
-    size = int(memory_bytes / (2 * max(n1, n2) * C * k * block.element_size()))
+    numbers = 3 * max(n1, n2) * C * k
+    size = int(memory_bytes / (_SHARE * numbers * block.element_size()))
     flat = block.view(n1 * C, n2 * C)
     for part in chunks(o, size):
         first, second = one.explicit(part), two.explicit(part)

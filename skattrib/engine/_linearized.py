@@ -14,19 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
-from skattrib.engine._functional import FunctionalModule, Loss, chunks
+from skattrib.engine._functional import FunctionalModule, Loss
 from skattrib.engine._gradients import RowGradients, row_gradients
 from skattrib.engine._kernel import kernel_block
-from skattrib.engine._solvers import Factor
+from skattrib.engine._projection import Projector
+from skattrib.engine._row_spaces import DualSpace, MatrixFreeSpace
+from skattrib.engine._solvers import Factor, largest_eigenvalue
 from skattrib.engine._spaces import (
-    DualSpace,
+    SHARE,
     FullSystem,
-    MatrixFreeSpace,
+    FullSystems,
     PrimalSpace,
     Space,
     weighted_roots,
@@ -41,6 +43,8 @@ _MAX_NEWTON = 25
 _MAX_HALVINGS = 12
 _REFIT_TOL = 1e-7
 _N_ROWS = 64
+# Conjugate gradients, which need the least, may always have this many bytes.
+_NEVER_REFUSED = 2.0**26
 
 
 @dataclass(frozen=True)
@@ -58,42 +62,60 @@ def plan_solver(
     itemsize: int,
     memory_bytes: float,
     solver: Solver = "auto",
+    *,
+    gradient_bytes: float = 0.0,
+    n_steps: int = 0,
 ) -> Plan:
     """Choose the cheapest space that fits the memory cap.
+
+    Parameters
+    ----------
+    n_rows, n_outputs, n_params, itemsize : int
+    memory_bytes : float
+        The cap.
+    solver : {"auto", "dual", "primal", "cg"}
+    gradient_bytes : float
+        What the gradients of the rows hold.
+    n_steps : int
+        Steps that will be kept.
 
     Raises
     ------
     ValueError
-        If the space asked for by name does not fit.
+        If the space asked for by name does not fit, or none.
     """
     size = n_rows * n_outputs
-    needed = {
-        "primal": itemsize * (2.0 * size * n_params + 3.0 * n_params**2),
-        "dual": itemsize * 4.0 * size**2,
+    numbers = {
+        "primal": 2.0 * size * n_params + 3.0 * n_params**2 + n_steps * n_params,
+        "dual": 4.0 * size**2 + n_steps * size,
+        "cg": 16.0 * size + n_params + n_steps * size,
     }
+    needed = {name: gradient_bytes + itemsize * v for name, v in numbers.items()}
     work = {
         "primal": 2.0 * size * n_params**2 + n_params**3 / 3,
         # kernel from layer factors, then Cholesky
         "dual": 2.0 * n_rows**2 * n_params + 4.0 * size**3 / 3,
     }
-    if solver != "auto":
-        if needed.get(solver, 0.0) > memory_bytes:
-            what = f"n·C = {size}" if solver == "dual" else f"P = {n_params}"
-            raise ValueError(
-                f"solver={solver!r} needs {needed[solver] / 2**20:.0f} MiB for {what}, "
-                f"over the cap of {memory_bytes / 2**20:.0f} MiB. Use solver='auto' "
-                "or 'cg', or raise sklearn.set_config(working_memory=...)."
-            )
-        return Plan(solver, "asked for")
     fitting = [name for name in work if needed[name] <= memory_bytes]
-    if not fitting:
-        return Plan(
-            "cg",
-            f"n·C = {size} and P = {n_params} are both over the memory cap of "
-            f"{memory_bytes / 2**20:.0f} MiB",
+    found: str = solver
+    if solver == "auto":
+        found = min(fitting, key=work.__getitem__) if fitting else "cg"
+    limit = max(memory_bytes, _NEVER_REFUSED) if found == "cg" else memory_bytes
+    sizes = f"n·C = {size}, P = {n_params}"
+    cap = f"cap of {memory_bytes / 2**20:.0f} MiB"
+    if needed[found] > limit:
+        cure = "Use solver='auto' or 'cg'" if found != "cg" else "Take fewer rows"
+        raise ValueError(
+            f"solver={found!r} needs {needed[found] / 2**20:.0f} MiB for {sizes} and "
+            f"{gradient_bytes / 2**20:.0f} MiB of gradients, over the {cap}. {cure}, "
+            "or raise sklearn.set_config(working_memory=...)."
         )
-    best = min(fitting, key=work.__getitem__)
-    return Plan(best, f"cheapest for n·C = {size}, P = {n_params} under the memory cap")
+    sizes += f" and {gradient_bytes / 2**20:.0f} MiB of gradients"
+    if solver != "auto":
+        return Plan(found, "asked for")
+    if not fitting:
+        return Plan(found, f"dual and primal are both over the memory {cap}: {sizes}")
+    return Plan(found, f"cheapest for {sizes}, under the memory {cap}")
 
 
 class LinearizedModel:
@@ -114,6 +136,12 @@ class LinearizedModel:
         Fraction of mass removed → damping of the mean row loss.
     kernel_cache : callable
         Takes a function that builds the kernel and returns the kernel.
+    stationary : bool
+        Whether to subtract the constant gradient. Without, z = 0 is where training
+        stopped, and damping alone holds the model there.
+    project : callable or None
+        Takes the gradients of the training rows and returns the subspace to stay in;
+        for the primal solver only.
     """
 
     def __init__(
@@ -130,14 +158,20 @@ class LinearizedModel:
         solver: str,
         memory_bytes: float,
         kernel_cache: Callable[[Callable[[], Tensor]], Tensor] = lambda build: build(),
+        stationary: bool = True,
+        project: Callable[[RowGradients], Projector] | None = None,
     ) -> None:
         self.model, self.loss, self.targets = model, loss, targets
         self.weights, self.scale, self.ridge = weights, scale, ridge
         self.regularization, self.memory_bytes = regularization, memory_bytes
-        self.outputs, gradients = row_gradients(model, X, scale)
+        self.stationary = stationary
+        self.outputs, gradients = row_gradients(model, X, scale, memory_bytes)
+        self._per_query = gradients.n_numbers // max(1, len(X))
+        self.projector = None if project is None else project(gradients)
         self.residuals = loss.residuals(self.outputs, targets)
         self.roots = loss.hessian_root(self.outputs).contiguous()
         self.space: Space
+        gradients = self._coordinates(gradients)
         if solver == "primal":
             self.space = PrimalSpace(gradients, self.roots, weights, memory_bytes)
         elif solver == "dual":
@@ -165,6 +199,8 @@ class LinearizedModel:
     def _kept(self, weights: Tensor) -> Tensor:
         """Return κ', the factor on the constant gradient."""
         share = self._share(weights).to(weights)
+        if not self.stationary:
+            return torch.zeros_like(share)
         return torch.ones_like(share) if self.regularization == "fixed" else share
 
     def shifts(self, weights: Tensor) -> Tensor:
@@ -189,11 +225,12 @@ class LinearizedModel:
         rho = weights[..., None] * now - constant[..., None] * self.residuals
         return rho.flatten(1)
 
-    def batch_size(self, n_queries: int = 0) -> int:
+    def batch_size(self) -> int:
         """Return how many weightings to hold at once under the memory cap."""
         n, C = self.outputs.shape
-        numbers = 6 * n * C + n_queries * C * 2 + n * C * C * (self.space.name == "cg")
-        return max(1, int(self.memory_bytes / (numbers * self.outputs.element_size())))
+        numbers = 4 * n * C + 6 * self.space.n_coordinates
+        size = numbers * self.outputs.element_size()
+        return max(1, int(self.memory_bytes / (SHARE * size)))
 
     # ------------------------------------------------------------------- steps
     def influence_steps(self, weights: Tensor) -> Tensor:
@@ -201,19 +238,24 @@ class LinearizedModel:
 
         The Hessian and λ are those of the full data (fraction removed 0).
         """
-        shift = float(self.shifts(self.weights[None]))
         gradients = self.space.gradient(self._rho(weights), self.weights, None)
-        (system,) = self.space.full_systems([shift])
-        return self.space.solve_full(gradients, system)
+        return self.space.solve_full(gradients, self._full_system())
+
+    def _full_system(self) -> FullSystem:
+        """Return the system of all rows at their own λ."""
+        shift = self.shifts(self.weights[None])
+        ((_, system),) = self.space.full_systems(shift).groups(shift)
+        return system
 
     def newton_steps(self, weights: Tensor) -> Tensor:
         """Return one exact Newton step on the weighted rows, (k, D)."""
         shifts = self.shifts(weights)
         gradients = self.space.gradient(self._rho(weights), shifts, None)
-        return self._frozen_newton(weights, gradients, shifts)
+        systems = self.space.full_systems(shifts)
+        return self._frozen_newton(weights, gradients, shifts, systems)
 
     def _frozen_newton(
-        self, weights: Tensor, gradients: Tensor, shifts: Tensor
+        self, weights: Tensor, gradients: Tensor, shifts: Tensor, systems: FullSystems
     ) -> Tensor:
         """Return −H(w)⁻¹g with the Hessian at the trained outputs."""
         removed = self.weights - weights
@@ -228,8 +270,9 @@ class LinearizedModel:
             steps[direct] = self.space.solve_subsets(
                 gradients[direct], weights[direct], self.roots, shifts[direct]
             )
-        for system in self.space.full_systems(shifts[by_block].tolist()):
-            which = (by_block & (shifts == system.shift)).nonzero()[:, 0]
+        blocked = by_block.nonzero()[:, 0]
+        for part, system in systems.groups(shifts[blocked]):
+            which = blocked[part]
             steps[which] = self._block_newton(gradients[which], removed[which], system)
         return steps
 
@@ -249,29 +292,24 @@ class LinearizedModel:
         single = (counts == 1).nonzero()[:, 0]
         if len(single):
             rows = removed[single].argmax(dim=1)
-            blocks = self.space.row_blocks(rows, system)
             amounts = removed[single, rows]
+            kept = self.space.row_complements(rows, amounts, system.take(single))
             roots = weighted_roots(self.roots[rows], amounts)
             moved = images[single, rows][..., None]
-            correction[single, rows] = self._left_out(blocks, roots, moved)[..., 0]
+            correction[single, rows] = self._left_out(kept, roots, moved)[..., 0]
         for i in (counts > 1).nonzero()[:, 0]:
             rows = removed[i].nonzero()[:, 0]
-            block = self.space.group_block(rows, system)
-            roots = torch.block_diag(
-                *weighted_roots(self.roots[rows], removed[i, rows])
-            )
+            amounts = removed[i, rows]
+            kept = self.space.group_complement(rows, amounts, system.take(i[None]))
+            roots = torch.block_diag(*weighted_roots(self.roots[rows], amounts))
             moved = images[i, rows].reshape(-1, 1)
-            correction[i, rows] = self._left_out(block, roots, moved).view(-1, C)
+            correction[i, rows] = self._left_out(kept, roots, moved).view(-1, C)
         lifted = self.space.gradient(correction.flatten(1), self.weights, None)
         return self.space.solve_full(gradients - lifted, system)
 
-    def _left_out(self, block: Tensor, root: Tensor, moved: Tensor) -> Tensor:
-        """Return S̃ (I − S̃ᵀGS̃)⁻¹ S̃ᵀ moved."""
-        inner = (root.mT @ block @ root).double()
-        inner = (inner + inner.mT) / 2
-        eye = torch.eye(inner.shape[-1], dtype=inner.dtype, device=inner.device)
-        right = (root.mT @ moved).double()
-        return root @ Factor(eye - inner).solve(right).to(root)
+    def _left_out(self, kept: Tensor, root: Tensor, moved: Tensor) -> Tensor:
+        """Return S̃ (I − S̃ᵀGS̃)⁻¹ S̃ᵀ moved, ``kept`` being what is inverted."""
+        return root @ Factor(kept).solve((root.mT @ moved).double()).to(root)
 
     def refit_steps(self, weights: Tensor) -> Tensor:
         """Refit the linearised model to the weighted rows, (k, D).
@@ -282,7 +320,14 @@ class LinearizedModel:
         """
         shifts = self.shifts(weights)
         few = (self.weights != weights).sum(dim=1) <= len(self.weights) // 20
-        steps = self.newton_steps(weights)
+        # its factors serve every step of the iteration
+        systems = self.space.full_systems(shifts)
+        steps = self._frozen_newton(
+            weights,
+            self.space.gradient(self._rho(weights), shifts, None),
+            shifts,
+            systems,
+        )
         chord = few.clone()
         active = torch.ones_like(few)
         previous = torch.full_like(shifts, torch.inf)
@@ -291,7 +336,7 @@ class LinearizedModel:
             if not len(index):
                 break
             moves = self._newton_move(
-                weights[index], steps[index], shifts[index], chord[index]
+                weights[index], steps[index], shifts[index], chord[index], systems
             )
             moved, accepted = self._halve(weights, steps, moves, shifts, index)
             size = self.space.squared_norm(moved).clamp(min=0).sqrt()
@@ -306,7 +351,12 @@ class LinearizedModel:
         return steps
 
     def _newton_move(
-        self, weights: Tensor, steps: Tensor, shifts: Tensor, chord: Tensor
+        self,
+        weights: Tensor,
+        steps: Tensor,
+        shifts: Tensor,
+        chord: Tensor,
+        systems: FullSystems,
     ) -> Tensor:
         k, (n, C) = len(weights), self.outputs.shape
         outputs = self.outputs + self.space.train_outputs(steps).view(k, n, C)
@@ -314,7 +364,7 @@ class LinearizedModel:
         moves = torch.zeros_like(steps)
         if bool(chord.any()):
             moves[chord] = self._frozen_newton(
-                weights[chord], gradients[chord], shifts[chord]
+                weights[chord], gradients[chord], shifts[chord], systems
             )
         full = ~chord
         if bool(full.any()):
@@ -364,29 +414,31 @@ class LinearizedModel:
     # ----------------------------------------------------------------- queries
     def query(self, X: Tensor) -> tuple[Tensor, RowGradients]:
         """Return outputs (q, C) and gradients of query rows."""
-        return row_gradients(self.model, X, self.scale)
+        outputs, gradients = row_gradients(self.model, X, self.scale)
+        return outputs, self._coordinates(gradients)
+
+    def _coordinates(self, gradients: RowGradients) -> RowGradients:
+        """Return gradients in the coordinates of the steps."""
+        if self.projector is None:
+            return gradients
+        # all that the primal space asks for
+        return cast(RowGradients, self.projector.project(gradients))
 
     def query_batch(self, n_steps: int) -> int:
         """Return how many queries to ask at once under the memory cap."""
-        n, C = self.outputs.shape
-        # a query's Jacobian, or its kernel with all rows; and its changes
-        wide = self.model.n_params if self.space.name == "primal" else n * C
-        numbers = 3 * C * (wide + n_steps)
+        # a query's gradients; its Jacobian, or its kernel with all rows; its changes
+        wide = 3 * self.outputs.shape[1] * (self.space.n_coordinates + n_steps)
+        numbers = wide + 4 * self._per_query
         return max(1, int(self.memory_bytes / (numbers * self.outputs.element_size())))
 
     def output_change(self, steps: Tensor, query: RowGradients) -> Tensor:
         """Return the change of the outputs of query rows, (k, q, C)."""
-        n_outputs = query.shape[1]
-        size = max(1, self.batch_size(query.shape[0] * n_outputs))
-        return torch.cat(
-            [
-                self.space.query_outputs(steps[part], query)
-                for part in chunks(len(steps), size)
-            ]
-        )
+        return self.space.query_outputs(steps, query)
 
     def parameter_change(self, steps: Tensor) -> Tensor:
         """Return the steps as changes of the parameters, (k, P)."""
+        if self.projector is not None:
+            return self.projector.lift(steps)
         return self.space.parameters(steps)
 
     def stationarity(self) -> float:
@@ -413,12 +465,12 @@ class LinearizedModel:
         Near 1 the model follows that row wherever it goes: leaving it out is far
         from a small change.
         """
-        shift = float(self.shifts(self.weights[None]))
-        (system,) = self.space.full_systems([shift])
-        rows = torch.arange(len(self.weights), device=self.weights.device)
-        roots = weighted_roots(self.roots, self.weights)
-        inner = roots.mT @ self.space.row_blocks(rows, system) @ roots
-        return torch.linalg.eigvalsh((inner + inner.mT) / 2)[:, -1]
+        rows = self.weights.nonzero()[:, 0]
+        kept = self.space.row_complements(rows, self.weights[rows], self._full_system())
+        eye = torch.eye(kept.shape[-1], dtype=kept.dtype, device=kept.device)
+        out = torch.zeros_like(self.weights)
+        out[rows] = largest_eigenvalue(eye - kept).to(out)
+        return out
 
     def _gradient_norm(self, cotangents: Tensor) -> float:
         gradient = self.space.gradient(cotangents.view(1, -1), self.weights, None)

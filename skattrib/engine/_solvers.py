@@ -49,16 +49,30 @@ class Factor:
 
 
 class EigenFactor:
-    """The same for A + shift·I from the eigendecomposition of A."""
+    """The same for A + shift·I from the eigendecomposition of A.
 
-    def __init__(self, values: Tensor, vectors: Tensor, shift: float) -> None:
-        self._values, self._vectors = values.clamp(min=0) + shift, vectors
+    With m shifts, the columns of right-hand sides are m groups with one each.
+    """
+
+    def __init__(self, values: Tensor, vectors: Tensor, shifts: Tensor) -> None:
+        self._values, self._vectors = values.clamp(min=0), vectors
+        self._shifts = shifts
+
+    def at(self, shifts: Tensor) -> EigenFactor:
+        """Return the same for other shifts."""
+        return EigenFactor(self._values, self._vectors, shifts)
+
+    def _divisors(self, rhs: Tensor) -> Tensor:
+        shifts = self._shifts
+        if len(shifts) > 1:
+            shifts = shifts.repeat_interleave(rhs.shape[1] // len(shifts))
+        return self._values[:, None] + shifts
 
     def solve(self, rhs: Tensor) -> Tensor:
-        return self._vectors @ ((self._vectors.T @ rhs) / self._values[:, None])
+        return self._vectors @ ((self._vectors.T @ rhs) / self._divisors(rhs))
 
     def half_solve(self, rhs: Tensor) -> Tensor:
-        return (self._vectors.T @ rhs) / self._values.sqrt()[:, None]
+        return (self._vectors.T @ rhs) / self._divisors(rhs).sqrt()
 
 
 class ShiftedSystem:
@@ -73,17 +87,42 @@ class ShiftedSystem:
     def __init__(self, matrix: Tensor) -> None:
         self.matrix = matrix
 
-    def factors(self, shifts: list[float]) -> dict[float, Factor | EigenFactor]:
-        """Factor A + shift·I for every distinct shift, the cheaper way."""
-        distinct = sorted(set(shifts))
-        if len(distinct) > EIGH_AFTER:
-            values, vectors = torch.linalg.eigh(self.matrix)
-            return {s: EigenFactor(values, vectors, s) for s in distinct}
-        return {s: Factor(add_diagonal(self.matrix, s)) for s in distinct}
+    def factor(self, shift: float) -> Factor:
+        """Factor A + shift·I."""
+        return Factor(add_diagonal(self.matrix, shift))
+
+    def eigen_factor(self, shifts: Tensor) -> EigenFactor:
+        """Decompose A, which serves all shifts (m,) at once."""
+        values, vectors = torch.linalg.eigh(self.matrix)
+        return EigenFactor(values, vectors, shifts)
 
     def eigenvalues(self) -> Tensor:
         """Return the eigenvalues of A, ascending, none below zero."""
         return torch.linalg.eigvalsh(self.matrix).clamp(min=0)
+
+
+def principal_directions(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues (r,), largest first, and vectors (N, r) of the range.
+
+    ``matrix`` (N, N) is positive semidefinite; r is its numerical rank.
+    """
+    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = values.flip(0), vectors.flip(1)
+    floor = len(values) * torch.finfo(values.dtype).eps * values[0]
+    rank = int((values > floor).sum())
+    return values[:rank], vectors[:, :rank]
+
+
+def largest_eigenvalue(matrices: Tensor) -> Tensor:
+    """Return the largest eigenvalue (...) of symmetric matrices (..., N, N)."""
+    return torch.linalg.eigvalsh((matrices + matrices.mT) / 2)[..., -1]
+
+
+def pseudo_inverse(matrices: Tensor) -> Tensor:
+    """Return Moore-Penrose inverses, blind to what is below half of the precision."""
+    tolerance = torch.finfo(matrices.dtype).eps ** 0.5
+    inverse: Tensor = torch.linalg.pinv(matrices.double(), rtol=tolerance)
+    return inverse.to(matrices)
 
 
 def add_diagonal(matrix: Tensor, value: float) -> Tensor:
@@ -114,23 +153,7 @@ def conjugate_gradient(
         A `ConvergenceWarning` says when it was not enough.
     """
     tol = max(tol, 10 * torch.finfo(rhs.dtype).eps)
-    x, residual = torch.zeros_like(rhs), rhs.clone()
-    direction = residual.clone()
-    rho = residual.square().sum(dim=1)
-    goal = tol**2 * rho
-    for _ in range(max_iter):
-        active = rho > goal
-        if not bool(active.any()):
-            return x
-        image = matvec(direction)
-        step = torch.where(active, rho / (direction * image).sum(dim=1), 0.0)
-        x += step[:, None] * direction
-        residual -= step[:, None] * image
-        new = torch.where(active, residual.square().sum(dim=1), rho)
-        ratio = torch.where(active, new / rho, 0.0)
-        direction = residual + ratio[:, None] * direction
-        rho = new
-    worst = float((rho / goal.clamp(min=torch.finfo(rho.dtype).tiny)).max().sqrt())
+    x, worst = _descend(matvec, rhs, lambda v: v, tol, max_iter)
     if worst > 1:
         warnings.warn(
             f"Conjugate gradients stopped after {max_iter} iterations at {worst:.1e} "
@@ -139,3 +162,56 @@ def conjugate_gradient(
             stacklevel=2,
         )
     return x
+
+
+def preconditioned_gradient(
+    matvec: Callable[[Tensor], Tensor],
+    rhs: Tensor,
+    precondition: Callable[[Tensor], Tensor],
+    *,
+    tol: float = 1e-11,
+    max_iter: int = 100,
+) -> tuple[Tensor, Tensor]:
+    """Solve A x = b with what almost inverts A, a row (m, N) each.
+
+    Returns
+    -------
+    x : Tensor of shape (m, N)
+    failed : Tensor of shape (m,)
+        Rows that have a residual, really evaluated, of more than ten times ``tol``,
+        or of what the dtype can reach.
+    """
+    tol = max(tol, 10 * torch.finfo(rhs.dtype).eps)
+    x, _ = _descend(matvec, rhs, precondition, tol, max_iter)
+    residual = rhs - matvec(x)
+    end, start = ((v * precondition(v)).sum(dim=1) for v in (residual, rhs))
+    return x, ~(end <= (10 * tol) ** 2 * start)
+
+
+def _descend(
+    matvec: Callable[[Tensor], Tensor],
+    rhs: Tensor,
+    precondition: Callable[[Tensor], Tensor],
+    tol: float,
+    max_iter: int,
+) -> tuple[Tensor, float]:
+    """Return x and the worst residual as a multiple of the one wanted."""
+    x, residual = torch.zeros_like(rhs), rhs.clone()
+    direction = precondition(residual).clone()
+    rho = (residual * direction).sum(dim=1)
+    goal = tol**2 * rho
+    for _ in range(max_iter):
+        active = rho > goal
+        if not bool(active.any()):
+            return x, 0.0
+        image = matvec(direction)
+        step = torch.where(active, rho / (direction * image).sum(dim=1), 0.0)
+        x += step[:, None] * direction
+        residual -= step[:, None] * image
+        downhill = precondition(residual)
+        new = torch.where(active, (residual * downhill).sum(dim=1), rho)
+        ratio = torch.where(active, new / rho, 0.0)
+        direction = downhill + ratio[:, None] * direction
+        rho = new
+    tiny = torch.finfo(rho.dtype).tiny
+    return x, float((rho / goal.clamp(min=tiny)).max().sqrt())

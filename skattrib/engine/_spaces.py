@@ -1,12 +1,8 @@
-"""Coordinates in which the linearised model is solved: parameters, rows, or neither.
+"""Coordinates in which the linearised model is solved; here, its parameters.
 
 The damped generalised Gauss-Newton Hessian of a linearised model is
 H = JᵀBJ + λI with B = diag(w S Sᵀ) over rows (the metric is in J's columns).
-
-- `PrimalSpace` solves in the P parameters: H itself.
-- `DualSpace` solves in the n·C outputs: a step is z = Jᵀβ and only
-  T = λI + S̃ᵀ K S̃ with K = JJᵀ is factored (Woodbury, never K(…)K).
-- `MatrixFreeSpace` is the dual with conjugate gradients; K never exists.
+`PrimalSpace` solves in the P parameters: H itself.
 """
 
 from __future__ import annotations
@@ -20,24 +16,23 @@ from torch import Tensor
 
 from skattrib.engine._functional import chunks
 from skattrib.engine._gradients import RowGradients
-from skattrib.engine._kernel import kernel_block
 from skattrib.engine._solvers import (
     EIGH_AFTER,
+    EigenFactor,
     Factor,
     ShiftedSystem,
-    add_diagonal,
-    conjugate_gradient,
+    preconditioned_gradient,
 )
 
-# Of the memory cap, what one temporary may take: 1 / _SHARE.
-_SHARE = 4
-# From this many weightings on their Hessians are formed together, ...
-_ENOUGH = 8
-# ... this many columns at a time, which stay in cache.
-_COLUMNS = 32
+# Of the memory cap, what one temporary may take: 1 / SHARE.
+SHARE = 4
+# Rows of a Jacobian that are always multiplied together.
+_FEW_ROWS = 16
+# From this share of the data on, its Hessian says what that of a part is like.
+_MUCH = 0.2
 
 
-def _times(roots: Tensor, columns: Tensor, transpose: bool = False) -> Tensor:
+def times(roots: Tensor, columns: Tensor, transpose: bool = False) -> Tensor:
     """Multiply block-diagonal S (n, C, C), or its transpose, with (n·C, m)."""
     n, C, _ = roots.shape
     blocks = roots.mT if transpose else roots
@@ -52,13 +47,28 @@ def weighted_roots(roots: Tensor, weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FullSystem:
-    """The system of all rows at one λ, factored where the space factors."""
+    """The system of all rows at one λ per weighting, factored where the space factors.
 
-    shift: float
+    Attributes
+    ----------
+    shifts : Tensor of shape (m,)
+        Of m weightings, or of all if m = 1.
+    """
+
+    shifts: Tensor
     factor: Any = None
 
+    def take(self, which: Tensor | slice) -> FullSystem:
+        """Return the system of some of the weightings."""
+        if len(self.shifts) == 1:
+            return self
+        shifts, factor = self.shifts[which], self.factor
+        if isinstance(factor, EigenFactor):
+            factor = factor.at(shifts)
+        return FullSystem(shifts, factor)
+
     def solve(self, rhs: Tensor) -> Tensor:
-        """Return (A + λI)⁻¹ rhs."""
+        """Return (A + λI)⁻¹ rhs; columns are m groups."""
         return self.factor.solve(rhs)
 
     def half_solve(self, rhs: Tensor) -> Tensor:
@@ -66,15 +76,55 @@ class FullSystem:
         return self.factor.half_solve(rhs)
 
 
-def _factored(system: ShiftedSystem, shifts: list[float]) -> Iterator[FullSystem]:
-    """Yield the systems one by one: each holds a dense factor."""
-    distinct = sorted(set(shifts))
-    if len(distinct) > EIGH_AFTER:
-        for shift, factor in system.factors(distinct).items():
-            yield FullSystem(shift, factor)
-    else:
-        for shift in distinct:
-            yield FullSystem(shift, system.factors([shift])[shift])
+class FullSystems:
+    """The systems of all rows at several λ.
+
+    Many λ share one eigendecomposition; of few, factors are kept while they fit.
+
+    Parameters
+    ----------
+    system : ShiftedSystem or None
+        None where nothing is factored.
+    shifts : Tensor of shape (k,)
+        All λ that will be asked for.
+    memory_bytes : float
+    """
+
+    def __init__(
+        self, system: ShiftedSystem | None, shifts: Tensor, memory_bytes: float
+    ) -> None:
+        self._system = system
+        self._eigen: EigenFactor | None = None
+        self._kept: dict[float, Factor] = {}
+        self._distinct = shifts.unique()
+        self._n_kept = 0
+        if system is not None:
+            matrix = system.matrix
+            size = SHARE * matrix.numel() * matrix.element_size()
+            self._n_kept = int(memory_bytes / size)
+
+    def groups(self, shifts: Tensor) -> Iterator[tuple[Tensor, FullSystem]]:
+        """Yield positions in ``shifts`` and the system that they share."""
+        positions = torch.arange(len(shifts), device=shifts.device)
+        if self._system is None:
+            yield positions, FullSystem(shifts)
+        elif len(self._distinct) > EIGH_AFTER:
+            if self._eigen is None:
+                self._eigen = self._system.eigen_factor(self._distinct)
+            yield positions, FullSystem(shifts, self._eigen.at(shifts))
+        else:
+            for shift in shifts.unique():
+                found = FullSystem(shift[None], self._factor(self._system, shift))
+                yield positions[shifts == shift], found
+
+    def _factor(self, system: ShiftedSystem, shift: Tensor) -> Factor:
+        key = float(shift)
+        factor = self._kept.get(key)
+        if factor is None:
+            factor = system.factor(key)
+            if len(self._kept) < self._n_kept:
+                self._kept[key] = factor
+        return factor
 
 
 class Space(Protocol):
@@ -82,20 +132,32 @@ class Space(Protocol):
 
     name: str
 
+    @property
+    def n_coordinates(self) -> int:
+        """Numbers D in a step."""
+
     def gradient(self, rho: Tensor, shift: Tensor, steps: Tensor | None) -> Tensor:
         """Return Jᵀρ + λz in these coordinates, ρ (k, n·C), λ (k,)."""
 
-    def full_systems(self, shifts: list[float]) -> Iterator[FullSystem]:
-        """Factor the full-data system for every distinct λ of these."""
+    def full_systems(self, shifts: Tensor) -> FullSystems:
+        """Prepare the full-data systems of all these λ (k,)."""
 
     def solve_full(self, gradients: Tensor, system: FullSystem) -> Tensor:
         """Return −H⁻¹g with the Hessian of all rows."""
 
-    def row_blocks(self, rows: Tensor, system: FullSystem) -> Tensor:
-        """Return J_i H⁻¹ J_iᵀ for every row, (len(rows), C, C)."""
+    def row_complements(
+        self, rows: Tensor, amounts: Tensor, system: FullSystem
+    ) -> Tensor:
+        """Return I − S̃ᵀ J_i H⁻¹ J_iᵀ S̃, S̃ = √d S, for rows by themselves.
 
-    def group_block(self, rows: Tensor, system: FullSystem) -> Tensor:
-        """Return J_R H⁻¹ J_Rᵀ, (|R|·C, |R|·C)."""
+        It is what H keeps of itself without d of a row's weight, (len(rows), C, C) in
+        float64. The system's weightings are the rows.
+        """
+
+    def group_complement(
+        self, rows: Tensor, amounts: Tensor, system: FullSystem
+    ) -> Tensor:
+        """Return the same for all outputs of a group, (|R|·C, |R|·C)."""
 
     def solve_subsets(
         self, gradients: Tensor, weights: Tensor, roots: Tensor, shifts: Tensor
@@ -118,7 +180,41 @@ class Space(Protocol):
         """Return the eigenvalues of JᵀBJ that can differ from zero."""
 
 
-class PrimalSpace:
+def minus_from_one(blocks: Tensor) -> Tensor:
+    """Return I − blocks, symmetric, in float64."""
+    blocks = blocks.double()
+    eye = torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
+    return eye - (blocks + blocks.mT) / 2
+
+
+class BySubtraction:
+    """Complements of spaces that know J H⁻¹ Jᵀ itself."""
+
+    _roots: Tensor
+    _memory: float
+
+    def row_blocks(self, rows: Tensor, system: FullSystem) -> Tensor:
+        """Return J_i H⁻¹ J_iᵀ for every row, (len(rows), C, C)."""
+        raise NotImplementedError
+
+    def group_block(self, rows: Tensor, system: FullSystem) -> Tensor:
+        """Return J_R H⁻¹ J_Rᵀ, (|R|·C, |R|·C)."""
+        raise NotImplementedError
+
+    def row_complements(
+        self, rows: Tensor, amounts: Tensor, system: FullSystem
+    ) -> Tensor:
+        roots = weighted_roots(self._roots[rows], amounts)
+        return minus_from_one(roots.mT @ self.row_blocks(rows, system) @ roots)
+
+    def group_complement(
+        self, rows: Tensor, amounts: Tensor, system: FullSystem
+    ) -> Tensor:
+        root = torch.block_diag(*weighted_roots(self._roots[rows], amounts))
+        return minus_from_one(root.T @ self.group_block(rows, system) @ root)
+
+
+class PrimalSpace(BySubtraction):
     """Solve in parameters: P × P systems.
 
     Parameters
@@ -145,96 +241,101 @@ class PrimalSpace:
         self._roots, self._weights = roots, weights
         self._system = ShiftedSystem(self._gauss_newton(weighted_roots(roots, weights)))
 
+    @property
+    def n_coordinates(self) -> int:
+        return self._jacobian.shape[1]
+
+    def _rows(self) -> Tensor:
+        return self._jacobian.view(-1, self._n_outputs, self._jacobian.shape[1])
+
+    def _rows_at_once(self, copies: int) -> int:
+        """Return of how many rows so many copies of the Jacobian may exist."""
+        row = self._n_outputs * self._jacobian.shape[1] * self._jacobian.element_size()
+        return max(_FEW_ROWS, int(self._memory / (SHARE * copies * row)))
+
     def _gauss_newton(self, roots: Tensor, rows: Tensor | None = None) -> Tensor:
-        jacobian = self._jacobian
-        if rows is not None:
-            shape = (*roots.shape[:2], -1)
-            jacobian = jacobian.view(shape[0], shape[1], -1)[rows].flatten(0, 1)
-            roots = roots[rows]
-        half = _times(roots, jacobian, transpose=True)
-        return half.T @ half
+        jacobian = self._rows()
+        n_params = jacobian.shape[2]
+        out = jacobian.new_zeros(n_params, n_params)
+        n_rows = len(jacobian) if rows is None else len(rows)
+        for part in chunks(n_rows, self._rows_at_once(2)):
+            some = part if rows is None else rows[part]
+            half = (roots[some].mT @ jacobian[some]).flatten(0, 1)
+            out.addmm_(half.T, half)
+        return out
 
     def gradient(self, rho: Tensor, shift: Tensor, steps: Tensor | None) -> Tensor:
         out = rho @ self._jacobian
         return out if steps is None else out + shift[:, None] * steps
 
-    def full_systems(self, shifts: list[float]) -> Iterator[FullSystem]:
-        return _factored(self._system, shifts)
+    def full_systems(self, shifts: Tensor) -> FullSystems:
+        return FullSystems(self._system, shifts, self._memory)
 
     def solve_full(self, gradients: Tensor, system: FullSystem) -> Tensor:
         return -system.solve(gradients.T).T
 
     def row_blocks(self, rows: Tensor, system: FullSystem) -> Tensor:
-        C = self._n_outputs
-        jacobian = self._jacobian.view(-1, C, self._jacobian.shape[1])[rows]
-        half = system.half_solve(jacobian.flatten(0, 1).T)
-        half = half.T.view(len(rows), C, -1)
-        return half @ half.mT
+        jacobian, out = self._rows(), []
+        for part in chunks(len(rows), self._rows_at_once(4)):
+            some = jacobian[rows[part]]
+            half = system.take(part).half_solve(some.flatten(0, 1).T)
+            half = half.T.reshape(some.shape)
+            out.append(half @ half.mT)
+        return torch.cat(out)
 
     def group_block(self, rows: Tensor, system: FullSystem) -> Tensor:
-        jacobian = self._jacobian.view(-1, self._n_outputs, self._jacobian.shape[1])
-        half = system.half_solve(jacobian[rows].flatten(0, 1).T)
+        half = system.half_solve(self._rows()[rows].flatten(0, 1).T)
         return half.T @ half
 
     def solve_subsets(
         self, gradients: Tensor, weights: Tensor, roots: Tensor, shifts: Tensor
     ) -> Tensor:
-        # several systems at once where their rows' curvatures are the same and dense
-        frozen = roots is self._roots
-        dense = (
-            float((weights != 0).sum(dim=1).double().median()) > len(self._roots) / 4
-        )
-        if not (frozen and dense and len(weights) >= _ENOUGH):
-            return self._solve_one_by_one(gradients, weights, roots, shifts)
-        n_params = gradients.shape[1]
-        share = self._memory / (_SHARE * n_params**2 * gradients.element_size())
-        out = []
-        for part in chunks(len(weights), int(share)):
-            hessians = self._weighted_hessians(weights[part])
-            hessians.diagonal(dim1=1, dim2=2).add_(shifts[part, None])
-            for g, hessian in zip(gradients[part], hessians, strict=True):
-                out.append(-Factor(hessian).solve(g[:, None])[:, 0])
-        return torch.stack(out)
-
-    def _weighted_hessians(self, weights: Tensor) -> Tensor:
-        """Return lower triangles of Σ w_i A_i, (k, P, P), A_i the rows' curvatures.
-
-        A few columns of all A_i are formed at a time and weighted in one product, C
-        times cheaper than a product of Jacobians for every weighting.
-        """
-        half = _times(self._roots, self._jacobian, transpose=True)
-        half = half.view(*self._roots.shape[:2], -1)
-        n, _, n_params = half.shape
-        out = half.new_empty(len(weights), n_params, n_params)
-        width = self._memory / (_SHARE * n * n_params * half.element_size())
-        for part in chunks(n_params, min(int(width), _COLUMNS)):
-            below = half[:, :, part.start :]
-            curvatures = (below.mT @ half[:, :, part]).flatten(1)
-            out[:, part.start :, part] = (weights @ curvatures).view(
-                len(weights), -1, part.stop - part.start
-            )
-        return out
-
-    def _solve_one_by_one(
-        self, gradients: Tensor, weights: Tensor, roots: Tensor, shifts: Tensor
-    ) -> Tensor:
-        out = []
-        frozen = roots is self._roots
-        for i, (g, w, shift) in enumerate(zip(gradients, weights, shifts, strict=True)):
-            removed = self._weights - w
-            small = frozen and bool((removed >= 0).all())
-            small = small and int((removed > 0).sum()) < int((w > 0).sum())
-            if small:
-                rows = removed.nonzero()[:, 0]
-                matrix = self._system.matrix - self._gauss_newton(
-                    weighted_roots(roots, removed), rows
+        steps = torch.zeros_like(gradients)
+        share = weights.sum(dim=1) / self._weights.sum()
+        # the Hessian of much of the data is like that of all, times its share
+        left = share < _MUCH
+        index = (~left).nonzero()[:, 0]
+        if len(index):
+            alike = float((shifts[index] / share[index]).median())
+            factor = self._system.factor(alike)
+            numbers = 8 * (self._jacobian.shape[0] + self._jacobian.shape[1])
+            size = self._memory / (SHARE * numbers * steps.element_size())
+            for part in chunks(len(index), int(size)):
+                some = index[part]
+                own = roots if roots is self._roots else roots[some]
+                steps[some], left[some] = self._iterate(
+                    gradients[some], weights[some], own, shifts[some], factor
                 )
-            else:
-                root = roots if frozen else roots[i]
-                matrix = self._gauss_newton(weighted_roots(root, w), w.nonzero()[:, 0])
-            factor = Factor(add_diagonal(matrix, float(shift)))
-            out.append(-factor.solve(g[:, None])[:, 0])
-        return torch.stack(out)
+        for i in left.nonzero()[:, 0]:
+            root = roots if roots is self._roots else roots[i]
+            matrix = self._gauss_newton(
+                weighted_roots(root, weights[i]), weights[i].nonzero()[:, 0]
+            )
+            matrix.diagonal().add_(shifts[i])
+            steps[i] = -Factor(matrix).solve(gradients[i, :, None])[:, 0]
+        return steps
+
+    def _iterate(
+        self,
+        gradients: Tensor,
+        weights: Tensor,
+        roots: Tensor,
+        shifts: Tensor,
+        factor: Factor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the steps by conjugate gradients, and which did not get there."""
+        shape = (len(weights), len(self._weights), self._n_outputs)
+        rows = "kncd"[4 - roots.ndim :]
+
+        def hessian(v: Tensor) -> Tensor:
+            bent = (v @ self._jacobian.T).view(shape)
+            bent = torch.einsum(f"{rows},knc->knd", roots, bent) * weights[..., None]
+            bent = torch.einsum(f"{rows},knd->knc", roots, bent).flatten(1)
+            return torch.addmm(shifts[:, None] * v, bent, self._jacobian)
+
+        return preconditioned_gradient(
+            hessian, -gradients, lambda v: factor.solve(v.T).T
+        )
 
     def train_outputs(self, steps: Tensor) -> Tensor:
         return steps @ self._jacobian.T
@@ -251,189 +352,3 @@ class PrimalSpace:
 
     def eigenvalues(self) -> Tensor:
         return self._system.eigenvalues()
-
-
-class _RowSpace:
-    """What the two spaces of row coefficients share: a step is z = Jᵀβ."""
-
-    def __init__(
-        self,
-        gradients: RowGradients,
-        roots: Tensor,
-        weights: Tensor,
-        memory_bytes: float,
-    ) -> None:
-        self.gradients = gradients
-        self._roots, self._weights = roots, weights
-        self._memory = memory_bytes
-
-    def kernel(self, rows: Tensor) -> Tensor:
-        """Return K applied to rows (k, n·C) of coefficients."""
-        raise NotImplementedError
-
-    def gradient(self, rho: Tensor, shift: Tensor, steps: Tensor | None) -> Tensor:
-        return rho if steps is None else rho + shift[:, None] * steps
-
-    def train_outputs(self, steps: Tensor) -> Tensor:
-        return self.kernel(steps)
-
-    def query_outputs(self, steps: Tensor, query: RowGradients) -> Tensor:
-        block = kernel_block(query, self.gradients, self._memory)
-        return (steps @ block.T).view(len(steps), *query.shape)
-
-    def squared_norm(self, steps: Tensor) -> Tensor:
-        return (steps * self.kernel(steps)).sum(dim=1)
-
-    def parameters(self, steps: Tensor) -> Tensor:
-        out = self.gradients.vjp(steps.view(len(steps), *self.gradients.shape))
-        scale = self.gradients.scale
-        return out if scale is None else out * scale
-
-
-class DualSpace(_RowSpace):
-    """Solve in row coefficients: n·C × n·C systems."""
-
-    name = "dual"
-
-    def __init__(
-        self,
-        gradients: RowGradients,
-        roots: Tensor,
-        weights: Tensor,
-        memory_bytes: float,
-        kernel: Tensor,
-    ) -> None:
-        super().__init__(gradients, roots, weights, memory_bytes)
-        self._kernel = kernel
-        self._full = weighted_roots(roots, weights)
-        self._system = ShiftedSystem(self._sandwich(self._full, kernel))
-
-    @staticmethod
-    def _sandwich(roots: Tensor, kernel: Tensor) -> Tensor:
-        half = _times(roots, kernel, transpose=True)
-        out = _times(roots, half.T, transpose=True)
-        return (out + out.T) / 2
-
-    def kernel(self, rows: Tensor) -> Tensor:
-        return rows @ self._kernel
-
-    def full_systems(self, shifts: list[float]) -> Iterator[FullSystem]:
-        return _factored(self._system, shifts)
-
-    def solve_full(self, gradients: Tensor, system: FullSystem) -> Tensor:
-        right = _times(self._full, self.kernel(gradients).T, transpose=True)
-        inner = _times(self._full, system.solve(right))
-        return (inner.T - gradients) / system.shift
-
-    def _half(self, rows: Tensor, system: FullSystem) -> tuple[Tensor, Tensor]:
-        C = self._roots.shape[1]
-        index = _output_index(rows, C)
-        right = _times(self._full, self._kernel[:, index], transpose=True)
-        return index, system.half_solve(right)
-
-    def row_blocks(self, rows: Tensor, system: FullSystem) -> Tensor:
-        C = self._roots.shape[1]
-        index, half = self._half(rows, system)
-        half = half.T.reshape(len(rows), C, -1)
-        by_row = index.view(-1, C)
-        own = self._kernel[by_row[:, :, None], by_row[:, None, :]]
-        return (own - half @ half.mT) / system.shift
-
-    def group_block(self, rows: Tensor, system: FullSystem) -> Tensor:
-        index, half = self._half(rows, system)
-        return (self._kernel[index][:, index] - half.T @ half) / system.shift
-
-    def solve_subsets(
-        self, gradients: Tensor, weights: Tensor, roots: Tensor, shifts: Tensor
-    ) -> Tensor:
-        out = []
-        images = self.kernel(gradients)
-        for i, w in enumerate(weights):
-            kept = w.nonzero()[:, 0]
-            index = _output_index(kept, self._roots.shape[1])
-            root = roots if roots is self._roots else roots[i]
-            root = weighted_roots(root[kept], w[kept])
-            shift = float(shifts[i])
-            matrix = self._sandwich(root, self._kernel[index][:, index])
-            right = _times(root, images[i, index, None], transpose=True)
-            inner = Factor(add_diagonal(matrix, shift)).solve(right)
-            step = -gradients[i]
-            step[index] += _times(root, inner)[:, 0]
-            out.append(step / shift)
-        return torch.stack(out)
-
-    def eigenvalues(self) -> Tensor:
-        return self._system.eigenvalues()
-
-
-class MatrixFreeSpace(_RowSpace):
-    """Solve in row coefficients by conjugate gradients, with K only as a product."""
-
-    name = "cg"
-
-    def kernel(self, rows: Tensor) -> Tensor:
-        shape = self.gradients.shape
-        numbers = 3 * self.gradients.n_params + shape[0] * shape[1] * 3
-        size = int(self._memory / (numbers * rows.element_size()))
-        out = [
-            self.gradients.jvp(self.gradients.vjp(rows[part].view(-1, *shape)))
-            for part in chunks(len(rows), size)
-        ]
-        return torch.cat(out).flatten(1)
-
-    def full_systems(self, shifts: list[float]) -> Iterator[FullSystem]:
-        return (FullSystem(shift) for shift in sorted(set(shifts)))
-
-    def solve_full(self, gradients: Tensor, system: FullSystem) -> Tensor:
-        weights = self._weights.expand(len(gradients), -1)
-        shifts = gradients.new_full((len(gradients),), system.shift)
-        return self.solve_subsets(gradients, weights, self._roots, shifts)
-
-    def _blocks(self, rows: Tensor, system: FullSystem) -> Tensor:
-        """Return J_X H⁻¹ J_Rᵀ transposed, (|R|·C, n·C)."""
-        n, C, _ = self._roots.shape
-        index = _output_index(rows, C)
-        unit = self._roots.new_zeros(len(index), n * C)
-        unit[torch.arange(len(index)), index] = 1.0
-        return -self.kernel(self.solve_full(unit, system))
-
-    def row_blocks(self, rows: Tensor, system: FullSystem) -> Tensor:
-        C = self._roots.shape[1]
-        blocks = [
-            self._blocks(row[None], system)[:, _output_index(row[None], C)]
-            for row in rows
-        ]
-        return torch.stack(blocks)
-
-    def group_block(self, rows: Tensor, system: FullSystem) -> Tensor:
-        return self._blocks(rows, system)[:, _output_index(rows, self._roots.shape[1])]
-
-    def solve_subsets(
-        self, gradients: Tensor, weights: Tensor, roots: Tensor, shifts: Tensor
-    ) -> Tensor:
-        shape = (len(gradients), *self.gradients.shape)
-        full = roots.expand(len(gradients), -1, -1, -1) if roots.ndim == 3 else roots
-        root = weights.sqrt()[..., None]
-
-        def forward(v: Tensor) -> Tensor:  # S̃ v
-            v = torch.einsum("kncd,knd->knc", full, v.view(shape) * root)
-            return v.flatten(1)
-
-        def backward(v: Tensor) -> Tensor:  # S̃ᵀ v
-            v = torch.einsum("kncd,knc->knd", full, v.view(shape)) * root
-            return v.flatten(1)
-
-        inner = conjugate_gradient(
-            lambda v: shifts[:, None] * v + backward(self.kernel(forward(v))),
-            backward(self.kernel(gradients)),
-        )
-        return (forward(inner) - gradients) / shifts[:, None]
-
-    def eigenvalues(self) -> Tensor:
-        raise NotImplementedError
-
-
-def _output_index(rows: Tensor, n_outputs: int) -> Tensor:
-    """Return the positions of all outputs of some rows in a vector (n·C,)."""
-    outputs = torch.arange(n_outputs, device=rows.device)
-    return (rows[:, None] * n_outputs + outputs).view(-1)

@@ -186,6 +186,21 @@ def train_stack(
         )
 
 
+def stacked_outputs(
+    model: FunctionalModule, params: Tensor, X: Tensor, memory_bytes: float
+) -> Tensor:
+    """Return outputs (M, q, C) of models with these parameters (M, P)."""
+    numbers = len(X) * activation_size(model.module, X) + model.n_params
+    size = int(memory_bytes / (_COPIES_PER_ACTIVATION * numbers * X.element_size()))
+    at = vmap(lambda vector: model.outputs(vector, X))
+    with torch.no_grad():
+        try:
+            at(params[:1])
+        except (RuntimeError, NotImplementedError, ValueError):
+            return torch.stack([model.outputs(vector, X) for vector in params])
+        return torch.cat([at(params[part]) for part in chunks(len(params), size)])
+
+
 def _train_one(
     model: FunctionalModule,
     loss: Loss,

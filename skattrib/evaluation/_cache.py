@@ -1,4 +1,4 @@
-"""Outcomes of single weightings, remembered by joblib under a key of our own."""
+"""What belongs to single weightings, remembered by joblib under a key of our own."""
 
 from __future__ import annotations
 
@@ -163,10 +163,8 @@ def _name(value: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _remember(
-    key: str, weighting: str, outcomes: NDArray[np.float64] | None = None
-) -> NDArray[np.float64] | None:
-    return outcomes
+def _remember(key: str, weighting: str, value: Any = None) -> Any:
+    return value
 
 
 def cached_array(
@@ -174,27 +172,30 @@ def cached_array(
 ) -> NDArray[Any]:
     """Return ``compute()``, or what it returned before under this key."""
     row = np.zeros(1)
-    return cached_rows(memory, key, row[None], lambda _: compute()[None], 1)[0]
+    found: NDArray[Any] = cached_rows(
+        memory, key, row[None], lambda _: compute()[None], 1
+    )[0]
+    return found
 
 
 def cached_rows(
     memory: joblib.Memory | None,
     key: str,
     weights: NDArray[np.float64],
-    compute: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    compute: Callable[[NDArray[np.float64]], Iterable[Any]],
     chunk_size: int,
-) -> NDArray[np.float64]:
-    """Return ``compute(weights)`` row by row, what is known from memory.
+) -> list[Any]:
+    """Return what ``compute(weights)`` holds row by row, what is known from memory.
 
     Missing rows are computed ``chunk_size`` at a time and each is stored as soon as
     its chunk is done, so that a kill loses one chunk and more rows extend.
     """
     if memory is None:
-        return compute(weights)
+        return list(compute(weights))
     # joblib stores what a call returns: the value rides along as an ignored argument
-    store = memory.cache(_remember, ignore=["outcomes"], verbose=0)
+    store = memory.cache(_remember, ignore=["value"], verbose=0)
     names = [str(joblib.hash(np.ascontiguousarray(row))) for row in weights]
-    known: dict[str, NDArray[np.float64]] = {}
+    known: dict[str, Any] = {}
     for name in set(names):
         if store.check_call_in_cache(key, name):
             value = store(key, name)
@@ -205,7 +206,7 @@ def cached_rows(
     missing = sorted(i for name, i in first.items() if name not in known)
     for start in range(0, len(missing), chunk_size):
         rows = missing[start : start + chunk_size]
-        for i, outcomes in zip(rows, compute(weights[rows]), strict=True):
-            store.call(key, names[i], outcomes)
-            known[names[i]] = outcomes
-    return np.array([known[name] for name in names])
+        for i, value in zip(rows, compute(weights[rows]), strict=True):
+            store.call(key, names[i], value)
+            known[names[i]] = value
+    return [known[name] for name in names]

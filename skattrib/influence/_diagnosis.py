@@ -10,6 +10,7 @@ import torch
 from sklearn.utils import Bunch
 from torch import Tensor
 
+from skattrib.engine._functional import chunks
 from skattrib.engine._linearized import LinearizedModel
 from skattrib.exceptions import FaithfulnessWarning
 
@@ -34,12 +35,18 @@ def diagnose_linearized(
     """
     some = torch.linspace(0, len(steps) - 1, min(len(steps), _N_STEPS))
     some = steps[some.long().to(steps.device)]
-    outputs, query = model.query(X)
-    linear = model.output_change(some, query)
+    linear = torch.cat(
+        [
+            model.output_change(some, model.query(X[part])[1])
+            for part in chunks(len(X), model.query_batch(len(some)))
+        ],
+        dim=1,
+    )
     # functional_call swaps parameters: other threads may be using the module
     network = copy.deepcopy(model.model)
     theta = network.flatten()
     with torch.no_grad():
+        outputs = network.outputs(theta, X)
         real = torch.stack(
             [
                 network.outputs(theta + change, X) - outputs

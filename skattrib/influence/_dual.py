@@ -5,31 +5,16 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 from sklearn.base import _fit_context, clone
-from sklearn.frozen import FrozenEstimator
-from sklearn.pipeline import Pipeline
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skattrib._torch_estimator import TorchEstimator
-from skattrib._validation import (
-    DTYPES,
-    as_tensor,
-    check_weights,
-    draw_seeds,
-    memory_cap,
-)
+from skattrib._torch_estimator import unfrozen
+from skattrib._validation import DTYPES, as_tensor, check_weights, draw_seeds
 from skattrib.base import BaseAttributor
-from skattrib.engine._functional import FunctionalModule
-from skattrib.engine._linearized import plan_solver
 from skattrib.evaluation import lds_score
 from skattrib.influence._diagnosis import diagnose_linearized, verdict
-from skattrib.influence._member import Member
-from skattrib.influence._ridge import (
-    CALIBRATION_GRID,
-    calibrated_rule,
-    choose_metric,
-    choose_rule,
-)
+from skattrib.influence._member import Member, WithoutEach
+from skattrib.influence._ridge import CALIBRATION_GRID, calibrated_rule
 
 __all__ = ["DualInfluence"]
 
@@ -237,25 +222,11 @@ class DualInfluence(BaseAttributor):
         return self._fit(X, y, tasks, fit_params)
 
     def _check_estimator(self, estimator):
-        inner = estimator
-        if isinstance(estimator, FrozenEstimator):
-            inner = estimator.estimator
-            if self.n_models > 1:
-                raise ValueError(
-                    f"n_models={self.n_models} needs an estimator that can be trained; "
-                    "a FrozenEstimator is one model. Use n_models=1."
-                )
-        if isinstance(inner, Pipeline):
+        inner = unfrozen(estimator, self)
+        if inner is not estimator and self.n_models > 1:
             raise ValueError(
-                "estimator is a Pipeline; preprocess before the attributor instead: "
-                "make_pipeline(StandardScaler(), DualInfluence(TorchClassifier()))."
-            )
-        if not isinstance(inner, TorchEstimator):
-            raise ValueError(
-                f"estimator must be a TorchClassifier or TorchRegressor, got "
-                f"{type(inner).__name__}: DualInfluence needs gradients. Wrap a fitted "
-                "module by TorchClassifier.from_module or from_skorch, inside a "
-                "FrozenEstimator."
+                f"n_models={self.n_models} needs an estimator that can be trained; a "
+                "FrozenEstimator is one model. Use n_models=1."
             )
         if self.ridge == "calibrate" and getattr(inner, "trajectory_", 0) is None:
             raise ValueError(
@@ -291,35 +262,24 @@ class DualInfluence(BaseAttributor):
         ]
 
     def _linearize(self, estimator):
-        estimator._raw_outputs(self.X_train_[:2])  # a wrapped module of another width
-        model = FunctionalModule(estimator.module_)
-        like = next(estimator.module_.parameters())
-        plan = plan_solver(
-            len(self.X_train_),
-            estimator.n_outputs_,
-            model.n_params,
-            like.element_size(),
-            memory_cap(),
-            self.solver,
-        )
-        self.solver_, self.solver_reason_ = plan.solver, plan.reason
-        if self.verbose:
-            print(f"[DualInfluence] solver {plan.solver}: {plan.reason}")  # noqa: T201
-        X = as_tensor(self.X_train_, like)
-        self.metric_, metric = choose_metric(
-            self.metric, estimator, model, X, self.y_train_
-        )
         member = Member(
             estimator,
             self.X_train_,
             self.y_train_,
             self._row_weights,
-            metric=metric,
+            ridge=self.ridge,
+            metric=self.metric,
             regularization=self.regularization,
-            solver=plan.solver,
+            solver=self.solver,
             memory=self.memory,
+            n_steps=self.n_units_,
         )
-        member.model.ridge = choose_rule(self.ridge, estimator, member.model, metric)
+        self.solver_, self.solver_reason_ = member.plan.solver, member.plan.reason
+        self.metric_ = member.metric
+        if self.verbose:
+            print(  # noqa: T201
+                f"[DualInfluence] solver {self.solver_}: {self.solver_reason_}"
+            )
         return member
 
     def _calibrate_ridge(self):
@@ -363,8 +323,7 @@ class DualInfluence(BaseAttributor):
         return weights[:, self._unit_of_row] * self._row_weights
 
     def _steps_without_each_unit(self):
-        removed = 1 - np.eye(self.n_units_, dtype=self.X_train_.dtype)
-        removed = self._unit_weightings(removed)
+        removed = WithoutEach(self._unit_of_row, self._row_weights, self.n_units_)
         return [
             member.steps(self.removal, removed, self.verbose)
             for member in self._members

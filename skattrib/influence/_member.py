@@ -1,7 +1,8 @@
-"""One trained model of a DualInfluence: predictions and attributions of its tangent."""
+"""One trained model and its tangent: predictions and attributions."""
 
 from functools import partial
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -12,9 +13,11 @@ from skattrib.engine._functional import (
     chunks,
     outcome_function,
 )
-from skattrib.engine._linearized import LinearizedModel
+from skattrib.engine._gradients import gradient_bytes
+from skattrib.engine._linearized import LinearizedModel, Plan, plan_solver
 from skattrib.evaluation._cache import as_memory, cached_array, digest
-from skattrib.influence._ridge import RidgeRule
+from skattrib.influence._projection import make_projector
+from skattrib.influence._ridge import RidgeRule, choose_metric, choose_rule
 
 
 def _cached_kernel(memory, estimator, X, scale, build):
@@ -23,6 +26,27 @@ def _cached_kernel(memory, estimator, X, scale, build):
     key = digest("kernel", estimator.module_, X, scale)
     kernel = cached_array(as_memory(memory), key, lambda: build().cpu().numpy())
     return torch.tensor(kernel, device=X.device)
+
+
+class WithoutEach:
+    """Weights of the rows without each unit, (n_units, n), formed when asked for.
+
+    Parameters
+    ----------
+    unit_of_row : int array of shape (n,)
+    row_weights : array of shape (n,)
+    n_units : int
+    """
+
+    def __init__(self, unit_of_row, row_weights, n_units):
+        self._unit_of_row, self._row_weights = unit_of_row, row_weights
+        self._units = np.arange(n_units)
+
+    def __len__(self):
+        return len(self._units)
+
+    def __getitem__(self, part):
+        return (self._units[part, None] != self._unit_of_row) * self._row_weights
 
 
 class Member:
@@ -35,21 +59,65 @@ class Member:
         Training rows.
     weights : ndarray of shape (n_samples,)
         Of the rows in training.
-    metric : Tensor of shape (P,) or None
+    ridge : float or str
+        Damping, as `choose_rule` takes it.
+    metric : {"optimizer", "identity"}
     regularization : {"per_sample", "fixed"}
-    solver : {"primal", "dual", "cg"}
+    solver : {"auto", "primal", "dual", "cg"}
     memory : str, joblib.Memory or None
+    stationary : bool
+        Whether to subtract the gradient that training left.
+    projection : int, random projection or None
+        Subspace of the parameters to stay in, as `make_projector` takes it.
+    n_steps : int
+        Steps that the caller will keep.
+
+    Attributes
+    ----------
+    plan : Plan
+        Space solved in, and why.
+    metric : str
+        Name of the metric used.
     """
 
     def __init__(
-        self, estimator, X, y, weights, *, metric, regularization, solver, memory
+        self,
+        estimator,
+        X,
+        y,
+        weights,
+        *,
+        ridge,
+        metric="optimizer",
+        regularization="per_sample",
+        solver="auto",
+        memory=None,
+        stationary=True,
+        projection=None,
+        n_steps=0,
     ):
+        estimator._raw_outputs(X[:2])  # a wrapped module of another width
         like = next(estimator.module_.parameters())
-        X = as_tensor(X, like)
+        model, X = FunctionalModule(estimator.module_), as_tensor(X, like)
+        if projection is None:
+            self.plan = plan_solver(
+                len(X),
+                estimator.n_outputs_,
+                model.n_params,
+                like.element_size(),
+                memory_cap(),
+                solver,
+                gradient_bytes=gradient_bytes(model, X),
+                n_steps=n_steps,
+            )
+        else:
+            self.plan = Plan("primal", "in the projected space")
+        self.metric, metric = choose_metric(metric, estimator, model, X, y)
         scale = None if metric is None else metric.rsqrt()
+        kernel_cache = partial(_cached_kernel, memory, estimator, X, scale)
         self.estimator = estimator
         self.model = LinearizedModel(
-            FunctionalModule(estimator.module_),
+            model,
             Loss(estimator._task),
             X,
             estimator._targets(y, X),
@@ -57,40 +125,38 @@ class Member:
             scale=scale,
             ridge=RidgeRule(1.0),
             regularization=regularization,
-            solver=solver,
+            solver=self.plan.solver,
             memory_bytes=memory_cap(),
-            kernel_cache=partial(_cached_kernel, memory, estimator, X, scale),
+            kernel_cache=kernel_cache,
+            stationary=stationary,
+            project=make_projector(projection, kernel_cache, X),
         )
+        self.model.ridge = choose_rule(ridge, estimator, self.model, metric)
 
     def steps(self, removal, row_weights, verbose=0):
-        """Return the steps (k, D) for weights of the rows (k, n)."""
+        """Return the steps (k, D) for weights of the rows, (k, n) or `WithoutEach`."""
         solve = getattr(self.model, f"{removal}_steps")
-        weights = as_tensor(row_weights, self.model.outputs)
-        parts = list(chunks(len(weights), self.model.batch_size()))
-        bar = tqdm(parts, desc=f"{removal} steps", disable=not verbose)
-        return torch.cat([solve(weights[part]) for part in bar])
+        k, space = len(row_weights), self.model.space
+        parts = list(chunks(k, self.model.batch_size()))
+        out = self.model.outputs.new_empty(k, space.n_coordinates)
+        for part in tqdm(parts, desc=f"{removal} steps", disable=not verbose):
+            out[part] = solve(as_tensor(row_weights[part], out))
+        return out
 
     def output_changes(self, steps, X):
         """Return outputs (q, C) of queries and their changes (k, q, C)."""
-        outputs, query = self.model.query(as_tensor(X, self.model.outputs))
-        return outputs, self.model.output_change(steps, query)
+        outputs, changes = [], []
+        for part in chunks(len(X), self.model.query_batch(len(steps))):
+            output, query = self.model.query(as_tensor(X[part], self.model.outputs))
+            outputs.append(output)
+            changes.append(self.model.output_change(steps, query))
+        return torch.cat(outputs), torch.cat(changes, dim=1)
 
     def _measure(self, y, outcome, like):
         """Return the outcome as a function of outputs (..., q, C)."""
         function = outcome_function(outcome, self.estimator._task)
         targets = self.estimator._targets(y, like)
-
-        def measure(f):
-            found = function(f, targets.expand(*f.shape[:-2], *targets.shape))
-            if found.shape != f.shape[:-1]:
-                raise ValueError(
-                    f"outcome returned shape {tuple(found.shape)} for outputs "
-                    f"{tuple(f.shape)}; it must drop the last axis only, whatever "
-                    "stands before it."
-                )
-            return found
-
-        return measure
+        return lambda f: function(f, targets.expand(*f.shape[:-2], *targets.shape))
 
     def present_outcomes(self, X, y, outcome):
         """Return the outcomes (q,) of the model as it is."""

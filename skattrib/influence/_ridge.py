@@ -21,7 +21,7 @@ from skattrib._torch_estimator import TorchEstimator
 from skattrib.engine._functional import FunctionalModule, Loss, chunks
 from skattrib.engine._gradients import RowGradients, row_gradients
 from skattrib.engine._linearized import LinearizedModel
-from skattrib.engine._spaces import MatrixFreeSpace
+from skattrib.engine._row_spaces import MatrixFreeSpace
 from skattrib.engine._trajectory import Trajectory
 from skattrib.exceptions import FaithfulnessWarning
 
@@ -178,9 +178,13 @@ def evidence_rule(linearized: LinearizedModel, metric: Tensor | None) -> RidgeRu
 def mean_eigenvalue(linearized: LinearizedModel, gradients: RowGradients) -> float:
     """Estimate tr(H) / P of the mean loss from random signs (Hutchinson)."""
     generator = torch.Generator().manual_seed(0)
-    size = (_N_PROBES, linearized.model.n_params)
-    signs = torch.randint(0, 2, size, generator=generator) * 2.0 - 1.0
-    images = gradients.jvp(signs.to(linearized.outputs))
+    # one by one: each is as large as the model
+    probes = []
+    for _ in range(_N_PROBES):
+        signs = linearized.outputs.new_empty(1, linearized.model.n_params)
+        signs.bernoulli_(generator=generator).mul_(2).sub_(1)
+        probes.append(gradients.jvp(signs))
+    images = torch.cat(probes)
     bent = torch.einsum("ncd,knc->knd", linearized.roots, images)
     energy = (bent.square().sum(dim=2) * linearized.weights).sum(dim=1).mean()
     return float(energy / linearized.weights.sum() / linearized.model.n_params)

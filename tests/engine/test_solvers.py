@@ -9,11 +9,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.exceptions import ConvergenceWarning
 
 from skattrib.engine._solvers import (
-    EigenFactor,
     Factor,
     ShiftedSystem,
     add_diagonal,
     conjugate_gradient,
+    largest_eigenvalue,
+    pseudo_inverse,
 )
 from tests.cases import randn
 
@@ -79,28 +80,54 @@ def test_add_diagonal_leaves_its_argument():
     assert_array_equal(A, before)
 
 
-@pytest.mark.parametrize(("n_shifts", "kind"), [(3, Factor), (17, EigenFactor)])
-def test_shifted_system(n_shifts, kind):
+def assert_solves(factor, matrix, rhs):
+    expected = np.linalg.solve(matrix, rhs.numpy())
+    assert_allclose(factor.solve(rhs), expected, rtol=1e-10, atol=1e-10)
+    half = factor.half_solve(rhs)
+    inner = rhs.numpy().T @ expected
+    assert_allclose(half.T @ half, inner, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shift", [1e-3, 0.1, 10.0])
+def test_shifted_system(shift):
     A, rhs = positive_definite(7, damping=0.0), randn(7, 3, seed=1)
-    before = A.clone()
-    shifts = np.geomspace(1e-3, 10, n_shifts).tolist()
-    factors = ShiftedSystem(A).factors([*shifts, *shifts[::-1]])
+    before, system = A.clone(), ShiftedSystem(A)
+    shifted = A.numpy() + shift * np.eye(7)
+    assert_solves(system.factor(shift), shifted, rhs)
+    shifts = torch.tensor([shift], dtype=torch.float64)
+    assert_solves(system.eigen_factor(shifts), shifted, rhs)
     assert_array_equal(A, before)
-    assert sorted(factors) == shifts
-    for shift, factor in factors.items():
-        assert isinstance(factor, kind)
-        shifted = A.numpy() + shift * np.eye(7)
-        expected = np.linalg.solve(shifted, rhs.numpy())
-        assert_allclose(factor.solve(rhs), expected, rtol=1e-10, atol=1e-10)
-        half = factor.half_solve(rhs)
-        inner = rhs.numpy().T @ expected
-        assert_allclose(half.T @ half, inner, rtol=1e-10, atol=1e-10)
 
 
-def test_equal_shifts_are_factored_once():
-    factors = ShiftedSystem(positive_definite(4)).factors([0.5] * 40)
-    assert list(factors) == [0.5]
-    assert isinstance(factors[0.5], Factor)
+def test_columns_with_shifts_of_their_own():
+    A, rhs = positive_definite(7, damping=0.0), randn(7, 6, seed=1)
+    shifts = torch.tensor([1e-3, 0.1, 10.0], dtype=torch.float64)
+    factor = ShiftedSystem(A).eigen_factor(shifts[:1]).at(shifts)
+    solved, half = factor.solve(rhs), factor.half_solve(rhs)
+    for i, shift in enumerate(shifts):
+        two = slice(2 * i, 2 * i + 2)
+        shifted = A.numpy() + float(shift) * np.eye(7)
+        expected = np.linalg.solve(shifted, rhs[:, two].numpy())
+        assert_allclose(solved[:, two], expected, rtol=1e-10, atol=1e-10)
+        inner = rhs[:, two].numpy().T @ expected
+        assert_allclose(half[:, two].T @ half[:, two], inner, rtol=1e-10, atol=1e-10)
+
+
+def test_largest_eigenvalue():
+    A = positive_definite(5, 4)
+    expected = np.linalg.eigvalsh(A.numpy())[:, -1]
+    assert_allclose(largest_eigenvalue(A), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pseudo_inverse_is_blind_to_rounding(dtype):
+    """A null space that is not quite null must not come back inverted."""
+    small = torch.finfo(dtype).eps
+    A = torch.stack([with_spectrum([2.0, 0.5, v], dtype) for v in (0.0, small, 1.0)])
+    found = pseudo_inverse(A)
+    assert found.dtype == dtype
+    expected = [with_spectrum([0.5, 2.0, v], torch.float64) for v in (0.0, 0.0, 1.0)]
+    assert_allclose(found, torch.stack(expected), atol=20 * small)
 
 
 def test_eigenvalues_are_never_negative():

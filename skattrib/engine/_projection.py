@@ -1,0 +1,154 @@
+"""Subspaces of the parameters: fewer coordinates for the linearised model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import reduce
+from itertools import accumulate
+from operator import add
+from typing import Protocol
+
+from torch import Tensor
+
+from skattrib.engine._functional import chunks
+from skattrib.engine._gradients import RowGradients
+from skattrib.engine._kernel import kernel_block
+from skattrib.engine._solvers import principal_directions
+
+# A block and its scaled copy in float64, with room for what applying it takes.
+_BYTES_PER_NUMBER = 64
+
+
+class ProjectedGradients:
+    """Gradients of n rows and C outputs in the coordinates of a subspace.
+
+    Stands in for `RowGradients` where explicit Jacobians are used.
+    """
+
+    scale = None
+
+    def __init__(self, jacobian: Tensor, shape: tuple[int, int]) -> None:
+        self._jacobian, self.shape = jacobian, shape
+
+    def jacobian(self) -> Tensor:
+        """Return the Jacobian (n·C, k)."""
+        return self._jacobian
+
+
+class Projector(Protocol):
+    """A subspace of the parameters, in the metric."""
+
+    def project(self, gradients: RowGradients) -> ProjectedGradients:
+        """Return gradients in the k coordinates."""
+
+    def lift(self, steps: Tensor) -> Tensor:
+        """Return steps (m, k) as changes of the parameters (m, P)."""
+
+
+class PrincipalProjector:
+    """The directions in which the training outputs move most.
+
+    With all directions of the kernel nothing is lost: gradients of training rows
+    have no part outside of them.
+
+    Parameters
+    ----------
+    gradients : RowGradients
+        Of the training rows.
+    kernel : Tensor of shape (n·C, n·C)
+        Of these gradients.
+    n_components : int
+        At most the rank of the kernel.
+    """
+
+    def __init__(
+        self,
+        gradients: RowGradients,
+        kernel: Tensor,
+        n_components: int,
+        memory_bytes: float,
+    ) -> None:
+        self._gradients, self._memory = gradients, memory_bytes
+        values, vectors = principal_directions(kernel)
+        if n_components > len(values):
+            raise ValueError(
+                f"projection={n_components} is more than the {len(values)} directions "
+                "that the training outputs have in the parameters. Use a smaller "
+                "number, or projection=None."
+            )
+        values, vectors = values[:n_components], vectors[:, :n_components]
+        self._dual = vectors / values.sqrt()  # (n·C, k)
+
+    def project(self, gradients: RowGradients) -> ProjectedGradients:
+        block = kernel_block(gradients, self._gradients, self._memory)
+        return ProjectedGradients(block @ self._dual, gradients.shape)
+
+    def lift(self, steps: Tensor) -> Tensor:
+        coefficients = steps @ self._dual.T
+        out = self._gradients.vjp(coefficients.view(-1, *self._gradients.shape))
+        scale = self._gradients.scale
+        return out if scale is None else out * scale
+
+
+class LinearProjector:
+    """A random subspace, z = Rᵀθ.
+
+    Parameters
+    ----------
+    apply : callable
+        Takes columns and a block (rows, len(columns)) of a matrix; returns its share
+        (rows, k) of the matrix times R.
+    transpose : callable
+        Takes rows (m, k) and returns their products with Rᵀ, (m, P).
+    scale : Tensor of shape (P,) or None
+        Of the columns of gradients.
+    memory_bytes : float
+    """
+
+    def __init__(
+        self,
+        apply: Callable[[slice, Tensor], Tensor],
+        transpose: Callable[[Tensor], Tensor],
+        scale: Tensor | None,
+        memory_bytes: float,
+    ) -> None:
+        self._apply, self._transpose = apply, transpose
+        self._scale, self._memory = scale, memory_bytes
+
+    def project(self, gradients: RowGradients) -> ProjectedGradients:
+        size = int(self._memory / _BYTES_PER_NUMBER)
+        shares = (
+            self._apply(
+                columns, block if self._scale is None else block * self._scale[columns]
+            )
+            for columns, block in gradient_blocks(gradients, size)
+        )
+        return ProjectedGradients(reduce(add, shares), gradients.shape)
+
+    def lift(self, steps: Tensor) -> Tensor:
+        out = self._transpose(steps)
+        return out if self._scale is None else out * self._scale
+
+
+def gradient_blocks(
+    gradients: RowGradients, max_numbers: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the Jacobian (n·C, P), not scaled, by blocks of columns.
+
+    Each comes with its columns; together they are all. A block has at most
+    ``max_numbers`` entries, unless one output of a layer, or a parameter that no layer
+    covers, already has more.
+    """
+    starts = [0, *accumulate(gradients.sizes)]
+    first = dict(zip(gradients.names, starts, strict=False))
+    for name, value in gradients.rest.items():
+        yield slice(first[name], first[name] + value.shape[-1]), value.flatten(0, 1)
+    n_rows = gradients.shape[0] * gradients.shape[1]
+    for layer in gradients.layers:
+        n_outputs, width = layer.width
+        for part in chunks(n_outputs, max_numbers // (n_rows * width)):
+            columns = layer.to_columns(layer.explicit(part).flatten(0, 1))
+            for name, block in columns.items():
+                per_output = block.shape[1] // (part.stop - part.start)
+                start = first[name] + part.start * per_output
+                yield slice(start, start + block.shape[1]), block

@@ -1,0 +1,102 @@
+"""Count sketches, and gradients of outcomes by blocks that can each be sketched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from skattrib.engine._functional import (
+    FunctionalModule,
+    OutcomeFunction,
+    Task,
+)
+from skattrib.engine._gradients import RowGradients, row_gradients
+from skattrib.engine._projection import gradient_blocks
+
+
+def draw_tables(
+    n_features: int, n_components: int, n_hashes: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Draw where every hash puts every feature, and with which sign.
+
+    Each hash has n_components / n_hashes components of its own.
+
+    Returns
+    -------
+    indices : int32 Tensor of shape (n_hashes, n_features)
+        In ``range(n_components)``.
+    signs : int8 Tensor of shape (n_hashes, n_features)
+        -1 or 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shape, width = (n_hashes, n_features), n_components // n_hashes
+    indices = torch.randint(width, shape, generator=generator, dtype=torch.int32)
+    signs = torch.randint(2, shape, generator=generator, dtype=torch.int8)
+    first = torch.arange(n_hashes, dtype=torch.int32) * width
+    return indices + first[:, None], 2 * signs - 1
+
+
+def sketch(X: Tensor, indices: Tensor, signs: Tensor, n_components: int) -> Tensor:
+    """Sketch rows (..., P) to (..., n_components), by the tables of the P columns.
+
+    Linear: the sketches of blocks of columns, each by its part of the tables, add up
+    to that of all. On CUDA the order of summation, so the last digits, may vary.
+    """
+    out = X.new_zeros(*X.shape[:-1], n_components)
+    for index, sign in zip(indices, signs, strict=True):
+        # torch adds by int32 indices several times more slowly
+        out.index_add_(-1, index.long(), X * sign.to(X.dtype))
+    return out / len(indices) ** 0.5
+
+
+def unsketch(sketched: Tensor, indices: Tensor, signs: Tensor) -> Tensor:
+    """Apply the transpose of `sketch` to rows (..., n_components): (..., P)."""
+    found = [
+        sketched[..., index.long()] * sign.to(sketched.dtype)
+        for index, sign in zip(indices, signs, strict=True)
+    ]
+    return torch.stack(found).sum(dim=0) / len(indices) ** 0.5
+
+
+def numbers_per_row(model: FunctionalModule, row: Tensor) -> int:
+    """Return how many numbers the factored gradients of one row (1, ...) hold."""
+    _, gradients = row_gradients(model, row)
+    held = list(gradients.rest.values())
+    for layer in gradients.layers:
+        held += [layer.inputs, layer.signals]
+    return sum(tensor.numel() for tensor in held)
+
+
+def outcome_gradients(
+    model: FunctionalModule,
+    X: Tensor,
+    outcome: OutcomeFunction,
+    task: Task,
+    max_numbers: int,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the gradient of each row's outcome at its own prediction, by blocks.
+
+    A block (n, columns) comes with its columns in the flat parameter vector; together
+    they are all columns. It has at most ``max_numbers`` entries, unless one output of
+    a layer, or a parameter that no layer covers, already has more.
+    """
+    outputs, gradients = row_gradients(model, X)
+    own = outputs.argmax(dim=-1) if task == "classification" else outputs
+    slopes = torch.func.grad(lambda f: outcome(f, own).sum())(outputs)
+    # mix the C outputs while they are factors: one outer product instead of C
+    layers = [
+        replace(
+            layer,
+            signals=torch.einsum("nc,ncto->nto", slopes, layer.signals)[:, None],
+        )
+        for layer in gradients.layers
+    ]
+    rest = {
+        name: torch.einsum("nc,ncp->np", slopes, value)[:, None]
+        for name, value in gradients.rest.items()
+    }
+    mixed = RowGradients(model, layers, rest, (len(X), 1))
+    yield from gradient_blocks(mixed, max_numbers)

@@ -1,0 +1,507 @@
+"""Random projections: a hashed one, and gradients of rows, projected as they come."""
+
+import warnings
+from numbers import Integral
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    MetaEstimatorMixin,
+    TransformerMixin,
+    _fit_context,
+    clone,
+)
+from sklearn.exceptions import DataDimensionalityWarning
+from sklearn.random_projection import BaseRandomProjection
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import (
+    _check_n_features,
+    check_is_fitted,
+    validate_data,
+)
+
+from skattrib._torch_estimator import check_recipe, unfrozen
+from skattrib._validation import (
+    DTYPES,
+    as_tensor,
+    check_fits,
+    check_own_outcome,
+    check_target,
+    draw_seed,
+    memory_cap,
+    seed_unset,
+    unchanged_on_error,
+)
+from skattrib.engine._functional import FunctionalModule, chunks, outcome_function
+from skattrib.engine._sketch import (
+    draw_tables,
+    numbers_per_row,
+    outcome_gradients,
+    sketch,
+    unsketch,
+)
+from skattrib.neural import make_estimator
+
+__all__ = ["CountSketchTransformer", "GradientTransformer"]
+
+# Numbers: more fall out of the cache, and are slower by a factor.
+_AT_ONCE = 2**20
+
+
+class CountSketchTransformer(
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
+    """Reduce dimensionality by adding features up in random, signed groups.
+
+    A sparse random projection with `n_hashes` entries per feature: it costs as much
+    time as reading the data and stores a few bytes per feature, where a dense
+    projection stores `n_components` numbers. Inner products of rows are kept on
+    average.
+
+    Parameters
+    ----------
+    n_components : int, default=256
+        Number of columns to return.
+    n_hashes : int, default=1
+        Sketches of ``n_components / n_hashes`` components each, side by side. The
+        variance is the same; more of them make it less likely that two large features
+        fall into the same components throughout, and cost as much more time.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the hash tables.
+
+    Attributes
+    ----------
+    hash_indices_ : ndarray of shape (n_hashes, n_features), dtype int32
+        Component that each hash adds each feature to.
+    hash_signs_ : ndarray of shape (n_hashes, n_features), dtype int8
+        Sign with which it is added, -1 or 1.
+    n_components_ : int
+        Number of columns returned.
+    n_features_in_ : int
+        Number of features seen in fit.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the features, if X had any.
+
+    See Also
+    --------
+    GradientTransformer : Takes it as `projection`.
+    sklearn.random_projection.SparseRandomProjection : Has a random number of entries
+        per feature.
+    sklearn.feature_extraction.FeatureHasher : Hashes names, not columns.
+
+    Notes
+    -----
+    With the sketches Sx and Sy of rows x and y, over the draws of the tables,
+    E⟨Sx, Sy⟩ = ⟨x, y⟩ and
+
+        Var⟨Sx, Sy⟩ = (‖x‖² ‖y‖² + ⟨x, y⟩² − 2 Σ_i x_i² y_i²) / n_components
+
+    whatever `n_hashes` is.
+
+    References
+    ----------
+    M. Charikar, K. Chen and M. Farach-Colton, Finding frequent items in data streams,
+    ICALP 2002.
+
+    K. Weinberger et al., Feature hashing for large scale multitask learning,
+    ICML 2009, arXiv:0902.2206.
+
+    J. Nelson and H. L. Nguyen, OSNAP: faster numerical linear algebra algorithms via
+    sparser subspace embeddings, FOCS 2013, arXiv:1211.1002; several hashes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skattrib import CountSketchTransformer
+    >>> X = np.random.RandomState(0).randn(5, 3000)
+    >>> S = CountSketchTransformer(512, random_state=0).fit_transform(X)
+    >>> S.shape
+    (5, 512)
+    >>> bool(abs((S @ S.T) / (X @ X.T) - 1).diagonal().max() < 0.2)
+    True
+    """
+
+    _parameter_constraints: dict = {
+        "n_components": [Interval(Integral, 1, None, closed="left")],
+        "n_hashes": [Interval(Integral, 1, None, closed="left")],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(self, n_components=256, *, n_hashes=1, random_state=None):
+        self.n_components = n_components
+        self.n_hashes = n_hashes
+        self.random_state = random_state
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y=None):
+        """Draw the hash tables.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Only the number of features is used.
+        y : Ignored
+            Not used, present by convention.
+
+        Returns
+        -------
+        self : CountSketchTransformer
+            Fitted transformer.
+
+        Raises
+        ------
+        ValueError
+            If `n_components` is not a multiple of `n_hashes`.
+
+        Warns
+        -----
+        DataDimensionalityWarning
+            If there are fewer features than components.
+        """
+        self._check_hashes()
+        X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=DTYPES)
+        if self.n_components > X.shape[1]:
+            warnings.warn(
+                f"n_components={self.n_components} is more than the {X.shape[1]} "
+                "features: nothing is reduced.",
+                DataDimensionalityWarning,
+                stacklevel=3,
+            )
+        seed = draw_seed(self.random_state)
+        tables = draw_tables(X.shape[1], self.n_components, self.n_hashes, seed)
+        self.hash_indices_, self.hash_signs_ = (table.numpy() for table in tables)
+        self.n_components_ = self._n_features_out = self.n_components
+        return self
+
+    def _check_hashes(self):
+        rest = self.n_components % self.n_hashes
+        if rest:
+            raise ValueError(
+                f"n_components={self.n_components} must be a multiple of n_hashes="
+                f"{self.n_hashes}, as every hash has its own share of the components. "
+                f"Use n_components={self.n_components - rest + self.n_hashes}."
+            )
+
+    def transform(self, X):
+        """Sketch rows.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Rows, float32 or float64.
+
+        Returns
+        -------
+        {ndarray, sparse matrix} of shape (n_samples, n_components)
+            Sketches in the dtype of X; sparse where X is.
+        """
+        check_is_fitted(self)
+        X = validate_data(
+            self, X, accept_sparse=["csr", "csc"], dtype=DTYPES, reset=False
+        )
+        if sp.issparse(X):
+            return X @ self._matrix(X.dtype)
+        tables = as_tensor(self.hash_indices_), as_tensor(self.hash_signs_)
+        parts = chunks(len(X), _AT_ONCE // X.shape[1])
+        return np.concatenate(
+            [
+                sketch(as_tensor(X[part]), *tables, self.n_components_).numpy()
+                for part in parts
+            ]
+        )
+
+    def _matrix(self, dtype):
+        """Return the projection (n_features, n_components), as CSR."""
+        n_hashes, n_features = self.hash_indices_.shape
+        data = self.hash_signs_.T.ravel() / np.sqrt(n_hashes)
+        starts = np.arange(n_features + 1) * n_hashes
+        return sp.csr_array(
+            (data.astype(dtype), self.hash_indices_.T.ravel(), starts),
+            shape=(n_features, self.n_components_),
+        )
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        tags.input_tags.sparse = True
+        return tags
+
+
+class GradientTransformer(
+    ClassNamePrefixFeaturesOutMixin, MetaEstimatorMixin, TransformerMixin, BaseEstimator
+):
+    """Represent rows by the gradient of a network's outcome in its parameters.
+
+    Two rows are close if training on one changes what the network says about the
+    other: inner products of these features are the empirical neural tangent kernel of
+    the outcome. They serve to cluster, search and select rows by what they do to the
+    model rather than by what they look like.
+
+    Parameters
+    ----------
+    estimator : TorchClassifier, TorchRegressor or None, default=None
+        Model to train; a fitted one inside `sklearn.frozen.FrozenEstimator` is taken
+        as it is. None builds one that suits y. Integers in y read as classes: for
+        counts pass a TorchRegressor.
+    projection : int, CountSketchTransformer, sklearn random projection or None, \
+            default=None
+        Projects the P gradients of a row to fewer features, one block of parameters
+        after another: the n x P gradients never exist. The features are those of a
+        pipeline of this transformer, without `projection`, and the projection. An
+        int k stands for ``CountSketchTransformer(k)``; a
+        `sklearn.random_projection.GaussianRandomProjection` stores k x P numbers.
+        None returns the gradients.
+    outcome : {"auto", "log_likelihood", "margin", "prediction"} or callable, \
+            default="auto"
+        What is differentiated, at the network's own prediction; see
+        `evaluation.retrain_outcomes`. "auto" is the log-likelihood of the predicted
+        class, or the prediction of a regressor with one output. The gradient of a
+        log-likelihood vanishes where the network is certain, that of "margin" does
+        not. A callable takes (outputs, y), with class codes or outputs for y.
+    random_state : int, RandomState instance or None, default=None
+        Seeds what the estimator and the projection leave unseeded.
+
+    Attributes
+    ----------
+    estimator_ : estimator
+        Fitted model.
+    projection_ : transformer or None
+        Fitted projection.
+    n_features_in_ : int
+        Number of features seen in fit.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the features, if X had any.
+
+    See Also
+    --------
+    CountSketchTransformer : The cheapest projection.
+    DualInfluence : Turns such gradients into effects of leaving rows out.
+
+    Notes
+    -----
+    Gradients are computed in the dtype of the module, for as many rows at a time as
+    fit scikit-learn's ``working_memory``. Their columns are the parameters that
+    require a gradient, flattened in the order of ``module_.named_parameters()``.
+
+    References
+    ----------
+    A. Jacot, F. Gabriel and C. Hongler, Neural tangent kernel: convergence and
+    generalization in neural networks, NeurIPS 2018, arXiv:1806.07572.
+
+    S. M. Park et al., TRAK: attributing model behavior at scale, ICML 2023,
+    arXiv:2303.14186; projected gradients of margins.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skattrib import GradientTransformer, TorchClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = TorchClassifier(max_epochs=20, random_state=0)
+    >>> GradientTransformer(clf).fit_transform(X, y).shape
+    (150, 259)
+    >>> projected = GradientTransformer(clf, projection=32, random_state=0)
+    >>> projected.fit_transform(X, y).shape
+    (150, 32)
+    """
+
+    _parameter_constraints: dict = {
+        "estimator": [HasMethods(["fit", "predict"]), torch.nn.Module, None],
+        "projection": [
+            Interval(Integral, 1, None, closed="left"),
+            CountSketchTransformer,
+            BaseRandomProjection,
+            None,
+        ],
+        "outcome": [
+            StrOptions({"auto", "log_likelihood", "margin", "prediction"}),
+            callable,
+        ],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self, estimator=None, *, projection=None, outcome="auto", random_state=None
+    ):
+        self.estimator = estimator
+        self.projection = projection
+        self.outcome = outcome
+        self.random_state = random_state
+
+    # -------------------------------------------------------------------- fit
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X, y, sample_weight=None):
+        """Train the network and draw the projection.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Their targets.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Multiplier of each row's loss in training.
+
+        Returns
+        -------
+        self : GradientTransformer
+            Fitted transformer.
+
+        Raises
+        ------
+        ValueError
+            If a parameter or the data cannot be used.
+        NotFittedError
+            If the estimator is frozen, but not fitted.
+
+        Warns
+        -----
+        FaithfulnessWarning
+            If a wrapped module that is trained already would be trained again.
+        """
+        check_recipe(self.estimator, stacklevel=3)
+        with unchanged_on_error(self):
+            return self._fit(X, y, sample_weight)
+
+    def _fit(self, X, y, sample_weight):
+        shape = np.asarray(y).shape
+        several = len(shape) == 2 and shape[1] > 1
+        X, y = validate_data(self, X, y, dtype=DTYPES, multi_output=several)
+        seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(2)
+        estimator = make_estimator(self.estimator, y, int(seeds[0] >> 1))
+        y = check_target(y, estimator)
+        unfrozen(estimator, self)
+        projection = self._make_projection(int(seeds[1] >> 1))
+        n_outputs = getattr(estimator, "n_outputs_", y.shape[1] if several else 1)
+        self._outcome = check_own_outcome(self.outcome, estimator, n_outputs)
+        _check_n_features(estimator, X, reset=False)
+        self.estimator_ = estimator.fit(X, y, sample_weight=sample_weight)
+        estimator._raw_outputs(X[:2])  # a wrapped module of another width
+        n_params = FunctionalModule(estimator.module_).n_params
+        self.projection_, self._n_features_out = projection, n_params
+        if projection is not None:
+            # only the shape counts
+            projection.fit(sp.csr_array((len(X), n_params), dtype=X.dtype))
+            self._n_features_out = projection.n_components_
+        return self
+
+    def _make_projection(self, seed):
+        if self.projection is None:
+            return None
+        if isinstance(self.projection, Integral):
+            return CountSketchTransformer(self.projection, random_state=seed)
+        return checked_projection(self.projection, seed)
+
+    # -------------------------------------------------------------- transform
+    def transform(self, X):
+        """Return the gradients of rows, or their projections.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_params) or (n_samples, n_components)
+            Gradient of each row's outcome in the parameters, in units of the outcome
+            per unit of the parameter; or its projection. In the dtype of X.
+
+        Raises
+        ------
+        ValueError
+            If the result is larger than scikit-learn's ``working_memory``.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=DTYPES, reset=False)
+        cure = "Pass projection=, transform fewer rows at a time"
+        check_fits(len(X), self._n_features_out, X.dtype, cure)
+        module, task = self.estimator_.module_, self.estimator_._task
+        like, model = next(module.parameters()), FunctionalModule(module)
+        outcome = outcome_function(self._outcome, task)
+        # an eighth: gradients take several times the memory of their factors
+        cap = int(memory_cap() / (8 * like.element_size()))
+        n_rows = cap // numbers_per_row(model, as_tensor(X[:1], like))
+        cap = min(cap, _AT_ONCE)
+        projection = self.projection_
+        project = None
+        if projection is not None:
+            project = ParameterProjection(projection, like).apply
+        out = np.zeros((len(X), self._n_features_out), dtype=X.dtype)
+        for part in chunks(len(X), n_rows):
+            rows = as_tensor(X[part], like)
+            for columns, block in outcome_gradients(model, rows, outcome, task, cap):
+                if project is None:
+                    out[part, columns] = block.cpu().numpy()
+                else:
+                    out[part] += project(columns, block).cpu().numpy()
+        return out
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+class ParameterProjection:
+    """A fitted projection of P parameters to k components, as torch applies it.
+
+    Parameters
+    ----------
+    projection : CountSketchTransformer or sklearn random projection
+    like : Tensor
+        Has the dtype and device to work in; sparse matrices stay on the CPU.
+    """
+
+    def __init__(self, projection, like):
+        self.n_components = projection.n_components_
+        self._like, self._tables, self._matrix = like, None, None
+        if isinstance(projection, CountSketchTransformer):
+            self._tables = tuple(
+                torch.tensor(table, device=like.device)
+                for table in (projection.hash_indices_, projection.hash_signs_)
+            )
+        elif sp.issparse(projection.components_):
+            # of this, slices of columns are cheap
+            self._matrix = projection.components_.tocsc()
+        else:
+            self._matrix = projection.components_
+
+    def apply(self, columns, block):
+        """Return the share (n, k) of a block (n, len(columns)) in the projection."""
+        if self._tables is not None:
+            tables = (table[:, columns] for table in self._tables)
+            return sketch(block, *tables, self.n_components)
+        if sp.issparse(self._matrix):
+            share = block.cpu().numpy() @ self._matrix[:, columns].T
+            return as_tensor(share, self._like)
+        return block @ as_tensor(self._matrix[:, columns], block).T
+
+    def lift(self, coordinates):
+        """Return the transpose of the projection applied to rows (m, k): (m, P)."""
+        if self._tables is not None:
+            return unsketch(coordinates, *self._tables)
+        if sp.issparse(self._matrix):
+            lifted = coordinates.cpu().numpy() @ self._matrix
+            return as_tensor(lifted, self._like)
+        return coordinates @ as_tensor(self._matrix, coordinates)
+
+
+def fitted_projection(projection, n_params, dtype, seed):
+    """Return a fitted clone; ``seed`` draws what it leaves unseeded."""
+    projection = checked_projection(projection, seed)
+    # only the shape counts
+    return projection.fit(sp.csr_array((1, n_params), dtype=dtype))
+
+
+def checked_projection(projection, seed):
+    """Return a clone whose parameters are right, before anything is trained."""
+    projection = clone(projection)
+    seed_unset(projection, seed)
+    projection._validate_params()
+    if isinstance(projection, CountSketchTransformer):
+        projection._check_hashes()
+    return projection

@@ -4,9 +4,29 @@ Which training rows, sources or tasks made the model do this, what would happen
 without them, and how far is the answer to be trusted?
 """
 
+from skattrib.feature_selection import TaskWeightSelector
 from skattrib.influence import DualInfluence
 from skattrib.neural import TorchClassifier, TorchRegressor
+from skattrib.random_projection import CountSketchTransformer, GradientTransformer
+from skattrib.surrogate import (
+    KernelSurrogate,
+    KernelSurrogateAttributor,
+    LinearSurrogate,
+    LinearSurrogateAttributor,
+)
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["DualInfluence", "TorchClassifier", "TorchRegressor", "__version__"]
+__all__ = [
+    "CountSketchTransformer",
+    "DualInfluence",
+    "GradientTransformer",
+    "KernelSurrogate",
+    "KernelSurrogateAttributor",
+    "LinearSurrogate",
+    "LinearSurrogateAttributor",
+    "TaskWeightSelector",
+    "TorchClassifier",
+    "TorchRegressor",
+    "__version__",
+]

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import make_classification
 from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.random_projection import GaussianRandomProjection
 from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import (
     check_all_zero_sample_weights_error,
@@ -21,7 +23,18 @@ from sklearn.utils.estimator_checks import (
 )
 
 import skattrib
-from skattrib import DualInfluence, TorchClassifier, TorchRegressor
+from skattrib import (
+    CountSketchTransformer,
+    DualInfluence,
+    GradientTransformer,
+    KernelSurrogate,
+    KernelSurrogateAttributor,
+    LinearSurrogate,
+    LinearSurrogateAttributor,
+    TaskWeightSelector,
+    TorchClassifier,
+    TorchRegressor,
+)
 
 MODELS = [TorchClassifier(max_epochs=60), TorchRegressor(max_epochs=60)]
 # Few retrainings: `score` is called dozens of times.
@@ -29,9 +42,32 @@ ATTRIBUTORS = [
     DualInfluence(n_retrainings=8),
     DualInfluence(TorchRegressor(), n_retrainings=8, removal="refit", solver="dual"),
     DualInfluence(TorchClassifier(), n_retrainings=8, removal="influence", n_models=2),
+    KernelSurrogateAttributor(n_subsets=24, n_retrainings=8),
+    KernelSurrogateAttributor(
+        TorchRegressor(), n_subsets=16, estimation="gradient", n_retrainings=8
+    ),
+    KernelSurrogateAttributor(LogisticRegression(), n_subsets=16, n_retrainings=8),
+    LinearSurrogateAttributor(n_subsets=24, n_retrainings=8),
 ]
-TRANSFORMERS = ATTRIBUTORS
-INSTANCES = [*MODELS, *ATTRIBUTORS]
+SURROGATES = [
+    KernelSurrogate(),
+    KernelSurrogate(bandwidth="loocv"),
+    LinearSurrogate(),
+    LinearSurrogate(ridge=0),
+]
+PROJECTIONS = [
+    CountSketchTransformer(n_components=2),
+    GradientTransformer(),
+    GradientTransformer(TorchRegressor(), projection=GaussianRandomProjection(3)),
+]
+SELECTORS = [
+    TaskWeightSelector(),
+    TaskWeightSelector(
+        DualInfluence(TorchClassifier(max_epochs=20)), n_tasks_to_select=0.5
+    ),
+]
+TRANSFORMERS = [*ATTRIBUTORS, *PROJECTIONS, SELECTORS[0]]
+INSTANCES = [*MODELS, *ATTRIBUTORS, *SURROGATES, *PROJECTIONS, *SELECTORS]
 
 # What parametrize_with_checks leaves out.
 TRANSFORMER_CHECKS = [
@@ -80,7 +116,9 @@ def test_all_zero_weights(estimator):
 
 @draws_globally
 @pytest.mark.slow
-@parametrize_with_checks([TorchClassifier(), TorchRegressor(), DualInfluence()])
+@parametrize_with_checks(
+    [TorchClassifier(), TorchRegressor(), DualInfluence(), CountSketchTransformer()]
+)
 def test_common_checks_of_the_defaults(estimator, check):
     check(estimator)
 

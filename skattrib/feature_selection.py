@@ -1,0 +1,449 @@
+"""Choose tasks to train on by what they were found to be worth."""
+
+from numbers import Integral, Real
+
+import numpy as np
+from sklearn.base import BaseEstimator, MetaEstimatorMixin, _fit_context, clone
+from sklearn.feature_selection import SelectorMixin
+from sklearn.utils import _safe_indexing, check_random_state, indexable
+from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
+from sklearn.utils.metadata_routing import (
+    MetadataRouter,
+    MethodMapping,
+    _routing_enabled,
+    process_routing,
+)
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import (
+    _check_method_params,
+    check_is_fitted,
+    validate_data,
+)
+
+from skattrib._validation import DTYPES, check_tasks, seed_unset, unchanged_on_error
+
+__all__ = ["TaskWeightSelector"]
+
+
+def _selects_columns(self):
+    if self.attributor is None:
+        return True
+    raise AttributeError(
+        "TaskWeightSelector(attributor=...) selects tasks, not columns: use "
+        "fit_resample(X, y, tasks=...), selected_tasks_ or sample_weight_."
+    )
+
+
+def _selects_rows(self):
+    if self.attributor is not None:
+        return True
+    raise AttributeError(
+        "fit_resample needs an attributor: TaskWeightSelector(attributor=...)."
+    )
+
+
+class _ColumnMethods:
+    """What selects columns, hidden where tasks of training data are selected.
+
+    A class of its own: methods of a transformer are wrapped when its class is made,
+    and would no longer be hidden.
+    """
+
+    @available_if(_selects_columns)
+    def transform(self, X):
+        """Keep the columns of the selected tasks.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, n_tasks)
+            Attributions.
+
+        Returns
+        -------
+        ndarray or DataFrame of shape (n_queries, n_selected)
+            The columns kept.
+        """
+        return super().transform(X)
+
+    @available_if(_selects_columns)
+    def fit_transform(self, X, y=None, **fit_params):
+        """Learn which tasks to keep, and keep their columns.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, n_tasks)
+            Attributions.
+        y : None
+            Ignored.
+        **fit_params : dict
+            Passed to `fit`.
+
+        Returns
+        -------
+        ndarray or DataFrame of shape (n_queries, n_selected)
+            The columns kept.
+        """
+        return super().fit_transform(X, y, **fit_params)
+
+    @available_if(_selects_columns)
+    def inverse_transform(self, X):
+        """Put columns of zeros where tasks were dropped.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, n_selected)
+            Columns kept.
+
+        Returns
+        -------
+        ndarray of shape (n_queries, n_tasks)
+            Attributions, 0 for the tasks dropped.
+        """
+        return super().inverse_transform(X)
+
+    @available_if(_selects_columns)
+    def get_feature_names_out(self, input_features=None):
+        """Return the names of the columns kept.
+
+        Parameters
+        ----------
+        input_features : array-like of str or None, default=None
+            Names of all columns.
+
+        Returns
+        -------
+        ndarray of str
+            Names of those kept.
+        """
+        return super().get_feature_names_out(input_features)
+
+
+class TaskWeightSelector(
+    _ColumnMethods, SelectorMixin, MetaEstimatorMixin, BaseEstimator
+):
+    """Select the tasks, sources or rows that are worth training on.
+
+    Without `attributor` it is the step after an attributor in a pipeline, and selects
+    columns of attributions. With one it fits it, and selects tasks of the training
+    data by what the model would do without the others.
+
+    Parameters
+    ----------
+    attributor : attributor or None, default=None
+        Has ``attribute`` and ``predict_outcomes``; cloned.
+    n_tasks_to_select : "auto", int or float, default="auto"
+        How many to keep, or which fraction; at least one is kept. "auto" keeps the
+        set with the best predicted outcome that a greedy search finds, dropping from
+        all tasks and adding to the best one; without `attributor`, half.
+        Signs decide nothing: attributions are relative to the average task.
+    strategy : {"marginal", "greedy"}, default="marginal"
+        How a given number is kept. "marginal": those with the largest weights, one by
+        one. "greedy": the best predicted outcome of that many found by the same
+        search, which sees tasks that only help or hurt together; needs `attributor`.
+    validation_fraction : float, default=0.25
+        Part of each task's rows held out as queries, if fit is given none.
+    random_state : int, RandomState instance or None, default=None
+        Draws these rows, and seeds what the attributor leaves unseeded.
+
+    Attributes
+    ----------
+    attributor_ : attributor
+        Fitted attributor; only with `attributor`.
+    task_weights_ : ndarray of shape (n_tasks,)
+        Mean attribution of each task over the queries.
+    support_ : ndarray of bool, shape (n_tasks,)
+        Whether a task is kept.
+    selected_tasks_ : ndarray
+        Names of the tasks kept; without `attributor`, names or numbers of columns.
+    predicted_outcome_ : float
+        Mean predicted outcome of the queries after training on the tasks kept; only
+        with `attributor`.
+    sample_weight_ : ndarray of shape (n_samples,)
+        1 for the rows of tasks kept, else 0, for any other estimator; only with
+        `attributor`.
+    n_features_in_ : int
+        Number of features seen in fit.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the features, if X had any.
+
+    See Also
+    --------
+    KernelSurrogateAttributor : Predicts tasks that interact.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.datasets import load_iris
+    >>> from skattrib import (
+    ...     KernelSurrogateAttributor, TaskWeightSelector, TorchClassifier)
+    >>> X, y = load_iris(return_X_y=True)
+    >>> tasks = np.arange(150) % 6
+    >>> y[tasks == 4] = np.random.RandomState(0).randint(3, size=25)
+    >>> clf = TorchClassifier(max_epochs=20, random_state=0)
+    >>> attributor = KernelSurrogateAttributor(clf, n_subsets=30, random_state=0)
+    >>> selector = TaskWeightSelector(attributor, n_tasks_to_select=5, random_state=0)
+    >>> X_kept, y_kept = selector.fit_resample(X, y, tasks=tasks)
+    >>> selector.selected_tasks_
+    array([0, 1, 2, 3, 5])
+    """
+
+    _parameter_constraints: dict = {
+        "attributor": [HasMethods(["fit", "attribute", "predict_outcomes"]), None],
+        "n_tasks_to_select": [
+            StrOptions({"auto"}),
+            Interval(Integral, 1, None, closed="left"),
+            Interval(RealNotInt, 0, 1, closed="right"),
+        ],
+        "strategy": [StrOptions({"marginal", "greedy"})],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        attributor=None,
+        *,
+        n_tasks_to_select="auto",
+        strategy="marginal",
+        validation_fraction=0.25,
+        random_state=None,
+    ):
+        self.attributor = attributor
+        self.n_tasks_to_select = n_tasks_to_select
+        self.strategy = strategy
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+
+    # -------------------------------------------------------------------- fit
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X, y=None, tasks=None, X_val=None, y_val=None, **fit_params):
+        """Learn which tasks to keep.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows; without `attributor`, attributions, a column per task.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            Their targets; needed with `attributor`.
+        tasks : array-like of shape (n_samples,) or None, default=None
+            Task of each row; None makes every row one.
+        X_val : array-like of shape (n_queries, n_features), default=None
+            Queries: rows whose outcome training should improve. None holds out
+            `validation_fraction` of the training rows.
+        y_val : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
+            Their targets.
+        **fit_params : dict
+            Passed to the attributor's ``fit``.
+
+        Returns
+        -------
+        self : TaskWeightSelector
+            Fitted selector.
+
+        Raises
+        ------
+        ValueError
+            If the data do not fit together, or more tasks are asked for than exist.
+        """
+        with unchanged_on_error(self):
+            if self.attributor is None:
+                return self._fit_columns(X, tasks, X_val, fit_params)
+            return self._fit_tasks(X, y, tasks, X_val, y_val, fit_params)
+
+    def _fit_columns(self, X, tasks, X_val, fit_params):
+        if tasks is not None or X_val is not None or fit_params:
+            raise ValueError(
+                "tasks, X_val and fit parameters need attributor=: without one, fit "
+                "takes attributions, a column per task."
+            )
+        if self.strategy == "greedy":
+            raise ValueError(
+                "strategy='greedy' needs attributor= to predict outcomes; use "
+                "strategy='marginal'."
+            )
+        X = validate_data(self, X, dtype=DTYPES)
+        self.task_weights_ = X.mean(axis=0)
+        n_wanted = self._n_wanted(X.shape[1])
+        if n_wanted is None:
+            n_wanted = max(1, X.shape[1] // 2)
+        self.support_ = _largest(self.task_weights_, n_wanted)
+        names = getattr(self, "feature_names_in_", np.arange(X.shape[1]))
+        self.selected_tasks_ = names[self.support_]
+        return self
+
+    def _fit_tasks(self, X, y, tasks, X_val, y_val, fit_params):
+        if y is None:
+            raise ValueError(
+                "requires y to be passed, but the target y is None: the attributor "
+                "needs it."
+            )
+        if (X_val is None) != (y_val is None):
+            raise ValueError("X_val and y_val must be given together.")
+        validate_data(self, X, skip_check_array=True)
+        X, y = indexable(X, y)
+        n = len(y)
+        codes = np.arange(n) if tasks is None else check_tasks(tasks, n)[0]
+        self._n_wanted(codes.max() + 1)
+        if _routing_enabled():
+            fit_params = process_routing(self, "fit", **fit_params).attributor.fit
+        rng, train = check_random_state(self.random_state), np.arange(n)
+        attributor = clone(self.attributor)
+        seed_unset(attributor, rng)
+        if X_val is None:
+            train, held_out = self._split(codes, rng)
+            X_val, y_val = _safe_indexing(X, held_out), _safe_indexing(y, held_out)
+        fit_params = _check_method_params(X, fit_params, indices=train)
+        self.attributor_ = attributor.fit(
+            _safe_indexing(X, train),
+            _safe_indexing(y, train),
+            tasks=None if tasks is None else _safe_indexing(tasks, train),
+            **fit_params,
+        )
+        self._select(X_val, y_val)
+        self.selected_tasks_ = self.attributor_.unit_names_[self.support_]
+        # tasks held out whole are no units: nothing is known against them
+        units, self.sample_weight_ = np.unique(codes[train]), np.ones(n)
+        known = np.isin(codes, units)
+        places = np.searchsorted(units, codes[known])
+        self.sample_weight_[known] = self.support_[places]
+        return self
+
+    def _split(self, codes, rng):
+        """Hold out a part of every task that has two rows; return both halves."""
+        if len(np.unique(codes)) == len(codes):
+            codes = np.zeros_like(codes)
+        held_out = np.concatenate(
+            [
+                rows[: int(np.ceil(self.validation_fraction * (len(rows) - 1)))]
+                for code in range(codes.max() + 1)
+                for rows in [rng.permutation(np.flatnonzero(codes == code))]
+            ]
+        )
+        if not len(held_out):
+            raise ValueError(
+                f"n_samples={len(codes)}: no rows can be held out as queries, as no "
+                "task has 2. Pass X_val and y_val."
+            )
+        train = np.setdiff1d(np.arange(len(codes)), held_out)
+        return train, np.sort(held_out)
+
+    def _n_wanted(self, n_tasks):
+        """Return how many tasks to keep, None for "auto"."""
+        wanted = self.n_tasks_to_select
+        if isinstance(wanted, str):
+            return None
+        if not isinstance(wanted, Integral):
+            return max(1, round(wanted * n_tasks))
+        if wanted > n_tasks:
+            raise ValueError(
+                f"n_tasks_to_select={wanted}, but there are {n_tasks} tasks; use at "
+                f"most {n_tasks}, or 'auto'."
+            )
+        return int(wanted)
+
+    def _select(self, X, y):
+        self.task_weights_ = self.attributor_.attribute(X, y).mean(axis=0)
+        n_tasks = len(self.task_weights_)
+        n_wanted = self._n_wanted(n_tasks)
+
+        def value(weights):
+            return self.attributor_.predict_outcomes(X, y, weights).mean(axis=1)
+
+        if n_wanted is not None and self.strategy == "marginal":
+            self.support_ = _largest(self.task_weights_, n_wanted)
+        else:
+            self.support_ = _greedy(value, n_tasks, n_wanted)
+        self.predicted_outcome_ = float(value(self.support_[None].astype(float))[0])
+
+    # ------------------------------------------------------------------ using
+    def _get_support_mask(self):
+        check_is_fitted(self)
+        return self.support_
+
+    @available_if(_selects_rows)
+    def fit_resample(self, X, y, tasks=None, X_val=None, y_val=None, **fit_params):
+        """Learn which tasks to keep, and keep their rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Their targets.
+        tasks : array-like of shape (n_samples,) or None, default=None
+            Task of each row; None makes every row one.
+        X_val : array-like of shape (n_queries, n_features), default=None
+            Queries, as in `fit`.
+        y_val : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
+            Their targets.
+        **fit_params : dict
+            Passed to the attributor's ``fit``.
+
+        Returns
+        -------
+        X_kept : array-like of shape (n_kept, n_features)
+            Rows of the tasks kept, those held out included.
+        y_kept : array-like of shape (n_kept,) or (n_kept, n_outputs)
+            Their targets.
+        """
+        self.fit(X, y, tasks=tasks, X_val=X_val, y_val=y_val, **fit_params)
+        kept = np.flatnonzero(self.sample_weight_)
+        return _safe_indexing(X, kept), _safe_indexing(y, kept)
+
+    def get_metadata_routing(self):
+        """Return how fit passes metadata on to the attributor.
+
+        Returns
+        -------
+        MetadataRouter
+            Routes the parameters of ``fit`` to ``attributor.fit``.
+        """
+        request = self._get_metadata_request()
+        mapping = MethodMapping().add(caller="fit", callee="fit")
+        # a method that scikit-learn has once imbalanced-learn is imported: it wants
+        # what fit wants
+        if hasattr(request, "fit_resample"):
+            for param, alias in request.fit.requests.items():
+                request.fit_resample.add_request(param=param, alias=alias)
+            mapping.add(caller="fit_resample", callee="fit")
+        router = MetadataRouter(owner=self).add_self_request(request)
+        if self.attributor is None:
+            return router
+        return router.add(attributor=self.attributor, method_mapping=mapping)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        if self.attributor is not None:
+            tags.target_tags.required = True
+            tags.transformer_tags = None  # its transform is hidden
+        return tags
+
+
+def _largest(values, n_kept):
+    support = np.zeros(len(values), dtype=bool)
+    support[np.argsort(-values, kind="stable")[:n_kept]] = True
+    return support
+
+
+def _greedy(value, n_tasks, n_kept):
+    """Return the set (of n_kept tasks) with the best value that two searches visit.
+
+    One drops tasks from all, the other adds to none; of equal sets the larger wins.
+    """
+    best, found = -np.inf, None
+    for present in (True, False):
+        current = np.full(n_tasks, present)
+        while True:
+            if current.any() and n_kept in (None, current.sum()):
+                here = value(current[None].astype(float))[0]
+                if here > best:
+                    best, found = here, current
+            changeable = np.flatnonzero(current == present)
+            if not len(changeable):
+                break
+            candidates = np.repeat(current[None], len(changeable), axis=0)
+            candidates[np.arange(len(changeable)), changeable] = not present
+            if not candidates.any(axis=1).all():
+                break
+            current = candidates[np.argmax(value(candidates.astype(float)))]
+    return found

@@ -1,0 +1,380 @@
+"""Attributors that learn outcomes as a function of the units trained on."""
+
+from numbers import Real
+
+from sklearn.base import _fit_context
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from skattrib.surrogate._base import SurrogateAttributor
+from skattrib.surrogate._regressors import KernelSurrogate, LinearSurrogate
+
+__all__ = ["KernelSurrogateAttributor", "LinearSurrogateAttributor"]
+
+
+class KernelSurrogateAttributor(SurrogateAttributor):
+    """Task attribution by kernel ridge regression on subsets: units may interact.
+
+    Parameters
+    ----------
+    estimator : estimator or None, default=None
+        Classifier or regressor whose ``fit`` takes `sample_weight`. None builds a
+        small network that suits y.
+    ridge : "loocv" or float, default="loocv"
+        Penalty of the surrogate, relative to k(s, s) = 1; "loocv" takes for each
+        query the one with the smallest leave-one-out error.
+    bandwidth : {"auto", "loocv"} or float, default="auto"
+        Width of its Gaussian kernel on weightings; "auto" is √(n_units / 2).
+    n_subsets : int, default=128
+        Random subsets of the units whose outcomes are learnt from.
+    inclusion : float, default=0.75
+        Chance in (0, 1] of a unit to be in a subset. 1 learns from the whole and the
+        leave-one-out subsets only.
+    estimation : {"auto", "gradient", "retrain"}, default="auto"
+        How outcomes of subsets are had. "retrain": by training on each, any estimator.
+        "gradient": the network, linearised at its trained weights, is refitted to
+        each by damped Newton steps, which pays for large networks. "auto" counts
+        multiplications; `estimation_` says what it chose.
+    damping : "auto" or float, default="auto"
+        Damping of the mean row loss in the linearised problem; as `ridge` of
+        `DualInfluence`. Not the surrogate's `ridge`.
+    center : {"trained", "initial"}, default="initial"
+        What the linearised problem is damped towards. "initial": the gradient that
+        training left at its end, which stands for the pull of the initial weights,
+        is kept constant. "trained": the trained weights, as in fine-tuning.
+    projection : int, CountSketchTransformer, random projection or None, default=None
+        Subspace of the parameters to solve in. An int takes as many principal
+        directions of the training outputs; None is lossless.
+    include_loo : "auto" or bool, default="auto"
+        Whether the leave-one-out subsets are learnt from too. "auto": if there are at
+        most n_subsets / 2 units.
+    at : {"loo", "shapley", "banzhaf"} or float, default="loo"
+        Which other units are present when the effect of one is read off: all, as in
+        a random order, or each with probability 1/2 or the one given.
+    outcome : {"auto", "log_likelihood", "margin", "prediction"} or callable, \
+            default="auto"
+        What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is
+        the log-likelihood of the predicted class, or the raw prediction.
+    n_retrainings : int, default=32
+        Models trained by `score`, on subsets not learnt from; at least 8.
+    retrain_size : float, default=0.5
+        Fraction of the units that each of them is trained on.
+    memory : str, joblib.Memory or None, default=None
+        Where the subsets' models, or their linearised steps, and retrained outcomes
+        are remembered, at most 32 lost when interrupted; needs an int `random_state`.
+        With it, searching over `ridge`, `bandwidth` and `at` estimates once per fold.
+    n_jobs : int or None, default=None
+        Workers for estimators that cannot be trained as a stack.
+    random_state : int, RandomState instance or None, default=None
+        Seeds what the estimator leaves unseeded, the subsets and those of `score`.
+    verbose : int, default=0
+        1 says how outcomes are estimated, and shows progress.
+
+    Attributes
+    ----------
+    estimator_ : estimator
+        Fitted model.
+    estimation_ : {"gradient", "retrain"}
+        How outcomes of subsets were had.
+    weights_ : ndarray of shape (n_learnt, n_units)
+        Subsets learnt from: the whole, those without one unit, random ones.
+    X_train_ : ndarray of shape (n_samples, n_features)
+        Training rows.
+    y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
+        Their targets.
+    tasks_ : ndarray of shape (n_samples,) or None
+        Task of each row.
+    unit_names_ : ndarray of shape (n_units,)
+        Task labels, or the index of X.
+    n_units_ : int
+        Number of units.
+    estimand_ : str
+        What an attribution estimates.
+    n_features_in_ : int
+        Number of features seen in fit.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the features, if X had any.
+
+    See Also
+    --------
+    KernelSurrogate : The regressor, for outcomes from anywhere.
+    LinearSurrogateAttributor : The baseline: units add up.
+
+    Notes
+    -----
+    Predicted outcomes are smoothed by the ridge, at weights of 1 too.
+
+    References
+    ----------
+    Kernel surrogate models for task attribution, arXiv:2602.03783.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skattrib import KernelSurrogateAttributor, TorchClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> tasks = np.arange(150) % 6
+    >>> clf = TorchClassifier(max_epochs=20, random_state=0)
+    >>> surrogate = KernelSurrogateAttributor(clf, n_subsets=30, random_state=0)
+    >>> surrogate.fit(X, y, tasks=tasks).attribute(X[:5], y[:5]).shape
+    (5, 6)
+    >>> surrogate.interactions(X[:5], y[:5], average=True).shape
+    (6, 6)
+    """
+
+    _parameter_constraints: dict = {
+        **SurrogateAttributor._parameter_constraints,
+        "bandwidth": [
+            StrOptions({"auto", "loocv"}),
+            Interval(Real, 0, None, closed="neither"),
+        ],
+    }
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        ridge="loocv",
+        bandwidth="auto",
+        n_subsets=128,
+        inclusion=0.75,
+        estimation="auto",
+        damping="auto",
+        center="initial",
+        projection=None,
+        include_loo="auto",
+        at="loo",
+        outcome="auto",
+        n_retrainings=32,
+        retrain_size=0.5,
+        memory=None,
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        self.estimator = estimator
+        self.ridge = ridge
+        self.bandwidth = bandwidth
+        self.n_subsets = n_subsets
+        self.inclusion = inclusion
+        self.estimation = estimation
+        self.damping = damping
+        self.center = center
+        self.projection = projection
+        self.include_loo = include_loo
+        self.at = at
+        self.outcome = outcome
+        self.n_retrainings = n_retrainings
+        self.retrain_size = retrain_size
+        self.memory = memory
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X, y, tasks=None, **fit_params):
+        """Train the model and estimate the outcomes of random subsets.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Their targets.
+        tasks : array-like of shape (n_samples,) or None, default=None
+            Unit of each row, for example its source; None makes every row a unit.
+        **fit_params : dict
+            Passed to the estimator's ``fit``; `sample_weight` enters the subsets too.
+
+        Returns
+        -------
+        self : KernelSurrogateAttributor
+            Fitted attributor.
+
+        Raises
+        ------
+        ValueError
+            If a parameter or the data cannot be used.
+        """
+        return self._fit(X, y, tasks, fit_params)
+
+    def _surrogate(self):
+        return KernelSurrogate(self.ridge, self.bandwidth)
+
+
+class LinearSurrogateAttributor(SurrogateAttributor):
+    """Task attribution by ridge regression on subsets: the baseline, units add up.
+
+    Parameters
+    ----------
+    estimator : estimator or None, default=None
+        Classifier or regressor whose ``fit`` takes `sample_weight`. None builds a
+        small network that suits y.
+    ridge : "loocv" or float, default="loocv"
+        Penalty of the surrogate: Σ error² + ridge · ‖coef‖², the intercept is free.
+        "loocv" takes for each query the one with the smallest leave-one-out error.
+    n_subsets : int, default=128
+        Random subsets of the units whose outcomes are learnt from.
+    inclusion : float, default=0.75
+        Chance in (0, 1] of a unit to be in a subset. 1 learns from the whole and the
+        leave-one-out subsets only.
+    estimation : {"auto", "gradient", "retrain"}, default="auto"
+        How outcomes of subsets are had. "retrain": by training on each, any estimator.
+        "gradient": the network, linearised at its trained weights, is refitted to
+        each by damped Newton steps, which pays for large networks. "auto" counts
+        multiplications; `estimation_` says what it chose.
+    damping : "auto" or float, default="auto"
+        Damping of the mean row loss in the linearised problem; as `ridge` of
+        `DualInfluence`. Not the surrogate's `ridge`.
+    center : {"trained", "initial"}, default="initial"
+        What the linearised problem is damped towards. "initial": the gradient that
+        training left at its end, which stands for the pull of the initial weights,
+        is kept constant. "trained": the trained weights, as in fine-tuning.
+    projection : int, CountSketchTransformer, random projection or None, default=None
+        Subspace of the parameters to solve in. An int takes as many principal
+        directions of the training outputs; None is lossless.
+    include_loo : "auto" or bool, default="auto"
+        Whether the leave-one-out subsets are learnt from too. "auto": if there are at
+        most n_subsets / 2 units.
+    at : {"loo", "shapley", "banzhaf"} or float, default="loo"
+        Which other units are present when the effect of one is read off: all, as in
+        a random order, or each with probability 1/2 or the one given.
+    outcome : {"auto", "log_likelihood", "margin", "prediction"} or callable, \
+            default="auto"
+        What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is
+        the log-likelihood of the predicted class, or the raw prediction.
+    n_retrainings : int, default=32
+        Models trained by `score`, on subsets not learnt from; at least 8.
+    retrain_size : float, default=0.5
+        Fraction of the units that each of them is trained on.
+    memory : str, joblib.Memory or None, default=None
+        Where the subsets' models, or their linearised steps, and retrained outcomes
+        are remembered, at most 32 lost when interrupted; needs an int `random_state`.
+        With it, searching over `ridge` estimates once per fold.
+    n_jobs : int or None, default=None
+        Workers for estimators that cannot be trained as a stack.
+    random_state : int, RandomState instance or None, default=None
+        Seeds what the estimator leaves unseeded, the subsets and those of `score`.
+    verbose : int, default=0
+        1 says how outcomes are estimated, and shows progress.
+
+    Attributes
+    ----------
+    estimator_ : estimator
+        Fitted model.
+    estimation_ : {"gradient", "retrain"}
+        How outcomes of subsets were had.
+    weights_ : ndarray of shape (n_learnt, n_units)
+        Subsets learnt from: the whole, those without one unit, random ones.
+    X_train_ : ndarray of shape (n_samples, n_features)
+        Training rows.
+    y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
+        Their targets.
+    tasks_ : ndarray of shape (n_samples,) or None
+        Task of each row.
+    unit_names_ : ndarray of shape (n_units,)
+        Task labels, or the index of X.
+    n_units_ : int
+        Number of units.
+    estimand_ : str
+        What an attribution estimates.
+    n_features_in_ : int
+        Number of features seen in fit.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the features, if X had any.
+
+    See Also
+    --------
+    LinearSurrogate : The regressor, for outcomes from anywhere.
+    KernelSurrogateAttributor : For units that interact.
+
+    Notes
+    -----
+    A linear surrogate has one attribution, whatever `at` asks: about the mean effect
+    of the unit when the others are present with probability `inclusion`. Interactions
+    are 0. Predicted outcomes are smoothed by the ridge, at weights of 1 too.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skattrib import LinearSurrogateAttributor, TorchClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> tasks = np.arange(150) % 6
+    >>> clf = TorchClassifier(max_epochs=20, random_state=0)
+    >>> surrogate = LinearSurrogateAttributor(clf, n_subsets=30, random_state=0)
+    >>> surrogate.fit(X, y, tasks=tasks).attribute(X[:5], y[:5]).shape
+    (5, 6)
+    """
+
+    _parameter_constraints: dict = {
+        **SurrogateAttributor._parameter_constraints,
+        "ridge": [StrOptions({"loocv"}), Interval(Real, 0, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        ridge="loocv",
+        n_subsets=128,
+        inclusion=0.75,
+        estimation="auto",
+        damping="auto",
+        center="initial",
+        projection=None,
+        include_loo="auto",
+        at="loo",
+        outcome="auto",
+        n_retrainings=32,
+        retrain_size=0.5,
+        memory=None,
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        self.estimator = estimator
+        self.ridge = ridge
+        self.n_subsets = n_subsets
+        self.inclusion = inclusion
+        self.estimation = estimation
+        self.damping = damping
+        self.center = center
+        self.projection = projection
+        self.include_loo = include_loo
+        self.at = at
+        self.outcome = outcome
+        self.n_retrainings = n_retrainings
+        self.retrain_size = retrain_size
+        self.memory = memory
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X, y, tasks=None, **fit_params):
+        """Train the model and estimate the outcomes of random subsets.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Their targets.
+        tasks : array-like of shape (n_samples,) or None, default=None
+            Unit of each row, for example its source; None makes every row a unit.
+        **fit_params : dict
+            Passed to the estimator's ``fit``; `sample_weight` enters the subsets too.
+
+        Returns
+        -------
+        self : LinearSurrogateAttributor
+            Fitted attributor.
+
+        Raises
+        ------
+        ValueError
+            If a parameter or the data cannot be used.
+        """
+        return self._fit(X, y, tasks, fit_params)
+
+    def _surrogate(self):
+        return LinearSurrogate(self.ridge)

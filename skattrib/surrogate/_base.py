@@ -1,0 +1,214 @@
+"""What the two attributors that learn from subsets share."""
+
+from abc import abstractmethod
+from numbers import Integral, Real
+
+import numpy as np
+from sklearn.frozen import FrozenEstimator
+from sklearn.random_projection import BaseRandomProjection
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from skattrib._torch_estimator import TorchEstimator, unfrozen
+from skattrib._validation import memory_cap
+from skattrib.base import BaseAttributor
+from skattrib.engine._functional import FunctionalModule
+from skattrib.evaluation import make_weightings
+from skattrib.evaluation._trainer import check_retrainable
+from skattrib.random_projection import (
+    CountSketchTransformer,
+    checked_projection,
+    fitted_projection,
+)
+from skattrib.surrogate._estimation import (
+    LinearizedSubsets,
+    RetrainedSubsets,
+    choose_estimation,
+    in_chunks,
+)
+
+_ESTIMANDS = {
+    "loo": "outcome with all units minus outcome without this one",
+    "banzhaf": "Banzhaf value: mean effect of this unit, others present half the time",
+    "shapley": "Shapley value: mean effect of this unit in a random order",
+}
+
+
+class SurrogateAttributor(BaseAttributor):
+    """Outcomes of random subsets, and a surrogate that is fitted to them per query.
+
+    A subclass implements `_surrogate`.
+    """
+
+    _parameter_constraints: dict = {
+        **BaseAttributor._parameter_constraints,
+        "ridge": [StrOptions({"loocv"}), Interval(Real, 0, None, closed="neither")],
+        "n_subsets": [Interval(Integral, 2, None, closed="left")],
+        "inclusion": [Interval(Real, 0, 1, closed="right")],
+        "estimation": [StrOptions({"auto", "gradient", "retrain"})],
+        "damping": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+        "center": [StrOptions({"trained", "initial"})],
+        "projection": [
+            Interval(Integral, 1, None, closed="left"),
+            CountSketchTransformer,
+            BaseRandomProjection,
+            None,
+        ],
+        "include_loo": [StrOptions({"auto"}), "boolean"],
+        "at": [
+            StrOptions({"loo", "shapley", "banzhaf"}),
+            Interval(Real, 0, 1, closed="both"),
+        ],
+    }
+
+    @abstractmethod
+    def _surrogate(self):
+        """Return an unfitted regressor."""
+
+    # -------------------------------------------------------------------- fit
+    def _check_estimator(self, estimator):
+        inner = estimator
+        if isinstance(estimator, FrozenEstimator):
+            inner = estimator.estimator
+        neural = isinstance(inner, TorchEstimator)
+        unrecorded = neural and getattr(inner, "trajectory_", 0) is None
+        if self.estimation == "gradient":
+            unfrozen(estimator, self)
+        elif self.estimation == "retrain" or not neural:
+            if unrecorded and inner is not estimator:
+                raise ValueError(
+                    "estimation='retrain' cannot train the frozen module: its training "
+                    "was not recorded. Use estimation='gradient'."
+                )
+            check_retrainable(estimator)
+        if not isinstance(self.projection, Integral | None):
+            checked_projection(self.projection, 0)
+
+    def _fit_attributor(self):
+        self.weights_ = self._design()
+        n_components = self.projection
+        if not isinstance(n_components, Integral | None):
+            n_components = getattr(self.projection, "n_components", None)
+        n_components = n_components if isinstance(n_components, Integral) else None
+        self.estimation_ = self.estimation
+        if self.estimation == "auto":
+            self.estimation_ = choose_estimation(
+                self.estimator_, len(self.X_train_), len(self.weights_), n_components
+            )
+        rows = self.weights_[:, self._unit_of_row] * self._row_weights
+        data = (self.X_train_, self.y_train_, self._row_weights, rows)
+        if self.verbose:
+            print(  # noqa: T201
+                f"[{type(self).__name__}] {len(rows)} subsets by {self.estimation_}"
+            )
+        if self.estimation_ == "gradient":
+            self._source = LinearizedSubsets(
+                self.estimator_,
+                *data,
+                ridge=self.damping,
+                stationary=self.center == "initial",
+                projection=self._fit_projection(),
+                memory=self.memory,
+                verbose=self.verbose,
+            )
+        else:
+            self._source = RetrainedSubsets(
+                self.estimator_,
+                *data,
+                memory=self.memory,
+                n_jobs=self.n_jobs,
+                verbose=self.verbose,
+            )
+        self.estimand_ = _ESTIMANDS.get(
+            self.at, f"mean effect of this unit, others present with chance {self.at}"
+        )
+
+    def _fit_projection(self):
+        if isinstance(self.projection, Integral | None):
+            return self.projection
+        n_params = FunctionalModule(self.estimator_.module_).n_params
+        dtype = self.X_train_.dtype
+        return fitted_projection(self.projection, n_params, dtype, self._fit_seed)
+
+    def _design(self):
+        """Return different subsets (m, n_units): the whole first, then without one."""
+        n = self.n_units_
+        parts = [np.ones((1, n))]
+        with_loo = self.include_loo
+        if with_loo == "auto":
+            with_loo = n <= self.n_subsets / 2
+        if with_loo or self.inclusion == 1:
+            parts.append(make_weightings(n, None, kind="loo"))
+        if self.inclusion < 1:
+            possible = 2**n - 1 if n < 60 else np.inf
+            parts.append(
+                make_weightings(
+                    n,
+                    int(min(self.n_subsets, possible)),
+                    size=self.inclusion,
+                    kind="bernoulli",
+                    random_state=self._fit_seed,
+                )
+            )
+        design = np.vstack(parts)
+        _, first = np.unique(design, axis=0, return_index=True)
+        return design[np.sort(first)]
+
+    def _seen_weightings(self):
+        return self.weights_
+
+    # ---------------------------------------------------------------- queries
+    def _fitted_surrogate(self, X, y, outcome):
+        """Return a surrogate of the outcomes of some queries."""
+        n_outputs = len(getattr(self.estimator_, "classes_", [0]))
+        outcomes = in_chunks(
+            self._source,
+            X,
+            y,
+            outcome,
+            len(self.weights_),
+            max(n_outputs, self._n_outputs()),
+        )
+        return self._surrogate().fit(self.weights_, outcomes)
+
+    def _attribute(self, X, y, outcome):
+        surrogate = self._fitted_surrogate(X, y, outcome)
+        return surrogate.attribution(self.at, return_std=True)
+
+    def _predict_outcomes(self, X, y, weights, outcome):
+        return self._fitted_surrogate(X, y, outcome).predict(weights)
+
+    def interactions(self, X, y=None, *, average=False):
+        """Attribute the outcome of each query to pairs of units.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, n_features)
+            Queries.
+        y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
+            Their targets; None as in `attribute`.
+        average : bool, default=False
+            Return the mean over the queries.
+
+        Returns
+        -------
+        ndarray of shape (n_queries, n_units, n_units) or (n_units, n_units)
+            Outcome with both units, minus with either one, plus with neither, in the
+            unit of the outcome; the other units as `at` says. Positive: the two do
+            more together than each alone. The diagonal is 0.
+
+        Raises
+        ------
+        ValueError
+            If the queries do not fit the training data, or the result is larger than
+            scikit-learn's ``working_memory``.
+        """
+        X, y, outcome = self._check_query(X, y)
+        needed = (1 if average else len(X)) * self.n_units_**2 * 8
+        if needed > memory_cap():
+            raise ValueError(
+                f"interactions of {len(X)} queries take {needed / 2**20:.0f} MiB, over "
+                f"the cap of {memory_cap() / 2**20:.0f} MiB. Pass average=True, ask "
+                "fewer queries at a time, or group rows by tasks=."
+            )
+        surrogate = self._fitted_surrogate(X, y, outcome)
+        return surrogate._interactions(self.at, average).astype(X.dtype, copy=False)

@@ -1,0 +1,574 @@
+"""Attributors from subsets: identities, real retraining, caching, composition."""
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
+from sklearn.datasets import load_diabetes, load_iris, load_wine
+from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler, scale
+from sklearn.random_projection import GaussianRandomProjection, SparseRandomProjection
+from sklearn.svm import LinearSVC
+
+import skattrib._torch_estimator
+from skattrib import (
+    CountSketchTransformer,
+    DualInfluence,
+    KernelSurrogateAttributor,
+    LinearSurrogateAttributor,
+    TaskWeightSelector,
+    TorchClassifier,
+    TorchRegressor,
+)
+from skattrib.evaluation import lds_scorer, loo_score, make_weightings, retrain_outcomes
+from skattrib.exceptions import ConstantOutcomeWarning, TrajectoryError
+
+BOTH = [KernelSurrogateAttributor, LinearSurrogateAttributor]
+N_TASKS = 8
+
+
+def data(n=72, n_queries=12):
+    X, y = load_iris(return_X_y=True)
+    order = np.random.RandomState(0).permutation(len(y))
+    X, y = scale(X)[order], y[order]
+    return X[:n], y[:n], X[-n_queries:], y[-n_queries:]
+
+
+def tasks_of(n=72):
+    return np.arange(n) % N_TASKS
+
+
+def net(**options):
+    options = {"hidden_layer_sizes": (5,), "max_epochs": 30, **options}
+    return TorchClassifier(**{"random_state": 0, **options})
+
+
+def make(kind=KernelSurrogateAttributor, **options):
+    options = {"estimator": net(), "n_subsets": 24, "random_state": 0, **options}
+    return kind(**options, n_retrainings=8)
+
+
+def subset_outcomes(attributor, X, y, outcome="log_likelihood"):
+    return attributor._source.outcomes(X, y, outcome)
+
+
+# ------------------------------------------------------------------ identities
+@pytest.mark.parametrize("estimation", ["retrain", "gradient"])
+@pytest.mark.parametrize("center", ["initial", "trained"])
+def test_outcomes_of_the_whole_are_the_models_own(estimation, center):
+    X, y, Xq, yq = data()
+    attributor = make(estimation=estimation, center=center).fit(X, y, tasks=tasks_of())
+    assert_array_equal(attributor.weights_[0], 1)
+    log_p = attributor.estimator_.predict_proba(Xq)[np.arange(len(yq)), yq]
+    found = subset_outcomes(attributor, Xq, yq)[0]
+    assert_allclose(found, np.log(log_p), rtol=0, atol=1e-9)
+
+
+def test_retrained_subsets_are_the_truth():
+    X, y, Xq, yq = data()
+    attributor = make(estimation="retrain").fit(X, y, tasks=tasks_of())
+    truth = retrain_outcomes(
+        net(), X, y, attributor.weights_, Xq, yq, tasks=tasks_of(), outcome="margin"
+    )
+    assert_allclose(subset_outcomes(attributor, Xq, yq, "margin"), truth, atol=1e-8)
+
+
+def test_linearised_subsets_are_refits_of_dual_influence():
+    X, y, Xq, yq = data()
+    attributor = make(estimation="gradient", damping=0.02).fit(X, y, tasks=tasks_of())
+    dual = DualInfluence(net(), ridge=0.02, removal="refit", random_state=0)
+    expected = dual.fit(X, y, tasks=tasks_of())
+    expected = expected.predict_outcomes(Xq, yq, attributor.weights_)
+    assert_allclose(subset_outcomes(attributor, Xq, yq), expected, atol=1e-6)
+
+
+def test_damping_towards_the_trained_weights_keeps_what_training_left():
+    """Gradients left at the end pull every subset, the whole one too."""
+    X, y, Xq, yq = data()
+    short = net(max_epochs=5)
+    found = {}
+    for center in ("initial", "trained"):
+        attributor = make(estimator=short, estimation="gradient", center=center)
+        attributor.fit(X, y, tasks=tasks_of())
+        member = attributor._source._member
+        gradient = member.model.space.squared_norm(attributor._source._steps[:1])
+        found[center] = float(gradient)
+        assert np.isfinite(subset_outcomes(attributor, Xq, yq)).all()
+    assert found["initial"] < 1e-20
+    assert found["trained"] > 1e-6
+
+
+def projected(projection, rank=None):
+    X, y, Xq, yq = data()
+    attributor = make(estimation="gradient", projection=projection)
+    attributor.fit(X, y, tasks=tasks_of())
+    return subset_outcomes(attributor, Xq, yq), attributor
+
+
+def n_params():
+    return sum(p.numel() for p in net().fit(*data()[:2]).module_.parameters())
+
+
+def test_all_principal_directions_lose_nothing():
+    plain, _ = projected(None)
+    # outputs that all move together by the last bias are one direction less
+    full, attributor = projected(n_params())
+    assert attributor._source._steps.shape[1] == n_params()
+    assert_allclose(full, plain, atol=1e-6)
+    few, _ = projected(10)
+    assert np.abs(few - plain).max() > 1e-3
+    changes = [(f - f[0])[1:].ravel() for f in (few, plain)]
+    assert np.corrcoef(changes)[0, 1] > 0.5
+
+
+@pytest.mark.parametrize(
+    "projection",
+    [
+        CountSketchTransformer(2000),
+        GaussianRandomProjection(2000),
+        SparseRandomProjection(2000),
+        30,
+    ],
+    ids=repr,
+)
+def test_projected_steps_move_the_outputs_as_they_move_the_parameters(projection):
+    plain, _ = projected(None)
+    found, attributor = projected(projection)
+    changes = [(f - f[0])[1:].ravel() for f in (found, plain)]
+    assert np.corrcoef(changes)[0, 1] > 0.9
+    model, steps = attributor._source._member.model, attributor._source._steps[:4]
+    query = skattrib._torch_estimator.as_tensor(data()[2])
+    outputs = model.output_change(steps, model.query(query)[1])
+    jacobian = skattrib.engine._gradients.row_gradients(model.model, query)[1]
+    by_hand = model.parameter_change(steps) @ jacobian.jacobian().T
+    assert_allclose(by_hand.view_as(outputs), outputs, atol=1e-10)
+
+
+# ----------------------------------------------------------- against retraining
+def truth_of(estimator, X, y, Xq, yq, tasks, **options):
+    """Outcome with all tasks minus outcome without each, (N_TASKS, n_queries)."""
+    W = np.vstack([np.ones((1, N_TASKS)), make_weightings(N_TASKS, None, kind="loo")])
+    outcomes = retrain_outcomes(estimator, X, y, W, Xq, yq, tasks=tasks, **options)
+    return outcomes[0] - outcomes[1:]
+
+
+@pytest.mark.parametrize("estimation", ["retrain", "gradient"])
+def test_attributions_rank_real_leave_one_out(estimation):
+    X, y, Xq, yq = data(n_queries=30)
+    y = y.copy()
+    y[tasks_of() == 3] = 2 - y[tasks_of() == 3]  # a task with wrong labels
+    truth = truth_of(net(), X, y, Xq, yq, tasks_of())
+    attributor = make(estimation=estimation, n_subsets=60).fit(X, y, tasks=tasks_of())
+    found = attributor.attribute(Xq, yq)
+    assert found.mean(axis=0).argmin() == truth.mean(axis=1).argmin() == 3
+    assert loo_score(-truth, found) > (0.8 if estimation == "retrain" else 0.5)
+    assert attributor.score(Xq, yq) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("estimator", "load"),
+    [
+        (GradientBoostingClassifier(n_estimators=10), load_wine),
+        (GradientBoostingRegressor(n_estimators=10), load_diabetes),
+        (make_pipeline(StandardScaler(), LogisticRegression()), load_wine),
+    ],
+    ids=["trees", "regression trees", "pipeline"],
+)
+def test_any_estimator_that_takes_weights(estimator, load):
+    X, y = load(return_X_y=True)
+    tasks, half = np.arange(len(y)) % N_TASKS, slice(None, None, 2)
+    attributor = make(estimator=estimator).fit(X[half], y[half], tasks=tasks[half])
+    assert attributor.estimation_ == "retrain"
+    seeded = attributor.estimator_  # as fit seeded it
+    n_units = attributor.n_units_
+    W = np.vstack([np.ones((1, n_units)), make_weightings(n_units, None, kind="loo")])
+    outcomes = retrain_outcomes(
+        clone(seeded), X[half], y[half], W, X[1::20], y[1::20], tasks=tasks[half]
+    )
+    truth = outcomes[0] - outcomes[1:]
+    found, std = attributor.attribute(X[1::20], y[1::20], return_std=True)
+    assert found.shape == truth.T.shape
+    assert loo_score(-truth, found) > 0.5
+    assert (std > 0).all()
+    # what it predicts for the designs is what it learnt them from
+    predicted = attributor.predict_outcomes(X[1::20], y[1::20], attributor.weights_)
+    learnt = subset_outcomes(attributor, X[1::20], y[1::20])
+    assert np.corrcoef(predicted.ravel(), learnt.ravel())[0, 1] > 0.9
+
+
+def test_read_outs_of_the_attributor_are_those_of_the_surrogate():
+    X, y, Xq, yq = data()
+    for at in ("loo", "shapley", "banzhaf", 0.3):
+        attributor = make(at=at, ridge=0.01).fit(X, y, tasks=tasks_of())
+        outcomes = subset_outcomes(attributor, Xq, yq)
+        surrogate = attributor._surrogate().fit(attributor.weights_, outcomes)
+        found, std = attributor.attribute(Xq, yq, return_std=True)
+        expected = surrogate.attribution(at, return_std=True)
+        assert_allclose([found, std], expected, atol=1e-10)
+        pairs = attributor.interactions(Xq, yq)
+        assert pairs.shape == (12, N_TASKS, N_TASKS)
+        assert_allclose(pairs, surrogate.interactions(at), atol=1e-10)
+        mean = attributor.interactions(Xq, yq, average=True)
+        assert_allclose(mean, pairs.mean(axis=0), atol=1e-10)
+    assert "chance 0.3" in attributor.estimand_
+
+
+def test_averaged_interactions_with_several_bandwidths():
+    X, y, Xq, yq = data()
+    attributor = make(bandwidth="loocv", n_subsets=60).fit(X, y, tasks=tasks_of())
+    pairs = attributor.interactions(Xq, yq)
+    mean = attributor.interactions(Xq, yq, average=True)
+    assert_allclose(mean, pairs.mean(axis=0), atol=1e-10)
+    linear = make(LinearSurrogateAttributor).fit(X, y, tasks=tasks_of())
+    assert not linear.interactions(Xq, yq, average=True).any()
+    assert linear.interactions(Xq).shape == pairs.shape
+
+
+# ---------------------------------------------------------------------- designs
+def test_the_design_holds_the_whole_leave_one_out_and_random_subsets():
+    X, y, *_ = data()
+    W = make(n_subsets=20, inclusion=0.6).fit(X, y, tasks=tasks_of()).weights_
+    assert_array_equal(W[0], 1)
+    assert_array_equal(W[1 : N_TASKS + 1], 1 - np.eye(N_TASKS))
+    assert len(np.unique(W, axis=0)) == len(W)
+    assert W.any(axis=1).all()
+    assert 0.4 < W[N_TASKS + 1 :].mean() < 0.8
+    few = make(n_subsets=15).fit(X, y, tasks=tasks_of()).weights_
+    assert (few.sum(axis=1) == N_TASKS - 1).sum() < N_TASKS
+    without = make(n_subsets=20, include_loo=False).fit(X, y, tasks=tasks_of())
+    assert len(without.weights_) <= 21
+
+
+def test_inclusion_of_one_is_leave_one_out():
+    X, y, Xq, yq = data()
+    attributor = make(LinearSurrogateAttributor, inclusion=1.0, ridge=0)
+    attributor.fit(X, y, tasks=tasks_of())
+    assert len(attributor.weights_) == N_TASKS + 1
+    truth = truth_of(net(), X, y, Xq, yq, tasks_of())
+    assert_allclose(attributor.attribute(Xq, yq), truth.T, atol=1e-8)
+
+
+def test_no_more_subsets_than_there_are():
+    X, y, Xq, yq = data()
+    attributor = make(n_subsets=1000).fit(X, y, tasks=np.arange(72) % 3)
+    assert len(attributor.weights_) == 7
+    with pytest.raises(ValueError, match="3 of these were learnt from: too few"):
+        attributor.score(Xq, yq)
+
+
+def test_score_uses_unseen_subsets():
+    X, y, *_ = data()
+    attributor = make(n_subsets=150).fit(X, y, tasks=tasks_of())
+    seen = {w.tobytes() for w in attributor.weights_}
+    halves = [w for w in attributor.weights_ if w.sum() == 4]
+    assert halves
+    drawn = attributor._draw_weightings(8, 0.5, 0)
+    assert len(drawn) == 8
+    assert not seen & {w.tobytes() for w in drawn}
+
+
+# ----------------------------------------------------- what the estimation costs
+def test_estimation_is_chosen_by_size():
+    X, y, *_ = data()
+    chosen = {}
+    for width, epochs in [(20, 10), (5, 500), (20, 100)]:
+        model = net(hidden_layer_sizes=(width,), max_epochs=epochs)
+        for projection in (None, 4):
+            attributor = make(estimator=model, projection=projection)
+            attributor.fit(X, y, tasks=tasks_of())
+            chosen[width, epochs, projection] = attributor.estimation_
+    # short runs are cheaper than solving for many parameters
+    assert chosen[20, 10, None] == "retrain"
+    assert chosen[5, 500, None] == "gradient"
+    assert (chosen[20, 100, None], chosen[20, 100, 4]) == ("retrain", "gradient")
+
+
+def test_models_over_the_memory_cap_are_linearised():
+    X, y, *_ = data()
+    with sklearn.config_context(working_memory=0.01):
+        attributor = make(n_subsets=100).fit(X, y, tasks=tasks_of())
+    assert attributor.estimation_ == "gradient"
+
+
+@pytest.mark.parametrize("estimation", ["retrain", "gradient"])
+def test_searching_the_surrogate_estimates_once_per_fold(
+    estimation, tmp_path, trainings, monkeypatch
+):
+    X, y, *_ = data()
+    solved = []
+    solve = skattrib.surrogate._estimation.LinearizedSubsets._solve
+
+    def counted(self, weights, verbose):
+        solved.append(len(weights))
+        return solve(self, weights, verbose)
+
+    monkeypatch.setattr(
+        skattrib.surrogate._estimation.LinearizedSubsets, "_solve", counted
+    )
+    attributor = make(
+        estimation=estimation, memory=tmp_path, inclusion=0.5, include_loo=False
+    )
+    search = GridSearchCV(
+        attributor,
+        {"ridge": np.logspace(-4, 0, 5), "bandwidth": [0.5, 1, 2, 4, 8]},
+        cv=StratifiedKFold(3),
+        scoring=lds_scorer,
+        refit=False,
+    )
+    search.fit(X, y, tasks=tasks_of())
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert np.ptp(search.cv_results_["mean_test_score"]) > 0
+    scored = [8, 8, 8]
+    if estimation == "gradient":
+        assert trainings == scored
+        assert solved == [25, 25, 25]
+    else:
+        assert sorted(trainings) == [*scored, 24, 24, 24]
+        assert not solved
+
+
+def test_the_users_card(tmp_path, trainings):
+    """A pipeline ending in a selector, searched over ridge and bandwidth."""
+    X, y, *_ = data()
+    X = np.hstack([X, X**2, X[:, :1] * X])
+    pipeline = make_pipeline(
+        StandardScaler(),
+        CountSketchTransformer(64, random_state=0),
+        KernelSurrogateAttributor(
+            net(), n_subsets=24, n_retrainings=8, memory=tmp_path, random_state=0
+        ),
+        TaskWeightSelector(),
+    )
+    name = "kernelsurrogateattributor"
+    search = GridSearchCV(
+        pipeline,
+        {f"{name}__ridge": [1e-3, 1e-1], f"{name}__bandwidth": [1, 4]},
+        cv=StratifiedKFold(3),
+        scoring=lds_scorer,
+    )
+    search.fit(X, y, **{f"{name}__tasks": tasks_of()})
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert search.best_score_ > 0
+    # three folds and the refit; one truth per fold
+    assert len(trainings) == 4 + 3
+    best = search.best_estimator_
+    assert best.transform(X).shape == (72, N_TASKS // 2)
+    assert len(best[-1].selected_tasks_) == N_TASKS // 2
+
+
+def test_tasks_are_routed_through_a_pipeline(tmp_path):
+    X, y, *_ = data()
+    expected = make().fit(scale(X), y, tasks=tasks_of()).attribute(scale(X)[:3], y[:3])
+    with sklearn.config_context(enable_metadata_routing=True):
+        attributor = make().set_fit_request(tasks=True)
+        pipeline = make_pipeline(StandardScaler(), attributor)
+        pipeline.fit(X, y, tasks=tasks_of())
+        found = pipeline[-1].attribute(pipeline[:-1].transform(X[:3]), y[:3])
+        assert_allclose(found, expected, atol=1e-8)
+        search = GridSearchCV(
+            make_pipeline(
+                StandardScaler(), make(memory=tmp_path).set_fit_request(tasks=True)
+            ),
+            {"kernelsurrogateattributor__ridge": [1e-3, 1e-1]},
+            cv=StratifiedKFold(3),
+            scoring=lds_scorer,
+        )
+        search.fit(X, y, tasks=tasks_of())
+        assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+def test_a_task_without_rows_in_a_fold_is_no_unit_of_it():
+    X, y, *_ = data()
+    tasks = tasks_of().copy()
+    tasks[0] = 99
+    attributor = make(include_loo=False)
+    assert attributor.fit(X, y, tasks=tasks).n_units_ == N_TASKS + 1
+    assert attributor.fit(X[1:], y[1:], tasks=tasks[1:]).n_units_ == N_TASKS
+
+
+@pytest.mark.parametrize("estimation", ["retrain", "gradient"])
+def test_an_interrupted_estimation_keeps_what_is_done(
+    estimation, tmp_path, monkeypatch
+):
+    X, y, Xq, yq = data()
+    attributor = make(estimation=estimation, memory=tmp_path, n_subsets=80)
+    name = "_solve" if estimation == "gradient" else "params"
+    place = (
+        skattrib.surrogate._estimation.LinearizedSubsets
+        if estimation == "gradient"
+        else skattrib.evaluation._trainer.Trainer
+    )
+    compute, calls = getattr(place, name), []
+
+    def interrupted(self, *args, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return compute(self, *args, **options)
+
+    monkeypatch.setattr(place, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        attributor.fit(X, y, tasks=tasks_of())
+    assert not hasattr(attributor, "weights_")
+    done = []
+
+    def counted(self, weights, *args, **options):
+        done.append(len(weights))
+        return compute(self, weights, *args, **options)
+
+    monkeypatch.setattr(place, name, counted)
+    again = attributor.fit(X, y, tasks=tasks_of()).attribute(Xq, yq)
+    learnt = len(attributor.weights_) - (estimation == "retrain")
+    assert sum(done) == learnt - 32
+    plain = make(estimation=estimation, n_subsets=80).fit(X, y, tasks=tasks_of())
+    assert_allclose(plain.attribute(Xq, yq), again, atol=1e-7)
+
+
+def test_fitted_attributors_can_be_pickled():
+    X, y, Xq, yq = data()
+    for options in (
+        {"estimation": "retrain"},
+        {"estimation": "gradient"},
+        {"estimation": "gradient", "projection": CountSketchTransformer(50)},
+        {"estimator": LogisticRegression()},
+    ):
+        attributor = make(**options).fit(X, y, tasks=tasks_of())
+        again = pickle.loads(pickle.dumps(attributor))
+        assert_array_equal(again.attribute(Xq, yq), attributor.attribute(Xq, yq))
+
+
+def test_queries_in_pieces_are_the_same():
+    X, y, Xq, yq = data()
+    attributor = make().fit(X, y, tasks=tasks_of())
+    whole = attributor.attribute(Xq, yq)
+    with sklearn.config_context(working_memory=0.01):
+        assert_allclose(attributor.attribute(Xq, yq), whole, atol=1e-9)
+
+
+def test_constant_outcomes_are_pointed_out():
+    X, y, Xq, yq = data()
+    attributor = make(outcome=lambda f, t: 0 * f[..., 0]).fit(X, y, tasks=tasks_of())
+    with pytest.warns(ConstantOutcomeWarning, match="12 of 12 queries"):
+        found = attributor.attribute(Xq, yq)
+    assert not found.any()
+
+
+def test_frozen_estimators():
+    X, y, Xq, yq = data()
+    fitted = net().fit(X, y)
+    expected = make().fit(X, y, tasks=tasks_of()).attribute(Xq, yq)
+    frozen = make(estimator=FrozenEstimator(fitted)).fit(X, y, tasks=tasks_of())
+    assert frozen.estimation_ == "retrain"
+    assert_allclose(frozen.attribute(Xq, yq), expected, atol=1e-8)
+    bare = TorchClassifier.from_module(fitted.module_, [0, 1, 2])
+    bare = make(estimator=FrozenEstimator(bare), damping=0.05)
+    assert bare.fit(X, y, tasks=tasks_of()).estimation_ == "gradient"
+    assert bare.attribute(Xq, yq).shape == (12, N_TASKS)
+    with pytest.raises(TrajectoryError, match="was not recorded"):
+        bare.score(Xq, yq)
+    with pytest.raises(ValueError, match="estimation='retrain' cannot train"):
+        bare.set_params(estimation="retrain").fit(X, y, tasks=tasks_of())
+
+
+def test_regression_of_several_outputs():
+    X, _, Xq, _ = data()
+    model = TorchRegressor(hidden_layer_sizes=(4,), max_epochs=10)
+    for estimation in ("retrain", "gradient"):
+        attributor = make(estimator=model, estimation=estimation)
+        attributor.fit(X[:, :2], X[:, 2:], tasks=tasks_of())
+        found = attributor.attribute(Xq[:, :2], Xq[:, 2:])
+        assert found.shape == (12, N_TASKS)
+        assert found.any()
+
+
+def test_data_frames_and_names():
+    X, y, *_ = data()
+    frame = pd.DataFrame(X, columns=list("abcd"))
+    names = np.array([f"hospital-{i}" for i in range(N_TASKS)])
+    attributor = make().set_output(transform="pandas")
+    out = attributor.fit(frame, y, tasks=names[tasks_of()]).transform(frame[:5])
+    assert list(out.columns) == list(names)
+
+
+def test_verbose_says_how_outcomes_were_estimated(capsys):
+    X, y, *_ = data()
+    make(verbose=1).fit(X, y, tasks=tasks_of())
+    assert "25 subsets by retrain" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------- errors
+ERRORS = {
+    "inclusion of 0": ({"inclusion": 0}, "'inclusion' parameter"),
+    "inclusion above 1": ({"inclusion": 1.2}, "'inclusion' parameter"),
+    "one subset": ({"n_subsets": 1}, "'n_subsets' parameter"),
+    "at": ({"at": "all"}, "'at' parameter"),
+    "ridge": ({"ridge": 0}, "'ridge' parameter"),
+    "damping": ({"damping": 0.0}, "'damping' parameter"),
+    "center": ({"center": "mean"}, "'center' parameter"),
+    "projection": ({"projection": StandardScaler()}, "'projection' parameter"),
+    "projection of the wrong shape": (
+        {"projection": CountSketchTransformer(10, n_hashes=3)},
+        "n_components=10 must be a multiple",
+    ),
+    "projection wider than the rank": (
+        {"estimation": "gradient", "projection": 5000},
+        "projection=5000 is more than the",
+    ),
+    "gradients of trees": (
+        {"estimation": "gradient", "estimator": GradientBoostingClassifier()},
+        "needs gradients",
+    ),
+    "no weights taken": ({"estimator": KNeighborsClassifier()}, "no sample_weight"),
+    "no probabilities": ({"estimator": LinearSVC()}, "has no predict_proba"),
+    "one task": ({"tasks": np.zeros(72)}, "tasks has one label only"),
+    "tasks of another length": ({"tasks": np.arange(5)}, "tasks has 5 labels"),
+    "memory without a seed": (
+        {"memory": "cache", "random_state": None},
+        "memory is set but random_state is None",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), ERRORS.values(), ids=list(ERRORS))
+def test_bad_input(change, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    X, y, *_ = data()
+    tasks = change.get("tasks", tasks_of())
+    attributor = make(**{k: v for k, v in change.items() if k != "tasks"})
+    with pytest.raises(ValueError, match=message):
+        attributor.fit(X, y, tasks=tasks)
+    assert not hasattr(attributor, "n_units_")
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_queries():
+    X, y, Xq, yq = data()
+    attributor = make().fit(X, y, tasks=tasks_of())
+    with pytest.raises(ValueError, match="unseen in fit"):
+        attributor.interactions(Xq, np.full(12, 7))
+    with pytest.raises(ValueError, match="n_units=8"):
+        attributor.predict_outcomes(Xq, yq, np.ones((2, 9)))
+    with sklearn.config_context(working_memory=0.001):
+        with pytest.raises(ValueError, match="Pass average=True"):
+            attributor.interactions(Xq, yq)
+
+
+def test_a_class_missing_from_a_subset_is_named():
+    class Picky(LogisticRegression):
+        def fit(self, X, y, sample_weight=None):
+            if sample_weight is not None and len(np.unique(y[sample_weight > 0])) < 3:
+                raise ValueError("too few classes.")
+            return super().fit(X, y, sample_weight)
+
+    X, y, *_ = data()
+    with pytest.raises(ValueError, match=r"without the classes \[[012]\]: too few"):
+        make(estimator=Picky(), inclusion=0.3).fit(X, y, tasks=y)

@@ -1,0 +1,303 @@
+"""TaskWeightSelector: what it keeps, and how it composes."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn
+from imblearn.pipeline import make_pipeline as make_imblearn_pipeline
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import BaseEstimator, clone
+from sklearn.datasets import load_iris
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import scale
+
+from skattrib import (
+    DualInfluence,
+    KernelSurrogateAttributor,
+    TaskWeightSelector,
+    TorchClassifier,
+)
+from skattrib.evaluation import lds_scorer, retrain_outcomes
+from skattrib.feature_selection import _greedy
+
+N_TASKS, NOISY = 8, [2, 5]
+
+
+class Game(BaseEstimator):
+    """An attributor that knows the outcome of every set of four tasks."""
+
+    def __init__(self, random_state=None):
+        self.random_state = random_state
+
+    @staticmethod
+    def values(W):
+        # 0 and 1 help only together; 2 is worth a little; 3 hurts a little
+        return W[:, 0] * W[:, 1] - 0.2 * (W[:, 0] != W[:, 1]) + 0.1 * W @ [0, 0, 1, -1]
+
+    def fit(self, X, y, tasks=None):
+        self.unit_names_, self.n_units_ = np.unique(tasks), 4
+        return self
+
+    def attribute(self, X, y):
+        whole = np.ones((1, 4))
+        loo = self.values(whole) - self.values(1 - np.eye(4))
+        return np.tile(loo, (len(X), 1))
+
+    def predict_outcomes(self, X, y, weights):
+        return np.tile(self.values(weights)[:, None], (1, len(X)))
+
+
+def data(n=96):
+    X, y = load_iris(return_X_y=True)
+    order = np.random.RandomState(0).permutation(len(y))
+    X, y = scale(X)[order][:n], y[order][:n].copy()
+    tasks = np.arange(n) % N_TASKS
+    noisy = np.isin(tasks, NOISY)
+    y[noisy] = (y[noisy] + 1) % 3
+    return X, y, tasks
+
+
+def clean():
+    X, y = load_iris(return_X_y=True)
+    order = np.random.RandomState(0).permutation(len(y))
+    return scale(X)[order][96:], y[order][96:]
+
+
+def net():
+    return TorchClassifier(hidden_layer_sizes=(5,), max_epochs=40, random_state=0)
+
+
+def kernel(**options):
+    return KernelSurrogateAttributor(net(), n_subsets=60, random_state=0, **options)
+
+
+# --------------------------------------------------------------------- columns
+def test_columns_with_the_largest_means_are_kept():
+    A = np.random.RandomState(0).randn(20, 5) + [0, 3, -2, 1, -1]
+    selector = TaskWeightSelector(n_tasks_to_select=2).fit(A)
+    assert_allclose(selector.task_weights_, A.mean(axis=0))
+    assert_array_equal(selector.selected_tasks_, [1, 3])
+    assert_array_equal(selector.transform(A), A[:, [1, 3]])
+    assert_array_equal(selector.get_support(), [False, True, False, True, False])
+    back = selector.inverse_transform(A[:, [1, 3]])
+    assert_array_equal(back[:, [0, 2, 4]], 0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kept"), [("auto", 3), (0.5, 4), (0.01, 1), (1.0, 7), (1, 1), (7, 7)]
+)
+def test_how_many_columns_are_kept(wanted, kept):
+    A = -1 - np.random.RandomState(0).rand(20, 7)  # no sign decides
+    assert TaskWeightSelector(n_tasks_to_select=wanted).fit(A).support_.sum() == kept
+
+
+def test_names_of_columns():
+    A = pd.DataFrame(np.random.RandomState(0).randn(9, 3), columns=["a", "b", "c"])
+    selector = TaskWeightSelector(n_tasks_to_select=2).set_output(transform="pandas")
+    out = selector.fit_transform(A)
+    kept = A.columns[np.argsort(-A.mean())[:2]]
+    assert set(out.columns) == set(selector.selected_tasks_) == set(kept)
+
+
+# ----------------------------------------------------------------------- tasks
+def fit_game(**options):
+    X, tasks = np.zeros((16, 2)), np.arange(16) % 4
+    return TaskWeightSelector(Game(), random_state=0, **options).fit(
+        X, X[:, 0], tasks=tasks
+    )
+
+
+def test_greedy_sees_tasks_that_help_together():
+    assert_array_equal(fit_game().selected_tasks_, [0, 1, 2])
+    assert fit_game().predicted_outcome_ == pytest.approx(1.1)
+    pair = fit_game(n_tasks_to_select=2, strategy="greedy")
+    assert_array_equal(pair.selected_tasks_, [0, 1])
+    one = fit_game(n_tasks_to_select=1, strategy="greedy")
+    assert_array_equal(one.selected_tasks_, [2])
+    single = fit_game(n_tasks_to_select=1)
+    assert_array_equal(single.selected_tasks_, [0])  # LOO of 0 and 1 are equal
+
+
+def test_greedy_search_finds_the_optimum_of_additive_games():
+    rng = np.random.RandomState(0)
+    for _ in range(20):
+        worth = rng.randn(6)
+        found = _greedy(lambda W, worth=worth: W @ worth, 6, None)
+        assert_array_equal(found, worth > 0 if (worth > 0).any() else worth.max())
+        three = _greedy(lambda W, worth=worth: W @ worth, 6, 3)
+        assert_array_equal(three, worth >= np.sort(worth)[3])
+
+
+def test_at_least_one_task_is_kept_and_ties_keep_more():
+    nothing_helps = _greedy(lambda W: -W.sum(axis=1), 4, None)
+    assert nothing_helps.sum() == 1
+    assert _greedy(lambda W: np.zeros(len(W)), 4, None).all()
+
+
+@pytest.mark.parametrize(
+    "attributor",
+    [kernel(), DualInfluence(net(), random_state=0)],
+    ids=["kernel", "dual"],
+)
+def test_noisy_tasks_are_dropped_and_the_model_gets_better(attributor):
+    X, y, tasks = data()
+    Xq, yq = clean()
+    selector = TaskWeightSelector(attributor, random_state=0)
+    selector.fit(X, y, tasks=tasks, X_val=Xq[:25], y_val=yq[:25])
+    assert not set(NOISY) & set(selector.selected_tasks_)
+    assert_allclose(
+        selector.task_weights_,
+        selector.attributor_.attribute(Xq[:25], yq[:25]).mean(axis=0),
+    )
+    weights = np.array([np.ones(N_TASKS), selector.support_], dtype=float)
+    before, after = retrain_outcomes(
+        net(), X, y, weights, Xq[25:], yq[25:], tasks=tasks
+    ).mean(axis=1)
+    assert after > before
+
+
+def test_fit_resample_keeps_all_rows_of_the_tasks_kept():
+    X, y, tasks = data()
+    frame = pd.DataFrame(X, columns=list("abcd"))
+    selector = TaskWeightSelector(kernel(), n_tasks_to_select=6, random_state=0)
+    X_kept, y_kept = selector.fit_resample(frame, y, tasks=tasks)
+    kept = np.isin(tasks, selector.selected_tasks_)
+    assert kept.sum() == 72
+    assert_array_equal(X_kept, X[kept])
+    assert_array_equal(y_kept, y[kept])
+    assert isinstance(X_kept, pd.DataFrame)
+    assert_array_equal(selector.sample_weight_, kept)
+    weighted = LogisticRegression().fit(X, y, sample_weight=selector.sample_weight_)
+    plain = LogisticRegression().fit(X_kept.to_numpy(), y_kept)
+    assert_allclose(weighted.predict_proba(X), plain.predict_proba(X), atol=1e-3)
+
+
+def test_rows_can_be_units():
+    X, y, _ = data(40)
+    selector = TaskWeightSelector(
+        DualInfluence(net(), random_state=0), n_tasks_to_select=10, random_state=0
+    ).fit(X, y)
+    assert selector.attributor_.n_units_ == 30
+    assert selector.support_.sum() == 10
+    # held-out rows are kept: nothing is known against them
+    assert selector.sample_weight_.sum() == 20
+
+
+def test_held_out_rows_come_from_every_task():
+    X, y, tasks = data()
+    tasks = tasks.copy()
+    tasks[0] = 99  # alone: it stays
+    selector = TaskWeightSelector(kernel(), random_state=0).fit(X, y, tasks=tasks)
+    kept = selector.attributor_.tasks_
+    assert np.isin(99, kept)
+    counts = np.unique(kept, return_counts=True)[1]
+    assert_array_equal(counts[1:8], 12 - 3)
+    again = TaskWeightSelector(kernel(), random_state=0).fit(X, y, tasks=tasks)
+    assert_array_equal(again.task_weights_, selector.task_weights_)
+
+
+def test_imbalanced_learn_pipelines():
+    X, y, tasks = data()
+    selector = TaskWeightSelector(kernel(), n_tasks_to_select=6, random_state=0)
+    X_kept, y_kept = selector.fit_resample(X, y, tasks=tasks)
+    expected = LogisticRegression().fit(X_kept, y_kept)
+    with sklearn.config_context(enable_metadata_routing=True):
+        pipeline = make_imblearn_pipeline(
+            clone(selector).set_fit_request(tasks=True), LogisticRegression()
+        )
+        pipeline.fit(X, y, tasks=tasks)
+    assert_allclose(pipeline.predict_proba(X), expected.predict_proba(X), atol=1e-8)
+
+
+def test_the_scorer_finds_the_attributor():
+    X, y, tasks = data()
+    selector = TaskWeightSelector(kernel(n_retrainings=8), random_state=0)
+    selector.fit(X, y, tasks=tasks)
+    assert lds_scorer(selector, X[:20], y[:20]) == selector.attributor_.score(
+        X[:20], y[:20]
+    )
+
+
+def test_fit_parameters_reach_the_attributor():
+    X, y, tasks = data()
+    weights = np.random.RandomState(0).uniform(0.5, 2, len(y))
+    selector = TaskWeightSelector(DualInfluence(net(), random_state=0), random_state=0)
+    plain = selector.fit(X, y, tasks=tasks).task_weights_
+    weighted = selector.fit(X, y, tasks=tasks, sample_weight=weights)
+    held = weighted.attributor_.estimator_.trajectory_.row_weights
+    assert len(held) == 72
+    assert np.isin(held.numpy(), weights).all()
+    assert np.abs(weighted.task_weights_ - plain).max() > 1e-6
+    expected = weighted.task_weights_
+    with sklearn.config_context(enable_metadata_routing=True):
+        routed = TaskWeightSelector(
+            DualInfluence(
+                net().set_fit_request(sample_weight=True), random_state=0
+            ).set_fit_request(tasks=True),
+            random_state=0,
+        )
+        routed.fit(X, y, tasks=tasks, sample_weight=weights)
+    assert_allclose(routed.task_weights_, expected)
+
+
+# ---------------------------------------------------------------------- errors
+def test_methods_that_do_not_apply_are_hidden():
+    A = np.random.RandomState(0).randn(5, 3)
+    columns = TaskWeightSelector().fit(A)
+    assert not hasattr(columns, "fit_resample")
+    tasks = TaskWeightSelector(kernel())
+    for name in ("transform", "fit_transform", "inverse_transform"):
+        assert not hasattr(tasks, name)
+    with pytest.raises(AttributeError) as caught:
+        tasks.transform(A)
+    assert "fit_resample" in str(caught.value.__cause__)
+    with pytest.raises(NotFittedError):
+        TaskWeightSelector().get_support()
+
+
+ERRORS = {
+    "too many": ({"n_tasks_to_select": 9}, {}, "n_tasks_to_select=9, but there are 8"),
+    "none": ({"n_tasks_to_select": 0}, {}, "'n_tasks_to_select' parameter"),
+    "strategy": ({"strategy": "best"}, {}, "'strategy' parameter"),
+    "no attributor": ({"attributor": LogisticRegression()}, {}, "'attributor' param"),
+    "no y": ({}, {"y": None}, "the target y is None"),
+    "half of the queries": ({}, {"X_val": np.zeros((2, 4))}, "given together"),
+    "lonely rows": ({}, {"tasks": np.arange(96)}, None),
+    "tasks of another length": ({}, {"tasks": np.arange(5)}, "tasks has 5 labels"),
+    "greedy without attributor": (
+        {"attributor": None, "strategy": "greedy"},
+        {"tasks": None},
+        "strategy='greedy' needs attributor=",
+    ),
+    "tasks without attributor": ({"attributor": None}, {}, "need attributor="),
+    "too many columns": (
+        {"attributor": None, "n_tasks_to_select": 9},
+        {"tasks": None},
+        "there are 4 tasks",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("params", "given", "message"), ERRORS.values(), ids=list(ERRORS)
+)
+def test_bad_input(params, given, message):
+    X, y, tasks = data()
+    selector = TaskWeightSelector(
+        **{"attributor": DualInfluence(net()), "random_state": 0, **params}
+    )
+    given = {"X": X, "y": y, "tasks": tasks, **given}
+    if message is None:  # one row per task: as good as rows for units
+        assert selector.fit(**given).attributor_.n_units_ == 72
+        return
+    with pytest.raises(ValueError, match=message):
+        selector.fit(**given)
+    assert not hasattr(selector, "support_")
+
+
+def test_one_row_per_task_cannot_be_split():
+    X, y, _ = data(3)
+    selector = TaskWeightSelector(kernel(), random_state=0)
+    with pytest.raises(ValueError, match="n_samples=1: no rows can be held out"):
+        selector.fit(X[:1], y[:1])

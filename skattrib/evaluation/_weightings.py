@@ -143,6 +143,43 @@ class _BernoulliDesign:
         return np.where(allowed, kept + left_out, -np.inf)
 
 
+class _UniformDesign:
+    """A number of units drawn uniformly, then a weighting that keeps as many.
+
+    Parameters
+    ----------
+    codes : ndarray of int of shape (n_units,)
+        Label of each unit, 0 to n_labels - 1.
+    """
+
+    def __init__(self, codes: IntArray) -> None:
+        self.codes = codes
+        self.counts = np.bincount(codes)
+        self.sizes = range(self.counts.size, codes.size)
+
+    def _fixed(self, n_kept: int) -> _FixedDesign:
+        return _FixedDesign(self.codes, *_proportional(self.counts, n_kept))
+
+    def draw(self, rng: np.random.RandomState) -> BoolArray:
+        return self._fixed(rng.randint(self.sizes.start, self.sizes.stop)).draw(rng)
+
+    def n_possible(self) -> int:
+        total = 0
+        for n_kept in self.sizes:
+            total += self._fixed(n_kept).n_possible()
+            if total >= _MANY:
+                return _MANY
+        return total
+
+    def log_likelihood(self, rows: BoolArray) -> FloatArray:
+        out = np.full(len(rows), -np.inf)
+        for n_kept in self.sizes:
+            design, own = self._fixed(n_kept), rows.sum(axis=1) == n_kept
+            found = design.log_likelihood(rows[own])
+            out[own] = found - math.log(design.n_possible())
+        return out
+
+
 def _kept_per_label(rows: BoolArray, codes: IntArray) -> IntArray:
     one_hot = codes[:, None] == np.arange(codes.max() + 1)
     return rows.astype(np.intp) @ one_hot.astype(np.intp)
@@ -213,6 +250,10 @@ def _make_design(kind: str, codes: IntArray, size: float) -> _Design:
                 "that exact count."
             )
         return _BernoulliDesign(codes, float(size))
+    if kind == "uniform":
+        if codes.max() + 1 == codes.size:
+            _check_no_lone_unit(codes, kind)
+        return _UniformDesign(codes)
     if kind == "antithetic":
         if size != 0.5 and size not in (n_units // 2, n_units - n_units // 2):
             raise ValueError(
@@ -305,7 +346,7 @@ def _leave_one_out(
             Interval(RealNotInt, 0, 1, closed="neither"),
             Interval(Integral, 1, None, closed="left"),
         ],
-        "kind": [StrOptions({"fixed", "bernoulli", "antithetic", "loo"})],
+        "kind": [StrOptions({"fixed", "bernoulli", "antithetic", "uniform", "loo"})],
         "stratify": ["array-like", None],
         "random_state": ["random_state"],
     },
@@ -336,12 +377,14 @@ def make_weightings(
           `n_units - 1`;
         - "bernoulli": the inclusion probability, a float;
         - "antithetic": 0.5, or the number of units in one half;
-        - "loo": ignored.
-    kind : {"fixed", "bernoulli", "antithetic", "loo"}, default="fixed"
+        - "uniform" and "loo": ignored.
+    kind : {"fixed", "bernoulli", "antithetic", "uniform", "loo"}, default="fixed"
         The distribution of the weightings.
 
         - "fixed": the same number of units in every weighting;
         - "bernoulli": each unit independently, given that no label is emptied;
+        - "uniform": as many units as a uniform draw from 1 to `n_units - 1` says,
+          which is how often Shapley values meet them;
         - "antithetic": rows 2i and 2i + 1 are complementary halves, the smaller one
           first when `n_units` is odd. Every unit is then kept by exactly half of the
           weightings;
@@ -352,8 +395,9 @@ def make_weightings(
         the units kept in proportion to the label counts, at least one each;
         what does not divide is rounded up or down at random, anew for each
         weighting, so that labels kept more than once are kept in exact proportion on
-        average. "antithetic" halves each label. "bernoulli" redraws a label that came
-        out empty. Without labels, "bernoulli" still never drops all units.
+        average; "uniform" too. "antithetic" halves each label. "bernoulli" redraws a
+        label that came out empty. Without labels, "bernoulli" still never drops all
+        units.
     random_state : int, RandomState instance or None, default=None
         Source of the draws. Pass an int for reproducible weightings.
 

@@ -181,9 +181,9 @@ def mean_eigenvalue(linearized: LinearizedModel, gradients: RowGradients) -> flo
     # one by one: each is as large as the model
     probes = []
     for _ in range(_N_PROBES):
-        signs = linearized.outputs.new_empty(1, linearized.model.n_params)
+        signs = torch.empty(1, linearized.model.n_params)
         signs.bernoulli_(generator=generator).mul_(2).sub_(1)
-        probes.append(gradients.jvp(signs))
+        probes.append(gradients.jvp(signs.to(linearized.outputs)))
     images = torch.cat(probes)
     bent = torch.einsum("ncd,knc->knd", linearized.roots, images)
     energy = (bent.square().sum(dim=2) * linearized.weights).sum(dim=1).mean()

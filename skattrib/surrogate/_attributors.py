@@ -26,9 +26,11 @@ class KernelSurrogateAttributor(SurrogateAttributor):
         Width of its Gaussian kernel on weightings; "auto" is √(n_units / 2).
     n_subsets : int, default=128
         Random subsets of the units whose outcomes are learnt from.
-    inclusion : float, default=0.75
-        Chance in (0, 1] of a unit to be in a subset. 1 learns from the whole and the
-        leave-one-out subsets only.
+    inclusion : {"auto", "uniform"} or float, default="auto"
+        Chance in (0, 1] of a unit to be in a subset; 1 learns from the whole and the
+        leave-one-out subsets only. "uniform" draws subsets of all sizes equally
+        often. "auto" draws where `at` looks: "uniform" for Shapley values, else its
+        probability, but 0.25 to 0.75.
     estimation : {"auto", "gradient", "retrain"}, default="auto"
         How outcomes of subsets are had. "retrain": by training on each, any estimator.
         "gradient": the network, linearised at its trained weights, is refitted to
@@ -45,8 +47,8 @@ class KernelSurrogateAttributor(SurrogateAttributor):
         Subspace of the parameters to solve in. An int takes as many principal
         directions of the training outputs; None is lossless.
     include_loo : "auto" or bool, default="auto"
-        Whether the leave-one-out subsets are learnt from too. "auto": if there are at
-        most n_subsets / 2 units.
+        Whether the leave-one-out subsets are learnt from too. "auto": for `at="loo"`,
+        if there are at most n_subsets / 2 units.
     at : {"loo", "shapley", "banzhaf"} or float, default="loo"
         Which other units are present when the effect of one is read off: all, as in
         a random order, or each with probability 1/2 or the one given.
@@ -136,7 +138,7 @@ class KernelSurrogateAttributor(SurrogateAttributor):
         ridge="loocv",
         bandwidth="auto",
         n_subsets=128,
-        inclusion=0.75,
+        inclusion="auto",
         estimation="auto",
         damping="auto",
         center="initial",
@@ -214,9 +216,11 @@ class LinearSurrogateAttributor(SurrogateAttributor):
         "loocv" takes for each query the one with the smallest leave-one-out error.
     n_subsets : int, default=128
         Random subsets of the units whose outcomes are learnt from.
-    inclusion : float, default=0.75
-        Chance in (0, 1] of a unit to be in a subset. 1 learns from the whole and the
-        leave-one-out subsets only.
+    inclusion : {"auto", "uniform"} or float, default="auto"
+        Chance in (0, 1] of a unit to be in a subset; 1 learns from the whole and the
+        leave-one-out subsets only. "uniform" draws subsets of all sizes equally
+        often. "auto" draws where `at` looks: "uniform" for Shapley values, else its
+        probability, but 0.25 to 0.75.
     estimation : {"auto", "gradient", "retrain"}, default="auto"
         How outcomes of subsets are had. "retrain": by training on each, any estimator.
         "gradient": the network, linearised at its trained weights, is refitted to
@@ -233,8 +237,8 @@ class LinearSurrogateAttributor(SurrogateAttributor):
         Subspace of the parameters to solve in. An int takes as many principal
         directions of the training outputs; None is lossless.
     include_loo : "auto" or bool, default="auto"
-        Whether the leave-one-out subsets are learnt from too. "auto": if there are at
-        most n_subsets / 2 units.
+        Whether the leave-one-out subsets are learnt from too. "auto": for `at="loo"`,
+        if there are at most n_subsets / 2 units.
     at : {"loo", "shapley", "banzhaf"} or float, default="loo"
         Which other units are present when the effect of one is read off: all, as in
         a random order, or each with probability 1/2 or the one given.
@@ -316,7 +320,7 @@ class LinearSurrogateAttributor(SurrogateAttributor):
         *,
         ridge="loocv",
         n_subsets=128,
-        inclusion=0.75,
+        inclusion="auto",
         estimation="auto",
         damping="auto",
         center="initial",

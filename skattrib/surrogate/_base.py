@@ -43,7 +43,10 @@ class SurrogateAttributor(BaseAttributor):
         **BaseAttributor._parameter_constraints,
         "ridge": [StrOptions({"loocv"}), Interval(Real, 0, None, closed="neither")],
         "n_subsets": [Interval(Integral, 2, None, closed="left")],
-        "inclusion": [Interval(Real, 0, 1, closed="right")],
+        "inclusion": [
+            StrOptions({"auto", "uniform"}),
+            Interval(Real, 0, 1, closed="right"),
+        ],
         "estimation": [StrOptions({"auto", "gradient", "retrain"})],
         "damping": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "center": [StrOptions({"trained", "initial"})],
@@ -133,19 +136,26 @@ class SurrogateAttributor(BaseAttributor):
         """Return different subsets (m, n_units): the whole first, then without one."""
         n = self.n_units_
         parts = [np.ones((1, n))]
-        with_loo = self.include_loo
+        with_loo, inclusion = self.include_loo, self.inclusion
         if with_loo == "auto":
-            with_loo = n <= self.n_subsets / 2
-        if with_loo or self.inclusion == 1:
+            with_loo = self.at in ("loo", 1) and n <= self.n_subsets / 2
+        if inclusion == "auto":
+            # where the read-out looks; all the way there, subsets would be all alike
+            at = {"shapley": "uniform", "loo": 1.0, "banzhaf": 0.5}.get(
+                self.at, self.at
+            )
+            inclusion = at if at == "uniform" else min(max(at, 0.25), 0.75)
+        if with_loo or inclusion == 1:
             parts.append(make_weightings(n, None, kind="loo"))
-        if self.inclusion < 1:
-            possible = 2**n - 1 if n < 60 else np.inf
+        if inclusion != 1:
+            uniform = inclusion == "uniform"
+            possible = 2**n - 1 - uniform if n < 60 else np.inf
             parts.append(
                 make_weightings(
                     n,
                     int(min(self.n_subsets, possible)),
-                    size=self.inclusion,
-                    kind="bernoulli",
+                    size=0.5 if uniform else inclusion,
+                    kind="uniform" if uniform else "bernoulli",
                     random_state=self._fit_seed,
                 )
             )

@@ -9,8 +9,9 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
+from skattrib.engine import _gradients
 from skattrib.engine._functional import FunctionalModule
-from skattrib.engine._gradients import row_gradients
+from skattrib.engine._gradients import gradient_bytes, row_gradients
 from tests.cases import (
     MODULES,
     TiedInForward,
@@ -183,3 +184,77 @@ def test_gradients_follow_the_modules_present_weights():
     expected = dense_jacobian(module, X).flatten(0, 1)
     assert_allclose(second.jacobian(), expected, rtol=0, atol=1e-12)
     assert not torch.allclose(first.jacobian(), second.jacobian())
+
+
+# ------------------------------------------------------------------ under a cap
+@pytest.mark.parametrize("memory_bytes", [1.0, 2.0**30])
+def test_a_cap_changes_nothing(case, memory_bytes):
+    module, X, J = case
+    scale = column_scale(J.shape[2], scaled=True)
+    outputs, gradients = row_gradients(FunctionalModule(module), X, scale, memory_bytes)
+    assert gradients.shape == J.shape[:2]
+    with torch.no_grad():
+        assert_allclose(outputs, module(X).reshape(J.shape[:2]), rtol=1e-12)
+    jacobian = (J * scale).flatten(0, 1)
+    assert_allclose(gradients.jacobian(), jacobian, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mlp", "layer_norm", "conv"])
+def test_rows_are_taken_in_pieces_that_fit(name, monkeypatch):
+    module, X = build_case(name, n_rows=24)
+    model, sizes = FunctionalModule(module), []
+    inner = _gradients._some_rows
+
+    def recording(model, module, X, explicit):
+        piece = inner(model, module, X, explicit)
+        sizes.append((len(X), sum(t.nbytes for t in piece.tensors)))
+        return piece
+
+    monkeypatch.setattr(_gradients, "_some_rows", recording)
+    _, whole = row_gradients(model, X)
+    assert [n for n, _ in sizes] == [24]
+    cap = sizes[0][1]
+    sizes.clear()
+    _, pieces = row_gradients(model, X, None, cap)
+    (n_probed, _), *later = sizes
+    assert n_probed == 2
+    assert sum(n for n, _ in later) == 24
+    assert len(later) > 4
+    assert all(n_bytes <= cap / 4 for _, n_bytes in later)
+    assert {k for layer in pieces.layers for k in layer.names} == {
+        k for layer in whole.layers for k in layer.names
+    }
+
+
+def test_what_gradients_will_hold_is_known_before(case):
+    module, X, _ = case
+    model = FunctionalModule(module)
+    _, gradients = row_gradients(model, X)
+    outputs = X.shape[0] * gradients.shape[1]
+    expected = (gradients.n_numbers + outputs) * X.element_size()
+    assert gradient_bytes(model, X) == expected
+
+
+def test_layer_that_some_numbers_of_rows_do_not_call():
+    """Pieces of 4 rows and one of 2, which has no factors for the first layer."""
+
+    class Sometimes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            if len(x) == 2:
+                x = nn.functional.linear(x, self.first.weight, self.first.bias)
+            else:
+                x = self.first(x)
+            return self.second(x.tanh())
+
+    module, X = build(Sometimes), randn(10, 4)
+    model = FunctionalModule(module)
+    found = _gradients._by_pieces(model, module, X, 4)
+    assert [layer.names for layer in found.layers] == [("second.weight", "second.bias")]
+    assert set(found.rest) == {"first.weight", "first.bias"}
+    gradients = _gradients.RowGradients(model, found.layers, found.rest, (10, 2))
+    expected = dense_jacobian(module, X).flatten(0, 1)
+    assert_allclose(gradients.jacobian(), expected, rtol=0, atol=1e-12)

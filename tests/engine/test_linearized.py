@@ -8,7 +8,9 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
+from skattrib.engine import _row_spaces, _solvers, _spaces
 from skattrib.engine._functional import FunctionalModule, Loss
+from skattrib.engine._gradients import RowGradients
 from skattrib.engine._linearized import LinearizedModel, plan_solver
 from tests.cases import Tangent, build, dense_jacobian, mlp, randn
 
@@ -204,7 +206,109 @@ def test_many_shifts_take_one_eigendecomposition(space):
     )
 
 
+@pytest.mark.parametrize("space", ["primal", "dual"])
+def test_rows_of_any_weight_are_left_out_together(space, monkeypatch):
+    ours, _ = linearize("classification", space, "weighted")
+    W = ours.weights - torch.diag(ours.weights)
+    calls = []
+    inner = LinearizedModel._block_newton
+    monkeypatch.setattr(
+        LinearizedModel,
+        "_block_newton",
+        lambda self, gradients, *rest: (
+            calls.append(len(gradients)) or inner(self, gradients, *rest)
+        ),
+    )
+    ours.newton_steps(W)
+    assert calls == [len(W)]
+
+
+def reference_steps(reference, W):
+    return [reference.newton(w, ridge, "per_sample") for w in W.numpy()]
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_much_of_the_data_is_solved_by_that_of_all(own, monkeypatch):
+    """Subsets share one factorisation, and fall back on one each."""
+    ours, reference = linearize("classification", "primal", "weighted")
+    W = weightings(ours.weights)["half"]
+    expected = reference_steps(reference, W)
+    shifts = ours.shifts(W)
+    gradients = ours.space.gradient(ours._rho(W), shifts, None)
+    roots = ours.roots.expand(len(W), -1, -1, -1) if own else ours.roots
+    n_factors = []
+
+    class Counted(_solvers.Factor):
+        def __init__(self, matrix):
+            n_factors.append(matrix.shape)
+            super().__init__(matrix)
+
+    monkeypatch.setattr(_solvers, "Factor", Counted)
+    monkeypatch.setattr(_spaces, "Factor", Counted)
+    for fails, n_expected in [(False, 1), (True, 1 + len(W))]:
+        if fails:
+            monkeypatch.setattr(
+                _spaces,
+                "preconditioned_gradient",
+                lambda matvec, rhs, precondition: (rhs, torch.ones(len(rhs)).bool()),
+            )
+        n_factors.clear()
+        steps = ours.space.solve_subsets(gradients, W, roots, shifts)
+        assert len(n_factors) == n_expected
+        assert_steps(ours, reference, steps, expected, 1e-8)
+
+
+def test_conjugate_gradients_take_few_systems_at_once(monkeypatch):
+    """What they hold for each is counted, and so are products with the Jacobian."""
+    ours, _ = linearize("classification", "cg")
+    W = torch.cat([weightings(ours.weights)[k] for k in ("half", "single")])
+    sizes, products = [], []
+    inner, vjp = _row_spaces.conjugate_gradient, RowGradients.vjp
+
+    def recording(matvec, rhs):
+        sizes.append(len(rhs))
+        return inner(matvec, rhs)
+
+    def recording_vjp(self, cotangents):
+        products.append(len(cotangents))
+        return vjp(self, cotangents)
+
+    monkeypatch.setattr(_row_spaces, "conjugate_gradient", recording)
+    monkeypatch.setattr(RowGradients, "vjp", recording_vjp)
+    exact = ours.newton_steps(W)
+    assert sizes == [8]
+    assert max(products) == 8
+    sizes.clear()
+    products.clear()
+    ours.space._memory = 4 * 8 * 16 * 3 * N * 3
+    found = ours.newton_steps(W)
+    assert sizes == [3, 3, 2]
+    assert max(products) < 8
+    assert relative_error(found, exact) <= 1e-8
+
+
 # ------------------------------------------------------------------------ refit
+@pytest.mark.parametrize(("memory_bytes", "once"), [(PLENTY, True), (1.0, False)])
+@pytest.mark.parametrize("space", ["primal", "dual"])
+def test_factors_serve_all_steps_of_a_refit(space, memory_bytes, once, monkeypatch):
+    ours, _ = linearize("classification", space)
+    W = weightings(ours.weights)["single"][:2]
+    shifts, inner = [], _solvers.ShiftedSystem.factor
+
+    def recording(self, shift):
+        shifts.append(shift)
+        return inner(self, shift)
+
+    monkeypatch.setattr(_solvers.ShiftedSystem, "factor", recording)
+    expected = ours.refit_steps(W)
+    assert len(shifts) == 1
+    shifts.clear()
+    ours.space._memory = memory_bytes
+    found = ours.refit_steps(W)
+    assert (len(shifts) == 1) == once
+    assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("regularization", REGULARIZATIONS)
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("task", TASKS)
@@ -498,3 +602,34 @@ def test_plan_refuses_what_does_not_fit(solver, size):
     with pytest.raises(ValueError, match=rf"solver='{solver}'.*{size}.*'cg'"):
         plan_solver(50_000, 3, 10**6, 8, PLENTY, solver)
     assert plan_solver(50_000, 3, 10**6, 8, PLENTY, "cg").solver == "cg"
+
+
+def test_plan_counts_gradients_and_steps():
+    size, n_params = 3 * 1000, 10_000
+    cap = 8.0 * (4 * size**2) + 1000
+    plan = plan_solver(1000, 3, n_params, 8, cap)
+    assert plan.solver == "dual"
+    assert "0 MiB of gradients" in plan.reason
+    plan = plan_solver(1000, 3, n_params, 8, cap, gradient_bytes=2.0**21)
+    assert plan.solver == "cg"
+    assert "2 MiB of gradients" in plan.reason
+    assert plan_solver(1000, 3, n_params, 8, cap, n_steps=1).solver == "cg"
+    with pytest.raises(ValueError, match=r"'dual' needs .*2 MiB of gradients.*'cg'"):
+        plan_solver(1000, 3, n_params, 8, cap, "dual", gradient_bytes=2.0**21)
+    # parameters are few, but their gradients are there before they are joined
+    assert plan_solver(1000, 3, 50, 8, 2.0**23).solver == "primal"
+    with pytest.raises(ValueError, match=r"'primal' needs .*8 MiB of gradients"):
+        plan_solver(1000, 3, 50, 8, 2.0**23, "primal", gradient_bytes=2.0**23)
+
+
+@pytest.mark.parametrize("solver", ["auto", "cg"])
+@pytest.mark.parametrize(
+    "needs", [{"gradient_bytes": 2.0**28}, {"n_steps": 20_000}], ids=str
+)
+def test_plan_refuses_what_fits_nowhere(solver, needs):
+    with pytest.raises(ValueError, match=r"'cg' needs .*fewer rows.*working_memory"):
+        plan_solver(20_000, 3, 10**5, 8, 2.0**27, solver, **needs)
+
+
+def test_plan_never_refuses_little():
+    assert plan_solver(1000, 3, 10**5, 8, 1.0, gradient_bytes=2.0**25).solver == "cg"

@@ -14,6 +14,7 @@ from skattrib.engine._solvers import (
     add_diagonal,
     conjugate_gradient,
     largest_eigenvalue,
+    preconditioned_gradient,
     pseudo_inverse,
 )
 from tests.cases import randn
@@ -184,6 +185,42 @@ def test_conjugate_gradient_warns_when_it_stops_early():
     with pytest.warns(ConvergenceWarning, match=r"after 3 iterations.*`ridge`"):
         x = conjugate_gradient(matvec_of(A), rhs, max_iter=3)
     assert torch.isfinite(x).all()
+
+
+def test_a_good_preconditioner_needs_few_iterations():
+    A, rhs = positive_definite(5, 12, damping=1e-3), randn(5, 12, seed=1)
+    alike = add_diagonal(A.mean(dim=0), 0.1)
+    calls = []
+
+    def matvec(v):
+        calls.append(len(v))
+        return torch.einsum("ij,mj->mi", A[0], v)
+
+    inverse = torch.tensor(np.linalg.inv(A[0].numpy()))
+    x, failed = preconditioned_gradient(matvec, rhs, lambda v: v @ inverse)
+    assert len(calls) <= 4
+    assert not failed.any()
+    expected = np.linalg.solve(A[0].numpy(), rhs.numpy().T).T
+    assert_allclose(x, expected, rtol=1e-9, atol=1e-9)
+    inverse = torch.tensor(np.linalg.inv(alike.numpy()))
+    x, failed = preconditioned_gradient(matvec_of(A), rhs, lambda v: v @ inverse)
+    expected = np.linalg.solve(A.numpy(), rhs.numpy()[..., None])[..., 0]
+    assert not failed.any()
+    assert_allclose(x, expected, rtol=1e-7, atol=1e-7)
+
+
+def test_preconditioned_gradient_says_what_it_could_not_solve():
+    easy, hard = (
+        torch.eye(12).double(),
+        with_spectrum(np.geomspace(1e-6, 1, 12), torch.float64),
+    )
+    matvec = matvec_of(torch.stack([easy, hard]))
+    rhs = randn(2, 12, seed=1)
+    _, failed = preconditioned_gradient(matvec, rhs, lambda v: v, max_iter=4)
+    assert failed.tolist() == [False, True]
+    # NaN is not success
+    _, failed = preconditioned_gradient(lambda v: v * torch.nan, rhs, lambda v: v)
+    assert failed.all()
 
 
 def test_conjugate_gradient_without_rows():

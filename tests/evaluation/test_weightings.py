@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from skattrib.evaluation import make_weightings
 
-KINDS = ["fixed", "bernoulli", "antithetic"]
+KINDS = ["fixed", "bernoulli", "antithetic", "uniform"]
 LABELS = ["a"] * 2 + ["b"] * 3 + ["c"] * 7
 
 
@@ -48,7 +48,8 @@ def test_more_weightings_keep_the_first(kind, stratify):
 
 
 @pytest.mark.parametrize(
-    ("kind", "n_all"), [("fixed", 20), ("bernoulli", 63), ("antithetic", 20)]
+    ("kind", "n_all"),
+    [("fixed", 20), ("bernoulli", 63), ("antithetic", 20), ("uniform", 62)],
 )
 def test_prefix_holds_up_to_exhaustion(kind, n_all):
     """Also where draws repeat themselves and the rest is listed."""
@@ -219,6 +220,11 @@ def test_all_weightings_that_exist_and_no_more(n_units, n_kept, kind, seed):
         possible = set().union(
             *(brute_force_fixed(n_units, k) for k in range(1, n_units + 1))
         )
+    elif kind == "uniform":
+        size = 0.5
+        possible = set().union(
+            *(brute_force_fixed(n_units, k) for k in range(1, n_units))
+        )
     elif kind == "antithetic":
         size = 0.5
         possible = brute_force_fixed(n_units, n_units // 2)
@@ -246,6 +252,8 @@ def test_no_label_is_emptied(labels, size, kind):
         assume(counts.min() > 1 or counts.size == 1)
     if kind == "fixed":
         assume(max(round(size * labels.size), 1) >= counts.size)
+    if kind == "uniform":
+        assume(counts.size < labels.size)
     weightings = make_weightings(
         labels.size,
         2 if kind == "antithetic" else 1,
@@ -328,3 +336,22 @@ def test_errors(args, kwargs, message):
 def test_stratified_message_mentions_the_labels():
     with pytest.raises(ValueError, match=r"only 4 .* and these stratify labels"):
         make_weightings(4, 5, size=2, stratify=list("aabb"), random_state=0)
+
+
+def test_uniform_weightings_have_all_sizes_equally_often():
+    weightings = make_weightings(20, 3800, kind="uniform", random_state=0)
+    sizes = np.bincount(weightings.sum(axis=1).astype(int), minlength=21)
+    assert sizes[0] == sizes[20] == 0
+    # 20 subsets of one unit exist, and 20 without one: drawn until they are used up
+    assert sizes[1] == sizes[19] == 20
+    assert abs(sizes[3:18] - 217).max() < 6 * 217**0.5
+
+
+def test_uniform_weightings_of_labels():
+    labels = np.arange(9) % 3
+    weightings = make_weightings(
+        9, 200, kind="uniform", stratify=labels, random_state=0
+    )
+    assert set(weightings.sum(axis=1)) == set(range(3, 9))
+    with pytest.raises(ValueError, match="kind='uniform'"):
+        make_weightings(4, 2, kind="uniform", stratify=np.arange(4))

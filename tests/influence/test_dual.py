@@ -1,5 +1,6 @@
 """DualInfluence: identities, and agreement with real retraining."""
 
+import copy
 import pickle
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -7,16 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 import joblib
 import numpy as np
 import pytest
+import sklearn
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
-from sklearn.datasets import load_diabetes, load_iris, load_wine
+from sklearn.datasets import load_diabetes, load_digits, load_iris, load_wine
 from sklearn.frozen import FrozenEstimator
 from sklearn.preprocessing import scale
 from torch import nn
 
 import skattrib.engine._linearized
 from skattrib import DualInfluence, TorchClassifier, TorchRegressor
+from skattrib.engine._linearized import LinearizedModel
 from skattrib.evaluation import (
     lds_score,
     loo_score,
@@ -24,6 +27,7 @@ from skattrib.evaluation import (
     retrain_outcomes,
 )
 from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
+from skattrib.influence._member import Member, WithoutEach
 
 REMOVALS = ["influence", "newton", "refit"]
 
@@ -607,3 +611,83 @@ def test_diagnose_warns_of_steps_beyond_the_tangent():
     assert found.lds is None
     with pytest.raises(ValueError, match="n_retrainings=3 is too few to rank"):
         dual.diagnose(Xq, yq, n_retrainings=3)
+
+
+def test_gradients_that_no_layer_factors_count_before_the_work():
+    """Parameters outside of Linear and Conv2d layers: n·C numbers for each."""
+
+    class Scaled(nn.Module):
+        def __init__(self, n_inputs, n_outputs):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(200, n_inputs) / 10)
+            self.head = nn.Linear(200, n_outputs)
+
+        def forward(self, x):
+            return self.head((x @ self.scale.T).tanh())
+
+    X, y, *_ = iris()
+    net = TorchClassifier(Scaled, max_epochs=2, random_state=0)
+    size = len(y) * 3
+    with sklearn.config_context(working_memory=5 * size**2 * X.itemsize / 2**20):
+        plain = small_net().set_params(max_epochs=2)
+        assert DualInfluence(plain, solver="dual", random_state=0).fit(X, y)
+        with pytest.raises(ValueError, match=r"'dual' needs .* MiB of gradients"):
+            DualInfluence(net, solver="dual", random_state=0).fit(X, y)
+        assert DualInfluence(net, random_state=0).fit(X, y).solver_ == "cg"
+
+
+def test_weights_without_each_unit_are_made_when_asked_for():
+    units, weights = np.array([1, 0, 1, 2]), np.array([1.0, 2.0, 0.5, 3.0])
+    without = WithoutEach(units, weights, 3)
+    expected = (1 - np.eye(3))[:, units] * weights
+    assert len(without) == 3
+    assert_array_equal(without[:], expected)
+    assert_array_equal(without[1:3], expected[1:])
+
+
+def test_units_are_left_out_in_batches_that_fit(monkeypatch):
+    X, y, *queries = iris()
+    sizes = []
+    inner = LinearizedModel.newton_steps
+
+    def recording(self, weights):
+        sizes.append(len(weights))
+        return inner(self, weights)
+
+    monkeypatch.setattr(LinearizedModel, "newton_steps", recording)
+    dual = DualInfluence(small_net(), random_state=0)
+    expected = dual.fit(X, y).attribute(*queries)
+    assert sizes == [len(y)]
+    sizes.clear()
+    monkeypatch.setattr(LinearizedModel, "batch_size", lambda self: 7)
+    found = dual.fit(X, y).attribute(*queries)
+    assert max(sizes) == 7
+    assert sum(sizes) == len(y)
+    assert_allclose(found, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", ["primal", "dual"])
+def test_float32_with_little_damping(solver):
+    """Rows that a trained net fits: differences of large numbers keep two digits."""
+    X, y = load_digits(return_X_y=True)
+    X, y = (X[:120] / 16).astype(np.float32), y[:120]
+    net = TorchClassifier(hidden_layer_sizes=(16,), random_state=0).fit(X, y)
+    double = copy.deepcopy(net)
+    double.module_.double()
+    options = {"ridge": 1e-4, "metric": "identity"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FaithfulnessWarning)
+        ours, exact = (
+            Member(model, X.astype(dtype), y, np.ones(120), solver=space, **options)
+            for model, dtype, space in [
+                (net, np.float32, solver),
+                (double, np.float64, "primal"),
+            ]
+        )
+    without = WithoutEach(np.arange(120), np.ones(120), 20)
+    found, expected = (
+        member.model.parameter_change(member.steps("newton", without)).double()
+        for member in (ours, exact)
+    )
+    error = (found - expected).norm(dim=1) / expected.norm(dim=1)
+    assert error.max() <= 1e-4

@@ -1,5 +1,6 @@
 """Attributors from subsets: identities, real retraining, caching, composition."""
 
+import math
 import pickle
 
 import numpy as np
@@ -246,6 +247,44 @@ def test_the_design_holds_the_whole_leave_one_out_and_random_subsets():
     assert (few.sum(axis=1) == N_TASKS - 1).sum() < N_TASKS
     without = make(n_subsets=20, include_loo=False).fit(X, y, tasks=tasks_of())
     assert len(without.weights_) <= 21
+
+
+def test_subsets_are_drawn_where_the_read_out_looks():
+    X, y, *_ = data()
+
+    def sizes(**options):
+        attributor = make(n_subsets=100, include_loo=False, **options)
+        W = attributor.fit(X, y, tasks=tasks_of()).weights_[1:]
+        return np.bincount(W.sum(axis=1).astype(int), minlength=9)[1:8]
+
+    loo, banzhaf, shapley = (sizes(at=at) for at in ("loo", "banzhaf", "shapley"))
+    assert loo @ np.arange(1, 8) / loo.sum() > 5
+    assert abs(banzhaf @ np.arange(1, 8) / banzhaf.sum() - 4) < 0.5
+    assert min(shapley[0], shapley[-1]) >= 6  # of 8 that there are
+    assert_array_equal(sizes(inclusion="uniform"), shapley)
+    assert_array_equal(sizes(at=0.9), loo)
+    assert_array_equal(sizes(at=0.0), sizes(inclusion=0.25))
+
+
+def test_shapley_values_of_really_trained_subsets():
+    X, y, Xq, yq = data()
+    tasks = np.arange(72) % 6
+    attributor = make(at="shapley", n_subsets=30).fit(X, y, tasks=tasks)
+    everything = (np.arange(64)[:, None] >> np.arange(6)) % 2.0
+    outcomes = retrain_outcomes(net(), X, y, everything, Xq, yq, tasks=tasks)
+    size = everything.sum(axis=1).astype(int)
+    exact = []
+    for j in range(6):
+        # |S|! (5 - |S|)! / 6! of the subsets S of the others
+        weight = np.array(
+            [
+                1 / (6 * math.comb(5, s - w[j]))
+                for s, w in zip(size.tolist(), everything.astype(int).tolist())
+            ]
+        )
+        exact.append((np.where(everything[:, j], 1, -1) * weight) @ outcomes)
+    found = attributor.attribute(Xq, yq)
+    assert np.corrcoef(found.ravel(), np.array(exact).T.ravel())[0, 1] > 0.9
 
 
 def test_inclusion_of_one_is_leave_one_out():

@@ -55,6 +55,25 @@ class Plan:
     reason: str
 
 
+def _costs(
+    n_rows: int, n_outputs: int, n_params: int, n_steps: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the numbers that each space holds, and the work of those that factor."""
+    size = n_rows * n_outputs
+    numbers = {
+        "primal": 2.0 * size * n_params + 3.0 * n_params**2 + n_steps * n_params,
+        # kernel, T, its factor, and what factoring or solving copies
+        "dual": 5.0 * size**2 + n_steps * size,
+        "cg": 16.0 * size + n_params + n_steps * size,
+    }
+    work = {
+        "primal": 2.0 * size * n_params**2 + n_params**3 / 3,
+        # kernel from layer factors, then Cholesky
+        "dual": 2.0 * n_rows**2 * n_params + 4.0 * size**3 / 3,
+    }
+    return numbers, work
+
+
 def plan_solver(
     n_rows: int,
     n_outputs: int,
@@ -85,17 +104,8 @@ def plan_solver(
         If the space asked for by name does not fit, or none.
     """
     size = n_rows * n_outputs
-    numbers = {
-        "primal": 2.0 * size * n_params + 3.0 * n_params**2 + n_steps * n_params,
-        "dual": 4.0 * size**2 + n_steps * size,
-        "cg": 16.0 * size + n_params + n_steps * size,
-    }
+    numbers, work = _costs(n_rows, n_outputs, n_params, n_steps)
     needed = {name: gradient_bytes + itemsize * v for name, v in numbers.items()}
-    work = {
-        "primal": 2.0 * size * n_params**2 + n_params**3 / 3,
-        # kernel from layer factors, then Cholesky
-        "dual": 2.0 * n_rows**2 * n_params + 4.0 * size**3 / 3,
-    }
     fitting = [name for name in work if needed[name] <= memory_bytes]
     found: str = solver
     if solver == "auto":

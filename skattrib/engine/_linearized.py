@@ -42,6 +42,10 @@ Ridge = Callable[[float], float]
 _MAX_NEWTON = 25
 _MAX_HALVINGS = 12
 _REFIT_TOL = 1e-7
+# A Newton step need not be solved for better than it helps.
+_INEXACT = 0.1
+# Steps this short relative to the whole way that do not shrink are rounding.
+_STUCK = 1e-3
 _N_ROWS = 64
 # Conjugate gradients, which need the least, may always have this many bytes.
 _NEVER_REFUSED = 2.0**26
@@ -353,7 +357,10 @@ class LinearizedModel:
             whole = self.space.squared_norm(steps[index] + moved).clamp(min=0).sqrt()
             steps[index] += moved
             tol = max(_REFIT_TOL, 10 * torch.finfo(size.dtype).eps)
-            done = torch.where(accepted, size <= tol * whole, ~chord[index])
+            # at the end of the precision, steps no longer get shorter
+            stuck = (size <= _STUCK * whole) & (size > 0.5 * previous[index])
+            arrived = (size <= tol * whole) | (stuck & ~chord[index])
+            done = torch.where(accepted, arrived, ~chord[index])
             # a chord that contracts slowly, or not at all, gives way to Newton
             chord[index] &= accepted & (size < 0.5 * previous[index])
             previous[index] = size
@@ -380,7 +387,11 @@ class LinearizedModel:
         if bool(full.any()):
             roots = self.loss.hessian_root(outputs[full].reshape(-1, C))
             moves[full] = self.space.solve_subsets(
-                gradients[full], weights[full], roots.view(-1, n, C, C), shifts[full]
+                gradients[full],
+                weights[full],
+                roots.view(-1, n, C, C),
+                shifts[full],
+                _INEXACT,
             )
         return moves
 

@@ -20,13 +20,17 @@ from skattrib.engine._solvers import (
     ShiftedSystem,
     add_diagonal,
     conjugate_gradient,
+    preconditioned_gradient,
     pseudo_inverse,
 )
 from skattrib.engine._spaces import (
+    EXACT,
     SHARE,
+    ByIteration,
     BySubtraction,
     FullSystem,
     FullSystems,
+    bend,
     times,
     weighted_roots,
 )
@@ -103,7 +107,7 @@ class RowSpace:
         return int(self._memory / (SHARE * size))
 
 
-class DualSpace(RowSpace):
+class DualSpace(ByIteration, RowSpace):
     """Solve in row coefficients: n·C × n·C systems."""
 
     name = "dual"
@@ -182,7 +186,31 @@ class DualSpace(RowSpace):
         unit[index, torch.arange(len(index), device=index.device)] = 1.0
         return system.half_solve(unit)
 
-    def solve_subsets(
+    def _numbers_per_subset(self) -> int:
+        return 2 * self.n_coordinates
+
+    def _iterate(
+        self,
+        gradients: Tensor,
+        weights: Tensor,
+        roots: Tensor,
+        shifts: Tensor,
+        factor: Factor,
+        tol: float,
+    ) -> tuple[Tensor, Tensor]:
+        # λ + BK, and its approximate inverse, are symmetric in the kernel
+        def hessian(v: Tensor, image: Tensor) -> Tensor:
+            return shifts[:, None] * v + bend(image, roots, weights)
+
+        def precondition(v: Tensor, image: Tensor) -> Tensor:
+            inner = factor.solve(times(self._full, image.T, transpose=True))
+            return v - times(self._full, inner).T
+
+        return preconditioned_gradient(
+            hessian, -gradients, precondition, metric=self.kernel, tol=tol
+        )
+
+    def _solve_directly(
         self, gradients: Tensor, weights: Tensor, roots: Tensor, shifts: Tensor
     ) -> Tensor:
         frozen = roots is self._roots
@@ -248,17 +276,29 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
         return self._blocks(rows, system)[:, _output_index(rows, self._roots.shape[1])]
 
     def solve_subsets(
-        self, gradients: Tensor, weights: Tensor, roots: Tensor, shifts: Tensor
+        self,
+        gradients: Tensor,
+        weights: Tensor,
+        roots: Tensor,
+        shifts: Tensor,
+        tol: float = EXACT,
     ) -> Tensor:
         size = _CG_VECTORS * gradients.shape[1] * gradients.element_size()
         out = torch.empty_like(gradients)
         for part in chunks(len(gradients), int(self._memory / (SHARE * size))):
             some = roots if roots is self._roots else roots[part]
-            out[part] = self._solve(gradients[part], weights[part], some, shifts[part])
+            out[part] = self._solve(
+                gradients[part], weights[part], some, shifts[part], tol
+            )
         return out
 
     def _solve(
-        self, gradients: Tensor, weights: Tensor, roots: Tensor, shifts: Tensor
+        self,
+        gradients: Tensor,
+        weights: Tensor,
+        roots: Tensor,
+        shifts: Tensor,
+        tol: float,
     ) -> Tensor:
         shape = (len(gradients), *self.gradients.shape)
         root, axes = weights.sqrt()[..., None], "kncd"[4 - roots.ndim :]
@@ -276,7 +316,9 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
             inner, outside = self._split(gradients, weights)
         right = backward(self.kernel(outside)) / shifts[:, None] - inner
         solved = conjugate_gradient(
-            lambda v: shifts[:, None] * v + backward(self.kernel(forward(v))), right
+            lambda v: shifts[:, None] * v + backward(self.kernel(forward(v))),
+            right,
+            tol=tol,
         )
         return forward(solved) - outside / shifts[:, None]
 

@@ -14,6 +14,9 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+#: Takes v (m, N) and the metric applied to it.
+Weighed = Callable[[Tensor, Tensor], Tensor]
+
 # An eigendecomposition costs about as much as this many Cholesky factorisations.
 EIGH_AFTER = 16
 
@@ -136,7 +139,7 @@ def conjugate_gradient(
     matvec: Callable[[Tensor], Tensor],
     rhs: Tensor,
     *,
-    tol: float = 1e-10,
+    tol: float = 1e-11,
     max_iter: int = 2000,
 ) -> Tensor:
     """Solve A x = b for a batch of right-hand sides, A symmetric positive definite.
@@ -153,7 +156,9 @@ def conjugate_gradient(
         A `ConvergenceWarning` says when it was not enough.
     """
     tol = max(tol, 10 * torch.finfo(rhs.dtype).eps)
-    x, worst = _descend(matvec, rhs, lambda v: v, tol, max_iter)
+    x, worst = _descend(
+        lambda v, _: matvec(v), rhs, lambda v, _: v, lambda v: v, tol, max_iter
+    )
     if worst > 1:
         warnings.warn(
             f"Conjugate gradients stopped after {max_iter} iterations at {worst:.1e} "
@@ -165,14 +170,25 @@ def conjugate_gradient(
 
 
 def preconditioned_gradient(
-    matvec: Callable[[Tensor], Tensor],
+    matvec: Weighed,
     rhs: Tensor,
-    precondition: Callable[[Tensor], Tensor],
+    precondition: Weighed,
     *,
+    metric: Callable[[Tensor], Tensor] = lambda v: v,
     tol: float = 1e-11,
     max_iter: int = 100,
 ) -> tuple[Tensor, Tensor]:
     """Solve A x = b with what almost inverts A, a row (m, N) each.
+
+    Parameters
+    ----------
+    matvec, precondition : callable
+        Take v and ``metric(v)``; positive definite and symmetric in the metric.
+    rhs : Tensor of shape (m, N)
+    metric : callable
+        Positive semidefinite; what it does not see does not count.
+    tol : float
+    max_iter : int
 
     Returns
     -------
@@ -182,34 +198,39 @@ def preconditioned_gradient(
         or of what the dtype can reach.
     """
     tol = max(tol, 10 * torch.finfo(rhs.dtype).eps)
-    x, _ = _descend(matvec, rhs, precondition, tol, max_iter)
-    residual = rhs - matvec(x)
-    end, start = ((v * precondition(v)).sum(dim=1) for v in (residual, rhs))
+    x, _ = _descend(matvec, rhs, precondition, metric, tol, max_iter)
+    residual = rhs - matvec(x, metric(x))
+    weighed = [(v, metric(v)) for v in (residual, rhs)]
+    end, start = ((w * precondition(v, w)).sum(dim=1) for v, w in weighed)
     return x, ~(end <= (10 * tol) ** 2 * start)
 
 
 def _descend(
-    matvec: Callable[[Tensor], Tensor],
+    matvec: Weighed,
     rhs: Tensor,
-    precondition: Callable[[Tensor], Tensor],
+    precondition: Weighed,
+    metric: Callable[[Tensor], Tensor],
     tol: float,
     max_iter: int,
 ) -> tuple[Tensor, float]:
     """Return x and the worst residual as a multiple of the one wanted."""
     x, residual = torch.zeros_like(rhs), rhs.clone()
-    direction = precondition(residual).clone()
-    rho = (residual * direction).sum(dim=1)
+    weighed = metric(residual)
+    direction = precondition(residual, weighed).clone()
+    rho = (weighed * direction).sum(dim=1)
     goal = tol**2 * rho
     for _ in range(max_iter):
         active = rho > goal
         if not bool(active.any()):
             return x, 0.0
-        image = matvec(direction)
-        step = torch.where(active, rho / (direction * image).sum(dim=1), 0.0)
+        weighed = metric(direction)
+        image = matvec(direction, weighed)
+        step = torch.where(active, rho / (weighed * image).sum(dim=1), 0.0)
         x += step[:, None] * direction
         residual -= step[:, None] * image
-        downhill = precondition(residual)
-        new = torch.where(active, (residual * downhill).sum(dim=1), rho)
+        weighed = metric(residual)
+        downhill = precondition(residual, weighed)
+        new = torch.where(active, (weighed * downhill).sum(dim=1), rho)
         ratio = torch.where(active, new / rho, 0.0)
         direction = downhill + ratio[:, None] * direction
         rho = new

@@ -30,6 +30,8 @@ SHARE = 4
 _FEW_ROWS = 16
 # From this share of the data on, its Hessian says what that of a part is like.
 _MUCH = 0.2
+#: Relative error at which a solution counts as exact.
+EXACT = 1e-11
 
 
 def times(roots: Tensor, columns: Tensor, transpose: bool = False) -> Tensor:
@@ -160,7 +162,12 @@ class Space(Protocol):
         """Return the same for all outputs of a group, (|R|·C, |R|·C)."""
 
     def solve_subsets(
-        self, gradients: Tensor, weights: Tensor, roots: Tensor, shifts: Tensor
+        self,
+        gradients: Tensor,
+        weights: Tensor,
+        roots: Tensor,
+        shifts: Tensor,
+        tol: float = EXACT,
     ) -> Tensor:
         """Return −H(w)⁻¹g for each weighting by itself; roots (k or 1, n, C, C)."""
 
@@ -214,7 +221,80 @@ class BySubtraction:
         return minus_from_one(root.T @ self.group_block(rows, system) @ root)
 
 
-class PrimalSpace(BySubtraction):
+def bend(images: Tensor, roots: Tensor, weights: Tensor) -> Tensor:
+    """Return w S Sᵀ applied to outputs (k, n·C), roots (n, C, C) or (k, n, C, C)."""
+    rows = "kncd"[4 - roots.ndim :]
+    blocks = images.view(*weights.shape, -1)
+    bent = torch.einsum(f"{rows},knc->knd", roots, blocks) * weights[..., None]
+    return torch.einsum(f"{rows},knd->knc", roots, bent).flatten(1)
+
+
+class ByIteration:
+    """Spaces that solve for large subsets by conjugate gradients.
+
+    The Hessian of much of the data is like that of all, times its share: its factor
+    is the preconditioner.
+    """
+
+    _roots: Tensor
+    _weights: Tensor
+    _memory: float
+    _system: ShiftedSystem
+
+    def solve_subsets(
+        self,
+        gradients: Tensor,
+        weights: Tensor,
+        roots: Tensor,
+        shifts: Tensor,
+        tol: float = EXACT,
+    ) -> Tensor:
+        steps = torch.zeros_like(gradients)
+        share = weights.sum(dim=1) / self._weights.sum()
+        left = share < _MUCH
+        index = (~left).nonzero()[:, 0]
+        if len(index):
+            alike = float((shifts[index] / share[index]).median())
+            factor = self._system.factor(alike)
+            numbers = 8 * self._numbers_per_subset()
+            size = self._memory / (SHARE * numbers * steps.element_size())
+            for part in chunks(len(index), int(size)):
+                some = index[part]
+                own = roots if roots is self._roots else roots[some]
+                steps[some], left[some] = self._iterate(
+                    gradients[some], weights[some], own, shifts[some], factor, tol
+                )
+        if bool(left.any()):
+            own = roots if roots is self._roots else roots[left]
+            steps[left] = self._solve_directly(
+                gradients[left], weights[left], own, shifts[left]
+            )
+        return steps
+
+    def _numbers_per_subset(self) -> int:
+        """Return the length of what is held for each subset."""
+        raise NotImplementedError
+
+    def _iterate(
+        self,
+        gradients: Tensor,
+        weights: Tensor,
+        roots: Tensor,
+        shifts: Tensor,
+        factor: Factor,
+        tol: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the steps by conjugate gradients, and which did not get there."""
+        raise NotImplementedError
+
+    def _solve_directly(
+        self, gradients: Tensor, weights: Tensor, roots: Tensor, shifts: Tensor
+    ) -> Tensor:
+        """Return the steps by a factor for each subset."""
+        raise NotImplementedError
+
+
+class PrimalSpace(ByIteration, BySubtraction):
     """Solve in parameters: P × P systems.
 
     Parameters
@@ -287,30 +367,16 @@ class PrimalSpace(BySubtraction):
         half = system.half_solve(self._rows()[rows].flatten(0, 1).T)
         return half.T @ half
 
-    def solve_subsets(
+    def _numbers_per_subset(self) -> int:
+        return self._jacobian.shape[0] + self._jacobian.shape[1]
+
+    def _solve_directly(
         self, gradients: Tensor, weights: Tensor, roots: Tensor, shifts: Tensor
     ) -> Tensor:
         steps = torch.zeros_like(gradients)
-        share = weights.sum(dim=1) / self._weights.sum()
-        # the Hessian of much of the data is like that of all, times its share
-        left = share < _MUCH
-        index = (~left).nonzero()[:, 0]
-        if len(index):
-            alike = float((shifts[index] / share[index]).median())
-            factor = self._system.factor(alike)
-            numbers = 8 * (self._jacobian.shape[0] + self._jacobian.shape[1])
-            size = self._memory / (SHARE * numbers * steps.element_size())
-            for part in chunks(len(index), int(size)):
-                some = index[part]
-                own = roots if roots is self._roots else roots[some]
-                steps[some], left[some] = self._iterate(
-                    gradients[some], weights[some], own, shifts[some], factor
-                )
-        for i in left.nonzero()[:, 0]:
+        for i, w in enumerate(weights):
             root = roots if roots is self._roots else roots[i]
-            matrix = self._gauss_newton(
-                weighted_roots(root, weights[i]), weights[i].nonzero()[:, 0]
-            )
+            matrix = self._gauss_newton(weighted_roots(root, w), w.nonzero()[:, 0])
             matrix.diagonal().add_(shifts[i])
             steps[i] = -Factor(matrix).solve(gradients[i, :, None])[:, 0]
         return steps
@@ -322,19 +388,14 @@ class PrimalSpace(BySubtraction):
         roots: Tensor,
         shifts: Tensor,
         factor: Factor,
+        tol: float,
     ) -> tuple[Tensor, Tensor]:
-        """Return the steps by conjugate gradients, and which did not get there."""
-        shape = (len(weights), len(self._weights), self._n_outputs)
-        rows = "kncd"[4 - roots.ndim :]
-
-        def hessian(v: Tensor) -> Tensor:
-            bent = (v @ self._jacobian.T).view(shape)
-            bent = torch.einsum(f"{rows},knc->knd", roots, bent) * weights[..., None]
-            bent = torch.einsum(f"{rows},knd->knc", roots, bent).flatten(1)
+        def hessian(v: Tensor, _: Tensor) -> Tensor:
+            bent = bend(v @ self._jacobian.T, roots, weights)
             return torch.addmm(shifts[:, None] * v, bent, self._jacobian)
 
         return preconditioned_gradient(
-            hessian, -gradients, lambda v: factor.solve(v.T).T
+            hessian, -gradients, lambda v, _: factor.solve(v.T).T, tol=tol
         )
 
     def train_outputs(self, steps: Tensor) -> Tensor:

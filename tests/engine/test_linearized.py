@@ -228,9 +228,10 @@ def reference_steps(reference, W):
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_much_of_the_data_is_solved_by_that_of_all(own, monkeypatch):
+@pytest.mark.parametrize("solver", ["primal", "dual"])
+def test_much_of_the_data_is_solved_by_that_of_all(solver, own, monkeypatch):
     """Subsets share one factorisation, and fall back on one each."""
-    ours, reference = linearize("classification", "primal", "weighted")
+    ours, reference = linearize("classification", solver, "weighted")
     W = weightings(ours.weights)["half"]
     expected = reference_steps(reference, W)
     shifts = ours.shifts(W)
@@ -244,13 +245,14 @@ def test_much_of_the_data_is_solved_by_that_of_all(own, monkeypatch):
             super().__init__(matrix)
 
     monkeypatch.setattr(_solvers, "Factor", Counted)
-    monkeypatch.setattr(_spaces, "Factor", Counted)
+    module = _spaces if solver == "primal" else _row_spaces
+    monkeypatch.setattr(module, "Factor", Counted)
     for fails, n_expected in [(False, 1), (True, 1 + len(W))]:
         if fails:
             monkeypatch.setattr(
-                _spaces,
+                module,
                 "preconditioned_gradient",
-                lambda matvec, rhs, precondition: (rhs, torch.ones(len(rhs)).bool()),
+                lambda matvec, rhs, *_, **options: (rhs, torch.ones(len(rhs)).bool()),
             )
         n_factors.clear()
         steps = ours.space.solve_subsets(gradients, W, roots, shifts)
@@ -265,9 +267,9 @@ def test_conjugate_gradients_take_few_systems_at_once(monkeypatch):
     sizes, products = [], []
     inner, vjp = _row_spaces.conjugate_gradient, RowGradients.vjp
 
-    def recording(matvec, rhs):
+    def recording(matvec, rhs, **options):
         sizes.append(len(rhs))
-        return inner(matvec, rhs)
+        return inner(matvec, rhs, **options)
 
     def recording_vjp(self, cotangents):
         products.append(len(cotangents))

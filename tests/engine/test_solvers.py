@@ -192,18 +192,21 @@ def test_a_good_preconditioner_needs_few_iterations():
     alike = add_diagonal(A.mean(dim=0), 0.1)
     calls = []
 
-    def matvec(v):
+    def matvec(v, _):
         calls.append(len(v))
         return torch.einsum("ij,mj->mi", A[0], v)
 
     inverse = torch.tensor(np.linalg.inv(A[0].numpy()))
-    x, failed = preconditioned_gradient(matvec, rhs, lambda v: v @ inverse)
+    x, failed = preconditioned_gradient(matvec, rhs, lambda v, _: v @ inverse)
     assert len(calls) <= 4
     assert not failed.any()
     expected = np.linalg.solve(A[0].numpy(), rhs.numpy().T).T
     assert_allclose(x, expected, rtol=1e-9, atol=1e-9)
     inverse = torch.tensor(np.linalg.inv(alike.numpy()))
-    x, failed = preconditioned_gradient(matvec_of(A), rhs, lambda v: v @ inverse)
+    matvec = matvec_of(A)
+    x, failed = preconditioned_gradient(
+        lambda v, _: matvec(v), rhs, lambda v, _: v @ inverse
+    )
     expected = np.linalg.solve(A.numpy(), rhs.numpy()[..., None])[..., 0]
     assert not failed.any()
     assert_allclose(x, expected, rtol=1e-7, atol=1e-7)
@@ -216,11 +219,38 @@ def test_preconditioned_gradient_says_what_it_could_not_solve():
     )
     matvec = matvec_of(torch.stack([easy, hard]))
     rhs = randn(2, 12, seed=1)
-    _, failed = preconditioned_gradient(matvec, rhs, lambda v: v, max_iter=4)
+    _, failed = preconditioned_gradient(
+        lambda v, _: matvec(v), rhs, lambda v, _: v, max_iter=4
+    )
     assert failed.tolist() == [False, True]
     # NaN is not success
-    _, failed = preconditioned_gradient(lambda v: v * torch.nan, rhs, lambda v: v)
+    _, failed = preconditioned_gradient(lambda v, _: v * torch.nan, rhs, lambda v, _: v)
     assert failed.all()
+
+
+@pytest.mark.parametrize("rank", [12, 5])
+def test_preconditioned_gradient_in_a_metric(rank):
+    """λ + BK is no symmetric matrix, but it is in the metric K, also a singular one."""
+    half, B = randn(12, rank, seed=2), positive_definite(1, 12)[0]
+    K, rhs = half @ half.T, randn(3, 12, seed=1)
+    A = 0.1 * torch.eye(12).double() + B @ K
+    inverse = torch.tensor(np.linalg.inv((A + 0.05 * torch.eye(12)).numpy()))
+    seen = []
+
+    def matvec(v, image):
+        seen.append(image - v @ K)
+        return 0.1 * v + image @ B
+
+    # rounding of what the metric does not see limits what it can tell
+    tol = 1e-11 if rank == 12 else 1e-9
+    x, failed = preconditioned_gradient(
+        matvec, rhs, lambda v, _: v @ inverse.T, metric=lambda v: v @ K, tol=tol
+    )
+    assert not failed.any()
+    assert max(float(d.abs().max()) for d in seen) < 1e-12
+    expected = torch.tensor(np.linalg.solve(A.numpy(), rhs.numpy().T).T)
+    # what the metric does not see does not count
+    assert_allclose(x @ K, expected @ K, rtol=1e-8, atol=1e-8)
 
 
 def test_conjugate_gradient_without_rows():

@@ -111,6 +111,7 @@ class KernelSurrogateAttributor(SurrogateAttributor):
 
     Examples
     --------
+    >>> import numpy as np
     >>> from sklearn.datasets import load_iris
     >>> from skattrib import KernelSurrogateAttributor, TorchClassifier
     >>> X, y = load_iris(return_X_y=True)
@@ -299,6 +300,7 @@ class LinearSurrogateAttributor(SurrogateAttributor):
 
     Examples
     --------
+    >>> import numpy as np
     >>> from sklearn.datasets import load_iris
     >>> from skattrib import LinearSurrogateAttributor, TorchClassifier
     >>> X, y = load_iris(return_X_y=True)

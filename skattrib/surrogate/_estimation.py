@@ -39,8 +39,9 @@ class LinearizedSubsets:
         self._member = Member(estimator, X, y, base, memory=memory, **options)
         cache, key = as_memory(memory), ""
         if cache is not None:
-            rule = self._member.model.ridge
-            key = digest("steps", estimator.module_, X, y, base, vars(rule), options)
+            # steps have the coordinates of the space that the memory cap allowed
+            how = self._member.plan.solver, vars(self._member.model.ridge)
+            key = digest("steps", estimator.module_, X, y, base, how, options)
         solve = partial(self._solve, verbose=verbose)
         found = cached_rows(cache, key, weights, solve, CHUNK)
         self._steps = torch.tensor(np.array(found))

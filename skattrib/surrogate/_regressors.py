@@ -65,6 +65,8 @@ class _Surrogate(MultiOutputMixin, RegressorMixin, BaseEstimator):
         -----
         ConstantOutcomeWarning
             If an outcome is the same for every subset: it attributes 0 to all units.
+        UserWarning
+            If subsets repeat, which misleads the choice of "loocv".
         """
         X, y = validate_data(
             self,
@@ -78,7 +80,9 @@ class _Surrogate(MultiOutputMixin, RegressorMixin, BaseEstimator):
         y = np.asarray(y, dtype=np.float64)
         self._n_dim = y.ndim
         outcomes = y.reshape(len(y), -1)
-        _warn_if_constant(X, outcomes)
+        _warn_if_constant(outcomes)
+        if "loocv" in self.get_params().values():
+            _warn_if_repeated(X)
         self._learn(X, outcomes)
         return self
 
@@ -166,13 +170,25 @@ class _Surrogate(MultiOutputMixin, RegressorMixin, BaseEstimator):
         return found[0] if self._n_dim == 1 else found
 
 
-def _warn_if_constant(X, outcomes):
+def _warn_if_constant(outcomes):
     constant = np.flatnonzero(np.ptp(outcomes, axis=0) == 0)
     if len(constant):
         warnings.warn(
             f"The outcome of {len(constant)} of {outcomes.shape[1]} queries is the "
             f"same for every subset (columns {constant[:5].tolist()}): units get 0.",
             ConstantOutcomeWarning,
+            stacklevel=4,
+        )
+
+
+def _warn_if_repeated(X):
+    repeated = len(X) - len(np.unique(X, axis=0))
+    if repeated:
+        warnings.warn(
+            f"{repeated} of {len(X)} subsets repeat another one: left out, they are "
+            "foretold by their twin, and 'loocv' chooses too small a ridge. Average "
+            "their outcomes, or pass a number.",
+            UserWarning,
             stacklevel=4,
         )
 

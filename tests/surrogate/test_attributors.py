@@ -472,6 +472,23 @@ def test_an_interrupted_estimation_keeps_what_is_done(
     assert_allclose(plain.attribute(Xq, yq), again, atol=1e-7)
 
 
+def test_remembered_steps_are_of_the_space_solved_in(tmp_path, monkeypatch):
+    """Another memory cap may choose another space: its steps mean something else."""
+    X, y, Xq, yq = data()
+    attributor = make(estimation="gradient", memory=tmp_path, n_subsets=10)
+    primal = attributor.fit(X, y, tasks=tasks_of())
+    assert primal._source._member.plan.solver == "primal"
+    expected = primal.attribute(Xq, yq)
+    member = skattrib.surrogate._estimation.Member
+    monkeypatch.setattr(
+        skattrib.surrogate._estimation,
+        "Member",
+        lambda *args, **options: member(*args, solver="dual", **options),
+    )
+    found = clone(attributor).fit(X, y, tasks=tasks_of()).attribute(Xq, yq)
+    assert_allclose(found, expected, atol=1e-6)
+
+
 def test_fitted_attributors_can_be_pickled():
     X, y, Xq, yq = data()
     for options in (

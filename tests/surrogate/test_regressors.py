@@ -322,6 +322,17 @@ def test_constant_outcomes_warn_and_attribute_nothing(surrogate):
     np.testing.assert_allclose(surrogate.predict(W)[:, 1], 3.0)
 
 
+@pytest.mark.parametrize("surrogate", [KernelSurrogate(), LinearSurrogate()], ids=repr)
+def test_repeated_subsets_mislead_the_choice_of_ridge(surrogate, recwarn):
+    W = cube(3)
+    twice = np.vstack([W, W[:2]])
+    with pytest.warns(UserWarning, match="2 of 10 subsets repeat another one"):
+        surrogate.fit(twice, np.arange(10))
+    recwarn.clear()
+    surrogate.set_params(ridge=1.0).fit(twice, np.arange(10))
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("at", ["nearly all", -0.1, 1.5, None, True, np.nan])
 @pytest.mark.parametrize("surrogate", [KernelSurrogate(), LinearSurrogate()], ids=repr)
 def test_unknown_read_outs_are_refused(surrogate, at):

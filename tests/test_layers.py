@@ -25,6 +25,7 @@ ROOMS = [
     "engine._projection",
     "engine._spaces",
     "engine._row_spaces",
+    "engine._plan",
     "engine._linearized",
     "engine._adjoint",
     "engine._sketch",

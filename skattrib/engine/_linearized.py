@@ -12,11 +12,12 @@ damping of the *mean* loss of the kept rows; ``"fixed"``: λ = ridge · Σs and 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from skattrib.engine._functional import FunctionalModule, Loss
@@ -26,6 +27,7 @@ from skattrib.engine._projection import Projector
 from skattrib.engine._row_spaces import DualSpace, MatrixFreeSpace
 from skattrib.engine._solvers import Factor, largest_eigenvalue
 from skattrib.engine._spaces import (
+    EXACT,
     SHARE,
     FullSystem,
     FullSystems,
@@ -35,101 +37,17 @@ from skattrib.engine._spaces import (
 )
 
 Regularization = Literal["per_sample", "fixed"]
-Solver = Literal["auto", "dual", "primal", "cg"]
 #: Damping of the mean row loss as a function of the fraction of mass removed.
 Ridge = Callable[[float], float]
 
 _MAX_NEWTON = 25
 _MAX_HALVINGS = 12
 _REFIT_TOL = 1e-7
-# A Newton step need not be solved for better than it helps.
+# At first, a Newton step need not be solved for better than it helps.
 _INEXACT = 0.1
 # Steps this short relative to the whole way that do not shrink are rounding.
 _STUCK = 1e-3
 _N_ROWS = 64
-# Conjugate gradients, which need the least, may always have this many bytes.
-_NEVER_REFUSED = 2.0**26
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which space to solve in, and why."""
-
-    solver: str
-    reason: str
-
-
-def _costs(
-    n_rows: int, n_outputs: int, n_params: int, n_steps: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the numbers that each space holds, and the work of those that factor."""
-    size = n_rows * n_outputs
-    numbers = {
-        "primal": 2.0 * size * n_params + 3.0 * n_params**2 + n_steps * n_params,
-        # kernel, T, its factor, and what factoring or solving copies
-        "dual": 5.0 * size**2 + n_steps * size,
-        "cg": 16.0 * size + n_params + n_steps * size,
-    }
-    work = {
-        "primal": 2.0 * size * n_params**2 + n_params**3 / 3,
-        # kernel from layer factors, then Cholesky
-        "dual": 2.0 * n_rows**2 * n_params + 4.0 * size**3 / 3,
-    }
-    return numbers, work
-
-
-def plan_solver(
-    n_rows: int,
-    n_outputs: int,
-    n_params: int,
-    itemsize: int,
-    memory_bytes: float,
-    solver: Solver = "auto",
-    *,
-    gradient_bytes: float = 0.0,
-    n_steps: int = 0,
-) -> Plan:
-    """Choose the cheapest space that fits the memory cap.
-
-    Parameters
-    ----------
-    n_rows, n_outputs, n_params, itemsize : int
-    memory_bytes : float
-        The cap.
-    solver : {"auto", "dual", "primal", "cg"}
-    gradient_bytes : float
-        What the gradients of the rows hold.
-    n_steps : int
-        Steps that will be kept.
-
-    Raises
-    ------
-    ValueError
-        If the space asked for by name does not fit, or none.
-    """
-    size = n_rows * n_outputs
-    numbers, work = _costs(n_rows, n_outputs, n_params, n_steps)
-    needed = {name: gradient_bytes + itemsize * v for name, v in numbers.items()}
-    fitting = [name for name in work if needed[name] <= memory_bytes]
-    found: str = solver
-    if solver == "auto":
-        found = min(fitting, key=work.__getitem__) if fitting else "cg"
-    limit = max(memory_bytes, _NEVER_REFUSED) if found == "cg" else memory_bytes
-    sizes = f"n·C = {size}, P = {n_params}"
-    cap = f"cap of {memory_bytes / 2**20:.0f} MiB"
-    if needed[found] > limit:
-        cure = "Use solver='auto' or 'cg'" if found != "cg" else "Take fewer rows"
-        raise ValueError(
-            f"solver={found!r} needs {needed[found] / 2**20:.0f} MiB for {sizes} and "
-            f"{gradient_bytes / 2**20:.0f} MiB of gradients, over the {cap}. {cure}, "
-            "or raise sklearn.set_config(working_memory=...)."
-        )
-    sizes += f" and {gradient_bytes / 2**20:.0f} MiB of gradients"
-    if solver != "auto":
-        return Plan(found, "asked for")
-    if not fitting:
-        return Plan(found, f"dual and primal are both over the memory {cap}: {sizes}")
-    return Plan(found, f"cheapest for {sizes}, under the memory {cap}")
 
 
 class LinearizedModel:
@@ -345,26 +263,41 @@ class LinearizedModel:
         chord = few.clone()
         active = torch.ones_like(few)
         previous = torch.full_like(shifts, torch.inf)
+        short = torch.zeros_like(few)
+        accuracy = _INEXACT
         for _ in range(_MAX_NEWTON):
             index = active.nonzero()[:, 0]
             if not len(index):
                 break
             moves = self._newton_move(
-                weights[index], steps[index], shifts[index], chord[index], systems
+                weights[index],
+                steps[index],
+                shifts[index],
+                chord[index],
+                systems,
+                accuracy,
             )
             moved, accepted = self._halve(weights, steps, moves, shifts, index)
-            size = self.space.squared_norm(moved).clamp(min=0).sqrt()
-            whole = self.space.squared_norm(steps[index] + moved).clamp(min=0).sqrt()
+            wanted, size, whole = (
+                self.space.squared_norm(z).clamp(min=0).sqrt()
+                for z in (moves, moved, steps[index] + moved)
+            )
             steps[index] += moved
             tol = max(_REFIT_TOL, 10 * torch.finfo(size.dtype).eps)
-            # at the end of the precision, steps no longer get shorter
-            stuck = (size <= _STUCK * whole) & (size > 0.5 * previous[index])
-            arrived = (size <= tol * whole) | (stuck & ~chord[index])
-            done = torch.where(accepted, arrived, ~chord[index])
-            # a chord that contracts slowly, or not at all, gives way to Newton
-            chord[index] &= accepted & (size < 0.5 * previous[index])
+            slow = (size > 0.5 * previous[index]) | ~accepted
+            # at the end of the precision, exact steps no longer get shorter
+            tiny = wanted <= _STUCK * whole
+            last = slow & ~chord[index] & (accuracy == EXACT)
+            done = (accepted & (size <= tol * whole)) | (last & (tiny | ~accepted))
+            short[index] = done & ~tiny
+            # a chord that contracts slowly, or not at all, gives way to Newton, and an
+            # inexact step to an exact one
+            if bool((slow & ~chord[index]).any()):
+                accuracy = EXACT
+            chord[index] &= ~slow
             previous[index] = size
             active[index] = ~done
+        _warn_unless_arrived(active | short)
         return steps
 
     def _newton_move(
@@ -374,6 +307,7 @@ class LinearizedModel:
         shifts: Tensor,
         chord: Tensor,
         systems: FullSystems,
+        accuracy: float,
     ) -> Tensor:
         k, (n, C) = len(weights), self.outputs.shape
         outputs = self.outputs + self.space.train_outputs(steps).view(k, n, C)
@@ -391,7 +325,7 @@ class LinearizedModel:
                 weights[full],
                 roots.view(-1, n, C, C),
                 shifts[full],
-                _INEXACT,
+                accuracy,
             )
         return moves
 
@@ -499,3 +433,15 @@ class LinearizedModel:
         if self.scale is not None:
             plain = plain / self.scale**2
         return float(plain.norm())
+
+
+def _warn_unless_arrived(short: Tensor) -> None:
+    n_short = int(short.sum())
+    if n_short:
+        warnings.warn(
+            f"{n_short} of {len(short)} refits of the linearised model stopped short "
+            "of their minimum: the damping is too small for the curvature. Increase "
+            "it: `ridge` of an influence, `damping` of a surrogate.",
+            ConvergenceWarning,
+            stacklevel=4,
+        )

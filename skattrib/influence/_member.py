@@ -14,7 +14,8 @@ from skattrib.engine._functional import (
     outcome_function,
 )
 from skattrib.engine._gradients import gradient_bytes
-from skattrib.engine._linearized import LinearizedModel, Plan, plan_solver
+from skattrib.engine._linearized import LinearizedModel
+from skattrib.engine._plan import Plan, plan_solver
 from skattrib.evaluation._cache import as_memory, cached_array, digest
 from skattrib.influence._projection import make_projector
 from skattrib.influence._ridge import RidgeRule, choose_metric, choose_rule

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
-from skattrib.engine import _row_spaces, _solvers, _spaces
+from skattrib.engine import _linearized, _row_spaces, _solvers, _spaces
 from skattrib.engine._functional import FunctionalModule, Loss
 from skattrib.engine._gradients import RowGradients
-from skattrib.engine._linearized import LinearizedModel, plan_solver
+from skattrib.engine._linearized import LinearizedModel
+from skattrib.engine._plan import plan_solver
 from tests.cases import Tangent, build, dense_jacobian, mlp, randn
 
 N, D = 24, 3
@@ -287,6 +289,24 @@ def test_conjugate_gradients_take_few_systems_at_once(monkeypatch):
     assert sizes == [3, 3, 2]
     assert max(products) < 8
     assert relative_error(found, exact) <= 1e-8
+
+
+@pytest.mark.parametrize("solver", ["dual", "cg"])
+def test_refits_with_little_damping_are_the_same_in_every_space(solver):
+    """Inexact steps must not pass for small ones."""
+    ours, _ = linearize("classification", "primal", ridge=lambda fraction: 1e-3)
+    other, _ = linearize("classification", solver, ridge=lambda fraction: 1e-3)
+    W = weightings(ours.weights)["half"]
+    expected = ours.parameter_change(ours.refit_steps(W))
+    found = other.parameter_change(other.refit_steps(W))
+    assert relative_error(found, expected) <= 1e-6
+
+
+def test_refits_that_stop_short_are_pointed_out(monkeypatch):
+    ours, _ = linearize("classification", "primal")
+    monkeypatch.setattr(_linearized, "_MAX_NEWTON", 1)
+    with pytest.warns(ConvergenceWarning, match=r"of 4 refits .* Increase"):
+        ours.refit_steps(weightings(ours.weights)["half"])
 
 
 # ------------------------------------------------------------------------ refit

@@ -1,7 +1,7 @@
-"""Optimizer steps as functions of flat parameters, equal to those of ``torch.optim``.
+"""Optimizer steps as functions of flat parameters, and their transposed Jacobians.
 
-Every function works elementwise on the last axis, so that one model ``(P,)`` and a
-stack of models ``(M, P)`` take the same code.
+Steps equal those of ``torch.optim``. Every function works elementwise on the last axis,
+so that one model ``(P,)`` and a stack of models ``(M, P)`` take the same code.
 """
 
 from __future__ import annotations
@@ -93,11 +93,19 @@ def _adam_step(
         params = params * (1.0 - learning_rate * decay)
     elif decay:
         grad = grad + decay * params
+    moments = _moments(optimizer, grad, state)
+    root = (moments.second / (1.0 - beta2**t)).sqrt_().add(optimizer.eps)
+    rate = learning_rate / (1.0 - beta1**t)
+    return params.addcdiv(moments.first, root, value=-rate), moments
+
+
+def _moments(
+    optimizer: Optimizer, grad: Tensor, state: OptimizerState
+) -> OptimizerState:
+    beta1, beta2 = optimizer.betas
     first = torch.lerp(state.first, grad, 1.0 - beta1)
     second = (state.second * beta2).addcmul_(grad, grad, value=1.0 - beta2)
-    root = (second / (1.0 - beta2**t)).sqrt_().add_(optimizer.eps)
-    params = params.addcdiv(first, root, value=-learning_rate / (1.0 - beta1**t))
-    return params, OptimizerState(first, second)
+    return OptimizerState(first, second)
 
 
 def _sgd_step(
@@ -124,3 +132,102 @@ def second_moment(
     if not optimizer.adaptive:
         return None
     return state.second / (1.0 - optimizer.betas[1] ** n_steps)
+
+
+# -------------------------------------------------------------------- adjoint
+class StepCotangent(NamedTuple):
+    """Derivatives of a quantity in parameters and optimizer state."""
+
+    params: Tensor
+    state: OptimizerState
+
+
+def step_adjoint(
+    optimizer: Optimizer,
+    params: Tensor,
+    grad: Tensor,
+    state: OptimizerState,
+    t: int,
+    learning_rate: float,
+    after: StepCotangent,
+    inert: float = 0.0,
+) -> tuple[Tensor, StepCotangent]:
+    """Apply the transposed Jacobian of `step`, at the same arguments.
+
+    Parameters
+    ----------
+    after : StepCotangent
+        Derivatives in what the step returned, with any leading axes.
+    inert : float
+        Adam and AdamW: parameters whose second moment has a root of at most this
+        fraction of the root mean square of their model's count as not moved by any
+        gradient. At 0 these are those that have had none.
+
+    Returns
+    -------
+    grad : Tensor
+        Derivative in the gradient that the step consumed.
+    before : StepCotangent
+        Derivatives in ``params`` and ``state``, ``grad`` held fixed.
+    """
+    if optimizer.adaptive:
+        return _adam_adjoint(
+            optimizer, params, grad, state, t, learning_rate, after, inert
+        )
+    return _sgd_adjoint(optimizer, learning_rate, after)
+
+
+def _adam_adjoint(
+    optimizer: Optimizer,
+    params: Tensor,
+    grad: Tensor,
+    state: OptimizerState,
+    t: int,
+    learning_rate: float,
+    after: StepCotangent,
+    inert: float,
+) -> tuple[Tensor, StepCotangent]:
+    beta1, beta2 = optimizer.betas
+    decay = optimizer.weight_decay
+    if optimizer.name == "adam" and decay:
+        grad = grad + decay * params
+    moments = _moments(optimizer, grad, state)
+    correction = 1.0 - beta2**t
+    rate = learning_rate / (1.0 - beta1**t)
+    variance = moments.second / correction
+    root = variance.sqrt()
+    scale = root + optimizer.eps
+    # A parameter that has had no gradient would move by learning_rate / eps times the
+    # first one to come, but in truth by at most about learning_rate: its derivative,
+    # 0/0 in the second moment, says nothing about any weight but an infinitesimal one.
+    moves = root > inert * variance.mean(dim=-1, keepdim=True).sqrt()
+    in_first = torch.where(moves, -rate / scale, 0.0)
+    # divided one by one: the square of scale may underflow
+    ratio = torch.where(moves, moments.first / root, 0.0)
+    in_second = (0.5 * rate / correction) * (ratio / scale / scale)
+    mu, (rho, sigma) = after
+    rho = torch.addcmul(rho, mu, in_first)
+    sigma = torch.addcmul(sigma, mu, in_second)
+    in_grad = (1.0 - beta1) * rho
+    in_grad.addcmul_(sigma, (2.0 * (1.0 - beta2)) * grad)
+    if optimizer.name == "adamw":
+        mu = mu * (1.0 - learning_rate * decay)
+    elif decay:
+        mu = mu.add(in_grad, alpha=decay)
+    return in_grad, StepCotangent(mu, OptimizerState(beta1 * rho, beta2 * sigma))
+
+
+def _sgd_adjoint(
+    optimizer: Optimizer, learning_rate: float, after: StepCotangent
+) -> tuple[Tensor, StepCotangent]:
+    mu, (rho, empty) = after
+    in_grad = -learning_rate * mu
+    if optimizer.momentum:
+        in_move = in_grad
+        weight = optimizer.momentum if optimizer.nesterov else 1.0
+        in_first = rho.add(in_move, alpha=weight)
+        in_grad = in_first + in_move if optimizer.nesterov else in_first
+        rho = optimizer.momentum * in_first
+    if optimizer.weight_decay:
+        mu = mu.add(in_grad, alpha=optimizer.weight_decay)
+    return in_grad, StepCotangent(mu, OptimizerState(rho, empty))

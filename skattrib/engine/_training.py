@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -43,6 +43,24 @@ class TrainingResult:
     states: dict[int, TrainingState] = field(default_factory=dict)
 
 
+def row_losses(
+    model: FunctionalModule, loss: Loss, params: Tensor, X: Tensor, targets: Tensor
+) -> Tensor:
+    """Return the losses (M, n) of rows under every model of a stack."""
+    if len(params) == 1:
+        return loss.values(model.outputs(params[0], X), targets)[None]
+    found: Tensor = vmap(lambda vector: loss.values(model.outputs(vector, X), targets))(
+        params
+    )
+    return found
+
+
+def row_shares(weights: Tensor) -> Tensor:
+    """Return w / Σ w of the rows of a batch (M, n); zero where all weights are zero."""
+    total = weights.sum(dim=1, keepdim=True)
+    return weights / torch.where(total > 0, total, 1.0)
+
+
 def weighted_loss(
     model: FunctionalModule,
     loss: Loss,
@@ -55,14 +73,8 @@ def weighted_loss(
 
     A model whose weights are all zero here has loss 0, hence a zero gradient.
     """
-    if len(params) == 1:
-        values = loss.values(model.outputs(params[0], X), targets)[None]
-    else:
-        values = vmap(lambda vector: loss.values(model.outputs(vector, X), targets))(
-            params
-        )
-    total = weights.sum(dim=1)
-    return (values * weights).sum(dim=1) / torch.where(total > 0, total, 1.0)
+    values = row_losses(model, loss, params, X, targets)
+    return (values * row_shares(weights)).sum(dim=1)
 
 
 def train(
@@ -73,7 +85,7 @@ def train(
     targets: Tensor,
     weights: Tensor,
     *,
-    keep: set[int] | None = None,
+    keep: Collection[int] = (),
     on_step: Callable[[], object] | None = None,
 ) -> TrainingResult:
     """Train M models that differ only in the weights of their rows.
@@ -82,35 +94,84 @@ def train(
     ----------
     weights : Tensor of shape (M, n)
         Multiplier of every row's loss; zero leaves the row out.
-    keep : set of int
+    keep : collection of int
         Steps after which the state is kept; 0 is the start.
     on_step : callable
         Called after every step.
     """
-    keep = keep or set()
-    params = recipe.initial.to(X).expand(len(weights), -1).contiguous()
-    state = initial_state(recipe.optimizer, params)
-    result = TrainingResult(params, None)
+    state = start(recipe, X, len(weights))
+    result = TrainingResult(state.params, None)
     if 0 in keep:
-        result.states[0] = TrainingState(params, state)
-    for t, rate, rows in recipe.steps(X.device):
+        result.states[0] = state
+    run = _steps(model, loss, recipe, X, targets, weights, state, 0, recipe.n_steps)
+    for t, state, losses in run:
+        result.loss_curve.append(losses[0].item())
+        if t in keep:
+            result.states[t] = state
+        if on_step is not None:
+            on_step()
+    result.params = state.params
+    result.second_moment = second_moment(
+        recipe.optimizer, state.optimizer, recipe.n_steps
+    )
+    return result
+
+
+def start(recipe: Recipe, X: Tensor, n_models: int) -> TrainingState:
+    """Return the state of M models before the first step, where X is."""
+    params = recipe.initial.to(X).expand(n_models, -1).contiguous()
+    return TrainingState(params, initial_state(recipe.optimizer, params))
+
+
+def replay(
+    model: FunctionalModule,
+    loss: Loss,
+    recipe: Recipe,
+    X: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    state: TrainingState,
+    first: int,
+    keep: Collection[int],
+) -> dict[int, TrainingState]:
+    """Continue a run from its state after ``first`` steps; return the states to keep.
+
+    They are those of `train`, to the bit, where M is the same.
+    """
+    states = {first: state} if first in keep else {}
+    run = _steps(model, loss, recipe, X, targets, weights, state, first, max(keep))
+    for t, state, _ in run:
+        if t in keep:
+            states[t] = state
+    return states
+
+
+def _steps(
+    model: FunctionalModule,
+    loss: Loss,
+    recipe: Recipe,
+    X: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    state: TrainingState,
+    first: int,
+    last: int,
+) -> Iterator[tuple[int, TrainingState, Tensor]]:
+    """Yield t, the state after step t and the losses before it."""
+    for t in range(first + 1, last + 1):
+        rate, rows = recipe.step(t, X.device)
         batch = (X, targets, weights)
         if rows is not None:
             batch = (X[rows], targets[rows], weights[:, rows])
-        params = params.detach().requires_grad_()
+        params = state.params.detach().requires_grad_()
         losses = weighted_loss(model, loss, params, *batch)
         (grad,) = torch.autograd.grad(losses.sum(), params)
         with torch.no_grad():
             grad = clip_gradient(grad, recipe.clip_norm)
-            params, state = step(recipe.optimizer, params, grad, state, t, rate)
-        result.loss_curve.append(losses[0].item())
-        if t in keep:
-            result.states[t] = TrainingState(params, state)
-        if on_step is not None:
-            on_step()
-    result.params = params.detach()
-    result.second_moment = second_moment(recipe.optimizer, state, recipe.n_steps)
-    return result
+            state = TrainingState(
+                *step(recipe.optimizer, params, grad, state.optimizer, t, rate)
+            )
+        yield t, state, losses.detach()
 
 
 def can_stack(model: FunctionalModule, loss: Loss, X: Tensor, targets: Tensor) -> bool:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from skattrib.engine._optim import Optimizer, OptimizerState
+from skattrib.exceptions import TrajectoryError
 
 Record = Literal["recipe", "checkpoints", "states"]
 #: (step from 0, number of steps) → factor on the learning rate.
@@ -75,13 +82,51 @@ class Recipe:
         """Sum of the step sizes of the whole run."""
         return self.optimizer.path_length(self.learning_rates)
 
-    def steps(self, device: torch.device) -> Iterator[tuple[int, float, Tensor | None]]:
-        """Yield (t from 1, learning rate, row indices or None for all rows)."""
-        for t, rate in enumerate(self.learning_rates.tolist(), start=1):
-            rows = None
-            if self.batches is not None:
-                rows = torch.as_tensor(self.batches[t - 1], device=device)
-            yield t, rate, rows
+    def step(self, t: int, device: torch.device) -> tuple[float, Tensor | None]:
+        """Return learning rate and row indices, None for all, of step t (from 1)."""
+        rate = float(self.learning_rates[t - 1])
+        if self.batches is None:
+            return rate, None
+        return rate, torch.as_tensor(self.batches[t - 1], device=device)
+
+    def options(self) -> str:
+        """Return what is not an array, as JSON."""
+        return json.dumps([asdict(self.optimizer), self.clip_norm])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the arrays, the minibatches end to end."""
+        found = {"learning_rates": self.learning_rates, "initial": self.initial}
+        if self.batches is not None:
+            found["rows"] = torch.tensor(np.concatenate(self.batches))
+            found["batch_sizes"] = torch.tensor([len(rows) for rows in self.batches])
+        return found
+
+    @classmethod
+    def from_tensors(cls, options: str, tensors: dict[str, Tensor]) -> Recipe:
+        """Undo `options` and `tensors`."""
+        optimizer, clip_norm = json.loads(options)
+        optimizer["betas"] = tuple(optimizer["betas"])
+        batches = None
+        if "rows" in tensors:
+            ends = tensors["batch_sizes"].cumsum(0)[:-1].numpy()
+            batches = np.split(tensors["rows"].numpy(), ends)
+        return cls(
+            Optimizer(**optimizer),
+            tensors["learning_rates"],
+            tensors["initial"],
+            batches,
+            clip_norm,
+        )
+
+    def digest(self, X: Tensor, targets: Tensor) -> str:
+        """Return a hash of this recipe and the data it is for."""
+        digest = hashlib.sha256(self.options().encode())
+        data = {"X": X, "targets": targets, **self.tensors()}
+        for name, value in sorted(data.items()):
+            array = value.detach().cpu().contiguous().numpy()
+            digest.update(f"{name}{array.dtype}{array.shape}".encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -91,10 +136,21 @@ class TrainingState:
     params: Tensor
     optimizer: OptimizerState
 
+    def to(self, target: Tensor | torch.device) -> TrainingState:
+        """Return the state where ``target`` is, in its dtype if it is a tensor."""
+        return self._map(lambda value: value.to(target))
+
     def cpu(self) -> TrainingState:
         """Return the state on the CPU."""
-        moments = OptimizerState(*(moment.cpu() for moment in self.optimizer))
-        return TrainingState(self.params.cpu(), moments)
+        return self.to(torch.device("cpu"))
+
+    def __getitem__(self, runs: slice) -> TrainingState:
+        """Return the state of some of the runs."""
+        return self._map(lambda value: value[runs])
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> TrainingState:
+        moments = OptimizerState(*map(function, self.optimizer))
+        return TrainingState(function(self.params), moments)
 
 
 @dataclass(frozen=True)
@@ -116,6 +172,64 @@ class Trajectory:
     row_weights: Tensor
     second_moment: Tensor | None = None
     states: dict[int, TrainingState] = field(default_factory=dict)
+
+    def save(self, path: str | os.PathLike[str], X: Tensor, targets: Tensor) -> None:
+        """Write a safetensors file, and with it the digest of the data.
+
+        It is written beside ``path`` and renamed: after a crash there is the old file
+        or the new one.
+        """
+        tensors = self.recipe.tensors() | {"row_weights": self.row_weights}
+        if self.second_moment is not None:
+            tensors["second_moment"] = self.second_moment
+        for t, state in self.states.items():
+            tensors[f"state/{t}/params"] = state.params
+            tensors[f"state/{t}/first"] = state.optimizer.first
+            tensors[f"state/{t}/second"] = state.optimizer.second
+        metadata = {
+            "options": self.recipe.options(),
+            "digest": self.recipe.digest(X, targets),
+        }
+        path = Path(path)
+        beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            # copies: safetensors takes no views of one another
+            held = {k: v.detach().cpu().clone() for k, v in tensors.items()}
+            save_file(held, beside, metadata)
+            with open(beside, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], X: Tensor, targets: Tensor
+    ) -> Trajectory:
+        """Read what `save` wrote; raise TrajectoryError if it is of other data."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            recipe = Recipe.from_tensors(metadata["options"], tensors)
+        except (SafetensorError, KeyError) as error:
+            raise TrajectoryError(
+                f"{os.fspath(path)} holds no training record: {error}."
+            ) from error
+        if metadata["digest"] != recipe.digest(X, targets):
+            raise TrajectoryError(
+                f"{os.fspath(path)} is the record of a training on other data: X and y "
+                "must be those that the run was fitted on, in the same order and "
+                "dtype. Fit again, or load the data of that run."
+            )
+        steps = {int(name.split("/")[1]) for name in tensors if name[:6] == "state/"}
+        states = {}
+        for t in sorted(steps):
+            params, first, second = (
+                tensors[f"state/{t}/{part}"] for part in ("params", "first", "second")
+            )
+            states[t] = TrainingState(params, OptimizerState(first, second))
+        return cls(recipe, tensors["row_weights"], tensors.get("second_moment"), states)
 
 
 def steps_to_keep(record: Record, n_steps: int) -> set[int]:

@@ -19,7 +19,10 @@ from skattrib.engine._functional import FunctionalModule, Loss
 from skattrib.engine._optim import step
 from skattrib.engine._training import (
     can_stack,
+    replay,
+    row_shares,
     stack_size,
+    start,
     train,
     train_stack,
     weighted_loss,
@@ -330,10 +333,10 @@ def test_kept_states_lead_to_the_end(record, optimizer):
     result = train(model, CLASSIFICATION, recipe, X, y, weights, keep=keep)
     assert set(result.states) == keep
     assert_array_equal(result.states[0].params[0], recipe.initial)
-    steps = list(recipe.steps(X.device))
-    for start, kept in result.states.items():
+    for begin, kept in result.states.items():
         params, state = kept.params, kept.optimizer
-        for t, rate, rows in steps[start:]:
+        for t in range(begin + 1, recipe.n_steps + 1):
+            rate, rows = recipe.step(t, X.device)
             params = params.detach().requires_grad_()
             batch = X[rows], y[rows], weights[:, rows]
             losses = weighted_loss(model, CLASSIFICATION, params, *batch)
@@ -354,3 +357,27 @@ def test_replaying_from_the_first_state_is_exact():
     second = train(model, CLASSIFICATION, again, X, y, weights)
     assert_array_equal(first.params, second.params)
     assert first.loss_curve == second.loss_curve
+
+
+@pytest.mark.parametrize("n_models", [1, 3])
+@pytest.mark.parametrize("optimizer", ["adamw", "nesterov", "sgd"])
+def test_replay_is_exact_from_any_state(optimizer, n_models):
+    model, recipe, X, y = problem(optimizer=optimizer, schedule="cosine", clip_norm=0.4)
+    arguments = (model, CLASSIFICATION, recipe, X, y, random_weights(n_models))
+    stored = train(*arguments, keep=range(recipe.n_steps + 1)).states
+    for first, keep in [(0, {20, 7}), (6, range(6, 15, 4)), (19, [20]), (20, [20])]:
+        found = replay(*arguments, stored[first], first, keep)
+        assert set(found) == set(keep)
+        for t, state in found.items():
+            assert_array_equal(state.params, stored[t].params)
+            for one, other in zip(state.optimizer, stored[t].optimizer, strict=True):
+                assert_array_equal(one, other)
+    begin = start(recipe, X, n_models)
+    assert_array_equal(begin.params, stored[0].params)
+    assert begin.optimizer.first.shape == stored[0].optimizer.first.shape
+
+
+def test_row_shares():
+    weights = torch.tensor([[1.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
+    expected = [[0.25, 0.75, 0.0], [0.0, 0.0, 0.0]]
+    assert_array_equal(row_shares(weights), expected)

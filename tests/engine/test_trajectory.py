@@ -1,19 +1,26 @@
 """Schedules, minibatches, and the steps that a record keeps."""
 
 import math
+import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
+from skattrib.engine._functional import FunctionalModule, Loss
 from skattrib.engine._optim import Optimizer
+from skattrib.engine._training import train
 from skattrib.engine._trajectory import (
     SCHEDULES,
     Recipe,
+    Trajectory,
     epoch_batches,
     steps_to_keep,
 )
+from skattrib.exceptions import TrajectoryError
+from tests.cases import OPTIMIZERS, build, mlp, randn
 
 
 def factors(name, n_steps):
@@ -87,8 +94,107 @@ def test_recipe_steps(batches):
     recipe = Recipe(Optimizer("sgd", momentum=0.5), rates, torch.zeros(3), batches)
     assert recipe.n_steps == 2
     assert recipe.path_length == pytest.approx(0.6)
-    steps = list(recipe.steps(torch.device("cpu")))
-    assert [(t, rate) for t, rate, _ in steps] == [(1, 0.2), (2, 0.1)]
-    for i, (*_, rows) in enumerate(steps):
+    for t, expected in ((1, 0.2), (2, 0.1)):
+        rate, rows = recipe.step(t, torch.device("cpu"))
+        assert rate == expected
         assert (rows is None) == (batches is None)
-        assert rows is None or rows.tolist() == batches[i].tolist()
+        assert rows is None or rows.tolist() == batches[t - 1].tolist()
+
+
+# ---------------------------------------------------------------------- on disk
+def recorded(optimizer="adamw", batch_size=4, record="checkpoints", dtype=None):
+    """Return a trajectory and its data."""
+    model = FunctionalModule(build(lambda: mlp(4, 3, 2), dtype=dtype or torch.float64))
+    X, y = randn(10, 4).to(dtype or torch.float64), torch.arange(10) % 2
+    batches = epoch_batches(10, batch_size, 3, seed=0)
+    n_steps = 3 if batches is None else len(batches)
+    rates = torch.linspace(0.1, 0.01, n_steps, dtype=torch.float64)
+    recipe = Recipe(OPTIMIZERS[optimizer], rates, model.flatten(), batches, 0.5)
+    weights, keep = torch.ones(1, 10).to(X), steps_to_keep(record, n_steps)
+    run = train(model, Loss("classification"), recipe, X, y, weights, keep=keep)
+    second = None if run.second_moment is None else run.second_moment[0]
+    return Trajectory(recipe, weights[0], second, run.states), X, y
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("record", ["recipe", "checkpoints"])
+@pytest.mark.parametrize("batch_size", [4, None])
+@pytest.mark.parametrize("optimizer", ["adamw", "nesterov", "sgd"])
+def test_saved_trajectory_comes_back_exactly(
+    optimizer, batch_size, record, dtype, tmp_path
+):
+    trajectory, X, y = recorded(optimizer, batch_size, record, dtype)
+    path = tmp_path / "run.safetensors"
+    trajectory.save(path, X, y)
+    assert os.listdir(tmp_path) == ["run.safetensors"]
+    loaded = Trajectory.load(str(path), X, y)
+    one, other = trajectory.recipe, loaded.recipe
+    assert one.optimizer == other.optimizer
+    assert one.clip_norm == other.clip_norm
+    for name in ("learning_rates", "initial"):
+        assert_array_equal(getattr(one, name), getattr(other, name))
+    assert other.initial.dtype == dtype
+    assert (other.batches is None) == (batch_size is None)
+    for mine, theirs in zip(one.batches or [], other.batches or [], strict=True):
+        assert_array_equal(mine, theirs)
+    assert_array_equal(trajectory.row_weights, loaded.row_weights)
+    assert (trajectory.second_moment is None) == (loaded.second_moment is None)
+    if loaded.second_moment is not None:
+        assert_array_equal(trajectory.second_moment, loaded.second_moment)
+    assert list(loaded.states) == list(trajectory.states)
+    for t, state in loaded.states.items():
+        assert_array_equal(state.params, trajectory.states[t].params)
+        kept = trajectory.states[t].optimizer
+        for mine, theirs in zip(kept, state.optimizer, strict=True):
+            assert_array_equal(mine, theirs)
+
+
+def test_record_of_other_data_is_refused(tmp_path):
+    trajectory, X, y = recorded()
+    trajectory.save(tmp_path / "run", X, y)
+    for other in ((X + 1e-9, y), (X, 1 - y), (X.float(), y), (X[:9], y[:9])):
+        with pytest.raises(TrajectoryError, match="other data"):
+            Trajectory.load(tmp_path / "run", *other)
+    Trajectory.load(tmp_path / "run", X.clone(), y.clone())
+
+
+def test_digest_is_of_the_whole_recipe():
+    trajectory, X, y = recorded()
+    recipe = trajectory.recipe
+    others = [
+        replace(recipe, optimizer=replace(recipe.optimizer, eps=1e-7)),
+        replace(recipe, clip_norm=None),
+        replace(recipe, learning_rates=recipe.learning_rates * 2),
+        replace(recipe, initial=recipe.initial + 1),
+        replace(recipe, batches=recipe.batches[::-1]),
+        replace(recipe, batches=None),
+    ]
+    found = {r.digest(X, y) for r in (recipe, replace(recipe), *others)}
+    assert len(found) == 1 + len(others)
+
+
+def test_what_is_no_record_is_refused(tmp_path):
+    _, X, y = recorded()
+    path = tmp_path / "run"
+    path.write_bytes(b"something else entirely")
+    with pytest.raises(TrajectoryError, match="no training record"):
+        Trajectory.load(path, X, y)
+    with pytest.raises(FileNotFoundError):
+        Trajectory.load(tmp_path / "nowhere", X, y)
+
+
+def test_a_save_that_fails_leaves_the_old_record(tmp_path, monkeypatch):
+    trajectory, X, y = recorded()
+    path = tmp_path / "run"
+    trajectory.save(path, X, y)
+    before = path.read_bytes()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            recorded("sgd")[0].save(path, X, y)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["run"]

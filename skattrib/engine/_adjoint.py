@@ -1,0 +1,346 @@
+"""The reverse sweep over training runs: what the weight of every row did to the end.
+
+The derivative of a function of the trained parameters in the weights of the rows, exact
+for the optimizer, its schedule, clipping and decay included. One backward pass through
+the run serves all rows; queries and runs are swept together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from skattrib.engine._functional import FunctionalModule, Loss, chunks
+from skattrib.engine._modules import activation_size
+from skattrib.engine._optim import (
+    Optimizer,
+    StepCotangent,
+    clip_gradient,
+    initial_state,
+    step_adjoint,
+)
+from skattrib.engine._training import can_stack, replay, row_losses, row_shares, start
+from skattrib.engine._trajectory import Recipe, TrainingState
+
+Dynamics = Literal["recorded", "sgd"]
+Hessian = Literal["exact", "empirical_fisher"]
+#: (step from 1, row indices, scores (m, q, rows), their runs, their queries)
+RowCallback = Callable[[int, Tensor, Tensor, slice, slice], object]
+
+# Numbers alive per query and parameter, and per query and activation, in a step.
+_COPIES_PER_PARAM = 10
+_COPIES_PER_ACTIVATION = 8
+
+
+def sweep(
+    model: FunctionalModule,
+    loss: Loss,
+    recipe: Recipe,
+    X: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    cotangents: Tensor,
+    *,
+    states: Mapping[int, TrainingState] | None = None,
+    dynamics: Dynamics = "recorded",
+    hessian: Hessian = "exact",
+    inert: float = 0.0,
+    on_rows: RowCallback | None = None,
+    on_step: Callable[[], object] | None = None,
+    memory_bytes: float,
+) -> Tensor:
+    """Differentiate functions of the trained parameters in the weights of the rows.
+
+    Parameters
+    ----------
+    weights : Tensor of shape (M, n)
+        Multipliers of the rows in the M runs.
+    cotangents : Tensor of shape (M, q, P)
+        Gradients of the functions in the parameters at the end of each run.
+    states : mapping of int to TrainingState
+        States that training kept, of all M runs. The others are replayed; where not
+        all fit the memory, from checkpoints.
+    dynamics : {"recorded", "sgd"}
+        "sgd" passes plain SGD's Jacobians along the same states, as if the optimizer
+        had kept no moments.
+    hessian : {"exact", "empirical_fisher"}
+        "empirical_fisher" takes Σ w ∇ℓ ∇ℓᵀ / Σ w of the minibatch for the Hessian of
+        its mean loss.
+    inert : float
+        Adam and AdamW: parameters with gradients of at most this fraction of the
+        usual size pass nothing on, see `step_adjoint`. In a run on a subset, these are
+        the ones that mostly rows left out would train. Their derivative is huge and
+        holds for tiny weights only; 0.01 keeps it out of runs on random halves.
+    on_rows : callable
+        Gets the scores of every single step, last step first.
+    on_step : callable
+        Called after every step of a sweep; there are as many sweeps as chunks.
+
+    Returns
+    -------
+    Tensor of shape (M, q, n)
+        Derivatives, summed over the steps. They hold in rows of weight zero, too.
+    """
+    check_differentiable(model, loss, X, targets)
+    n_runs, n_queries = cotangents.shape[:2]
+    plan = _Plan.of(model, recipe, X, n_runs, n_queries, memory_bytes)
+    if n_runs > 1 and not can_stack(model, loss, X, targets):
+        plan = replace(plan, n_runs=1)
+    scores = X.new_zeros(n_runs, n_queries, len(X))
+    for runs in chunks(n_runs, plan.n_runs):
+        stack = _Stack(
+            model, loss, recipe, X, targets, weights[runs], dynamics, hessian, inert
+        )
+        kept = {t: state[runs].to(X) for t, state in (states or {}).items()}
+        kept.setdefault(0, start(recipe, X, len(stack.weights)))
+        for queries in chunks(n_queries, plan.n_queries):
+            # queries first: autograd batches over the leading axis
+            after = cotangents[runs, queries].transpose(0, 1).to(X)
+            steps = stack.sweep(after, stack.states_backwards(kept, plan.n_states))
+            for t, rows, found in steps:
+                found = found.transpose(0, 1)
+                scores[runs, queries].index_add_(2, rows, found)
+                if on_rows is not None:
+                    on_rows(t, rows, found, runs, queries)
+                if on_step is not None:
+                    on_step()
+    return scores
+
+
+def check_differentiable(
+    model: FunctionalModule, loss: Loss, X: Tensor, targets: Tensor
+) -> None:
+    """Raise ValueError unless autograd takes the module twice, batched over queries."""
+    params = model.flatten().to(X)[None]
+    shares = X.new_full((1, len(X[:2])), 0.5)
+    try:
+        gradient = _Gradient(model, loss, params, X[:2], targets[:2], shares, None)
+        gradient.products(params.expand(2, -1, -1), "exact")
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        name = type(model.module).__name__
+        raise ValueError(
+            f"{name} cannot be differentiated twice: {error}. The influence of a row "
+            "on the steps after it needs second derivatives, of many queries at once. "
+            "Replace the layer named above: a custom autograd.Function needs a twice "
+            "differentiable backward() without in-place operations; write a recurrent "
+            "layer as a loop over cells (nn.LSTMCell)."
+        ) from error
+
+
+class _Gradient:
+    """The gradient of a minibatch's loss, and products with its Jacobians.
+
+    Parameters
+    ----------
+    shares : Tensor of shape (M, B)
+        Weights of the rows over their sum.
+    """
+
+    def __init__(
+        self,
+        model: FunctionalModule,
+        loss: Loss,
+        params: Tensor,
+        X: Tensor,
+        targets: Tensor,
+        shares: Tensor,
+        clip_norm: float | None,
+    ) -> None:
+        self._params = params.detach().requires_grad_()
+        self._shares = shares.detach().requires_grad_()
+        with torch.enable_grad():
+            # fused attention has no second derivative, the plain one has
+            with sdpa_kernel(SDPBackend.MATH):
+                self._losses = row_losses(model, loss, self._params, X, targets)
+            (grad,) = torch.autograd.grad(
+                (self._losses * self._shares).sum(), self._params, create_graph=True
+            )
+            # The clipped gradient is what the optimizer consumes: products go through
+            # the Jacobian of clipping as well.
+            self._grad = clip_gradient(grad, clip_norm)
+        self.value = self._grad.detach()
+
+    def products(self, cotangents: Tensor, hessian: Hessian) -> tuple[Tensor, Tensor]:
+        """Return H a (q, M, P) and the dots ∇ℓᵀ a (q, M, B) for cotangents a.
+
+        Both are the transposed Jacobian of one function, the gradient as it depends on
+        parameters and shares: no row's gradient is formed.
+        """
+        if hessian == "exact":
+            curved, dots = torch.autograd.grad(
+                self._grad,
+                (self._params, self._shares),
+                cotangents,
+                is_grads_batched=True,
+            )
+            return curved, dots
+        (dots,) = torch.autograd.grad(
+            self._grad,
+            self._shares,
+            cotangents,
+            retain_graph=True,
+            is_grads_batched=True,
+        )
+        (curved,) = torch.autograd.grad(
+            self._losses,
+            self._params,
+            dots * self._shares.detach(),
+            is_grads_batched=True,
+        )
+        return curved, dots
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Runs that differ only in the weights (m, n) of their rows."""
+
+    model: FunctionalModule
+    loss: Loss
+    recipe: Recipe
+    X: Tensor
+    targets: Tensor
+    weights: Tensor
+    dynamics: Dynamics
+    hessian: Hessian
+    inert: float
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer whose Jacobians the sweep takes."""
+        recorded = self.recipe.optimizer
+        if self.dynamics == "recorded":
+            return recorded
+        return replace(recorded, name="sgd", momentum=0.0, nesterov=False)
+
+    def sweep(
+        self, cotangents: Tensor, states: Iterator[tuple[int, TrainingState]]
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield step, rows and scores (q, m, rows), from the last step to the first."""
+        everything = torch.arange(len(self.X), device=self.X.device)
+        after = StepCotangent(cotangents, initial_state(self.optimizer, cotangents))
+        for done, state in states:
+            t = done + 1
+            rate, rows = self.recipe.step(t, self.X.device)
+            rows = everything if rows is None else rows
+            weights = self.weights[:, rows]
+            shares = row_shares(weights)
+            gradient = _Gradient(
+                self.model,
+                self.loss,
+                state.params,
+                self.X[rows],
+                self.targets[rows],
+                shares,
+                self.recipe.clip_norm,
+            )
+            in_grad, before = step_adjoint(
+                self.optimizer,
+                state.params,
+                gradient.value,
+                state.optimizer,
+                t,
+                rate,
+                after,
+                self.inert,
+            )
+            curved, dots = gradient.products(in_grad, self.hessian)
+            after = before._replace(params=before.params + curved)
+            total = weights.sum(dim=1, keepdim=True)
+            # More of one row is less of the others. An empty batch stays empty when a
+            # weight moves by a trifle: it counts as no step's worth.
+            dots = dots - (dots * shares).sum(dim=-1, keepdim=True)
+            yield t, rows, torch.where(total > 0, dots / total, 0.0)
+
+    def states_backwards(
+        self, kept: Mapping[int, TrainingState], room: int
+    ) -> Iterator[tuple[int, TrainingState]]:
+        """Yield t and the state after t steps, from the last but one to the start."""
+        steps = range(self.recipe.n_steps)
+        kept = {t: state for t, state in kept.items() if t in steps}
+        return self._backwards(kept, self.recipe.n_steps, room)
+
+    def _backwards(
+        self, kept: Mapping[int, TrainingState], last: int, room: int
+    ) -> Iterator[tuple[int, TrainingState]]:
+        """Yield the states before step ``last``; replay those between the kept ones."""
+        ends = [*sorted(kept), last]
+        for first, end in reversed(list(pairwise(ends))):
+            if end - first == 1:
+                yield first, kept[first]
+                continue
+            keep = range(first, end, _stride(end - first, room))
+            # not bound to a name: this segment's states must go before the next one's
+            yield from self._backwards(
+                self._replay(kept[first], first, keep), end, room - len(keep) + 1
+            )
+
+    def _replay(
+        self, state: TrainingState, first: int, keep: range
+    ) -> dict[int, TrainingState]:
+        return replay(
+            self.model,
+            self.loss,
+            self.recipe,
+            self.X,
+            self.targets,
+            self.weights,
+            state,
+            first,
+            keep,
+        )
+
+
+def _stride(n_steps: int, room: int) -> int:
+    """Return how far apart to keep states, if there is room for some beside the first.
+
+    All if they fit; else about √T, with room for as many again inside one segment, so
+    that every step is replayed twice; else one half way, for log₂ T replays.
+    """
+    if n_steps - 1 <= room:
+        return 1
+    root = math.isqrt(n_steps - 1) + 1
+    return root if 2 * (root - 1) <= room else -(-n_steps // 2)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How many runs, queries and states are held at a time."""
+
+    n_runs: int
+    n_queries: int
+    n_states: int
+
+    @classmethod
+    def of(
+        cls,
+        model: FunctionalModule,
+        recipe: Recipe,
+        X: Tensor,
+        n_runs: int,
+        n_queries: int,
+        memory_bytes: float,
+    ) -> _Plan:
+        numbers = memory_bytes / X.element_size()
+        batch = len(X) if recipe.batches is None else len(recipe.batches[0])
+        activations = batch * activation_size(model.module, X)
+        moments = initial_state(recipe.optimizer, recipe.initial)
+        state = model.n_params + sum(m.numel() for m in moments)
+        query = (
+            _COPIES_PER_PARAM * model.n_params + _COPIES_PER_ACTIVATION * activations
+        )
+        # a run without queries: a step, and the states of the leanest replay that
+        # takes every step no more than twice
+        run = query + 2 * math.sqrt(recipe.n_steps) * state
+        fits = int((numbers - run) / query)
+        n_queries = max(1, min(n_queries, fits))
+        fits = int(numbers / (run + n_queries * query))
+        n_runs = max(1, min(n_runs, fits))
+        left = numbers - n_runs * (n_queries + 1) * query
+        return cls(n_runs, n_queries, max(0, int(left / (n_runs * state))))

@@ -5,7 +5,7 @@ without them, and how far is the answer to be trusted?
 """
 
 from skattrib.feature_selection import TaskWeightSelector
-from skattrib.influence import DualInfluence
+from skattrib.influence import AdamWInfluence, DualInfluence
 from skattrib.neural import TorchClassifier, TorchRegressor
 from skattrib.random_projection import CountSketchTransformer, GradientTransformer
 from skattrib.surrogate import (
@@ -18,6 +18,7 @@ from skattrib.surrogate import (
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "AdamWInfluence",
     "CountSketchTransformer",
     "DualInfluence",
     "GradientTransformer",

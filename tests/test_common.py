@@ -24,6 +24,7 @@ from sklearn.utils.estimator_checks import (
 
 import skattrib
 from skattrib import (
+    AdamWInfluence,
     CountSketchTransformer,
     DualInfluence,
     GradientTransformer,
@@ -42,6 +43,8 @@ ATTRIBUTORS = [
     DualInfluence(n_retrainings=8),
     DualInfluence(TorchRegressor(), n_retrainings=8, removal="refit", solver="dual"),
     DualInfluence(TorchClassifier(), n_retrainings=8, removal="influence", n_models=2),
+    AdamWInfluence(TorchClassifier(max_epochs=30), n_trajectories=2, n_retrainings=8),
+    AdamWInfluence(TorchRegressor(max_epochs=30), inclusion=1.0, n_retrainings=8),
     KernelSurrogateAttributor(n_subsets=24, n_retrainings=8),
     KernelSurrogateAttributor(
         TorchRegressor(), n_subsets=16, estimation="gradient", n_retrainings=8

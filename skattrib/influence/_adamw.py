@@ -1,0 +1,499 @@
+"""Influence by differentiating the training runs themselves."""
+
+import warnings
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.base import _fit_context, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import Bunch
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from skattrib._torch_estimator import unfrozen
+from skattrib._validation import as_tensor, draw_seeds, memory_cap
+from skattrib.base import BaseAttributor
+from skattrib.engine._adjoint import check_differentiable
+from skattrib.engine._functional import FunctionalModule
+from skattrib.engine._training import train
+from skattrib.evaluation import make_weightings
+from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
+from skattrib.influence._aggregation import AGGREGATIONS, aggregate, exploding
+from skattrib.influence._runs import Differentiator, Runs
+
+__all__ = ["AdamWInfluence"]
+
+# Units absent from a run keep this weight. At 0, a row that is alone with a non-zero
+# input meets parameters that Adam has never moved: its derivative there is 1/eps.
+_ABSENT = 0.05
+# In these runs, parameters whose second moment is this small relative to the usual one
+# count as unmoved.
+_INERT = 0.01
+_SLOPES = (0.5, 2.0)
+_EXPLODING_LIMIT = 0.25
+
+
+class AdamWInfluence(BaseAttributor):
+    """Derivatives of the training run that really happened, optimizer included.
+
+    The run is differentiated in the weight of every row by one reverse sweep through
+    its steps, exact for AdamW, Adam and SGD with momentum, schedules, clipping and
+    decay. At weights of 1 that answers leave-one-out questions. For subsets, runs on
+    random halves are trained as one stack, differentiated each, and averaged.
+
+    Parameters
+    ----------
+    estimator : TorchClassifier, TorchRegressor or None, default=None
+        Model to train and attribute; a fitted one inside
+        `sklearn.frozen.FrozenEstimator`, with a record of its training, is taken as
+        it is. None builds one that suits y. Not with ``batch_size=1``, where weights
+        do nothing.
+    inclusion : "auto" or float, default="auto"
+        Chance in (0, 1] of a unit to be in a run that is differentiated. 1 takes the
+        run on all units alone. "auto": 0.5, or 1 if the estimator is frozen.
+    n_trajectories : int, default=16
+        Runs differentiated if `inclusion` is below 1; for 0.5 in pairs of
+        complementary halves, so even.
+    aggregation : {"trimmed_mean", "median", "mean"}, default="trimmed_mean"
+        How runs are averaged. Some runs pass through unstable steps and have
+        derivatives hundreds of times too large: "trimmed_mean" leaves out a quarter
+        of the runs at either end, entry by entry, more where more of them explode.
+    dynamics : {"recorded", "sgd"}, default="recorded"
+        "sgd" differentiates the same runs as if plain SGD had taken the steps: the
+        baseline that this method corrects.
+    hessian : {"exact", "empirical_fisher"}, default="exact"
+        Curvature of the minibatch loss; "empirical_fisher" replaces it by second
+        moments of gradients.
+    n_models : int, default=1
+        Training seeds to average over: the outcome is then the mean over these seeds,
+        in `score` too. Each has `n_trajectories` runs.
+    outcome : {"auto", "log_likelihood", "margin", "prediction"} or callable, \
+            default="auto"
+        What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is
+        the log-likelihood of the predicted class, or the raw prediction.
+    n_retrainings : int, default=32
+        Models trained by `score`; at least 8.
+    retrain_size : float, default=0.5
+        Fraction of the units that each of them is trained on.
+    memory : str, joblib.Memory or None, default=None
+        Where retrained outcomes are remembered; needs an int `random_state`.
+    n_jobs : int or None, default=None
+        Workers for models that cannot be trained as a stack.
+    random_state : int, RandomState instance or None, default=None
+        Seeds what the estimator leaves unseeded, the runs and the weightings of
+        `score`.
+    verbose : int, default=0
+        Shows progress when above 0.
+
+    Attributes
+    ----------
+    estimator_ : estimator
+        Model fitted on all units.
+    inclusion_ : float
+        Chance of a unit to be in a run.
+    weights_ : ndarray of shape (n_runs, n_units)
+        Weights of the units in each run: 1 if present, 0.05 if absent; the same for
+        all seeds.
+    X_train_ : ndarray of shape (n_samples, n_features)
+        Training rows.
+    y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
+        Their targets.
+    tasks_ : ndarray of shape (n_samples,) or None
+        Task of each row.
+    unit_names_ : ndarray of shape (n_units,)
+        Task labels, or the index of X.
+    n_units_ : int
+        Number of units.
+    estimand_ : str
+        What an attribution estimates.
+    n_features_in_ : int
+        Number of features seen in fit.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the features, if X had any.
+
+    See Also
+    --------
+    DualInfluence : Refits the tangent instead; cheaper where training is long.
+
+    Notes
+    -----
+    Adam's step hardly depends on the size of a gradient but on its direction, so the
+    derivative at weight 0 of a row that is alone with some input is as good as
+    infinite. Absent units therefore keep a weight of 0.05 in the runs, and parameters
+    that have hardly had a gradient are taken not to move; else, one run in ten had
+    derivatives ten and more times too large, and averages were worth little.
+
+    A minibatch's loss is Σ w ℓ / Σ w, so a row's weight also moves the share of the
+    others. Runs are replayed from their recipe at query time: states are kept under
+    scikit-learn's ``working_memory`` only.
+
+    References
+    ----------
+    Influence of training data along AdamW's trajectory, arXiv:2605.18814.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skattrib import AdamWInfluence, TorchClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = TorchClassifier(max_epochs=20, random_state=0)
+    >>> influence = AdamWInfluence(clf, n_trajectories=4, random_state=0)
+    >>> influence.fit(X[::3], y[::3]).attribute(X[1::30], y[1::30]).shape
+    (5, 50)
+    """
+
+    _parameter_constraints: dict = {
+        **BaseAttributor._parameter_constraints,
+        "inclusion": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="right")],
+        "n_trajectories": [Interval(Integral, 1, None, closed="left")],
+        "aggregation": [StrOptions(set(AGGREGATIONS))],
+        "dynamics": [StrOptions({"recorded", "sgd"})],
+        "hessian": [StrOptions({"exact", "empirical_fisher"})],
+        "n_models": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        inclusion="auto",
+        n_trajectories=16,
+        aggregation="trimmed_mean",
+        dynamics="recorded",
+        hessian="exact",
+        n_models=1,
+        outcome="auto",
+        n_retrainings=32,
+        retrain_size=0.5,
+        memory=None,
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        self.estimator = estimator
+        self.inclusion = inclusion
+        self.n_trajectories = n_trajectories
+        self.aggregation = aggregation
+        self.dynamics = dynamics
+        self.hessian = hessian
+        self.n_models = n_models
+        self.outcome = outcome
+        self.n_retrainings = n_retrainings
+        self.retrain_size = retrain_size
+        self.memory = memory
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # -------------------------------------------------------------------- fit
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X, y, tasks=None, **fit_params):
+        """Train the model, and the runs to be differentiated.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Their targets.
+        tasks : array-like of shape (n_samples,) or None, default=None
+            Unit of each row, for example its source; None makes every row a unit.
+        **fit_params : dict
+            Passed to the estimator's ``fit``; `sample_weight` enters the
+            attributions too.
+
+        Returns
+        -------
+        self : AdamWInfluence
+            Fitted attributor.
+
+        Raises
+        ------
+        ValueError
+            If a parameter or the data cannot be used, or the module cannot be
+            differentiated twice.
+        TrajectoryError
+            If a frozen estimator has no record of its training.
+
+        Warns
+        -----
+        FaithfulnessWarning
+            If the record of a frozen estimator does not reproduce it.
+        """
+        return self._fit(X, y, tasks, fit_params)
+
+    def _check_estimator(self, estimator):
+        inner = unfrozen(estimator, self)
+        if inner is not estimator:
+            if getattr(inner, "trajectory_", 0) is None:
+                raise TrajectoryError(
+                    f"The frozen {type(inner).__name__} wraps a module whose training "
+                    "was not recorded: there is no run to differentiate. Train it "
+                    "through TorchClassifier(module=...).fit, or use DualInfluence."
+                )
+            for name, value, only in [
+                ("inclusion", self.inclusion, ("auto", 1)),
+                ("n_models", self.n_models, (1,)),
+            ]:
+                if value not in only:
+                    raise ValueError(
+                        f"{name}={value} needs an estimator that can be trained; a "
+                        f"FrozenEstimator is one run. Use {name}={only[-1]}."
+                    )
+        if inner.batch_size == 1:
+            raise ValueError(
+                "batch_size=1 makes weights inert: a row alone in its batch has the "
+                "same gradient at any weight. Train with batch_size of at least 2."
+            )
+        if self._inclusion(estimator) == 0.5 and self.n_trajectories % 2:
+            raise ValueError(
+                f"n_trajectories={self.n_trajectories} must be even: runs on halves "
+                f"come in pairs. Use {self.n_trajectories + 1}."
+            )
+
+    def _inclusion(self, estimator):
+        if self.inclusion != "auto":
+            return float(self.inclusion)
+        return 1.0 if isinstance(estimator, FrozenEstimator) else 0.5
+
+    def _fit_attributor(self):
+        estimator = unfrozen(self.estimator_, self)
+        self.inclusion_ = self._inclusion(self.estimator_)
+        self.weights_ = self._design()
+        problem = self._problem(estimator)
+        check_differentiable(problem.model, problem.loss, problem.X, problem.targets)
+        rows = as_tensor(self._unit_weightings(self.weights_), problem.X)
+        whole = rows.new_tensor(self._row_weights)[None]
+        own = FunctionalModule(estimator.module_).flatten()[None]
+        recipe = estimator.trajectory_.recipe
+        self._own_run = Runs(recipe, whole.cpu(), own.cpu())
+        if isinstance(self.estimator_, FrozenEstimator):
+            _check_reproduced(problem, recipe, whole, own)
+        self._runs = [self._own_run]
+        if self.inclusion_ < 1 or self.n_models > 1:
+            seeds = draw_seeds(estimator.random_state, self.n_models)
+            self._runs = [self._train(estimator, rows, seed) for seed in seeds]
+        self.estimand_ = (
+            "derivative of the outcome in the weight of this unit, all others present"
+            if self.inclusion_ == 1
+            else "mean derivative of the outcome in the weight of this unit, others "
+            f"present with chance {self.inclusion_:g}"
+        )
+
+    def _problem(self, estimator, seed=None):
+        blank = clone(estimator)
+        blank.n_features_in_ = self.n_features_in_
+        return blank._problem(self.X_train_, blank._learn_target(self.y_train_), seed)
+
+    def _design(self):
+        n, p = self.n_units_, self.inclusion_
+        if p == 1:
+            return np.ones((1, n))
+        present = make_weightings(
+            n,
+            self.n_trajectories,
+            size=p,
+            kind="antithetic" if p == 0.5 else "bernoulli",
+            random_state=self._fit_seed,
+        )
+        return np.where(present, 1.0, _ABSENT)
+
+    def _train(self, estimator, rows, seed):
+        recipe = self._problem(estimator, seed).recipe
+        blank = clone(estimator)
+        y = blank._learn_target(self.y_train_)
+        _, params = blank._stack(
+            self.X_train_,
+            y,
+            rows,
+            random_state=seed,
+            n_jobs=self.n_jobs,
+            verbose=self.verbose,
+        )
+        return Runs(recipe, rows.cpu(), params.cpu())
+
+    def _unit_weightings(self, weights):
+        return weights[:, self._unit_of_row] * self._row_weights
+
+    def _n_seeds(self):
+        return self.n_models
+
+    # ---------------------------------------------------------------- queries
+    def _differentiator(self, inert=0.0):
+        return Differentiator(
+            unfrozen(self.estimator_, self),
+            self.X_train_,
+            self.y_train_,
+            dynamics=self.dynamics,
+            hessian=self.hessian,
+            inert=inert,
+        )
+
+    def _by_unit(self, derivatives):
+        """Add derivatives (..., n_samples) of the rows up to units."""
+        share = derivatives * self._row_weights
+        if self.tasks_ is None:
+            return share
+        out = np.zeros((*share.shape[:-1], self.n_units_), dtype=share.dtype)
+        np.add.at(out, (..., self._unit_of_row), share)
+        return out
+
+    def _each_run(self, X, y, outcome):
+        """Return the attributions of every run, (n_runs, q, n_units)."""
+        engine = self._differentiator(_INERT if self.inclusion_ < 1 else 0.0)
+        found = [engine.derivatives(runs, X, y, outcome) for runs in self._runs]
+        return self._by_unit(torch.cat(found).cpu().numpy())
+
+    def _attribute(self, X, y, outcome):
+        return aggregate(self._each_run(X, y, outcome), self.aggregation)
+
+    def _run_outcomes(self, X, y, outcome):
+        """Return the outcomes of every run, (n_models, n_runs, q)."""
+        engine = self._differentiator()
+        found = [engine.outcomes(runs, X, y, outcome) for runs in self._runs]
+        return torch.stack(found).cpu().numpy()
+
+    def _predict_outcomes(self, X, y, weights, outcome):
+        middle = self._run_outcomes(X, y, outcome).mean(axis=(0, 1))
+        slopes = self._attribute(X, y, outcome)[0]
+        return middle + (weights - self.weights_.mean(axis=0)) @ slopes.T
+
+    # ------------------------------------------------------- steps, verdict
+    def step_attribution(self, X, y=None):
+        """Attribute the outcome of each query to single steps of the training run.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, n_features)
+            Queries.
+        y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
+            Their targets; None as in `attribute`.
+
+        Returns
+        -------
+        Bunch
+            Of the run on all units, with these entries; sums over the steps of a row
+            are its attributions for ``inclusion=1``.
+
+            - steps: ndarray of shape (n_entries,), step of the run, from 1.
+            - rows: ndarray of shape (n_entries,), row in that step's minibatch.
+            - attributions: ndarray of shape (n_queries, n_entries), derivative of the
+              outcome in the weight of the row at that step alone, times its weight.
+
+        Raises
+        ------
+        ValueError
+            If the result is larger than scikit-learn's ``working_memory``.
+        """
+        X, y, outcome = self._check_query(X, y)
+        recipe = self._own_run.recipe
+        batches = recipe.batches
+        per_step = [len(self.X_train_)] * recipe.n_steps
+        if batches is not None:
+            per_step = [len(batch) for batch in batches]
+        needed = sum(per_step) * len(X) * X.dtype.itemsize
+        if needed > memory_cap():
+            raise ValueError(
+                f"{sum(per_step)} rows in {recipe.n_steps} steps for {len(X)} queries "
+                f"take {needed / 2**20:.0f} MiB, over the cap of "
+                f"{memory_cap() / 2**20:.0f} MiB. Ask fewer queries, or raise "
+                "sklearn.set_config(working_memory=...)."
+            )
+        ends = np.cumsum(per_step)
+        rows = np.empty(ends[-1], dtype=np.intp)
+        found = np.empty((len(X), ends[-1]), dtype=X.dtype)
+
+        def note(t, step_rows, scores, _, queries):
+            where = slice(ends[t - 1] - len(step_rows), ends[t - 1])
+            rows[where] = step_rows.cpu().numpy()
+            found[queries, where] = scores[0].cpu().numpy()
+
+        self._differentiator().derivatives(self._own_run, X, y, outcome, on_rows=note)
+        return Bunch(
+            steps=np.repeat(np.arange(1, len(ends) + 1), per_step),
+            rows=rows,
+            attributions=found * self._row_weights[rows].astype(X.dtype),
+        )
+
+    def diagnose(self, X, y, n_retrainings=0):
+        """Say how far the attributions can be trusted, and why not.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, n_features)
+            Queries.
+        y : array-like of shape (n_queries,) or (n_queries, n_outputs)
+            Their targets.
+        n_retrainings : int, default=0
+            Really retrained models to compare with, at least 8; 0 for none.
+
+        Returns
+        -------
+        Bunch
+            With these entries.
+
+            - exploding_share: share of runs and queries whose attributions are more
+              than ten times as large as the median run's.
+            - calibration_slope: slope of the outcomes of the runs, or of retrained
+              models, on predicted ones (1 is right); None for a single run.
+            - lds: with `n_retrainings`, rank correlation with retrained outcomes.
+            - trustworthy, verdict: whether the order of attributions can be trusted,
+              and a sentence.
+
+        Warns
+        -----
+        FaithfulnessWarning
+            If the verdict is bad.
+        """
+        check_is_fitted(self, "n_units_")
+        X, y, outcome = self._check_query(X, y)
+        each = self._each_run(X, y, outcome)
+        share = float(exploding(each).mean())
+        found = Bunch(exploding_share=share, calibration_slope=None, lds=None)
+        if n_retrainings:
+            found.update(self._calibrate(X, y, outcome, n_retrainings))
+        elif len(self.weights_) > 1:
+            found.calibration_slope = self._own_slope(X, y, outcome)
+        bad = []
+        if share > _EXPLODING_LIMIT:
+            bad.append(
+                f"{share:.0%} of the runs have derivatives out of all proportion "
+                "(lower the learning rate, or warm up)"
+            )
+        if found.lds is not None and found.lds < 0.3:
+            bad.append(f"retrained outcomes rank with {found.lds:.2f}")
+        slope, trust = found.calibration_slope, "Trust"
+        if slope is not None and not _SLOPES[0] <= slope <= _SLOPES[1]:
+            trust = "Trust the order, not the size"
+        good = f"{share:.0%} of the runs explode"
+        if slope is not None:
+            good += f", outcomes move {slope:.2f} times as far as predicted"
+        sentence = f"Do not trust: {'; '.join(bad)}." if bad else f"{trust}: {good}."
+        if bad:
+            warnings.warn(sentence, FaithfulnessWarning, stacklevel=2)
+        found.update(trustworthy=not bad, verdict=sentence)
+        return found
+
+    def _own_slope(self, X, y, outcome):
+        """Return the slope of the runs' own outcomes on predicted ones."""
+        real = self._run_outcomes(X, y, outcome).mean(axis=0)
+        predicted = self._predict_outcomes(X, y, self.weights_, outcome)
+        p, r = predicted - predicted.mean(axis=0), real - real.mean(axis=0)
+        return float((p * r).sum() / max((p * p).sum(), np.finfo(float).tiny))
+
+
+def _check_reproduced(problem, recipe, weights, own):
+    """Warn unless the recipe leads to the parameters of a frozen estimator."""
+    again = train(
+        problem.model, problem.loss, recipe, problem.X, problem.targets, weights
+    ).params
+    error = float((again - own.to(again)).norm() / own.norm().clamp(min=1e-12))
+    if not error < 1e-3:
+        warnings.warn(
+            f"Replaying the record of the frozen estimator on these rows misses its "
+            f"weights by {error:.1e}: it was trained on other rows, labels or weights. "
+            "What is differentiated is another run.",
+            FaithfulnessWarning,
+            stacklevel=7,
+        )

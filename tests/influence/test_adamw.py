@@ -1,0 +1,357 @@
+"""AdamWInfluence: derivatives of real training runs, checked by training."""
+
+import pickle
+
+import numpy as np
+import pytest
+import sklearn
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.datasets import load_digits, load_iris
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import scale
+from torch import nn
+
+from skattrib import AdamWInfluence, TorchClassifier, TorchRegressor
+from skattrib.evaluation import lds_score, loo_score, make_weightings, retrain_outcomes
+from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
+from skattrib.influence._aggregation import AGGREGATIONS, aggregate, exploding
+
+
+def data(n=40, n_queries=6):
+    X, y = load_iris(return_X_y=True)
+    order = np.random.RandomState(0).permutation(len(y))
+    X, y = scale(X)[order], y[order]
+    return X[:n], y[:n], X[-n_queries:], y[-n_queries:]
+
+
+def net(**options):
+    options = {"hidden_layer_sizes": (5,), "max_epochs": 6, "batch_size": 13, **options}
+    return TorchClassifier(random_state=0, **options)
+
+
+def make(estimator=None, **options):
+    options = {"inclusion": 1.0, "n_retrainings": 8, "random_state": 0, **options}
+    return AdamWInfluence(net() if estimator is None else estimator, **options)
+
+
+def outcome_of(model, X, y, weights, Xq, yq, **options):
+    return retrain_outcomes(model, X, y, weights[None], Xq, yq, **options)[0]
+
+
+# ------------------------------------------------------------------ identities
+@pytest.mark.parametrize(
+    "model",
+    [
+        net(),
+        net(optimizer="adam", weight_decay=0.1, clip_norm=0.3),
+        net(optimizer="sgd", momentum=0.8, nesterov=True, schedule="cosine"),
+        net(batch_size=None),
+    ],
+    ids=["adamw", "adam clipped", "nesterov cosine", "full batch"],
+)
+@pytest.mark.parametrize("outcome", ["log_likelihood", "margin"])
+def test_attributions_are_derivatives_of_retraining(model, outcome):
+    X, y, Xq, yq = data()
+    influence = make(model, outcome=outcome).fit(X, y)
+    found, h = influence.attribute(Xq, yq), 1e-5
+    for i in (0, 7, 23):
+        ends = []
+        for sign in (1, -1):
+            weights = np.ones(40)
+            weights[i] += sign * h
+            ends.append(outcome_of(model, X, y, weights, Xq, yq, outcome=outcome))
+        slope = (ends[0] - ends[1]) / (2 * h)
+        assert_allclose(found[:, i], slope, rtol=1e-4, atol=1e-7)
+
+
+def test_regression():
+    X, _, Xq, _ = data()
+    model = TorchRegressor(
+        hidden_layer_sizes=(4,), max_epochs=5, batch_size=10, random_state=0
+    )
+    influence = make(model).fit(X[:, :2], X[:, 2:])
+    found, h = influence.attribute(Xq[:, :2], Xq[:, 2:]), 1e-5
+    weights = np.ones((2, 40))
+    weights[:, 3] += [h, -h]
+    ends = retrain_outcomes(model, X[:, :2], X[:, 2:], weights, Xq[:, :2], Xq[:, 2:])
+    assert_allclose(found[:, 3], (ends[0] - ends[1]) / (2 * h), rtol=1e-4, atol=1e-7)
+
+
+def test_tasks_and_sample_weights_add_up():
+    X, y, Xq, yq = data()
+    weights = np.random.RandomState(0).uniform(0.5, 2, 40)
+    weights[4] = 0
+    tasks = np.arange(40) % 4
+    rows = make().fit(X, y, sample_weight=weights).attribute(Xq, yq)
+    units = make().fit(X, y, tasks=tasks, sample_weight=weights).attribute(Xq, yq)
+    assert_array_equal(rows[:, 4], 0)
+    for t in range(4):
+        assert_allclose(units[:, t], rows[:, tasks == t].sum(axis=1), atol=1e-12)
+    # the scale of all weights together does nothing
+    assert np.abs(rows.sum(axis=1)).max() < 1e-10
+
+
+def test_runs_on_halves_are_differentiated_where_they_were_trained():
+    X, y, Xq, yq = data()
+    influence = make(inclusion=0.5, n_trajectories=4, aggregation="mean").fit(X, y)
+    W = influence.weights_
+    assert set(np.unique(W)) == {0.05, 1.0}
+    assert_allclose(W[0] + W[1], 1.05)
+    each = influence._each_run(Xq, yq, "log_likelihood")
+    h, i = 1e-5, 9
+    for k in range(4):
+        weights = np.repeat(W[k : k + 1], 2, axis=0)
+        weights[:, i] += [h, -h]
+        ends = retrain_outcomes(net(), X, y, weights, Xq, yq)
+        slope = (ends[0] - ends[1]) / (2 * h)
+        assert_allclose(each[k, :, i], slope, rtol=1e-3, atol=1e-6)
+    found, std = influence.attribute(Xq, yq, return_std=True)
+    assert_allclose(found, each.mean(axis=0), atol=1e-12)
+    assert_allclose(std, each.std(axis=0, ddof=1) / 2, atol=1e-12)
+
+
+def test_predicted_outcomes():
+    X, y, Xq, yq = data()
+    own = make().fit(X, y)
+    log_p = np.log(own.estimator_.predict_proba(Xq)[np.arange(6), yq])
+    weights = np.ones((2, 40))
+    weights[1, 3] = 0
+    found = own.predict_outcomes(Xq, yq, weights)
+    assert_allclose(found[0], log_p, atol=1e-10)
+    assert_allclose(found[0] - found[1], own.attribute(Xq, yq)[:, 3], atol=1e-10)
+    halves = make(inclusion=0.5, n_trajectories=4).fit(X, y)
+    middle = halves.weights_.mean(axis=0, keepdims=True)
+    real = retrain_outcomes(net(), X, y, halves.weights_, Xq, yq).mean(axis=0)
+    assert_allclose(halves.predict_outcomes(Xq, yq, middle)[0], real, atol=1e-8)
+
+
+def test_steps_add_up_to_the_run():
+    X, y, Xq, yq = data()
+    weights = np.random.RandomState(0).uniform(0.5, 2, 40)
+    influence = make().fit(X, y, sample_weight=weights)
+    found = influence.step_attribution(Xq, yq)
+    assert found.attributions.shape == (6, 6 * 40)
+    assert found.steps.max() == 6 * 4  # batches of 13, 13, 13 and 1
+    total = np.zeros((6, 40))
+    np.add.at(total.T, found.rows, found.attributions.T)
+    assert_allclose(total, influence.attribute(Xq, yq), atol=1e-10)
+    for step in (1, 24):
+        rows = found.rows[found.steps == step]
+        batch = influence.estimator_.trajectory_.recipe.batches[step - 1]
+        assert_array_equal(rows, batch)
+    with sklearn.config_context(working_memory=0.001):
+        with pytest.raises(ValueError, match="Ask fewer queries"):
+            influence.step_attribution(Xq, yq)
+
+
+def test_queries_in_pieces_are_the_same():
+    X, y, Xq, yq = data()
+    influence = make(inclusion=0.5, n_trajectories=4).fit(X, y)
+    whole, steps = influence.attribute(Xq, yq), influence.step_attribution(Xq, yq)
+    with sklearn.config_context(working_memory=0.05):
+        assert_allclose(influence.attribute(Xq, yq), whole, atol=1e-10)
+        again = influence.step_attribution(Xq, yq)
+    assert_allclose(again.attributions, steps.attributions, atol=1e-10)
+
+
+def test_several_seeds_are_averaged():
+    X, y, Xq, yq = data()
+    one = make(inclusion=0.5, n_trajectories=4, aggregation="mean").fit(X, y)
+    three = make(inclusion=0.5, n_trajectories=4, aggregation="mean", n_models=3)
+    three.fit(X, y)
+    assert len(three._each_run(Xq, yq, "margin")) == 12
+    assert_allclose(
+        three._each_run(Xq, yq, "margin")[:4], one._each_run(Xq, yq, "margin")
+    )
+    W = three.weights_
+    truth = retrain_outcomes(net(), X, y, W, Xq, yq, n_seeds=3)
+    assert_allclose(three._run_outcomes(Xq, yq, "log_likelihood").mean(axis=0), truth)
+    single = make(n_models=2).fit(X, y)
+    assert len(single._each_run(Xq, yq, "margin")) == 2
+
+
+def test_baselines_are_other_numbers_from_the_same_run():
+    X, y, Xq, yq = data()
+    exact = make().fit(X, y).attribute(Xq, yq)
+    for options in ({"dynamics": "sgd"}, {"hessian": "empirical_fisher"}):
+        other = make(**options).fit(X, y).attribute(Xq, yq)
+        assert np.abs(other - exact).max() > 1e-4
+    plain = net(optimizer="sgd", weight_decay=0.0, learning_rate=0.1)
+    both = [
+        make(plain, dynamics=d).fit(X, y).attribute(Xq, yq) for d in ("recorded", "sgd")
+    ]
+    assert_allclose(*both, atol=1e-12)
+
+
+# ----------------------------------------------------------- against retraining
+@pytest.fixture(scope="module")
+def digits():
+    X, y = load_digits(return_X_y=True)
+    order = np.random.RandomState(0).permutation(len(y))
+    X, y = X[order] / 16, y[order]
+    return X[:120], y[:120], X[-15:], y[-15:]
+
+
+def test_leave_one_out_of_a_smooth_net(digits):
+    X, y, Xq, yq = digits
+    model = TorchClassifier(
+        hidden_layer_sizes=(16,),
+        batch_size=30,
+        max_epochs=8,
+        learning_rate=1e-3,
+        random_state=0,
+    )
+    truth = retrain_outcomes(
+        model, X, y, 1 - np.eye(120)[:40], Xq, yq, outcome="margin"
+    )
+    scores = {}
+    for dynamics in ("recorded", "sgd"):
+        influence = make(model, dynamics=dynamics, outcome="margin").fit(X, y)
+        scores[dynamics] = loo_score(truth, influence.attribute(Xq, yq)[:, :40])
+    assert scores["recorded"] > 0.95
+    assert scores["recorded"] > scores["sgd"] + 0.05
+
+
+def test_halves_rank_retrained_subsets(digits):
+    X, y, Xq, yq = digits
+    model = TorchClassifier(
+        hidden_layer_sizes=(8,), activation="relu", batch_size=30, max_epochs=20
+    )
+    model.set_params(random_state=0)
+    W = make_weightings(120, 40, random_state=1)
+    truth = retrain_outcomes(model, X, y, W, Xq, yq, outcome="margin")
+    influence = make(model, inclusion="auto", outcome="margin").fit(X, y)
+    assert influence.inclusion_ == 0.5
+    assert len(influence.weights_) == 16
+    attributions = influence.attribute(Xq, yq)
+    assert lds_score(truth, W @ attributions.T) > 0.6
+    predicted = influence.predict_outcomes(Xq, yq, W)
+    assert lds_score(truth, predicted) == pytest.approx(
+        lds_score(truth, W @ attributions.T), abs=1e-6
+    )
+    found = influence.diagnose(Xq, yq, n_retrainings=16)
+    assert found.trustworthy
+    assert found.lds > 0.4
+    own = influence.diagnose(Xq, yq)
+    assert own.lds is None
+    assert 0.3 < own.calibration_slope < 3
+
+
+# --------------------------------------------------------------- aggregation
+def test_exploding_runs_are_left_out():
+    rng = np.random.RandomState(0)
+    found = 1 + 0.1 * rng.randn(16, 3, 5)
+    found[[2, 9]] *= 1e3
+    share = exploding(found).mean(axis=0)
+    assert_allclose(share, 2 / 16)
+    for how in ("trimmed_mean", "median"):
+        mean, error = aggregate(found, how)
+        assert_allclose(mean, 1, atol=0.15)
+        assert (error > 0).all()
+        assert (error < 0.5).all()
+    assert np.abs(aggregate(found, "mean")[0] - 1).max() > 50
+    found[3:7, 1] *= 1e3  # more than a quarter, in one query
+    mean, _ = aggregate(found, "trimmed_mean")
+    assert_allclose(mean, 1, atol=0.2)
+    single, error = aggregate(found[:1], "mean")
+    assert_array_equal(single, found[0])
+    assert error is None
+
+
+def test_standard_errors_are_those_of_the_average():
+    rng = np.random.RandomState(0)
+    draws = rng.randn(400, 16, 1, 1)
+    for how in AGGREGATIONS:
+        found = [aggregate(runs, how) for runs in draws]
+        real = np.std([mean for mean, _ in found])
+        assert np.mean([error for _, error in found]) == pytest.approx(real, rel=0.25)
+
+
+# ------------------------------------------------------------- frozen, pickles
+def test_frozen_estimators_are_one_run():
+    X, y, Xq, yq = data()
+    expected = make().fit(X, y).attribute(Xq, yq)
+    fitted = net().fit(X, y)
+    frozen = AdamWInfluence(FrozenEstimator(fitted), random_state=0)
+    found = frozen.fit(X, y)
+    assert found.inclusion_ == 1
+    assert_allclose(found.attribute(Xq, yq), expected, atol=1e-12)
+    with pytest.warns(FaithfulnessWarning, match="misses its weights"):
+        frozen.fit(X, (y + 1) % 3)
+    with pytest.raises(ValueError, match=r"inclusion=0\.5 needs an estimator"):
+        make(FrozenEstimator(fitted), inclusion=0.5).fit(X, y)
+    with pytest.raises(ValueError, match="n_models=2 needs an estimator"):
+        make(FrozenEstimator(fitted), n_models=2).fit(X, y)
+    bare = TorchClassifier.from_module(fitted.module_, [0, 1, 2])
+    with pytest.raises(TrajectoryError, match="was not recorded"):
+        make(FrozenEstimator(bare)).fit(X, y)
+
+
+def test_pickles_and_threads_give_the_same():
+    X, y, Xq, yq = data()
+    influence = make(inclusion=0.5, n_trajectories=2).fit(X, y)
+    again = pickle.loads(pickle.dumps(influence))
+    assert_array_equal(again.attribute(Xq, yq), influence.attribute(Xq, yq))
+
+
+# ---------------------------------------------------------------------- errors
+class OnceOnly(torch.autograd.Function):
+    """A square whose derivative cannot be differentiated."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x**2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return 2 * x * grad
+
+
+class Square(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return OnceOnly.apply(self.layer(x))
+
+
+ERRORS = {
+    "batch_size=1": ({"estimator": net(batch_size=1)}, "batch_size=1 makes weights"),
+    "odd pairs": (
+        {"inclusion": 0.5, "n_trajectories": 5},
+        "n_trajectories=5 must be even",
+    ),
+    "inclusion": ({"inclusion": 0.0}, "'inclusion' parameter"),
+    "aggregation": ({"aggregation": "sum"}, "'aggregation' parameter"),
+    "not torch": ({"estimator": LogisticRegression()}, "needs gradients"),
+    "no second derivative": (
+        {"estimator": net(module=lambda n_features, n_outputs: Square())},
+        "cannot be differentiated twice",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), ERRORS.values(), ids=list(ERRORS))
+def test_bad_input(change, message):
+    X, y, *_ = data()
+    influence = make(**change)
+    with pytest.raises(ValueError, match=message):
+        influence.fit(X, y)
+    assert not hasattr(influence, "weights_")
+
+
+def test_a_single_run_has_no_standard_error():
+    X, y, Xq, yq = data()
+    with pytest.raises(ValueError, match="return_std=True needs an ensemble"):
+        make().fit(X, y).attribute(Xq, yq, return_std=True)

@@ -3,10 +3,13 @@
 import math
 import os
 from abc import abstractmethod
+from functools import partial
 from numbers import Integral, Real
 
 import numpy as np
+import pandas as pd
 import torch
+from sklearn import config_context
 from sklearn.base import (
     BaseEstimator,
     MetaEstimatorMixin,
@@ -14,6 +17,7 @@ from sklearn.base import (
     is_classifier,
 )
 from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metadata_routing import (
@@ -25,11 +29,13 @@ from sklearn.utils.metadata_routing import (
 from sklearn.utils.validation import (
     _check_feature_names_in,
     _check_sample_weight,
+    _check_y,
+    check_consistent_length,
     check_is_fitted,
     validate_data,
 )
 
-from skattrib._torch_estimator import check_recipe
+from skattrib._torch_estimator import TorchEstimator, check_recipe
 from skattrib._validation import (
     DTYPES,
     check_fits,
@@ -42,11 +48,13 @@ from skattrib._validation import (
     unchanged_on_error,
 )
 from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
+from skattrib.evaluation._trainer import sample_weight_name
 from skattrib.neural import TorchClassifier, make_estimator
 
 __all__ = ["BaseAttributor"]
 
-_FEWEST_RETRAININGS = 8
+FEWEST_RETRAININGS = 8
+_MISNAMED = {"groups", "source", "sources", "task", "unit", "units"}
 
 
 class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
@@ -62,7 +70,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
             StrOptions({"auto", "log_likelihood", "margin", "prediction"}),
             callable,
         ],
-        "n_retrainings": [Interval(Integral, _FEWEST_RETRAININGS, None, closed="left")],
+        "n_retrainings": [Interval(Integral, FEWEST_RETRAININGS, None, closed="left")],
         "retrain_size": [Interval(Real, 0, 1, closed="neither")],
         "memory": [str, os.PathLike, HasMethods(["cache"]), None],
         "n_jobs": [Integral, None],
@@ -97,7 +105,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         index = getattr(X, "index", None)
         shape = np.asarray(y).shape
         several = len(shape) == 2 and shape[1] > 1
-        X, y = validate_data(self, X, y, dtype=DTYPES, multi_output=several)
+        table = _takes_tables(self.estimator)
+        X, y = self._validated(X, y, several=several, table=table)
         if _routing_enabled():
             fit_params = process_routing(self, "fit", **fit_params).estimator.fit
         if self.memory is not None and self.random_state is None:
@@ -106,32 +115,60 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
                 "Pass an int random_state, or memory=None."
             )
         codes, names = self._units(tasks, index, len(X))
-        weights = _check_sample_weight(
-            fit_params.get("sample_weight"), X, dtype=X.dtype, ensure_non_negative=True
-        )
         # one generator per purpose: what one draws must not move the others
         seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(3)
         estimator = make_estimator(self.estimator, y, int(seeds[0] >> 1))
         y = check_target(y, estimator)
+        if is_classifier(estimator) and y.ndim > 1:
+            raise ValueError(
+                f"y has {y.shape[1]} columns: a classifier of several outputs cannot "
+                "be attributed. Fit one attributor per column."
+            )
         self._check_estimator(estimator)
+        fit_params = _flat_fit_params(estimator, fit_params)
+        weight_name = _checked_weight_name(fit_params, estimator)
+        sample_weight = fit_params.get(weight_name)
+        weights = _check_sample_weight(
+            sample_weight, X, dtype=_dtype(X), ensure_non_negative=True
+        )
         check_outcome(self.outcome, estimator, 1 if y.ndim == 1 else y.shape[1])
-        if fit_params.get("sample_weight") is None:
+        if sample_weight is None:
             weights = _recorded_weights(estimator, weights)
-        self.estimator_ = estimator.fit(X, y, **fit_params)
+        if not isinstance(estimator, TorchEstimator):
+            # as subsets are trained: a forest draws other rows without any weights
+            fit_params = {weight_name: weights}
+        self.unit_names_, self.n_units_ = names, len(names)
+        self._score_seed, self._fit_seed = int(seeds[1] >> 1), int(seeds[2] >> 1)
+        self._before_training()
+        with config_context(enable_metadata_routing=False):
+            self.estimator_ = estimator.fit(X, y, **fit_params)
         # copies: changed in place by the user, they would not be what was trained on
         self.X_train_, self.y_train_ = X.copy(), y.copy()
         self.tasks_ = None if tasks is None else names[codes]
-        self.unit_names_, self.n_units_ = names, len(names)
         self._unit_of_row = codes
         self._row_weights = weights
-        self._score_seed, self._fit_seed = int(seeds[1] >> 1), int(seeds[2] >> 1)
         self._fit_attributor()
+
+    def _validated(self, X, *y, several=False, table, reset=True):
+        """Validate X, and y if given; a data frame stays one if ``table``."""
+        if not (table and isinstance(X, pd.DataFrame)):
+            options = {"multi_output": several} if y else {}
+            return validate_data(self, X, *y, dtype=DTYPES, reset=reset, **options)
+        validate_data(self, X, skip_check_array=True, reset=reset)
+        if not y:
+            return X
+        y = _check_y(*y, multi_output=several, estimator=self)
+        check_consistent_length(X, y)
+        return X, y
 
     def _check_beginnings(self, fit_params):
         """Name what newcomers pass instead of what is meant."""
         check_recipe(self.estimator, stacklevel=6)
-        if "groups" in fit_params and not _routing_enabled():
-            raise ValueError("fit takes tasks=, not groups=: one label per row of X.")
+        misnamed = _MISNAMED.intersection(fit_params)
+        if misnamed and not _routing_enabled():
+            raise ValueError(
+                f"fit takes tasks=, not {min(misnamed)}=: one label per row of X."
+            )
 
     @staticmethod
     def _units(tasks, index, n_rows):
@@ -150,22 +187,19 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
     def _check_estimator(self, estimator):
         """Raise unless this attributor can use the estimator; before any training."""
 
+    def _before_training(self):
+        """Prepare what needs the units, but no trained estimator."""
+
     # ---------------------------------------------------------------- queries
     def _check_query(self, X, y):
         """Validate queries; return X, y and the outcome to measure."""
         check_is_fitted(self, "n_units_")
+        table = isinstance(self.X_train_, pd.DataFrame)
         if y is None:
-            X = validate_data(self, X, dtype=DTYPES, reset=False)
+            X = self._validated(X, table=table, reset=False)
             return X, *self._own_predictions(X)
-        multi = getattr(self.estimator_, "n_outputs_", 1) > 1
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            dtype=DTYPES,
-            reset=False,
-            multi_output=multi and not is_classifier(self.estimator_),
-        )
+        several = self._n_outputs() > 1
+        X, y = self._validated(X, y, several=several, table=table, reset=False)
         y = check_target(y, self.estimator_)
         if hasattr(self.estimator_, "_targets"):
             self.estimator_._targets(y, torch.empty(0))  # unseen labels, before work
@@ -214,15 +248,14 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         X, y, outcome = self._check_query(X, y)
         attributions, errors = self._attribute(X, y, outcome)
         if not return_std:
-            return attributions.astype(X.dtype, copy=False)
+            return attributions.astype(_dtype(X), copy=False)
         if errors is None:
             raise ValueError(
                 "return_std=True needs an ensemble of models to compare: see the "
                 f"parameters of {type(self).__name__}."
             )
-        return attributions.astype(X.dtype, copy=False), errors.astype(
-            X.dtype, copy=False
-        )
+        dtype = _dtype(X)
+        return attributions.astype(dtype, copy=False), errors.astype(dtype, copy=False)
 
     def transform(self, X):
         """Attribute the model's own predictions.
@@ -244,8 +277,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         """
         X, y, outcome = self._check_query(X, None)
         cure = "Attribute fewer rows at a time, group rows by tasks="
-        check_fits(len(X), self.n_units_, X.dtype, cure)
-        return self._attribute(X, y, outcome)[0].astype(X.dtype, copy=False)
+        check_fits(len(X), self.n_units_, _dtype(X), cure)
+        return self._attribute(X, y, outcome)[0].astype(_dtype(X), copy=False)
 
     def predict_outcomes(self, X, y, weights):
         """Predict the outcomes of models trained with other weights of the units.
@@ -271,9 +304,19 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
             If the queries or the weights do not fit the training data.
         """
         X, y, outcome = self._check_query(X, y)
-        weights = check_weights(weights, self.n_units_, X.dtype)
+        weights = check_weights(weights, self.n_units_, _dtype(X))
         predicted = self._predict_outcomes(X, y, weights, outcome)
-        return predicted.astype(X.dtype, copy=False)
+        return predicted.astype(_dtype(X), copy=False)
+
+    def _outcome_predictor(self, X, y):
+        """Return `predict_outcomes` of these queries, prepared once."""
+        X, y, outcome = self._check_query(X, y)
+        predict = self._prepare(X, y, outcome)
+        return lambda weights: predict(check_weights(weights, self.n_units_))
+
+    def _prepare(self, X, y, outcome):
+        """Return a function of weights; a subclass may do work beforehand."""
+        return partial(self._predict_outcomes, X, y, outcome=outcome)
 
     def score(self, X, y):
         """Score how well predicted outcomes rank really retrained ones.
@@ -308,10 +351,10 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
 
     def _retrain(self, X, y, n_retrainings):
         """Return weightings and the outcomes of models trained with them."""
-        if n_retrainings < _FEWEST_RETRAININGS:
+        if n_retrainings < FEWEST_RETRAININGS:
             raise ValueError(
                 f"n_retrainings={n_retrainings} is too few to rank: use at least "
-                f"{_FEWEST_RETRAININGS}."
+                f"{FEWEST_RETRAININGS}."
             )
         weights = self._draw_weightings(
             n_retrainings, self.retrain_size, self._score_seed
@@ -328,11 +371,11 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         seen = self._seen_weightings()
         seen = set() if seen is None else {w.tobytes() for w in seen if w.sum() == kept}
         possible = math.comb(self.n_units_, kept)
-        if possible - len(seen) < _FEWEST_RETRAININGS:
+        if possible - len(seen) < FEWEST_RETRAININGS:
             known = f", and {len(seen)} of these were learnt from" if seen else ""
             raise ValueError(
                 f"n_units={self.n_units_} units allow {possible} different subsets of "
-                f"{kept}{known}: too few to rank, at least {_FEWEST_RETRAININGS} are "
+                f"{kept}{known}: too few to rank, at least {FEWEST_RETRAININGS} are "
                 f"needed. Fit on more units{' or fewer subsets' if seen else ''}, or "
                 "compare `attribute` with leave-one-out: make_weightings(kind='loo') "
                 "and evaluation.loo_score."
@@ -411,6 +454,50 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def _takes_tables(estimator):
+    """Return whether the estimator may do with a data frame as it likes."""
+    if isinstance(estimator, FrozenEstimator):
+        estimator = estimator.estimator
+    return not (estimator is None or isinstance(estimator, TorchEstimator))
+
+
+def _dtype(X):
+    """Return the dtype of what is found out about X."""
+    return np.dtype(np.float64) if isinstance(X, pd.DataFrame) else X.dtype
+
+
+def _flat_fit_params(estimator, params):
+    """Return parameters of fit as a pipeline takes them without metadata routing."""
+    if not (_routing_enabled() and isinstance(estimator, Pipeline)):
+        return params
+    flat = {}
+    routed = process_routing(estimator, "fit", **params)
+    for name, step in estimator.steps:
+        own = {}
+        for method in ("fit", "fit_transform"):
+            own.update(routed.get(name, {}).get(method, {}))
+        own = _flat_fit_params(step, own)
+        flat.update({f"{name}__{key}": value for key, value in own.items()})
+    return flat
+
+
+def _checked_weight_name(params, estimator):
+    """Name the weights of rows; raise on what training on subsets would not get."""
+    inner = estimator
+    if isinstance(estimator, FrozenEstimator):
+        inner = estimator.estimator
+    if isinstance(inner, TorchEstimator):
+        return "sample_weight"
+    name = sample_weight_name(inner)
+    others = sorted(set(params) - {name})
+    if others:
+        raise ValueError(
+            f"fit parameters {others} would not reach the models trained on subsets: "
+            f"only tasks= and {name}= do. Set them in the estimator."
+        )
+    return name
 
 
 def _recorded_weights(estimator, weights):

@@ -1,10 +1,19 @@
 """Choose tasks to train on by what they were found to be worth."""
 
+import warnings
+from functools import partial
 from numbers import Integral, Real
 
 import numpy as np
-from sklearn.base import BaseEstimator, MetaEstimatorMixin, _fit_context, clone
+from sklearn.base import (
+    BaseEstimator,
+    MetaEstimatorMixin,
+    _fit_context,
+    clone,
+    is_classifier,
+)
 from sklearn.feature_selection import SelectorMixin
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils import _safe_indexing, check_random_state, indexable
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
 from sklearn.utils.metadata_routing import (
@@ -14,13 +23,16 @@ from sklearn.utils.metadata_routing import (
     process_routing,
 )
 from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import (
     _check_method_params,
+    _num_samples,
     check_is_fitted,
     validate_data,
 )
 
-from skattrib._validation import DTYPES, check_tasks, seed_unset, unchanged_on_error
+from skattrib._validation import DTYPES, check_tasks, draw_seed, unchanged_on_error
+from skattrib.exceptions import ConstantOutcomeWarning
 
 __all__ = ["TaskWeightSelector"]
 
@@ -141,7 +153,8 @@ class TaskWeightSelector(
         one. "greedy": the best predicted outcome of that many found by the same
         search, which sees tasks that only help or hurt together; needs `attributor`.
     validation_fraction : float, default=0.25
-        Part of each task's rows held out as queries, if fit is given none.
+        Part of each task's rows held out as queries, if fit is given none: the
+        attributor is then fitted on the others, three quarters by default.
     random_state : int, RandomState instance or None, default=None
         Draws these rows, and seeds what the attributor leaves unseeded.
 
@@ -283,15 +296,16 @@ class TaskWeightSelector(
         X, y = indexable(X, y)
         n = len(y)
         codes = np.arange(n) if tasks is None else check_tasks(tasks, n)[0]
-        self._n_wanted(codes.max() + 1)
         if _routing_enabled():
             fit_params = process_routing(self, "fit", **fit_params).attributor.fit
         rng, train = check_random_state(self.random_state), np.arange(n)
-        attributor = clone(self.attributor)
-        seed_unset(attributor, rng)
+        attributor = self._seeded(rng)
         if X_val is None:
             train, held_out = self._split(codes, rng)
             X_val, y_val = _safe_indexing(X, held_out), _safe_indexing(y, held_out)
+        units = np.unique(codes[train])
+        self._n_wanted(len(units))
+        self._check_queries(X_val, y_val, _safe_indexing(y, train))
         fit_params = _check_method_params(X, fit_params, indices=train)
         self.attributor_ = attributor.fit(
             _safe_indexing(X, train),
@@ -302,11 +316,50 @@ class TaskWeightSelector(
         self._select(X_val, y_val)
         self.selected_tasks_ = self.attributor_.unit_names_[self.support_]
         # tasks held out whole are no units: nothing is known against them
-        units, self.sample_weight_ = np.unique(codes[train]), np.ones(n)
+        self.sample_weight_ = np.ones(n)
         known = np.isin(codes, units)
         places = np.searchsorted(units, codes[known])
         self.sample_weight_[known] = self.support_[places]
         return self
+
+    def _seeded(self, rng):
+        """Return a clone of the attributor that draws from a seed."""
+        attributor = clone(self.attributor)
+        if getattr(attributor, "random_state", 0) is None:
+            if self.random_state is None and getattr(attributor, "memory", None):
+                raise ValueError(
+                    "the attributor has memory set, but its random_state is None and "
+                    "so is the selector's: nothing could be found again. Pass an int."
+                )
+            attributor.set_params(random_state=draw_seed(rng))
+        return attributor
+
+    def _check_queries(self, X_val, y_val, y):
+        """Raise before training on queries that will not fit it."""
+        try:
+            validate_data(self, X_val, reset=False, skip_check_array=True)
+        except ValueError as error:
+            raise ValueError(f"X_val: {error}") from error
+        if _num_samples(X_val) != _num_samples(y_val):
+            raise ValueError(
+                f"X_val has {_num_samples(X_val)} rows, y_val {_num_samples(y_val)}."
+            )
+        if not self._classifies(y):
+            return
+        unseen = np.setdiff1d(y_val, y)
+        if len(unseen):
+            raise ValueError(
+                f"y_val, or the rows held out, have labels unseen in training: "
+                f"{unseen[:5].tolist()}. Merge rare classes, or pass X_val and y_val "
+                "without them."
+            )
+
+    def _classifies(self, y):
+        estimator = getattr(self.attributor, "estimator", FrozenEstimator(None))
+        if estimator is None:
+            return type_of_target(y) in ("binary", "multiclass")
+        frozen = isinstance(estimator, FrozenEstimator)  # has classes of its own
+        return not frozen and is_classifier(estimator)
 
     def _split(self, codes, rng):
         """Hold out a part of every task that has two rows; return both halves."""
@@ -346,14 +399,25 @@ class TaskWeightSelector(
         n_tasks = len(self.task_weights_)
         n_wanted = self._n_wanted(n_tasks)
 
+        predict = self._outcome_predictor(X, y)
+
         def value(weights):
-            return self.attributor_.predict_outcomes(X, y, weights).mean(axis=1)
+            return predict(weights).mean(axis=1)
 
         if n_wanted is not None and self.strategy == "marginal":
             self.support_ = _largest(self.task_weights_, n_wanted)
         else:
             self.support_ = _greedy(value, n_tasks, n_wanted)
         self.predicted_outcome_ = float(value(self.support_[None].astype(float))[0])
+
+    def _outcome_predictor(self, X, y):
+        """Return the attributor's `predict_outcomes` of these queries."""
+        if not hasattr(self.attributor_, "_outcome_predictor"):
+            return partial(self.attributor_.predict_outcomes, X, y)
+        with warnings.catch_warnings():
+            # attribute() has said so
+            warnings.simplefilter("ignore", ConstantOutcomeWarning)
+            return self.attributor_._outcome_predictor(X, y)
 
     # ------------------------------------------------------------------ using
     def _get_support_mask(self):
@@ -379,6 +443,12 @@ class TaskWeightSelector(
         **fit_params : dict
             Passed to the attributor's ``fit``.
 
+        Warns
+        -----
+        UserWarning
+            If `tasks` is None while metadata routing is off, as in a pipeline of
+            imbalanced-learn that cannot pass them on.
+
         Returns
         -------
         X_kept : array-like of shape (n_kept, n_features)
@@ -386,6 +456,15 @@ class TaskWeightSelector(
         y_kept : array-like of shape (n_kept,) or (n_kept, n_outputs)
             Their targets.
         """
+        if tasks is None and not _routing_enabled():
+            warnings.warn(
+                "tasks is None: every row is its own task. A pipeline of "
+                "imbalanced-learn passes tasks on only after "
+                "sklearn.set_config(enable_metadata_routing=True) and "
+                ".set_fit_request(tasks=True) of this selector.",
+                UserWarning,
+                stacklevel=2,
+            )
         self.fit(X, y, tasks=tasks, X_val=X_val, y_val=y_val, **fit_params)
         kept = np.flatnonzero(self.sample_weight_)
         return _safe_indexing(X, kept), _safe_indexing(y, kept)

@@ -392,7 +392,7 @@ class GradientTransformer(
             return None
         if isinstance(self.projection, Integral):
             return CountSketchTransformer(self.projection, random_state=seed)
-        return checked_projection(self.projection, seed)
+        return checked_projection(self.projection, seed, auto=True)
 
     # -------------------------------------------------------------- transform
     def transform(self, X):
@@ -497,11 +497,19 @@ def fitted_projection(projection, n_params, dtype, seed):
     return projection.fit(sp.csr_array((1, n_params), dtype=dtype))
 
 
-def checked_projection(projection, seed):
-    """Return a clone whose parameters are right, before anything is trained."""
+def checked_projection(projection, seed, *, auto=False):
+    """Return a clone whose parameters are right, before anything is trained.
+
+    Unless ``auto``, its ``n_components`` must be a number.
+    """
     projection = clone(projection)
     seed_unset(projection, seed)
     projection._validate_params()
+    if projection.n_components == "auto" and not auto:
+        raise ValueError(
+            f"projection={type(projection).__name__}(n_components='auto') counts "
+            "samples, but parameters are projected here: pass an int n_components."
+        )
     if isinstance(projection, CountSketchTransformer):
         projection._check_hashes()
     return projection

@@ -335,6 +335,14 @@ BAD_INPUT = {
         lambda X, y, Xq, yq: attributor().fit(X, y, groups=y),
         "fit takes tasks=, not groups=",
     ),
+    "sources": (
+        lambda X, y, Xq, yq: attributor().fit(X, y, sources=y),
+        "fit takes tasks=, not sources=: one label per row",
+    ),
+    "several outputs of a classifier": (
+        fit_on(lambda X, y: (X, np.c_[y, y])),
+        "Fit one attributor per column",
+    ),
     "few retrainings after fit": (
         lambda X, y, Xq, yq: (
             attributor().fit(X, y).set_params(n_retrainings=3).score(Xq, yq)

@@ -14,11 +14,13 @@ from sklearn.preprocessing import scale
 
 from skattrib import (
     DualInfluence,
+    KernelSurrogate,
     KernelSurrogateAttributor,
     TaskWeightSelector,
     TorchClassifier,
 )
 from skattrib.evaluation import lds_scorer, retrain_outcomes
+from skattrib.exceptions import ConstantOutcomeWarning
 from skattrib.feature_selection import _greedy
 
 N_TASKS, NOISY = 8, [2, 5]
@@ -241,6 +243,64 @@ def test_fit_parameters_reach_the_attributor():
     assert_allclose(routed.task_weights_, expected)
 
 
+def test_the_surrogate_is_fitted_twice_and_warns_once(monkeypatch, recwarn):
+    X, y, tasks = data()
+    fits = []
+    fit = KernelSurrogate.fit
+
+    def counted(self, *args):
+        fits.append(1)
+        return fit(self, *args)
+
+    monkeypatch.setattr(KernelSurrogate, "fit", counted)
+    attributor = kernel(outcome=lambda f, t: 0 * f[..., 0])
+    selector = TaskWeightSelector(attributor, random_state=0).fit(X, y, tasks=tasks)
+    assert len(fits) == 2
+    assert len([w for w in recwarn if w.category is ConstantOutcomeWarning]) == 1
+    held_out = X[:10], y[:10], np.eye(N_TASKS)
+    predict = selector.attributor_._outcome_predictor(*held_out[:2])
+    assert_array_equal(
+        predict(held_out[2]), selector.attributor_.predict_outcomes(*held_out)
+    )
+    with pytest.raises(ValueError, match="n_units=8"):
+        predict(np.ones((1, 3)))
+
+
+def test_tasks_that_do_not_arrive_are_pointed_out(recwarn):
+    X, y, tasks = data(24)
+    selector = TaskWeightSelector(DualInfluence(net(), random_state=0), random_state=0)
+    with pytest.warns(UserWarning, match=r"every row is its own.*enable_metadata_rout"):
+        make_imblearn_pipeline(selector, LogisticRegression()).fit(
+            X, y, taskweightselector__tasks=tasks
+        )
+    recwarn.clear()
+    selector.fit_resample(X, y, tasks=tasks)
+    with sklearn.config_context(enable_metadata_routing=True):
+        selector.fit_resample(X, y)
+    assert not [w for w in recwarn if "its own task" in str(w.message)]
+
+
+def test_memory_needs_a_seed_of_the_selector_or_the_attributor(tmp_path):
+    X, y, tasks = data()
+    unseeded = DualInfluence(net(), memory=tmp_path)
+    with pytest.raises(ValueError, match="random_state is None and so is"):
+        TaskWeightSelector(unseeded).fit(X, y, tasks=tasks)
+    assert not list(tmp_path.iterdir())
+    TaskWeightSelector(unseeded, random_state=0).fit(X, y, tasks=tasks)
+
+
+@pytest.mark.touches_global_rng
+def test_seeds_that_the_attributor_draws_are_its_own(tmp_path):
+    X, y, tasks = data()
+    seeded = DualInfluence(net().set_params(random_state=None), random_state=3)
+    kept = {"X_val": X, "y_val": y}
+    found = [
+        TaskWeightSelector(seeded).fit(X, y, tasks=tasks, **kept).task_weights_
+        for _ in range(2)
+    ]
+    assert_array_equal(*found)
+
+
 # ---------------------------------------------------------------------- errors
 def test_methods_that_do_not_apply_are_hidden():
     A = np.random.RandomState(0).randn(5, 3)
@@ -263,6 +323,26 @@ ERRORS = {
     "no attributor": ({"attributor": LogisticRegression()}, {}, "'attributor' param"),
     "no y": ({}, {"y": None}, "the target y is None"),
     "half of the queries": ({}, {"X_val": np.zeros((2, 4))}, "given together"),
+    "width of the queries": (
+        {},
+        {"X_val": np.zeros((2, 3)), "y_val": [0, 1]},
+        "X_val: X has 3 features",
+    ),
+    "labels of the queries": (
+        {},
+        {"X_val": np.zeros((2, 4)), "y_val": [0, 7]},
+        r"y_val, or the rows held out, have labels unseen in training: \[7\]",
+    ),
+    "length of the queries": (
+        {},
+        {"X_val": np.zeros((2, 4)), "y_val": [0]},
+        "X_val has 2 rows, y_val 1",
+    ),
+    "more rows than are trained on": (
+        {"n_tasks_to_select": 90},
+        {"tasks": None},
+        "n_tasks_to_select=90, but there are 72",
+    ),
     "lonely rows": ({}, {"tasks": np.arange(96)}, None),
     "tasks of another length": ({}, {"tasks": np.arange(5)}, "tasks has 5 labels"),
     "greedy without attributor": (
@@ -282,8 +362,12 @@ ERRORS = {
 @pytest.mark.parametrize(
     ("params", "given", "message"), ERRORS.values(), ids=list(ERRORS)
 )
-def test_bad_input(params, given, message):
+def test_bad_input(params, given, message, monkeypatch):
     X, y, tasks = data()
+    if message is not None:
+        monkeypatch.setattr(
+            DualInfluence, "_fit", lambda *args: pytest.fail("was fitted")
+        )
     selector = TaskWeightSelector(
         **{"attributor": DualInfluence(net()), "random_state": 0, **params}
     )

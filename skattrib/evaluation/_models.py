@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
+import warnings
 from functools import partial
 from typing import Any
 
@@ -11,13 +13,17 @@ import joblib
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.exceptions import EfficiencyWarning
+from sklearn.utils import _safe_indexing
 
 from skattrib._validation import as_tensor, memory_cap
 from skattrib.engine._functional import FunctionalModule, OutcomeFunction
 from skattrib.engine._training import stacked_outputs
 from skattrib.evaluation._cache import as_memory, cached_rows, digest
 from skattrib.evaluation._trainer import FloatArray, Trainer, encode, measure, predict
-from skattrib.evaluation._truth import CHUNK, unwrap
+from skattrib.evaluation._truth import CHUNK, Runner, check_reproduced, unwrap
+
+_N_CHECKED = 100
 
 
 class RetrainedModels:
@@ -31,6 +37,8 @@ class RetrainedModels:
         Training rows.
     weights : ndarray of shape (m, n_samples)
         Of the rows, one model each.
+    whole : ndarray of shape (n_samples,)
+        Of the rows, those the estimator was trained with.
     memory : str, joblib.Memory or None
         Where models are remembered, as outcomes are by `retrain_outcomes`.
     """
@@ -42,6 +50,7 @@ class RetrainedModels:
         y: NDArray[Any],
         weights: FloatArray,
         *,
+        whole: FloatArray,
         memory: str | os.PathLike[str] | joblib.Memory | None = None,
         n_jobs: int | None = None,
         verbose: int = 0,
@@ -49,8 +58,15 @@ class RetrainedModels:
         frozen, recipe = unwrap(estimator)
         self._fitted: Any = estimator if frozen is None else frozen
         trainer = Trainer(recipe, X, y, n_jobs, verbose)
+        if frozen is not None:
+            queries = _safe_indexing(X, slice(_N_CHECKED)), y[:_N_CHECKED]
+            check_reproduced(frozen, Runner(trainer, *queries, "auto"), whole)
+        if not trainer.stacked:
+            _warn_if_large(self._fitted, len(weights))
         cache, seed = as_memory(memory), trainer.seeds(1)[0]
-        key = "" if cache is None else digest("models", recipe, X, y, seed)
+        key = ""
+        if cache is not None:
+            key = digest("models", trainer.identity(), X, y, seed)
         train = partial(_parameters, trainer) if trainer.stacked else trainer.models
         found = cached_rows(cache, key, weights, partial(train, seed=seed), CHUNK)
         self._models = np.array(found) if trainer.stacked else found
@@ -85,6 +101,22 @@ class RetrainedModels:
             outputs = torch.tensor(np.array([log_p for log_p, _ in found]))
             targets = encode(y, found[0][1])
         return measure(outputs, targets, outcome, self._fitted)
+
+
+def _warn_if_large(fitted: Any, n_models: int) -> None:
+    try:
+        needed = len(pickle.dumps(fitted)) * n_models
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return
+    if needed > memory_cap():
+        warnings.warn(
+            f"{n_models} models like this {type(fitted).__name__} take about "
+            f"{needed / 2**20:.0f} MiB, over scikit-learn's working_memory of "
+            f"{memory_cap() / 2**20:.0f} MiB, and all are kept: use fewer n_subsets or "
+            "a smaller estimator.",
+            EfficiencyWarning,
+            stacklevel=2,
+        )
 
 
 def _parameters(trainer: Trainer, weights: FloatArray, seed: int) -> NDArray[Any]:

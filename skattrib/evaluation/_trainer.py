@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 from numpy.typing import ArrayLike, NDArray
+from sklearn import config_context
 from sklearn.base import clone, is_classifier, is_regressor
+from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import (
     check_consistent_length,
@@ -68,7 +70,18 @@ class Trainer:
             )
             self.estimator._learn_target(self.y)
         else:
-            self._weight_name = _sample_weight_name(estimator)
+            self._weight_name = sample_weight_name(estimator)
+
+    def identity(self) -> Any:
+        """Return the estimator without what does not change how it is trained."""
+        same: dict[str, Any] = {"n_jobs": None, "verbose": 0}
+        if self.stacked:
+            same["record"] = "recipe"
+        estimator = clone(self.estimator)
+        names = estimator.get_params(deep=True)
+        last = {name: name.rpartition("__")[2] for name in names}
+        found = {name: same[end] for name, end in last.items() if end in same}
+        return estimator.set_params(**found)
 
     def seeds(self, n_seeds: int) -> list[int]:
         """Return a seed per training; the estimator's own comes first."""
@@ -200,28 +213,35 @@ def check_retrainable(estimator: Any) -> None:
             "classifier need probabilities (see CalibratedClassifierCV)."
         )
     if not isinstance(estimator, TorchEstimator):
-        _sample_weight_name(estimator)
+        sample_weight_name(estimator)
 
 
-def _sample_weight_name(estimator: Any) -> str:
+def sample_weight_name(estimator: Any) -> str:
     """Return the name under which fit takes row weights."""
-    name, last = "sample_weight", estimator
+    steps, last = [], estimator
     while isinstance(last, Pipeline):
         step, last = last.steps[-1]
-        name = f"{step}__{name}"
+        steps.append(step)
+    if isinstance(last, BaseSearchCV):
+        raise ValueError(
+            f"{type(last).__name__} would search again for every subset: fit it first "
+            "and pass its best_estimator_."
+        )
     if not has_fit_parameter(last, "sample_weight"):
         raise ValueError(
             f"fit of {type(last).__name__} takes no sample_weight: it cannot be "
             "retrained on weighted rows. Use an estimator that does."
         )
-    return name
+    return "__".join([*steps, "sample_weight"])
 
 
 def _fit(
     estimator: Any, X: Any, y: NDArray[Any], weight_name: str, weights: FloatArray
 ) -> Any:
     try:
-        return estimator.fit(X, y, **{weight_name: weights})
+        # a pipeline takes the weights under the name of its step then
+        with config_context(enable_metadata_routing=False):
+            return estimator.fit(X, y, **{weight_name: weights})
     except ValueError as error:
         present = np.unique(y[weights > 0]) if is_classifier(estimator) else y
         absent = np.setdiff1d(y, present)

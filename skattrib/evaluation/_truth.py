@@ -142,7 +142,7 @@ def retrain_outcomes(
     """
     fitted, estimator = unwrap(estimator)
     trainer = Trainer(estimator, X, y, n_jobs, verbose)
-    runner = _Runner(trainer, X_query, y_query, outcome)
+    runner = Runner(trainer, X_query, y_query, outcome)
     n_rows = _num_samples(X)
     codes = np.arange(n_rows) if tasks is None else check_tasks(tasks, n_rows)[0]
     units = check_weights(weights, int(codes.max()) + 1)
@@ -155,7 +155,7 @@ def retrain_outcomes(
             "found again. Give the estimator an int random_state, or memory=None."
         )
     if fitted is not None:
-        _check_reproduced(fitted, runner, base)
+        check_reproduced(fitted, runner, base)
     cache = as_memory(memory)
     seeds = trainer.seeds(n_seeds)
     rows = units[:, codes] * base
@@ -185,7 +185,7 @@ def unwrap(estimator: Any) -> tuple[Any | None, Any]:
     return inner, inner
 
 
-class _Runner:
+class Runner:
     """Train for given row weights and one seed; return outcomes (k, n_queries)."""
 
     def __init__(
@@ -208,7 +208,7 @@ class _Runner:
 
     def key(self, seed: int) -> str:
         return digest(
-            self.estimator,
+            self.trainer.identity(),
             self.trainer.X,
             self.trainer.y,
             self.X_query,
@@ -223,7 +223,7 @@ class _Runner:
         return measure(outputs, targets, self.outcome, self.estimator)
 
 
-def _check_reproduced(fitted: Any, runner: _Runner, base: FloatArray) -> None:
+def check_reproduced(fitted: Any, runner: Runner, base: FloatArray) -> None:
     """Warn unless training with all units present gives the frozen outcomes."""
     check_is_fitted(fitted)
     if isinstance(fitted, TorchEstimator):

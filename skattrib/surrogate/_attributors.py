@@ -17,15 +17,18 @@ class KernelSurrogateAttributor(SurrogateAttributor):
     Parameters
     ----------
     estimator : estimator or None, default=None
-        Classifier or regressor whose ``fit`` takes `sample_weight`. None builds a
-        small network that suits y.
+        Classifier or regressor whose ``fit`` takes `sample_weight`; of a pipeline
+        only the last step sees it. None builds a small network that suits y.
     ridge : "loocv" or float, default="loocv"
         Penalty of the surrogate, relative to k(s, s) = 1; "loocv" takes for each
         query the one with the smallest leave-one-out error.
     bandwidth : {"auto", "loocv"} or float, default="auto"
         Width of its Gaussian kernel on weightings; "auto" is √(n_units / 2).
     n_subsets : int, default=128
-        Random subsets of the units whose outcomes are learnt from.
+        Random subsets of the units whose outcomes are learnt from. Few units leave
+        some of those of size `retrain_size` to `score`: its `n_retrainings` or half
+        of all, and at least 8 where there are so many. With "retrain", the models of
+        all subsets are kept, and pickled with the attributor.
     inclusion : {"auto", "uniform"} or float, default="auto"
         Chance in (0, 1] of a unit to be in a subset; 1 learns from the whole and the
         leave-one-out subsets only. "uniform" draws subsets of all sizes equally
@@ -63,7 +66,8 @@ class KernelSurrogateAttributor(SurrogateAttributor):
     memory : str, joblib.Memory or None, default=None
         Where the subsets' models, or their linearised steps, and retrained outcomes
         are remembered, at most 32 lost when interrupted; needs an int `random_state`.
-        With it, searching over `ridge`, `bandwidth` and `at` estimates once per fold.
+        With it, searching over `ridge` and `bandwidth` estimates once per fold.
+        Holds whole models.
     n_jobs : int or None, default=None
         Workers for estimators that cannot be trained as a stack.
     random_state : int, RandomState instance or None, default=None
@@ -79,8 +83,8 @@ class KernelSurrogateAttributor(SurrogateAttributor):
         How outcomes of subsets were had.
     weights_ : ndarray of shape (n_learnt, n_units)
         Subsets learnt from: the whole, those without one unit, random ones.
-    X_train_ : ndarray of shape (n_samples, n_features)
-        Training rows.
+    X_train_ : ndarray or DataFrame of shape (n_samples, n_features)
+        Training rows; a data frame stays one if the estimator is no network.
     y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
         Their targets.
     tasks_ : ndarray of shape (n_samples,) or None
@@ -180,13 +184,15 @@ class KernelSurrogateAttributor(SurrogateAttributor):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Training rows.
+            Training rows. Numbers, without NaN; but a data frame reaches an estimator
+            that is no network as it is.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Their targets.
         tasks : array-like of shape (n_samples,) or None, default=None
             Unit of each row, for example its source; None makes every row a unit.
         **fit_params : dict
-            Passed to the estimator's ``fit``; `sample_weight` enters the subsets too.
+            Passed to the estimator's ``fit``: its `sample_weight`, which enters the
+            subsets too, under the name ``step__sample_weight`` in a pipeline.
 
         Returns
         -------
@@ -210,13 +216,16 @@ class LinearSurrogateAttributor(SurrogateAttributor):
     Parameters
     ----------
     estimator : estimator or None, default=None
-        Classifier or regressor whose ``fit`` takes `sample_weight`. None builds a
-        small network that suits y.
+        Classifier or regressor whose ``fit`` takes `sample_weight`; of a pipeline
+        only the last step sees it. None builds a small network that suits y.
     ridge : "loocv" or float, default="loocv"
         Penalty of the surrogate: Σ error² + ridge · ‖coef‖², the intercept is free.
         "loocv" takes for each query the one with the smallest leave-one-out error.
     n_subsets : int, default=128
-        Random subsets of the units whose outcomes are learnt from.
+        Random subsets of the units whose outcomes are learnt from. Few units leave
+        some of those of size `retrain_size` to `score`: its `n_retrainings` or half
+        of all, and at least 8 where there are so many. With "retrain", the models of
+        all subsets are kept, and pickled with the attributor.
     inclusion : {"auto", "uniform"} or float, default="auto"
         Chance in (0, 1] of a unit to be in a subset; 1 learns from the whole and the
         leave-one-out subsets only. "uniform" draws subsets of all sizes equally
@@ -254,7 +263,7 @@ class LinearSurrogateAttributor(SurrogateAttributor):
     memory : str, joblib.Memory or None, default=None
         Where the subsets' models, or their linearised steps, and retrained outcomes
         are remembered, at most 32 lost when interrupted; needs an int `random_state`.
-        With it, searching over `ridge` estimates once per fold.
+        With it, searching over `ridge` estimates once per fold. Holds whole models.
     n_jobs : int or None, default=None
         Workers for estimators that cannot be trained as a stack.
     random_state : int, RandomState instance or None, default=None
@@ -270,8 +279,8 @@ class LinearSurrogateAttributor(SurrogateAttributor):
         How outcomes of subsets were had.
     weights_ : ndarray of shape (n_learnt, n_units)
         Subsets learnt from: the whole, those without one unit, random ones.
-    X_train_ : ndarray of shape (n_samples, n_features)
-        Training rows.
+    X_train_ : ndarray or DataFrame of shape (n_samples, n_features)
+        Training rows; a data frame stays one if the estimator is no network.
     y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
         Their targets.
     tasks_ : ndarray of shape (n_samples,) or None
@@ -362,13 +371,15 @@ class LinearSurrogateAttributor(SurrogateAttributor):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Training rows.
+            Training rows. Numbers, without NaN; but a data frame reaches an estimator
+            that is no network as it is.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Their targets.
         tasks : array-like of shape (n_samples,) or None, default=None
             Unit of each row, for example its source; None makes every row a unit.
         **fit_params : dict
-            Passed to the estimator's ``fit``; `sample_weight` enters the subsets too.
+            Passed to the estimator's ``fit``: its `sample_weight`, which enters the
+            subsets too, under the name ``step__sample_weight`` in a pipeline.
 
         Returns
         -------

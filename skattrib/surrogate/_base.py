@@ -1,16 +1,18 @@
 """What the two attributors that learn from subsets share."""
 
+import math
 from abc import abstractmethod
 from numbers import Integral, Real
 
 import numpy as np
 from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.random_projection import BaseRandomProjection
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skattrib._torch_estimator import TorchEstimator, unfrozen
 from skattrib._validation import memory_cap
-from skattrib.base import BaseAttributor
+from skattrib.base import FEWEST_RETRAININGS, BaseAttributor, _dtype
 from skattrib.engine._functional import FunctionalModule
 from skattrib.evaluation import make_weightings
 from skattrib.evaluation._trainer import check_retrainable
@@ -25,6 +27,7 @@ from skattrib.surrogate._estimation import (
     choose_estimation,
     in_chunks,
 )
+from skattrib.surrogate._readouts import check_at
 
 _ESTIMANDS = {
     "loo": "outcome with all units minus outcome without this one",
@@ -69,12 +72,18 @@ class SurrogateAttributor(BaseAttributor):
 
     # -------------------------------------------------------------------- fit
     def _check_estimator(self, estimator):
+        check_at(self.at)
         inner = estimator
         if isinstance(estimator, FrozenEstimator):
             inner = estimator.estimator
         neural = isinstance(inner, TorchEstimator)
         unrecorded = neural and getattr(inner, "trajectory_", 0) is None
         if self.estimation == "gradient":
+            if not neural and not isinstance(inner, Pipeline):
+                raise ValueError(
+                    f"estimation='gradient' needs gradients, and {type(inner).__name__}"
+                    " has none: use estimation='retrain'."
+                )
             unfrozen(estimator, self)
         elif self.estimation == "retrain" or not neural:
             if unrecorded and inner is not estimator:
@@ -82,12 +91,19 @@ class SurrogateAttributor(BaseAttributor):
                     "estimation='retrain' cannot train the frozen module: its training "
                     "was not recorded. Use estimation='gradient'."
                 )
-            check_retrainable(estimator)
+            check_retrainable(inner)
         if not isinstance(self.projection, Integral | None):
             checked_projection(self.projection, 0)
 
+    def _before_training(self):
+        try:
+            self.weights_ = self._leave_some_to_score(self._design())
+        except ValueError as error:
+            raise ValueError(
+                f"inclusion={self.inclusion} with n_subsets={self.n_subsets}: {error}"
+            ) from error
+
     def _fit_attributor(self):
-        self.weights_ = self._design()
         n_components = self.projection
         if not isinstance(n_components, Integral | None):
             n_components = getattr(self.projection, "n_components", None)
@@ -132,20 +148,25 @@ class SurrogateAttributor(BaseAttributor):
         dtype = self.X_train_.dtype
         return fitted_projection(self.projection, n_params, dtype, self._fit_seed)
 
+    def _with_loo(self):
+        """Return whether the leave-one-out subsets are learnt from."""
+        if self.include_loo != "auto":
+            return self.include_loo or self.inclusion == 1
+        few = self.n_units_ <= self.n_subsets / 2
+        return self.inclusion == 1 or (self.at in ("loo", 1) and few)
+
     def _design(self):
         """Return different subsets (m, n_units): the whole first, then without one."""
         n = self.n_units_
         parts = [np.ones((1, n))]
-        with_loo, inclusion = self.include_loo, self.inclusion
-        if with_loo == "auto":
-            with_loo = self.at in ("loo", 1) and n <= self.n_subsets / 2
+        inclusion = self.inclusion
         if inclusion == "auto":
             # where the read-out looks; all the way there, subsets would be all alike
             at = {"shapley": "uniform", "loo": 1.0, "banzhaf": 0.5}.get(
                 self.at, self.at
             )
             inclusion = at if at == "uniform" else min(max(at, 0.25), 0.75)
-        if with_loo or inclusion == 1:
+        if self._with_loo():
             parts.append(make_weightings(n, None, kind="loo"))
         if inclusion != 1:
             uniform = inclusion == "uniform"
@@ -162,6 +183,20 @@ class SurrogateAttributor(BaseAttributor):
         design = np.vstack(parts)
         _, first = np.unique(design, axis=0, return_index=True)
         return design[np.sort(first)]
+
+    def _leave_some_to_score(self, design):
+        """Drop random subsets, so that few units leave some for `score`."""
+        n = self.n_units_
+        size = min(max(round(self.retrain_size * n), 1), n - 1)  # as `score` draws
+        possible = math.comb(n, size)
+        if possible < FEWEST_RETRAININGS or (size == n - 1 and self._with_loo()):
+            return design
+        kept = max(min(self.n_retrainings, possible // 2), FEWEST_RETRAININGS)
+        droppable = np.flatnonzero(design.sum(axis=1) == size)
+        excess = len(droppable) - (possible - kept)
+        rng = np.random.RandomState(self._fit_seed)
+        dropped = rng.permutation(droppable)[: max(excess, 0)]
+        return np.delete(design, dropped, axis=0)
 
     def _seen_weightings(self):
         return self.weights_
@@ -184,8 +219,11 @@ class SurrogateAttributor(BaseAttributor):
         surrogate = self._fitted_surrogate(X, y, outcome)
         return surrogate.attribution(self.at, return_std=True)
 
+    def _prepare(self, X, y, outcome):
+        return self._fitted_surrogate(X, y, outcome).predict
+
     def _predict_outcomes(self, X, y, weights, outcome):
-        return self._fitted_surrogate(X, y, outcome).predict(weights)
+        return self._prepare(X, y, outcome)(weights)
 
     def interactions(self, X, y=None, *, average=False):
         """Attribute the outcome of each query to pairs of units.
@@ -221,4 +259,4 @@ class SurrogateAttributor(BaseAttributor):
                 "fewer queries at a time, or group rows by tasks=."
             )
         surrogate = self._fitted_surrogate(X, y, outcome)
-        return surrogate._interactions(self.at, average).astype(X.dtype, copy=False)
+        return surrogate._interactions(self.at, average).astype(_dtype(X), copy=False)

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import torch
 from sklearn.frozen import FrozenEstimator
+from sklearn.utils import _safe_indexing
 
 from skattrib._torch_estimator import TorchEstimator
 from skattrib._validation import as_tensor, memory_cap
@@ -40,7 +41,8 @@ class LinearizedSubsets:
         cache, key = as_memory(memory), ""
         if cache is not None:
             # steps have the coordinates of the space that the memory cap allowed
-            how = self._member.plan.solver, vars(self._member.model.ridge)
+            model = self._member.model
+            how = self._member.plan.solver, vars(model.ridge), model.scale
             key = digest("steps", estimator.module_, X, y, base, how, options)
         solve = partial(self._solve, verbose=verbose)
         found = cached_rows(cache, key, weights, solve, CHUNK)
@@ -67,6 +69,7 @@ class RetrainedSubsets:
             X,
             y,
             weights[1:],
+            whole=weights[0],
             memory=memory,
             n_jobs=n_jobs,
             verbose=verbose,
@@ -107,5 +110,7 @@ def in_chunks(source, X, y, outcome, n_subsets, n_outputs):
     """Ask a few queries at a time, so that their outputs fit the memory cap."""
     numbers = 4 * n_subsets * n_outputs * 8
     parts = chunks(len(X), int(memory_cap() / numbers))
-    found = [source.outcomes(X[part], y[part], outcome) for part in parts]
+    found = [
+        source.outcomes(_safe_indexing(X, part), y[part], outcome) for part in parts
+    ]
     return np.hstack(found).astype(np.float64)

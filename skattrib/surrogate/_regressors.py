@@ -66,7 +66,8 @@ class _Surrogate(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ConstantOutcomeWarning
             If an outcome is the same for every subset: it attributes 0 to all units.
         UserWarning
-            If subsets repeat, which misleads the choice of "loocv".
+            If subsets repeat, which misleads the choice of "loocv", or weightings lie
+            outside [0, 1].
         """
         X, y = validate_data(
             self,
@@ -80,6 +81,7 @@ class _Surrogate(MultiOutputMixin, RegressorMixin, BaseEstimator):
         y = np.asarray(y, dtype=np.float64)
         self._n_dim = y.ndim
         outcomes = y.reshape(len(y), -1)
+        _warn_if_no_weightings(X)
         _warn_if_constant(outcomes)
         if "loocv" in self.get_params().values():
             _warn_if_repeated(X)
@@ -168,6 +170,17 @@ class _Surrogate(MultiOutputMixin, RegressorMixin, BaseEstimator):
         check_is_fitted(self)
         found = self._interactions(check_at(at))
         return found[0] if self._n_dim == 1 else found
+
+
+def _warn_if_no_weightings(X):
+    if X.min() < 0 or X.max() > 1:
+        warnings.warn(
+            f"X holds {X.min():g} to {X.max():g}, but weightings are 0 (absent) to 1 "
+            "(present), a column per unit. Lists of the units present are turned into "
+            "them by sklearn.preprocessing.MultiLabelBinarizer.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _warn_if_constant(outcomes):

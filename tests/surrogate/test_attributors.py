@@ -9,14 +9,22 @@ import pytest
 import sklearn
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
+from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_diabetes, load_iris, load_wine
-from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
+from sklearn.ensemble import (
+    GradientBoostingClassifier,
+    GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+)
+from sklearn.exceptions import EfficiencyWarning
 from sklearn.frozen import FrozenEstimator
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler, scale
+from sklearn.preprocessing import OneHotEncoder, StandardScaler, scale
 from sklearn.random_projection import GaussianRandomProjection, SparseRandomProjection
 from sklearn.svm import LinearSVC
 
@@ -31,7 +39,11 @@ from skattrib import (
     TorchRegressor,
 )
 from skattrib.evaluation import lds_scorer, loo_score, make_weightings, retrain_outcomes
-from skattrib.exceptions import ConstantOutcomeWarning, TrajectoryError
+from skattrib.exceptions import (
+    ConstantOutcomeWarning,
+    FaithfulnessWarning,
+    TrajectoryError,
+)
 
 BOTH = [KernelSurrogateAttributor, LinearSurrogateAttributor]
 N_TASKS = 8
@@ -297,11 +309,42 @@ def test_inclusion_of_one_is_leave_one_out():
 
 
 def test_no_more_subsets_than_there_are():
+    """Of three units there are no eight halves to score on: all are learnt from."""
     X, y, Xq, yq = data()
     attributor = make(n_subsets=1000).fit(X, y, tasks=np.arange(72) % 3)
     assert len(attributor.weights_) == 7
     with pytest.raises(ValueError, match="3 of these were learnt from: too few"):
         attributor.score(Xq, yq)
+
+
+@pytest.mark.parametrize(
+    ("n_tasks", "options", "left"),
+    [
+        (5, {}, 8),  # of 10
+        (6, {}, 10),  # of 20
+        (6, {"at": "banzhaf", "n_subsets": 1000}, 10),
+        (6, {"at": "shapley"}, 10),
+        (8, {"retrain_size": 0.9, "include_loo": False}, 8),
+        (8, {}, 32),  # of 70
+    ],
+)
+def test_few_units_leave_some_subsets_to_score(n_tasks, options, left):
+    X, y, Xq, yq = data()
+    attributor = KernelSurrogateAttributor(net(max_epochs=2), random_state=0, **options)
+    attributor.fit(X, y, tasks=np.arange(72) % n_tasks)
+    size = min(round(attributor.retrain_size * n_tasks), n_tasks - 1)
+    seen = (attributor.weights_.sum(axis=1) == size).sum()
+    assert math.comb(n_tasks, size) - seen >= left
+    assert_array_equal(attributor.weights_[0], 1)
+    assert np.isfinite(attributor.score(Xq, yq))
+    again = clone(attributor).fit(X, y, tasks=np.arange(72) % n_tasks)
+    assert_array_equal(again.weights_, attributor.weights_)
+
+
+def test_leave_one_out_subsets_are_learnt_from_even_if_scored():
+    X, y, *_ = data()
+    attributor = make(n_subsets=60, retrain_size=0.9).fit(X, y, tasks=tasks_of())
+    assert (attributor.weights_.sum(axis=1) == N_TASKS - 1).sum() == N_TASKS
 
 
 def test_score_uses_unseen_subsets():
@@ -489,6 +532,55 @@ def test_remembered_steps_are_of_the_space_solved_in(tmp_path, monkeypatch):
     assert_allclose(found, expected, atol=1e-6)
 
 
+def test_remembered_steps_are_of_the_metric_solved_in(tmp_path):
+    """A frozen module without a record has no optimizer whose metric to take."""
+    X, y, Xq, yq = data()
+    fitted = net().fit(X, y)
+    bare = FrozenEstimator(TorchClassifier.from_module(fitted.module_, [0, 1, 2]))
+    options = {"estimation": "gradient", "damping": 0.1, "n_subsets": 10}
+    expected = make(estimator=bare, **options).fit(X, y, tasks=tasks_of())
+    for estimator in (FrozenEstimator(fitted), bare):
+        found = make(estimator=estimator, memory=tmp_path, **options)
+        found.fit(X, y, tasks=tasks_of())
+    assert_allclose(found.attribute(Xq, yq), expected.attribute(Xq, yq), atol=1e-7)
+
+
+def test_what_does_not_change_training_finds_what_is_remembered(
+    tmp_path, trainings, monkeypatch
+):
+    X, y, Xq, yq = data()
+    make(memory=tmp_path).fit(X, y, tasks=tasks_of()).score(Xq, yq)
+    done = len(trainings)
+    for options in ({"record": "states"}, {"verbose": 1}):
+        same = make(estimator=net(**options), memory=tmp_path)
+        same.fit(X, y, tasks=tasks_of()).score(Xq, yq)
+        assert len(trainings) == done
+    fits, fit = [], LogisticRegression.fit
+
+    def counted(self, X, y, sample_weight=None):
+        fits.append(1)
+        return fit(self, X, y, sample_weight)
+
+    monkeypatch.setattr(LogisticRegression, "fit", counted)
+    for verbose in (0, 1):
+        logistic = LogisticRegression(verbose=verbose)
+        attributor = make(estimator=logistic, memory=tmp_path)
+        attributor.fit(X, y, tasks=tasks_of())
+    assert len(fits) == len(attributor.weights_) + 1
+
+
+def test_models_that_fill_the_memory_are_pointed_out(recwarn):
+    X, y, *_ = data()
+    forest = GradientBoostingClassifier(n_estimators=5)
+    with sklearn.config_context(working_memory=1):
+        with pytest.warns(EfficiencyWarning, match="fewer n_subsets") as caught:
+            make(estimator=forest, n_subsets=80).fit(X, y, tasks=tasks_of())
+    assert len(caught) == 1
+    recwarn.clear()
+    make(estimator=forest, n_subsets=80).fit(X, y, tasks=tasks_of())
+    assert not recwarn.list
+
+
 def test_fitted_attributors_can_be_pickled():
     X, y, Xq, yq = data()
     for options in (
@@ -533,6 +625,118 @@ def test_frozen_estimators():
         bare.score(Xq, yq)
     with pytest.raises(ValueError, match="estimation='retrain' cannot train"):
         bare.set_params(estimation="retrain").fit(X, y, tasks=tasks_of())
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        net(),
+        RandomForestClassifier(5, random_state=0),
+        LogisticRegression(random_state=0),
+    ],
+    ids=["network", "forest", "logistic"],
+)
+def test_frozen_estimators_are_trained_again(estimator, recwarn):
+    X, y, Xq, yq = data()
+    whole = np.ones(len(X))  # a forest draws other rows without any
+    frozen = FrozenEstimator(clone(estimator).fit(X, y, sample_weight=whole))
+    found = make(estimator=frozen, estimation="retrain").fit(X, y, tasks=tasks_of())
+    expected = make(estimator=estimator, estimation="retrain")
+    expected.fit(X, y, tasks=tasks_of())
+    assert_allclose(found.attribute(Xq, yq), expected.attribute(Xq, yq), atol=1e-8)
+    assert not [w for w in recwarn if w.category is FaithfulnessWarning]
+    elsewhere = FrozenEstimator(clone(estimator).fit(X[::2], y[::2]))
+    with pytest.warns(FaithfulnessWarning, match="trained on other rows"):
+        make(estimator=elsewhere, estimation="retrain").fit(X, y, tasks=tasks_of())
+
+
+def test_weights_of_a_pipeline_reach_every_subset():
+    X, y, Xq, yq = data()
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(random_state=0))
+    weights = np.where(tasks_of() == 0, 10.0, 0.5)
+    given = {"logisticregression__sample_weight": weights}
+    attributor = make(estimator=pipeline).fit(X, y, tasks=tasks_of(), **given)
+    truth = retrain_outcomes(
+        pipeline,
+        X,
+        y,
+        attributor.weights_,
+        Xq,
+        yq,
+        tasks=tasks_of(),
+        sample_weight=weights,
+    )
+    assert_allclose(subset_outcomes(attributor, Xq, yq), truth, atol=1e-8)
+    with sklearn.config_context(enable_metadata_routing=True):
+        last = LogisticRegression().set_fit_request(sample_weight=True)
+        scaler = StandardScaler().set_fit_request(sample_weight=False)
+        routed = make(estimator=make_pipeline(scaler, make_pipeline(last)))
+        routed.fit(X, y, tasks=tasks_of(), sample_weight=weights)
+        found = routed.attribute(Xq, yq)
+        assert np.isfinite(routed.score(Xq, yq))
+    assert_allclose(found, attributor.attribute(Xq, yq), atol=1e-8)
+    with pytest.raises(
+        ValueError, match=r"\['standardscaler__sample_weight'\] would not"
+    ):
+        make(estimator=pipeline).fit(
+            X, y, tasks=tasks_of(), standardscaler__sample_weight=weights, **given
+        )
+
+
+def table():
+    """A table with text and a missing number, its targets, and queries."""
+    X, y, Xq, yq = data()
+    found = [pd.DataFrame(part, columns=list("abcd")) for part in (X, Xq)]
+    for part in found:
+        part["kind"] = np.where(part["a"] > 0, "long", "short")
+        part.loc[0, "b"] = np.nan
+    return found[0], np.array(list("xyz"))[y], found[1], np.array(list("xyz"))[yq]
+
+
+def test_tables_reach_other_estimators_as_they_are(tmp_path):
+    X, y, Xq, yq = table()
+    encode = make_column_transformer(
+        (OneHotEncoder(), ["kind"]), (SimpleImputer(), ["a", "b"])
+    )
+    attributor = make(
+        estimator=make_pipeline(encode, LogisticRegression()), memory=tmp_path
+    )
+    by_hand = clone(encode).fit(X)
+    expected = make(estimator=LogisticRegression())
+    expected.fit(by_hand.transform(X), y, tasks=tasks_of())
+    queries = by_hand.transform(Xq), yq
+    for _ in range(2):
+        found = attributor.fit(X, y, tasks=tasks_of())
+        assert_allclose(
+            found.attribute(Xq, yq), expected.attribute(*queries), atol=1e-6
+        )
+    assert isinstance(found.X_train_, pd.DataFrame)
+    assert found.transform(Xq).dtype == np.float64
+    assert found.interactions(Xq, yq, average=True).shape == (N_TASKS, N_TASKS)
+    assert found.score(Xq, yq) == pytest.approx(expected.score(*queries), abs=0.05)
+    with sklearn.config_context(working_memory=0.01):  # queries in pieces
+        assert_allclose(
+            found.attribute(Xq, yq), expected.attribute(*queries), atol=1e-6
+        )
+    with pytest.raises(ValueError, match="feature names should match"):
+        found.transform(Xq.rename(columns={"a": "e"}))
+    with pytest.raises(ValueError, match="inconsistent numbers"):
+        attributor.fit(X, y[1:], tasks=tasks_of())
+
+
+def test_missing_values_and_selection_of_tables():
+    X, y, Xq, yq = table()
+    trees = HistGradientBoostingClassifier(
+        max_iter=3, categorical_features="from_dtype", random_state=0
+    )
+    X, Xq = (part.astype({"kind": "category"}) for part in (X, Xq))
+    attributor = make(estimator=trees)
+    assert attributor.fit(X, y, tasks=tasks_of()).attribute(Xq, yq).any()
+    selector = TaskWeightSelector(attributor, n_tasks_to_select=6, random_state=0)
+    kept, _ = selector.fit_resample(X, y, tasks=tasks_of())
+    assert list(kept.columns) == [*"abcd", "kind"]
+    with pytest.raises(ValueError, match="could not convert string"):
+        make().fit(table()[0], y, tasks=tasks_of())
 
 
 def test_regression_of_several_outputs():
@@ -581,7 +785,28 @@ ERRORS = {
     ),
     "gradients of trees": (
         {"estimation": "gradient", "estimator": GradientBoostingClassifier()},
-        "needs gradients",
+        "use estimation='retrain'",
+    ),
+    "gradients of a pipeline": (
+        {"estimation": "gradient", "estimator": make_pipeline(net())},
+        "preprocess before KernelSurrogateAttributor",
+    ),
+    "projection that counts samples": (
+        {"projection": GaussianRandomProjection()},
+        "n_components='auto'.*pass an int n_components",
+    ),
+    "a truth value": ({"at": True}, "at must be 'loo'.*got True"),
+    "subsets that are all alike": (
+        {"inclusion": 1 - 1e-9, "n_subsets": 100, "tasks": None},
+        "inclusion=0.999999999 with n_subsets=100: ",
+    ),
+    "a search": (
+        {"estimator": GridSearchCV(LogisticRegression(), {"C": [1, 2]})},
+        "pass its best_estimator_",
+    ),
+    "several outputs of a classifier": (
+        {"estimator": RandomForestClassifier(), "y": np.zeros((72, 2), dtype=int)},
+        "Fit one attributor per column",
     ),
     "no weights taken": ({"estimator": KNeighborsClassifier()}, "no sample_weight"),
     "no probabilities": ({"estimator": LinearSVC()}, "has no predict_proba"),
@@ -595,11 +820,16 @@ ERRORS = {
 
 
 @pytest.mark.parametrize(("change", "message"), ERRORS.values(), ids=list(ERRORS))
-def test_bad_input(change, message, tmp_path, monkeypatch):
+def test_bad_input(change, message, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
     X, y, *_ = data()
-    tasks = change.get("tasks", tasks_of())
-    attributor = make(**{k: v for k, v in change.items() if k != "tasks"})
+    change = change.copy()
+    tasks, y = change.pop("tasks", tasks_of()), change.pop("y", y)
+    attributor = make(**change)
+    if "wider than the rank" not in request.node.name:  # of the trained network
+        monkeypatch.setattr(
+            skattrib._torch_estimator, "train", lambda *args, **_: pytest.fail("ran")
+        )
     with pytest.raises(ValueError, match=message):
         attributor.fit(X, y, tasks=tasks)
     assert not hasattr(attributor, "n_units_")

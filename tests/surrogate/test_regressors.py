@@ -10,8 +10,10 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 from sklearn.linear_model import BayesianRidge, LinearRegression, Ridge
 
+import skattrib.surrogate._readouts
 from skattrib import KernelSurrogate, LinearSurrogate
 from skattrib.exceptions import ConstantOutcomeWarning
+from skattrib.surrogate._readouts import kernel_interactions, quadrature
 
 
 def cube(n):
@@ -331,6 +333,27 @@ def test_repeated_subsets_mislead_the_choice_of_ridge(surrogate, recwarn):
     recwarn.clear()
     surrogate.set_params(ridge=1.0).fit(twice, np.arange(10))
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("surrogate", [KernelSurrogate(), LinearSurrogate()], ids=repr)
+def test_lists_of_units_are_not_weightings(surrogate, recwarn):
+    with pytest.warns(UserWarning, match=r"0 to 5.*MultiLabelBinarizer"):
+        surrogate.fit([[0, 3], [1, 2], [2, 5]], [1, 2, 3])
+    recwarn.clear()
+    surrogate.fit([[0, 1], [0.5, 1], [1, 0]], [1, 2, 3])
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("gamma", [1 / 200, 0.1])
+def test_few_quadrature_points_serve_many_units(gamma, monkeypatch):
+    rng = np.random.RandomState(0)
+    W, coef = (rng.rand(20, 200) < 0.6) * 1.0, rng.randn(20, 1)
+    assert len(quadrature("shapley", 198)[0]) == 64
+    few = kernel_interactions(coef, W, gamma, "shapley")
+    monkeypatch.setattr(skattrib.surrogate._readouts, "_MOST_POINTS", 1000)
+    assert len(quadrature("shapley", 198)[0]) == 100
+    full = kernel_interactions(coef, W, gamma, "shapley")
+    np.testing.assert_allclose(few, full, rtol=0, atol=1e-10 * np.abs(full).max())
 
 
 @pytest.mark.parametrize("at", ["nearly all", -0.1, 1.5, None, True, np.nan])

@@ -69,9 +69,7 @@ def main(names):
                 each.append(influence._each_run(Xq, yq, outcome))
             A = [aggregate(runs, "trimmed_mean")[0] for runs in each]
             joint = aggregate(np.concatenate(each), "trimmed_mean")[0]
-            lds = [
-                lds_score(F, weights @ a.T) for F, a in zip(subsets, A, strict=True)
-            ]
+            lds = [lds_score(F, weights @ a.T) for F, a in zip(subsets, A, strict=True)]
             cells = [
                 f"{np.mean(lds):.3f} ({' '.join(f'{v:.3f}' for v in lds)})",
                 interval(subsets.mean(axis=0), weights @ joint.T),

@@ -139,7 +139,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
             fit_params = {weight_name: weights}
         self.unit_names_, self.n_units_ = names, len(names)
         self._score_seed, self._fit_seed = int(seeds[1] >> 1), int(seeds[2] >> 1)
-        self._before_training()
+        self._before_training(estimator, X, y)
         with config_context(enable_metadata_routing=False):
             self.estimator_ = estimator.fit(X, y, **fit_params)
         # copies: changed in place by the user, they would not be what was trained on
@@ -187,8 +187,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
     def _check_estimator(self, estimator):
         """Raise unless this attributor can use the estimator; before any training."""
 
-    def _before_training(self):
-        """Prepare what needs the units, but no trained estimator."""
+    def _before_training(self, estimator, X, y):
+        """Prepare, and refuse, what needs the units but no trained estimator."""
 
     # ---------------------------------------------------------------- queries
     def _check_query(self, X, y):

@@ -257,12 +257,15 @@ class AdamWInfluence(BaseAttributor):
             return float(self.inclusion)
         return 1.0 if isinstance(estimator, FrozenEstimator) else 0.5
 
+    def _before_training(self, estimator, X, y):
+        self.inclusion_ = self._inclusion(estimator)
+        self.weights_ = self._design()
+        problem = self._problem(unfrozen(estimator, self), X, y)
+        check_differentiable(problem.model, problem.loss, problem.X, problem.targets)
+
     def _fit_attributor(self):
         estimator = unfrozen(self.estimator_, self)
-        self.inclusion_ = self._inclusion(self.estimator_)
-        self.weights_ = self._design()
-        problem = self._problem(estimator)
-        check_differentiable(problem.model, problem.loss, problem.X, problem.targets)
+        problem = self._problem(estimator, self.X_train_, self.y_train_)
         rows = as_tensor(self._unit_weightings(self.weights_), problem.X)
         whole = rows.new_tensor(self._row_weights)[None]
         own = FunctionalModule(estimator.module_).flatten()[None]
@@ -281,10 +284,10 @@ class AdamWInfluence(BaseAttributor):
             f"present with chance {self.inclusion_:g}"
         )
 
-    def _problem(self, estimator, seed=None):
+    @staticmethod
+    def _problem(estimator, X, y, seed=None):
         blank = clone(estimator)
-        blank.n_features_in_ = self.n_features_in_
-        return blank._problem(self.X_train_, blank._learn_target(self.y_train_), seed)
+        return blank._problem(X, blank._learn_target(y), seed)
 
     def _design(self):
         n, p = self.n_units_, self.inclusion_
@@ -300,7 +303,7 @@ class AdamWInfluence(BaseAttributor):
         return np.where(present, 1.0, _ABSENT)
 
     def _train(self, estimator, rows, seed):
-        recipe = self._problem(estimator, seed).recipe
+        recipe = self._problem(estimator, self.X_train_, self.y_train_, seed).recipe
         blank = clone(estimator)
         y = blank._learn_target(self.y_train_)
         _, params = blank._stack(

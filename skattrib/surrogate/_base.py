@@ -95,7 +95,7 @@ class SurrogateAttributor(BaseAttributor):
         if not isinstance(self.projection, Integral | None):
             checked_projection(self.projection, 0)
 
-    def _before_training(self):
+    def _before_training(self, estimator, X, y):
         try:
             self.weights_ = self._leave_some_to_score(self._design())
         except ValueError as error:

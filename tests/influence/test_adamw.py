@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import scale
 from torch import nn
 
+import skattrib._torch_estimator
 from skattrib import AdamWInfluence, TorchClassifier, TorchRegressor
 from skattrib.evaluation import lds_score, loo_score, make_weightings, retrain_outcomes
 from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
@@ -343,8 +344,13 @@ ERRORS = {
 
 
 @pytest.mark.parametrize(("change", "message"), ERRORS.values(), ids=list(ERRORS))
-def test_bad_input(change, message):
+def test_bad_input(change, message, monkeypatch):
     X, y, *_ = data()
+
+    def trained(*args, **options):
+        raise AssertionError("trained before the error")
+
+    monkeypatch.setattr(skattrib._torch_estimator, "train", trained)
     influence = make(**change)
     with pytest.raises(ValueError, match=message):
         influence.fit(X, y)

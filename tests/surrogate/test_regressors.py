@@ -77,12 +77,12 @@ class BruteForce:
 
     def shapley(self, i):
         total = 0.0
-        for order in itertools.permutations(range(self.n)):
-            w = np.zeros(self.n)
-            w[list(order[: order.index(i)])] = 1
-            before = self.value[tuple(w)]
-            w[i] = 1
-            total += self.value[tuple(w)] - before
+        for w in self.W[self.W[:, i] == 1]:
+            # orders in which just the others of w come before i
+            orders = math.factorial(int(w.sum()) - 1) * math.factorial(
+                self.n - int(w.sum())
+            )
+            total += orders * (self.value[tuple(w)] - self.without(w, i))
         return total / math.factorial(self.n)
 
 
@@ -90,10 +90,10 @@ class BruteForce:
 def game():
     """A surrogate of a rough function, and all its values."""
     rng = np.random.RandomState(0)
-    W = cube(6)
-    some = rng.permutation(64)[:40]
-    surrogate = KernelSurrogate(ridge=1e-2).fit(W[some], rng.randn(40))
-    return surrogate, BruteForce(surrogate.predict(W), 6)
+    W = cube(8)
+    some = rng.permutation(256)[:100]
+    surrogate = KernelSurrogate(ridge=1e-2).fit(W[some], rng.randn(100))
+    return surrogate, BruteForce(surrogate.predict(W), 8)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def game():
 )
 def test_attributions_are_mean_differences(game, at, p):
     surrogate, brute = game
-    expected = [brute.attribution(i, p) for i in range(6)]
+    expected = [brute.attribution(i, p) for i in range(8)]
     np.testing.assert_allclose(surrogate.attribution(at), expected, atol=1e-10)
 
 
@@ -109,7 +109,7 @@ def test_attributions_are_mean_differences(game, at, p):
 def test_interactions_are_mean_second_differences(game, at, p):
     surrogate, brute = game
     found = surrogate.interactions(at)
-    for i, j in itertools.combinations(range(6), 2):
+    for i, j in itertools.combinations(range(8), 2):
         expected = brute.interaction(i, j, p)
         assert found[i, j] == pytest.approx(expected, abs=1e-10)
     np.testing.assert_allclose(found, found.T, atol=1e-12)
@@ -119,8 +119,8 @@ def test_interactions_are_mean_second_differences(game, at, p):
 def test_shapley_values(game):
     surrogate, brute = game
     found = surrogate.attribution("shapley")
-    np.testing.assert_allclose(found, [brute.shapley(i) for i in range(6)], atol=1e-10)
-    ends = surrogate.predict([np.zeros(6), np.ones(6)])
+    np.testing.assert_allclose(found, [brute.shapley(i) for i in range(8)], atol=1e-10)
+    ends = surrogate.predict([np.zeros(8), np.ones(8)])
     assert found.sum() == pytest.approx(ends[1] - ends[0], abs=1e-10)
 
 

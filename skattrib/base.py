@@ -57,6 +57,12 @@ FEWEST_RETRAININGS = 8
 _MISNAMED = {"groups", "source", "sources", "task", "unit", "units"}
 
 
+def calibration_slope(predicted, truth):
+    """Return the slope of real outcomes (m, q) on predicted ones, within queries."""
+    p, t = predicted - predicted.mean(axis=0), truth - truth.mean(axis=0)
+    return float((p * t).sum() / max((p * p).sum(), np.finfo(float).tiny))
+
+
 class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
     """Base class of attributors: fit, attribute, predict outcomes, be checked.
 
@@ -308,6 +314,10 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         predicted = self._predict_outcomes(X, y, weights, outcome)
         return predicted.astype(_dtype(X), copy=False)
 
+    def _unit_weightings(self, weights):
+        """Spread weights of units over rows and multiply by the rows' own."""
+        return weights[:, self._unit_of_row] * self._row_weights
+
     def _outcome_predictor(self, X, y):
         """Return `predict_outcomes` of these queries, prepared once."""
         X, y, outcome = self._check_query(X, y)
@@ -409,8 +419,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         """Compare predictions with a handful of real retrainings."""
         weights, truth = self._retrain(X, y, n_retrainings)
         predicted = self._predict_outcomes(X, y, weights, outcome)
-        p, t = predicted - predicted.mean(axis=0), truth - truth.mean(axis=0)
-        slope = float((p * t).sum() / max((p * p).sum(), np.finfo(float).tiny))
+        slope = calibration_slope(predicted, truth)
         return Bunch(calibration_slope=slope, lds=lds_score(truth, predicted))
 
     # ------------------------------------------------------- sklearn protocol

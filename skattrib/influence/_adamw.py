@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skattrib._torch_estimator import unfrozen
 from skattrib._validation import as_tensor, draw_seeds, memory_cap
-from skattrib.base import BaseAttributor
+from skattrib.base import BaseAttributor, calibration_slope
 from skattrib.engine._adjoint import check_differentiable
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._training import train
@@ -316,9 +316,6 @@ class AdamWInfluence(BaseAttributor):
         )
         return Runs(recipe, rows.cpu(), params.cpu())
 
-    def _unit_weightings(self, weights):
-        return weights[:, self._unit_of_row] * self._row_weights
-
     def _n_seeds(self):
         return self.n_models
 
@@ -358,9 +355,17 @@ class AdamWInfluence(BaseAttributor):
         return torch.stack(found).cpu().numpy()
 
     def _predict_outcomes(self, X, y, weights, outcome):
+        return self._prepare(X, y, outcome)(weights)
+
+    def _prepare(self, X, y, outcome):
+        return self._linear(X, y, outcome, self._attribute(X, y, outcome)[0])
+
+    def _linear(self, X, y, outcome, slopes):
+        """Return outcomes as a linear function of weights, through the runs' mean."""
         middle = self._run_outcomes(X, y, outcome).mean(axis=(0, 1))
-        slopes = self._attribute(X, y, outcome)[0]
-        return middle + (weights - self.weights_.mean(axis=0)) @ slopes.T
+        return lambda weights: (
+            middle + (weights - self.weights_.mean(axis=0)) @ slopes.T
+        )
 
     # ------------------------------------------------------- steps, verdict
     def step_attribution(self, X, y=None):
@@ -457,7 +462,11 @@ class AdamWInfluence(BaseAttributor):
         if n_retrainings:
             found.update(self._calibrate(X, y, outcome, n_retrainings))
         elif len(self.weights_) > 1:
-            found.calibration_slope = self._own_slope(X, y, outcome)
+            slopes = aggregate(each, self.aggregation)[0]
+            found.calibration_slope = calibration_slope(
+                self._linear(X, y, outcome, slopes)(self.weights_),
+                self._run_outcomes(X, y, outcome).mean(axis=0),
+            )
         bad = []
         if share > _EXPLODING_LIMIT:
             bad.append(
@@ -477,13 +486,6 @@ class AdamWInfluence(BaseAttributor):
             warnings.warn(sentence, FaithfulnessWarning, stacklevel=2)
         found.update(trustworthy=not bad, verdict=sentence)
         return found
-
-    def _own_slope(self, X, y, outcome):
-        """Return the slope of the runs' own outcomes on predicted ones."""
-        real = self._run_outcomes(X, y, outcome).mean(axis=0)
-        predicted = self._predict_outcomes(X, y, self.weights_, outcome)
-        p, r = predicted - predicted.mean(axis=0), real - real.mean(axis=0)
-        return float((p * r).sum() / max((p * p).sum(), np.finfo(float).tiny))
 
 
 def _check_reproduced(problem, recipe, weights, own):

@@ -318,10 +318,6 @@ class DualInfluence(BaseAttributor):
         return self.n_models
 
     # ---------------------------------------------------------------- queries
-    def _unit_weightings(self, weights):
-        """Spread weights of units over rows and multiply by the rows' own."""
-        return weights[:, self._unit_of_row] * self._row_weights
-
     def _steps_without_each_unit(self):
         removed = WithoutEach(self._unit_of_row, self._row_weights, self.n_units_)
         return [

@@ -113,7 +113,7 @@ class SurrogateAttributor(BaseAttributor):
             self.estimation_ = choose_estimation(
                 self.estimator_, len(self.X_train_), len(self.weights_), n_components
             )
-        rows = self.weights_[:, self._unit_of_row] * self._row_weights
+        rows = self._unit_weightings(self.weights_)
         data = (self.X_train_, self.y_train_, self._row_weights, rows)
         if self.verbose:
             print(  # noqa: T201

@@ -145,12 +145,15 @@ class TorchEstimator(BaseEstimator):
                 problem.targets,
                 weights[None],
                 keep=keep,
+                stop_when_diverged=True,
                 on_step=bar.update,
             )
-        if not bool(torch.isfinite(result.params).all()):
+        curve = np.array(result.loss_curve)
+        if not (np.isfinite(curve).all() and torch.isfinite(result.params).all()):
             raise ValueError(
-                f"Training diverged with learning_rate={self.learning_rate}: the "
-                "weights are no longer finite. Lower learning_rate, set clip_norm, or "
+                f"Training diverged with learning_rate={self.learning_rate} in step "
+                f"{len(curve)} of {problem.recipe.n_steps}: the loss or the weights "
+                "are no longer finite. Lower learning_rate, set clip_norm, or "
                 "standardise X."
             )
         problem.model.load(result.params[0])
@@ -163,7 +166,6 @@ class TorchEstimator(BaseEstimator):
             second_moment=None if second is None else second[0].cpu(),
             states={t: state.cpu() for t, state in result.states.items()},
         )
-        curve = np.array(result.loss_curve)
         self.loss_curve_ = curve.reshape(-1, steps_per_epoch).mean(axis=1)
         return self
 

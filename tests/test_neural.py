@@ -695,7 +695,7 @@ BAD_FITS = {
         {"optimizer": "sgd", "learning_rate": 1e3},
         {},
         ValueError,
-        r"diverged with learning_rate=1000.*Lower learning_rate.*clip_norm",
+        r"diverged with learning_rate=1000\.0 in step \d+ of 60:.*Lower.*clip_norm",
     ),
     "hidden layer of 0": (
         TorchClassifier,

@@ -245,7 +245,7 @@ class _Stack:
                 state.params,
                 gradient.value,
                 state.optimizer,
-                t,
+                self.recipe.n_before + t,
                 rate,
                 after,
                 self.inert,

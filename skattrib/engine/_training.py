@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +17,13 @@ from tqdm.auto import tqdm
 
 from skattrib.engine._functional import FunctionalModule, Loss, chunks
 from skattrib.engine._modules import activation_size
-from skattrib.engine._optim import clip_gradient, initial_state, second_moment, step
+from skattrib.engine._optim import (
+    OptimizerState,
+    clip_gradient,
+    initial_state,
+    second_moment,
+    step,
+)
 from skattrib.engine._trajectory import Recipe, TrainingState
 
 # Numbers alive per parameter in a step: parameters, gradient, moments, temporaries.
@@ -86,6 +93,7 @@ def train(
     weights: Tensor,
     *,
     keep: Collection[int] = (),
+    stop_when_diverged: bool = False,
     on_step: Callable[[], object] | None = None,
 ) -> TrainingResult:
     """Train M models that differ only in the weights of their rows.
@@ -96,6 +104,8 @@ def train(
         Multiplier of every row's loss; zero leaves the row out.
     keep : collection of int
         Steps after which the state is kept; 0 is the start.
+    stop_when_diverged : bool
+        End the run where the first model's loss is not finite.
     on_step : callable
         Called after every step.
     """
@@ -106,13 +116,15 @@ def train(
     run = _steps(model, loss, recipe, X, targets, weights, state, 0, recipe.n_steps)
     for t, state, losses in run:
         result.loss_curve.append(losses[0].item())
+        if stop_when_diverged and not math.isfinite(result.loss_curve[-1]):
+            break
         if t in keep:
             result.states[t] = state
         if on_step is not None:
             on_step()
     result.params = state.params
     result.second_moment = second_moment(
-        recipe.optimizer, state.optimizer, recipe.n_steps
+        recipe.optimizer, state.optimizer, recipe.n_before + recipe.n_steps
     )
     return result
 
@@ -120,7 +132,12 @@ def train(
 def start(recipe: Recipe, X: Tensor, n_models: int) -> TrainingState:
     """Return the state of M models before the first step, where X is."""
     params = recipe.initial.to(X).expand(n_models, -1).contiguous()
-    return TrainingState(params, initial_state(recipe.optimizer, params))
+    moments = initial_state(recipe.optimizer, params)
+    if recipe.moments is not None:
+        moments = OptimizerState(
+            *(m.to(X).expand(n_models, -1).contiguous() for m in recipe.moments)
+        )
+    return TrainingState(params, moments)
 
 
 def replay(
@@ -168,8 +185,9 @@ def _steps(
         (grad,) = torch.autograd.grad(losses.sum(), params)
         with torch.no_grad():
             grad = clip_gradient(grad, recipe.clip_norm)
+            count = recipe.n_before + t
             state = TrainingState(
-                *step(recipe.optimizer, params, grad, state.optimizer, t, rate)
+                *step(recipe.optimizer, params, grad, state.optimizer, count, rate)
             )
         yield t, state, losses.detach()
 

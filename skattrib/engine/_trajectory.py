@@ -64,6 +64,10 @@ class Recipe:
     batches : list of int arrays or None
         Ordered row indices of every step; None is the full batch each time.
     clip_norm : float or None
+    n_before : int
+        Steps that the optimizer had taken before the run.
+    moments : OptimizerState or None
+        Its state then, each of shape (P,); None is that of a new optimizer.
     """
 
     optimizer: Optimizer
@@ -71,6 +75,8 @@ class Recipe:
     initial: Tensor
     batches: list[np.ndarray] | None = None
     clip_norm: float | None = None
+    n_before: int = 0
+    moments: OptimizerState | None = None
 
     @property
     def n_steps(self) -> int:
@@ -91,7 +97,7 @@ class Recipe:
 
     def options(self) -> str:
         """Return what is not an array, as JSON."""
-        return json.dumps([asdict(self.optimizer), self.clip_norm])
+        return json.dumps([asdict(self.optimizer), self.clip_norm, self.n_before])
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the arrays, the minibatches end to end."""
@@ -99,23 +105,30 @@ class Recipe:
         if self.batches is not None:
             found["rows"] = torch.tensor(np.concatenate(self.batches))
             found["batch_sizes"] = torch.tensor([len(rows) for rows in self.batches])
+        if self.moments is not None:
+            found["first"], found["second"] = self.moments
         return found
 
     @classmethod
     def from_tensors(cls, options: str, tensors: dict[str, Tensor]) -> Recipe:
         """Undo `options` and `tensors`."""
-        optimizer, clip_norm = json.loads(options)
+        optimizer, clip_norm, n_before = json.loads(options)
         optimizer["betas"] = tuple(optimizer["betas"])
         batches = None
         if "rows" in tensors:
             ends = tensors["batch_sizes"].cumsum(0)[:-1].numpy()
             batches = np.split(tensors["rows"].numpy(), ends)
+        moments = None
+        if "first" in tensors:
+            moments = OptimizerState(tensors["first"], tensors["second"])
         return cls(
             Optimizer(**optimizer),
             tensors["learning_rates"],
             tensors["initial"],
             batches,
             clip_norm,
+            n_before,
+            moments,
         )
 
     def digest(self, X: Tensor, targets: Tensor) -> str:

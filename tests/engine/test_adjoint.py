@@ -1,6 +1,7 @@
 """The reverse sweep equals forward tangents, and differences of retrained models."""
 
 import weakref
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.func import functional_call, jacfwd
 from skattrib.engine import _adjoint, _training
 from skattrib.engine._adjoint import _Plan, sweep
 from skattrib.engine._functional import FunctionalModule, Loss
+from skattrib.engine._optim import OptimizerState
 from skattrib.engine._training import train
 from skattrib.engine._trajectory import SCHEDULES, Recipe, epoch_batches
 from tests.cases import MODULES, OPTIMIZERS, build, build_case, mlp, randn
@@ -142,6 +144,31 @@ def test_adjoint_equals_tangent(optimizer, schedule, clip_norm):
     assert found.shape == (2, 3, N_ROWS)
     assert error(found, expected) < 1e-10
     assert (found[weights[:, None].expand_as(found) == 0] != 0).all()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "nesterov"])
+def test_a_run_that_starts_in_the_middle(optimizer):
+    arguments = problem(optimizer=optimizer)
+    model, loss, recipe, X, y = arguments
+    weights, cotangents = random_weights(1), random_cotangents(1, recipe)
+    tail = torch.zeros(1, 3, N_ROWS, dtype=X.dtype)
+
+    def late(t, rows, found, runs, queries):
+        if t > 9:
+            tail[runs, queries] = tail[runs, queries].index_add(2, rows, found)
+
+    scores(arguments, weights, cotangents, on_rows=late)
+    state = train(*arguments, weights, keep={9}).states[9]
+    rest = replace(
+        recipe,
+        learning_rates=recipe.learning_rates[9:],
+        initial=state.params[0],
+        batches=recipe.batches[9:],
+        n_before=9,
+        moments=OptimizerState(*(m.reshape(-1) for m in state.optimizer)),
+    )
+    found = scores((model, loss, rest, X, y), weights, cotangents)
+    assert error(found, tail) < 1e-12
 
 
 @pytest.mark.parametrize("batch_size", [5, 7, None])

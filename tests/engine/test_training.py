@@ -16,7 +16,7 @@ from torch import nn
 
 from skattrib.engine import _training
 from skattrib.engine._functional import FunctionalModule, Loss
-from skattrib.engine._optim import step
+from skattrib.engine._optim import OptimizerState, step
 from skattrib.engine._training import (
     can_stack,
     replay,
@@ -169,6 +169,28 @@ def test_loss_curve_and_progress():
     expected = float((values * weights[0]).sum() / weights[0].sum())
     assert result.loss_curve[0] == pytest.approx(expected, rel=1e-12)
     assert result.loss_curve[-1] < result.loss_curve[0]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_that_starts_in_the_middle(optimizer):
+    model, recipe, X, y = problem(optimizer=optimizer)
+    weights = random_weights(2)
+    whole = train(model, CLASSIFICATION, recipe, X, y, weights, keep={7})
+    for one in range(2):
+        state = whole.states[7][one : one + 1]
+        moments = OptimizerState(*(m.reshape(-1) for m in state.optimizer))
+        rest = replace(
+            recipe,
+            learning_rates=recipe.learning_rates[7:],
+            initial=state.params[0],
+            batches=recipe.batches[7:],
+            n_before=7,
+            moments=moments,
+        )
+        result = train(model, CLASSIFICATION, rest, X, y, weights)
+        assert_allclose(result.params[one], whole.params[one], rtol=0, atol=1e-12)
+        if whole.second_moment is not None:
+            assert_allclose(result.second_moment[one], whole.second_moment[one])
 
 
 # --------------------------------------------------------------------- weights

@@ -10,7 +10,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skattrib.engine._functional import FunctionalModule, Loss
-from skattrib.engine._optim import Optimizer
+from skattrib.engine._optim import Optimizer, OptimizerState
 from skattrib.engine._training import train
 from skattrib.engine._trajectory import (
     SCHEDULES,
@@ -149,6 +149,21 @@ def test_saved_trajectory_comes_back_exactly(
             assert_array_equal(mine, theirs)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_run_that_starts_in_the_middle_comes_back(optimizer, tmp_path):
+    trajectory, X, y = recorded(optimizer)
+    state = trajectory.states[3]
+    moments = OptimizerState(*(m.reshape(-1) for m in state.optimizer))
+    recipe = replace(
+        trajectory.recipe, initial=state.params[0], n_before=3, moments=moments
+    )
+    Trajectory(recipe, trajectory.row_weights).save(tmp_path / "run", X, y)
+    loaded = Trajectory.load(tmp_path / "run", X, y).recipe
+    assert loaded.n_before == 3
+    for mine, theirs in zip(moments, loaded.moments, strict=True):
+        assert_array_equal(mine, theirs)
+
+
 def test_record_of_other_data_is_refused(tmp_path):
     trajectory, X, y = recorded()
     trajectory.save(tmp_path / "run", X, y)
@@ -168,6 +183,8 @@ def test_digest_is_of_the_whole_recipe():
         replace(recipe, initial=recipe.initial + 1),
         replace(recipe, batches=recipe.batches[::-1]),
         replace(recipe, batches=None),
+        replace(recipe, n_before=3),
+        replace(recipe, moments=OptimizerState(recipe.initial, recipe.initial)),
     ]
     found = {r.digest(X, y) for r in (recipe, replace(recipe), *others)}
     assert len(found) == 1 + len(others)

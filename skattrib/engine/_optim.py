@@ -135,8 +135,8 @@ def second_moment(
 
 
 # -------------------------------------------------------------------- adjoint
-class StepCotangent(NamedTuple):
-    """Derivatives of a quantity in parameters and optimizer state."""
+class StepDerivative(NamedTuple):
+    """Derivatives of something in, or of, parameters and optimizer state."""
 
     params: Tensor
     state: OptimizerState
@@ -149,14 +149,14 @@ def step_adjoint(
     state: OptimizerState,
     t: int,
     learning_rate: float,
-    after: StepCotangent,
+    after: StepDerivative,
     inert: float = 0.0,
-) -> tuple[Tensor, StepCotangent]:
+) -> tuple[Tensor, StepDerivative]:
     """Apply the transposed Jacobian of `step`, at the same arguments.
 
     Parameters
     ----------
-    after : StepCotangent
+    after : StepDerivative
         Derivatives in what the step returned, with any leading axes.
     inert : float
         Adam and AdamW: parameters whose second moment has a root of at most this
@@ -167,7 +167,7 @@ def step_adjoint(
     -------
     grad : Tensor
         Derivative in the gradient that the step consumed.
-    before : StepCotangent
+    before : StepDerivative
         Derivatives in ``params`` and ``state``, ``grad`` held fixed.
     """
     if optimizer.adaptive:
@@ -184,9 +184,9 @@ def _adam_adjoint(
     state: OptimizerState,
     t: int,
     learning_rate: float,
-    after: StepCotangent,
+    after: StepDerivative,
     inert: float,
-) -> tuple[Tensor, StepCotangent]:
+) -> tuple[Tensor, StepDerivative]:
     beta1, beta2 = optimizer.betas
     decay = optimizer.weight_decay
     if optimizer.name == "adam" and decay:
@@ -214,12 +214,12 @@ def _adam_adjoint(
         mu = mu * (1.0 - learning_rate * decay)
     elif decay:
         mu = mu.add(in_grad, alpha=decay)
-    return in_grad, StepCotangent(mu, OptimizerState(beta1 * rho, beta2 * sigma))
+    return in_grad, StepDerivative(mu, OptimizerState(beta1 * rho, beta2 * sigma))
 
 
 def _sgd_adjoint(
-    optimizer: Optimizer, learning_rate: float, after: StepCotangent
-) -> tuple[Tensor, StepCotangent]:
+    optimizer: Optimizer, learning_rate: float, after: StepDerivative
+) -> tuple[Tensor, StepDerivative]:
     mu, (rho, empty) = after
     in_grad = -learning_rate * mu
     if optimizer.momentum:
@@ -230,4 +230,81 @@ def _sgd_adjoint(
         rho = optimizer.momentum * in_first
     if optimizer.weight_decay:
         mu = mu.add(in_grad, alpha=optimizer.weight_decay)
-    return in_grad, StepCotangent(mu, OptimizerState(rho, empty))
+    return in_grad, StepDerivative(mu, OptimizerState(rho, empty))
+
+
+# -------------------------------------------------------------------- tangent
+def step_tangent(
+    optimizer: Optimizer,
+    params: Tensor,
+    grad: Tensor,
+    state: OptimizerState,
+    t: int,
+    learning_rate: float,
+    before: tuple[StepDerivative, StepDerivative],
+    in_grad: tuple[Tensor, Tensor],
+) -> tuple[StepDerivative, StepDerivative]:
+    """Carry first and second derivatives along a path through `step`.
+
+    Parameters
+    ----------
+    before : pair of StepDerivative
+        First and second derivatives of ``params`` and ``state``, with any leading
+        axes.
+    in_grad : pair of Tensor
+        Those of the gradient that the step consumed.
+    """
+    if optimizer.adaptive:
+        return _adam_tangent(
+            optimizer, params, grad, state, t, learning_rate, before, in_grad
+        )
+    # linear in parameters, gradient and buffer together
+    first, second = (
+        StepDerivative(*_sgd_step(optimizer, d.params, g, d.state, learning_rate))
+        for d, g in zip(before, in_grad, strict=True)
+    )
+    return first, second
+
+
+def _adam_tangent(
+    optimizer: Optimizer,
+    params: Tensor,
+    grad: Tensor,
+    state: OptimizerState,
+    t: int,
+    learning_rate: float,
+    before: tuple[StepDerivative, StepDerivative],
+    in_grad: tuple[Tensor, Tensor],
+) -> tuple[StepDerivative, StepDerivative]:
+    beta1, beta2 = optimizer.betas
+    decay = optimizer.weight_decay
+    (d1, d2), (g1, g2) = before, in_grad
+    if optimizer.name == "adam" and decay:
+        grad = grad + decay * params
+        g1, g2 = g1 + decay * d1.params, g2 + decay * d2.params
+    moments = _moments(optimizer, grad, state)
+    m1 = torch.lerp(d1.state.first, g1, 1.0 - beta1)
+    m2 = torch.lerp(d2.state.first, g2, 1.0 - beta1)
+    v1 = torch.lerp(d1.state.second, 2.0 * grad * g1, 1.0 - beta2)
+    v2 = torch.lerp(d2.state.second, 2.0 * (grad * g2 + g1 * g1), 1.0 - beta2)
+    correction = 1.0 - beta2**t
+    rate = learning_rate / (1.0 - beta1**t)
+    root = (moments.second / correction).sqrt()
+    # as in the adjoint: what has had no gradient does not move
+    moves = root > 0
+    safe = torch.where(moves, root, 1.0)
+    scale = root + optimizer.eps
+    # quotient rule for the move m / (root + eps), with root² = v
+    root1 = 0.5 * (v1 / correction) / safe
+    root2 = (0.5 * (v2 / correction) - root1 * root1) / safe
+    move = moments.first / scale
+    move1 = (m1 - move * root1) / scale
+    move2 = (m2 - 2.0 * move1 * root1 - move * root2) / scale
+    keep = 1.0 - learning_rate * decay if optimizer.name == "adamw" else 1.0
+    still = torch.zeros_like(move1)
+    first = keep * d1.params - rate * torch.where(moves, move1, still)
+    second = keep * d2.params - rate * torch.where(moves, move2, still)
+    return (
+        StepDerivative(first, OptimizerState(m1, v1)),
+        StepDerivative(second, OptimizerState(m2, v2)),
+    )

@@ -6,6 +6,7 @@ so that one model ``(P,)`` and a stack of models ``(M, P)`` take the same code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -241,17 +242,16 @@ def step_tangent(
     state: OptimizerState,
     t: int,
     learning_rate: float,
-    before: tuple[StepDerivative, StepDerivative],
-    in_grad: tuple[Tensor, Tensor],
-) -> tuple[StepDerivative, StepDerivative]:
-    """Carry first and second derivatives along a path through `step`.
+    before: Sequence[StepDerivative],
+    in_grad: Sequence[Tensor],
+) -> list[StepDerivative]:
+    """Carry first derivatives along a path, or first and second, through `step`.
 
     Parameters
     ----------
-    before : pair of StepDerivative
-        First and second derivatives of ``params`` and ``state``, with any leading
-        axes.
-    in_grad : pair of Tensor
+    before : one or two StepDerivative
+        Derivatives of ``params`` and ``state``, with any leading axes.
+    in_grad : as many Tensor
         Those of the gradient that the step consumed.
     """
     if optimizer.adaptive:
@@ -259,11 +259,10 @@ def step_tangent(
             optimizer, params, grad, state, t, learning_rate, before, in_grad
         )
     # linear in parameters, gradient and buffer together
-    first, second = (
+    return [
         StepDerivative(*_sgd_step(optimizer, d.params, g, d.state, learning_rate))
         for d, g in zip(before, in_grad, strict=True)
-    )
-    return first, second
+    ]
 
 
 def _adam_tangent(
@@ -273,20 +272,26 @@ def _adam_tangent(
     state: OptimizerState,
     t: int,
     learning_rate: float,
-    before: tuple[StepDerivative, StepDerivative],
-    in_grad: tuple[Tensor, Tensor],
-) -> tuple[StepDerivative, StepDerivative]:
+    before: Sequence[StepDerivative],
+    in_grad: Sequence[Tensor],
+) -> list[StepDerivative]:
     beta1, beta2 = optimizer.betas
     decay = optimizer.weight_decay
-    (d1, d2), (g1, g2) = before, in_grad
     if optimizer.name == "adam" and decay:
         grad = grad + decay * params
-        g1, g2 = g1 + decay * d1.params, g2 + decay * d2.params
+        in_grad = [g + decay * d.params for d, g in zip(before, in_grad, strict=True)]
+    # of the square of the gradient
+    in_square = [2.0 * grad * in_grad[0]]
+    if len(in_grad) > 1:
+        in_square.append(2.0 * (grad * in_grad[1] + in_grad[0].square()))
     moments = _moments(optimizer, grad, state)
-    m1 = torch.lerp(d1.state.first, g1, 1.0 - beta1)
-    m2 = torch.lerp(d2.state.first, g2, 1.0 - beta1)
-    v1 = torch.lerp(d1.state.second, 2.0 * grad * g1, 1.0 - beta2)
-    v2 = torch.lerp(d2.state.second, 2.0 * (grad * g2 + g1 * g1), 1.0 - beta2)
+    moving = [
+        OptimizerState(
+            torch.lerp(d.state.first, g, 1.0 - beta1),
+            torch.lerp(d.state.second, g2, 1.0 - beta2),
+        )
+        for d, g, g2 in zip(before, in_grad, in_square, strict=True)
+    ]
     correction = 1.0 - beta2**t
     rate = learning_rate / (1.0 - beta1**t)
     root = (moments.second / correction).sqrt()
@@ -294,17 +299,16 @@ def _adam_tangent(
     moves = root > 0
     safe = torch.where(moves, root, 1.0)
     scale = root + optimizer.eps
-    # quotient rule for the move m / (root + eps), with root² = v
-    root1 = 0.5 * (v1 / correction) / safe
-    root2 = (0.5 * (v2 / correction) - root1 * root1) / safe
+    # quotient rule for the move m / (root + eps), chain rule for root² = v
     move = moments.first / scale
-    move1 = (m1 - move * root1) / scale
-    move2 = (m2 - 2.0 * move1 * root1 - move * root2) / scale
+    root1 = 0.5 * (moving[0].second / correction) / safe
+    steps = [(moving[0].first - move * root1) / scale]
+    if len(moving) > 1:
+        root2 = (0.5 * (moving[1].second / correction) - root1.square()) / safe
+        bend = moving[1].first - 2.0 * steps[0] * root1 - move * root2
+        steps.append(bend / scale)
     keep = 1.0 - learning_rate * decay if optimizer.name == "adamw" else 1.0
-    still = torch.zeros_like(move1)
-    first = keep * d1.params - rate * torch.where(moves, move1, still)
-    second = keep * d2.params - rate * torch.where(moves, move2, still)
-    return (
-        StepDerivative(first, OptimizerState(m1, v1)),
-        StepDerivative(second, OptimizerState(m2, v2)),
-    )
+    return [
+        StepDerivative(keep * d.params - torch.where(moves, rate * step, 0.0), new)
+        for d, step, new in zip(before, steps, moving, strict=True)
+    ]

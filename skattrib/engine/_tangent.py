@@ -7,8 +7,11 @@ second derivative is what removing a row does beyond it.
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,14 +34,6 @@ _COPIES_PER_PARAM = 16
 _COPIES_PER_ACTIVATION = 12
 
 
-@dataclass(frozen=True)
-class Tangents:
-    """Derivatives (r, P) of the trained parameters along r directions of weights."""
-
-    first: Tensor
-    second: Tensor
-
-
 def tangents(
     model: FunctionalModule,
     loss: Loss,
@@ -48,11 +43,12 @@ def tangents(
     weights: Tensor,
     directions: Tensor,
     *,
+    order: Literal[1, 2] = 2,
     plain_sgd: bool = False,
     memory_bytes: float,
     on_step: Callable[[], object] | None = None,
-) -> Tangents:
-    """Differentiate the end of a run twice along directions of its weights.
+) -> tuple[Tensor, ...]:
+    """Differentiate the end of a run along directions of its weights.
 
     Parameters
     ----------
@@ -60,19 +56,36 @@ def tangents(
         Of the rows.
     directions : Tensor of shape (r, n)
         How the weights move.
+    order : {1, 2}
+        2 differentiates twice.
     plain_sgd : bool
         Take the steps for those of plain SGD, at the same states.
     memory_bytes : float
         As many directions are followed at a time as fit it.
     on_step : callable
         Called after every step of a pass; there are as many passes as chunks.
+
+    Returns
+    -------
+    tuple of Tensor of shape (r, P)
+        First derivatives of the parameters, and second ones.
     """
-    run = _Run(model, loss, recipe, X, targets, weights, plain_sgd)
+    _load_forward_mode()
+    run = _Run(model, loss, recipe, X, targets, weights, order, plain_sgd)
     size = run.n_directions(memory_bytes)
     found = []
     for part in chunks(len(directions), size):
         found.append(run.follow(directions[part].to(X), on_step))
-    return Tangents(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
+@functools.cache
+def _load_forward_mode() -> None:
+    """Have torch load its rules of forward mode, which warns of what torch calls."""
+    zero = torch.zeros(())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        jvp(torch.sin, (zero,), (zero,))
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,7 @@ class _Run:
     X: Tensor
     targets: Tensor
     weights: Tensor
+    order: int
     plain_sgd: bool
 
     def n_directions(self, memory_bytes: float) -> int:
@@ -99,15 +113,14 @@ class _Run:
 
     def follow(
         self, directions: Tensor, on_step: Callable[[], object] | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return first and second derivatives of the parameters at the end."""
+    ) -> tuple[Tensor, ...]:
+        """Return derivatives (r, P) of the parameters at the end, by order."""
         optimizer = self.recipe.optimizer
         if self.plain_sgd:
             optimizer = replace(optimizer, name="sgd", momentum=0.0, nesterov=False)
         before = start(self.recipe, self.X, 1)
         still = self.X.new_zeros(len(directions), self.model.n_params)
-        moving = StepDerivative(still, initial_state(optimizer, still))
-        first = second = moving
+        moving = [StepDerivative(still, initial_state(optimizer, still))] * self.order
         run = train_steps(
             self.model,
             self.loss,
@@ -120,33 +133,28 @@ class _Run:
             self.recipe.n_steps,
         )
         for t, after, _ in run:
-            gradient, slopes, bends = self._gradient(
-                before, t, directions, first.params, second.params
+            gradient, *in_gradient = self._gradient(
+                before, t, directions, [d.params for d in moving]
             )
-            first, second = step_tangent(
+            moving = step_tangent(
                 optimizer,
                 before.params,
                 gradient,
                 before.optimizer,
                 self.recipe.n_before + t,
                 float(self.recipe.learning_rates[t - 1]),
-                (first, second),
-                (slopes, bends),
+                moving,
+                in_gradient,
             )
             before = after
             if on_step is not None:
                 on_step()
-        return first.params, second.params
+        return tuple(d.params for d in moving)
 
     def _gradient(
-        self,
-        before: TrainingState,
-        t: int,
-        directions: Tensor,
-        first: Tensor,
-        second: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return a step's gradient (P,), and how it moves (r, P) and bends (r, P)."""
+        self, before: TrainingState, t: int, directions: Tensor, moving: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Return a step's gradient (P,) and its derivatives (r, P) along the paths."""
         _, rows = self.recipe.step(t, self.X.device)
         X, targets, weights = self.X, self.targets, self.weights
         if rows is not None:
@@ -164,17 +172,21 @@ class _Run:
         one = torch.ones_like(here)
 
         def derivatives(
-            direction: Tensor, velocity: Tensor, acceleration: Tensor
-        ) -> tuple[Tensor, Tensor]:
+            direction: Tensor, velocity: Tensor, *acceleration: Tensor
+        ) -> tuple[Tensor, ...]:
             def at(s: Tensor) -> Tensor:
-                moved = params + s * velocity + 0.5 * s**2 * acceleration
+                moved = params + s * velocity
+                for bend in acceleration:
+                    moved = moved + 0.5 * s**2 * bend
                 return clipped(moved, weights + s * direction)
 
-            slope: tuple[Tensor, Tensor] = jvp(
-                lambda s: jvp(at, (s,), (one,))[1], (here,), (one,)
-            )
-            return slope
+            def slope(s: Tensor) -> Tensor:
+                found: Tensor = jvp(at, (s,), (one,))[1]
+                return found
+
+            if not acceleration:
+                return (slope(here),)
+            return tuple(jvp(slope, (here,), (one,)))
 
         with sdpa_kernel(SDPBackend.MATH):
-            slopes, bends = vmap(derivatives)(directions, first, second)
-            return clipped(params, weights), slopes, bends
+            return clipped(params, weights), *vmap(derivatives)(directions, *moving)

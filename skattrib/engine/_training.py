@@ -113,7 +113,9 @@ def train(
     result = TrainingResult(state.params, None)
     if 0 in keep:
         result.states[0] = state
-    run = train_steps(model, loss, recipe, X, targets, weights, state, 0, recipe.n_steps)
+    run = train_steps(
+        model, loss, recipe, X, targets, weights, state, 0, recipe.n_steps
+    )
     for t, state, losses in run:
         result.loss_curve.append(losses[0].item())
         if stop_when_diverged and not math.isfinite(result.loss_curve[-1]):

@@ -240,6 +240,87 @@ def test_halves_rank_retrained_subsets(digits):
     assert 0.3 < own.calibration_slope < 3
 
 
+# ------------------------------------------------------------------- diagnosis
+def test_errors_of_removals_are_told_apart():
+    X, y, Xq, yq = data()
+    influence = make(net(batch_size=None, max_epochs=30, learning_rate=1e-3)).fit(X, y)
+    found = influence.diagnose(Xq, yq, n_retrainings=8)
+    # by hand, for the same sixteen rows
+    rows = np.linspace(0, 39, 16).astype(int)
+    weights = np.vstack([np.ones(40), 1 - np.eye(40)[rows]])
+    blank = net(batch_size=None, max_epochs=30, learning_rate=1e-3)
+    _, ends = blank._stack(X, blank._learn_target(y), weights, random_state=0)
+    change = (ends[1:] - ends[0]).numpy()
+    h = 1e-4
+    moved = [1 + s * h * np.eye(40)[rows] for s in (1, -1)]
+    up, down = (blank._stack(X, y, w, random_state=0)[1].numpy() for w in moved)
+    first = (up - down) / (2 * h)
+    second = (up - 2 * ends[:1].numpy() + down) / h**2
+
+    def share(part, whole):
+        return np.median(np.linalg.norm(part, axis=1) / np.linalg.norm(whole, axis=1))
+
+    def near(value):
+        return pytest.approx(value, rel=0.1)
+
+    split = found.error_split
+    assert found.second_order_error == near(share(second / 2, first))
+    assert split.first_order == near(share(second / 2, change))
+    assert split.exact == near(share(change + first, change))
+    assert split.remainder == near(share(change + first - second / 2, change))
+    assert split.remainder < split.exact < split.sgd
+    assert split.optimizer_mismatch > 0.5
+    assert influence.diagnose(Xq, yq).error_split is None
+
+
+def test_sgd_has_no_optimizer_mismatch():
+    X, y, Xq, yq = data()
+    plain = net(optimizer="sgd", weight_decay=0.0, learning_rate=0.1)
+    assert make(plain).fit(X, y).diagnose(Xq, yq).optimizer_mismatch < 1e-12
+
+
+def test_removals_that_bend_are_not_trusted():
+    X, y, Xq, yq = data()
+    wild = net(learning_rate=0.3, max_epochs=20)
+    with pytest.warns(FaithfulnessWarning, match="bend away from the straight line"):
+        found = make(wild).fit(X, y).diagnose(Xq, yq)
+    assert not found.trustworthy
+
+
+class Twice(torch.autograd.Function):
+    """A layer whose forward-mode derivative torch does not have."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+class NoForwardMode(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return Twice.apply(self.layer(x))
+
+
+def test_modules_without_forward_mode_have_no_second_order():
+    X, y, Xq, yq = data()
+    found = make(net(module=lambda *_: NoForwardMode())).fit(X, y).diagnose(Xq, yq)
+    assert found.second_order_error is None
+    assert found.trustworthy
+
+
 # --------------------------------------------------------------- aggregation
 def test_exploding_runs_are_left_out():
     rng = np.random.RandomState(0)

@@ -30,7 +30,12 @@ from skattrib.engine._modules import (
     probe_rows,
 )
 from skattrib.engine._optim import Optimizer
-from skattrib.engine._training import stacked_outputs, train, train_stack
+from skattrib.engine._training import (
+    stack_size,
+    stacked_outputs,
+    train,
+    train_stack,
+)
 from skattrib.engine._trajectory import (
     SCHEDULES,
     Recipe,
@@ -272,6 +277,11 @@ class TorchEstimator(BaseEstimator):
             verbose=verbose,
         )
         return problem.model, params
+
+    def _stack_size(self, X, y):
+        """Return how many models a stack holds under the memory cap."""
+        problem = self._problem(X, y, 0)
+        return stack_size(problem.model, problem.recipe, problem.X, memory_cap())
 
     def _retrained_outputs(self, X_query, **options):
         """Train once per weighting of the rows; return outputs (M, q, C)."""

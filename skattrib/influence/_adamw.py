@@ -12,12 +12,14 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skattrib._torch_estimator import unfrozen
-from skattrib._validation import as_tensor, draw_seeds, memory_cap
+from skattrib._validation import as_tensor, memory_cap
 from skattrib.base import BaseAttributor, calibration_slope
 from skattrib.engine._adjoint import check_differentiable
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._training import train
 from skattrib.evaluation import make_weightings
+from skattrib.evaluation._models import trained_models
+from skattrib.evaluation._trainer import Trainer
 from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
 from skattrib.influence._aggregation import AGGREGATIONS, aggregate, exploding
 from skattrib.influence._run_diagnosis import N_UNITS, removal_errors, run_verdict
@@ -76,7 +78,8 @@ class AdamWInfluence(BaseAttributor):
     retrain_size : float, default=0.5
         Fraction of the units that each of them is trained on.
     memory : str, joblib.Memory or None, default=None
-        Where retrained outcomes are remembered; needs an int `random_state`.
+        Where the runs and retrained outcomes are remembered, so that an interrupted
+        fit goes on; needs an int `random_state`. Holds whole models.
     n_jobs : int or None, default=None
         Workers for models that cannot be trained as a stack.
     random_state : int, RandomState instance or None, default=None
@@ -265,8 +268,7 @@ class AdamWInfluence(BaseAttributor):
     def _fit_attributor(self):
         estimator = unfrozen(self.estimator_, self)
         problem = self._problem(estimator, self.X_train_, self.y_train_)
-        rows = as_tensor(self._unit_weightings(self.weights_), problem.X)
-        whole = rows.new_tensor(self._row_weights)[None]
+        whole = as_tensor(self._row_weights, problem.X)[None]
         own = FunctionalModule(estimator.module_).flatten()[None]
         recipe = estimator.trajectory_.recipe
         self._own_run = Runs(recipe, whole.cpu(), own.cpu())
@@ -274,8 +276,12 @@ class AdamWInfluence(BaseAttributor):
             _check_reproduced(problem, recipe, whole, own)
         self._runs = [self._own_run]
         if self.inclusion_ < 1 or self.n_models > 1:
-            seeds = draw_seeds(estimator.random_state, self.n_models)
-            self._runs = [self._train(estimator, rows, seed) for seed in seeds]
+            trainer = Trainer(
+                estimator, self.X_train_, self.y_train_, self.n_jobs, self.verbose
+            )
+            rows = self._unit_weightings(self.weights_)
+            seeds = trainer.seeds(self.n_models)
+            self._runs = [self._train(trainer, rows, seed) for seed in seeds]
         self.estimand_ = (
             "derivative of the outcome in the weight of this unit, all others present"
             if self.inclusion_ == 1
@@ -301,19 +307,12 @@ class AdamWInfluence(BaseAttributor):
         )
         return np.where(present, 1.0, _ABSENT)
 
-    def _train(self, estimator, rows, seed):
-        recipe = self._problem(estimator, self.X_train_, self.y_train_, seed).recipe
-        blank = clone(estimator)
-        y = blank._learn_target(self.y_train_)
-        _, params = blank._stack(
-            self.X_train_,
-            y,
-            rows,
-            random_state=seed,
-            n_jobs=self.n_jobs,
-            verbose=self.verbose,
-        )
-        return Runs(recipe, rows.cpu(), params.cpu())
+    def _train(self, trainer, rows, seed):
+        blank = trainer.estimator
+        recipe = blank._problem(trainer.X, trainer.y, seed).recipe
+        params = np.array(trained_models(trainer, rows, seed, self.memory))
+        params = as_tensor(params, recipe.initial)
+        return Runs(recipe, as_tensor(rows, recipe.initial), params)
 
     def _n_seeds(self):
         return self.n_models

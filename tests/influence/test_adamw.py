@@ -235,6 +235,11 @@ def test_halves_rank_retrained_subsets(digits):
     found = influence.diagnose(Xq, yq, n_retrainings=16)
     assert found.trustworthy
     assert found.lds > 0.4
+
+
+def test_runs_calibrate_themselves():
+    X, y, Xq, yq = data()
+    influence = make(net(max_epochs=20), inclusion="auto").fit(X, y)
     own = influence.diagnose(Xq, yq)
     assert own.lds is None
     assert 0.3 < own.calibration_slope < 3
@@ -369,6 +374,31 @@ def test_frozen_estimators_are_one_run():
     bare = TorchClassifier.from_module(fitted.module_, [0, 1, 2])
     with pytest.raises(TrajectoryError, match="was not recorded"):
         make(FrozenEstimator(bare)).fit(X, y)
+
+
+def test_a_killed_fit_goes_on(tmp_path, monkeypatch):
+    X, y, Xq, yq = data()
+    options = {"inclusion": 0.5, "n_trajectories": 4, "n_models": 3}
+    whole = make(**options).fit(X, y).attribute(Xq, yq)
+    trained, real = [], skattrib._torch_estimator.train_stack
+
+    def killed(*args, **kwargs):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(1)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(skattrib._torch_estimator, "train_stack", killed)
+    influence = make(memory=str(tmp_path), **options)
+    with pytest.raises(KeyboardInterrupt):
+        influence.fit(X, y)
+    assert not hasattr(influence, "estimator_")
+    trained.append(1)  # past the kill; one seed is left to be trained
+    found = influence.fit(X, y).attribute(Xq, yq)
+    assert len(trained) == 4
+    assert_allclose(found, whole, atol=1e-12)
+    influence.set_params(aggregation="median").fit(X, y)
+    assert len(trained) == 4
 
 
 def test_pickles_and_threads_give_the_same():

@@ -47,6 +47,10 @@ _CURE = (
 )
 
 
+# A replay that misses the end of a run by more of the way than this is another run.
+_REPLAY_TOLERANCE = 1e-3
+
+
 @dataclass
 class _Problem:
     """All that a run needs but the weights of its rows."""
@@ -60,6 +64,9 @@ class _Problem:
 
 class TorchEstimator(BaseEstimator):
     """Training and prediction shared by classifier and regressor."""
+
+    #: Whether it repeats one recorded run, whatever the seed.
+    _one_run = False
 
     _parameter_constraints: dict = {
         "module": [nn.Module, callable, None],
@@ -389,6 +396,22 @@ def check_recipe(estimator, stacklevel):
             FaithfulnessWarning,
             stacklevel=stacklevel + 1,
         )
+
+
+def check_seeds(estimator, name, n_seeds):
+    """Raise if several seeds are asked of an estimator that is one recorded run."""
+    if n_seeds > 1 and getattr(estimator, "_one_run", False):
+        raise ValueError(
+            f"{name}={n_seeds} needs an estimator that can be trained from other "
+            f"seeds; a recorded run has one start and one order. Use {name}=1."
+        )
+
+
+def replay_error(again, end, initial):
+    """Return by which share of its way a replay missed the end; 0 if by rounding."""
+    way = (end - initial.to(end)).norm()
+    error = float((again - end.to(again)).norm() / way.clamp(min=1e-12))
+    return 0.0 if error < _REPLAY_TOLERANCE else error
 
 
 def unfrozen(estimator, user):

@@ -24,6 +24,21 @@ class _LogProbabilities(nn.Module):
         return p.clamp(min=torch.finfo(p.dtype).tiny).log()
 
 
+def check_classes(classes):
+    """Return the labels of a module's outputs as an array."""
+    classes = np.asarray(classes)
+    if (
+        classes.ndim != 1
+        or len(classes) < 2
+        or not np.array_equal(np.unique(classes), classes)
+    ):
+        raise ValueError(
+            "classes must be at least two different labels in sorted order, as "
+            f"np.unique(y) gives them; got {classes!r}."
+        )
+    return classes
+
+
 class _TwoLogits(nn.Module):
     """Turn the single logit of a binary classifier into two."""
 
@@ -247,16 +262,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         TorchClassifier
             Fitted estimator with a copy of the module.
         """
-        classes = np.asarray(classes)
-        if (
-            classes.ndim != 1
-            or len(classes) < 2
-            or not np.array_equal(np.unique(classes), classes)
-        ):
-            raise ValueError(
-                "classes must be at least two different labels in sorted order, as "
-                f"np.unique(y) gives them; got {classes!r}."
-            )
+        classes = check_classes(classes)
         return fitted_from(cls, module, len(classes), device, classes_=classes)
 
     @classmethod

@@ -1,0 +1,116 @@
+"""Estimators whose training is a recorded run."""
+
+import copy
+
+import torch
+from torch import nn
+
+from skattrib._torch_estimator import _check_module, _Problem
+from skattrib._validation import as_tensor
+from skattrib.engine._functional import FunctionalModule, Loss
+from skattrib.engine._trajectory import Recipe
+from skattrib.exceptions import TrajectoryError
+from skattrib.neural import TorchClassifier, TorchRegressor, check_classes
+
+
+class _Recorded:
+    """What repeats a recorded run, where other estimators draw one from a seed."""
+
+    _one_run = True
+    # of a training that is not recorded yet; fixed here
+    record = "recipe"
+    random_state = 0
+
+    _parameter_constraints: dict = {
+        "module": [nn.Module],
+        "recipe": [Recipe],
+        "classes": ["array-like", None],
+        "device": [str, torch.device],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(self, module, recipe, *, device="cpu", verbose=0):
+        self.module = module
+        self.recipe = recipe
+        self.device = device
+        self.verbose = verbose
+
+    @property
+    def max_epochs(self):
+        """Number of steps, each of which has an entry in `loss_curve_`."""
+        return self.recipe.n_steps
+
+    @property
+    def batch_size(self):
+        """Rows of the largest minibatch; None for all rows."""
+        batches = self.recipe.batches
+        return None if batches is None else max(map(len, batches))
+
+    @property
+    def learning_rate(self):
+        """Largest learning rate of the run."""
+        return float(self.recipe.learning_rates.max())
+
+    def _problem(self, X, y, random_state=None):
+        module = copy.deepcopy(self.module).to(self._device())
+        model = FunctionalModule(module)
+        X = as_tensor(X, next(p for p in module.parameters() if p.requires_grad))
+        targets = self._targets(y, X)
+        _check_module(module, X[:3], self.n_outputs_)
+        check_rows(self.recipe.batches, len(X))
+        return _Problem(model, Loss(self._task), self.recipe, X, targets)
+
+
+class RecordedClassifier(_Recorded, TorchClassifier):
+    """A classifier whose training is a recorded run.
+
+    Parameters
+    ----------
+    module : nn.Module
+        As it was before the run.
+    recipe : Recipe
+        The run.
+    classes : array-like of shape (n_classes,) or None, default=None
+        Labels of the module's outputs; None for those in y.
+    device : str or torch.device, default="cpu"
+        Where to train.
+    verbose : int, default=0
+        Shows progress when above 0.
+    """
+
+    def __init__(self, module, recipe, *, classes=None, device="cpu", verbose=0):
+        super().__init__(module, recipe, device=device, verbose=verbose)
+        self.classes = classes
+
+    def _learn_target(self, y):
+        if self.classes is None:
+            return super()._learn_target(y)
+        self.classes_ = check_classes(self.classes)
+        self.n_outputs_ = len(self.classes_)
+        return y
+
+
+class RecordedRegressor(_Recorded, TorchRegressor):
+    """A regressor whose training is a recorded run.
+
+    Parameters
+    ----------
+    module : nn.Module
+        As it was before the run.
+    recipe : Recipe
+        The run.
+    device : str or torch.device, default="cpu"
+        Where to train.
+    verbose : int, default=0
+        Shows progress when above 0.
+    """
+
+
+def check_rows(batches, n_rows):
+    """Raise if minibatches hold rows that X does not have."""
+    last = -1 if batches is None else max(int(rows.max()) for rows in batches)
+    if last >= n_rows:
+        raise TrajectoryError(
+            f"The recorded minibatches hold row {last}, but X has {n_rows} rows. "
+            "Give the X that the indices passed to rows() are of, as a whole."
+        )

@@ -157,12 +157,7 @@ class TorchEstimator(BaseEstimator):
             )
         curve = np.array(result.loss_curve)
         if not (np.isfinite(curve).all() and torch.isfinite(result.params).all()):
-            raise ValueError(
-                f"Training diverged with learning_rate={self.learning_rate} in step "
-                f"{len(curve)} of {problem.recipe.n_steps}: the loss or the weights "
-                "are no longer finite. Lower learning_rate, set clip_norm, or "
-                "standardise X."
-            )
+            raise self._diverged(f"step {len(curve)} of {problem.recipe.n_steps}")
         problem.model.load(result.params[0])
         second = result.second_moment
         self.module_ = problem.model.module
@@ -175,6 +170,14 @@ class TorchEstimator(BaseEstimator):
         )
         self.loss_curve_ = curve.reshape(-1, steps_per_epoch).mean(axis=1)
         return self
+
+    def _diverged(self, step):
+        """Return the error that says so."""
+        return ValueError(
+            f"Training diverged with learning_rate={self.learning_rate} in {step}: the "
+            "loss or the weights are no longer finite. Lower learning_rate, set "
+            "clip_norm, or standardise X."
+        )
 
     def _problem(self, X, y, random_state=None):
         """Build module, recipe and tensors from validated arrays."""

@@ -12,6 +12,12 @@ from skattrib.engine._trajectory import Recipe
 from skattrib.exceptions import TrajectoryError
 from skattrib.neural import TorchClassifier, TorchRegressor, check_classes
 
+CAUSES = (
+    "The loop must take the mean over each minibatch of the cross-entropy, or of half "
+    "the squared error summed over outputs (MSELoss has no half). Other causes: "
+    "gradients clipped without clip_norm=, augmented rows, weights, other data."
+)
+
 
 class _Recorded:
     """What repeats a recorded run, where other estimators draw one from a seed."""
@@ -46,10 +52,11 @@ class _Recorded:
         batches = self.recipe.batches
         return None if batches is None else max(map(len, batches))
 
-    @property
-    def learning_rate(self):
-        """Largest learning rate of the run."""
-        return float(self.recipe.learning_rates.max())
+    def _diverged(self, step):
+        return TrajectoryError(
+            f"Replaying the recording diverged in {step}: it is of another loss or of "
+            f"other data. {CAUSES}"
+        )
 
     def _problem(self, X, y, random_state=None):
         module = copy.deepcopy(self.module).to(self._device())

@@ -13,7 +13,7 @@ from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._training import weighted_loss
 from skattrib.engine._trajectory import Recipe, TrainingState
 from skattrib.exceptions import FaithfulnessWarning
-from skattrib.recording._estimators import check_rows
+from skattrib.recording._estimators import CAUSES, check_rows
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,7 @@ def _take_end(estimator, run, X, y):
         )
     warnings.warn(
         f"Replaying the recording misses the weights of the loop by {error:.1e} of the "
-        "way that training took: what is attributed is another run. The loop must take "
-        "the mean over each minibatch of the cross-entropy, or of half the squared "
-        "error summed over outputs (MSELoss has no half). Other causes: gradients "
-        f"clipped without clip_norm=, augmented rows, weights, other data.{norms}",
+        f"way that training took: what is attributed is another run. {CAUSES}{norms}",
         FaithfulnessWarning,
         stacklevel=4,
     )

@@ -39,7 +39,7 @@ def check_classes(classes):
     return classes
 
 
-class _TwoLogits(nn.Module):
+class TwoLogits(nn.Module):
     """Turn the single logit of a binary classifier into two."""
 
     def forward(self, z):
@@ -286,7 +286,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         if isinstance(criterion, nn.NLLLoss):
             module = nn.Sequential(module, _LogProbabilities())
         elif isinstance(criterion, nn.BCEWithLogitsLoss):
-            module = nn.Sequential(module, _TwoLogits())
+            module = nn.Sequential(module, TwoLogits())
         elif not isinstance(criterion, nn.CrossEntropyLoss):
             raise ValueError(
                 f"criterion {type(criterion).__name__} of the skorch net is not a "

@@ -22,7 +22,7 @@ from skattrib import (
 )
 from skattrib.evaluation import make_weightings, retrain_outcomes
 from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
-from tests.cases import build, fill, mlp
+from tests.cases import Tied, build, fill, mlp
 
 RATE = 0.05
 N = 40
@@ -318,6 +318,18 @@ def test_frozen_parameters_may_be_in_the_optimizer():
     assert len(found.recipe.initial) == 4 * 5 + 5 * 3 + 3
 
 
+def test_tied_weights_are_trained_once():
+    X, y, Xq, yq = data()
+
+    def make_loop():
+        return Loop(build(Tied))
+
+    model = make_loop().record(X, y).to_classifier(X, y, classes=range(4))
+    found = influence(model).fit(X, y).attribute(Xq, yq)
+    slopes = differences(make_loop, X, y, Xq, yq, (3,))
+    assert_allclose(found[:, [3]], slopes, rtol=1e-4, atol=1e-7)
+
+
 def test_float32_stays_float32():
     X, y, Xq, yq = data()
     loop = Loop(fill(net(), dtype=torch.float32))
@@ -334,6 +346,30 @@ def test_full_batches_need_no_indices():
     X, y, *_ = data()
     orders = [np.random.RandomState(i).permutation(N) for i in range(4)]
     assert Loop().record(X, y, orders).to_classifier(X, y).recipe.batches is None
+    orders.append(np.r_[0, 0, 2:N])
+    assert len(Loop().record(X, y, orders).to_classifier(X, y).recipe.batches) == 5
+
+
+def test_a_single_logit_is_a_classifier_of_two():
+    X, y, Xq, _ = data()
+    y = np.array(["no", "yes"])[y % 2]
+    model = net(4, 5, 1)
+    optimizer = adamw(model)
+    rows, targets = torch.tensor(X), torch.tensor(y == "yes").double()
+    with record_training(model, optimizer) as recording:
+        for batch in minibatches():
+            recording.rows(batch)
+            optimizer.zero_grad()
+            logits = model(rows[batch])[:, 0]
+            nn.functional.binary_cross_entropy_with_logits(
+                logits, targets[batch]
+            ).backward()
+            optimizer.step()
+    found = recording.to_classifier(X, y)
+    expected = model(torch.tensor(Xq)).sigmoid().detach()
+    assert_allclose(found.predict_proba(Xq)[:, 1:], expected, atol=1e-12)
+    attributions = influence(found).fit(X, y).attribute(Xq[:2], y[:2])
+    assert np.abs(attributions).max() > 1e-3
 
 
 def test_classes_that_y_lacks():
@@ -380,6 +416,8 @@ def test_a_clone_repeats_the_run(recorded):
     assert len(again.loss_curve_) == 12
     assert again.loss_curve_[-1] < again.loss_curve_[0]
     assert "tensor(" not in repr(model)
+    start = torch.cat([p.detach().flatten() for p in model.module.parameters()])
+    assert_array_equal(start, model.recipe.initial)
     thawed = pickle.loads(pickle.dumps(model))
     assert_array_equal(thawed.predict_proba(Xq), model.predict_proba(Xq))
 
@@ -502,6 +540,9 @@ def test_untold_clipping_is_noticed():
     recording = Loop(optimizer=sgd(), clip=0.1).record(X, y, clip_norm=None)
     with pytest.warns(FaithfulnessWarning, match="without clip_norm=.*norm 0.1, "):
         recording.to_classifier(X, y)
+    recording = Loop(optimizer=sgd(), clip=0.1).record(X, y)
+    with pytest.warns(FaithfulnessWarning, match=r"package's loss is 0\.1\."):
+        recording.to_classifier(X, (y + 1) % 3)
 
 
 def test_a_replay_may_diverge():
@@ -701,6 +742,14 @@ def test_wrong_steps_stop_the_loop(model, act, message):
     assert not loop.optimizer._optimizer_step_pre_hooks
 
 
+def test_a_model_that_cannot_be_copied():
+    loop = Loop()
+    loop.model.computed = loop.model[0].weight * 2
+    recording = record_training(loop.model, loop.optimizer)
+    with pytest.raises(ValueError, match="cannot be copied: Only Tensors"), recording:
+        pass
+
+
 def test_clipping_that_does_not_happen():
     loop = Loop()
     with (
@@ -714,11 +763,11 @@ def test_half_used_optimizers_are_refused():
     loop = Loop()
     loop.model[0](torch.ones(1, 4).double()).sum().backward()
     loop.optimizer.step()
-    with (
-        pytest.raises(ValueError, match="more steps for some parameters"),
-        record_training(loop.model, loop.optimizer),
-    ):
-        pass
+    for _ in range(2):
+        recording = record_training(loop.model, loop.optimizer)
+        with pytest.raises(ValueError, match="more steps for some param"), recording:
+            pass
+        step(loop, None)  # from now on there is a state of each
 
 
 def test_records_that_cannot_be_used():

@@ -10,7 +10,7 @@ from skattrib._validation import as_tensor
 from skattrib.engine._functional import FunctionalModule, Loss
 from skattrib.engine._trajectory import Recipe
 from skattrib.exceptions import TrajectoryError
-from skattrib.neural import TorchClassifier, TorchRegressor, check_classes
+from skattrib.neural import TorchClassifier, TorchRegressor, TwoLogits, check_classes
 
 CAUSES = (
     "The loop must take the mean over each minibatch of the cross-entropy, or of half "
@@ -60,12 +60,17 @@ class _Recorded:
 
     def _problem(self, X, y, random_state=None):
         module = copy.deepcopy(self.module).to(self._device())
-        model = FunctionalModule(module)
         X = as_tensor(X, next(p for p in module.parameters() if p.requires_grad))
+        module = self._completed(module, X[:1])
         targets = self._targets(y, X)
         _check_module(module, X[:3], self.n_outputs_)
         check_rows(self.recipe.batches, len(X))
+        model = FunctionalModule(module)
         return _Problem(model, Loss(self._task), self.recipe, X, targets)
+
+    def _completed(self, module, row):
+        """Return the module with the outputs that the task needs."""
+        return module
 
 
 class RecordedClassifier(_Recorded, TorchClassifier):
@@ -95,6 +100,15 @@ class RecordedClassifier(_Recorded, TorchClassifier):
         self.classes_ = check_classes(self.classes)
         self.n_outputs_ = len(self.classes_)
         return y
+
+    def _completed(self, module, row):
+        try:
+            with torch.no_grad():
+                n_outputs = module(row).numel()
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+            return module  # refused in a moment, with a reason
+        single = n_outputs == 1 and self.n_outputs_ == 2
+        return nn.Sequential(module, TwoLogits()) if single else module
 
 
 class RecordedRegressor(_Recorded, TorchRegressor):

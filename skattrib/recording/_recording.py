@@ -105,7 +105,7 @@ class TrainingRecording:
         self._n_before, self._moments = read_state(
             self._optimizer, self._settings, self._trained
         )
-        self._initial = copy.deepcopy(self._model).cpu()
+        self._initial = _copied(self._model)
         self._handle = self._optimizer.register_step_pre_hook(self._before_step)
         return self
 
@@ -193,10 +193,9 @@ class TrainingRecording:
 
     def _end(self):
         """Note the state at the end of the run."""
-        trained = {k for k, p in self._model.named_parameters() if p.requires_grad}
-        before = self._initial.state_dict()
-        for name, value in self._model.state_dict().items():
-            if name not in trained and not torch.equal(value.cpu(), before[name]):
+        before = _untrained(self._initial)
+        for name, value in _untrained(self._model).items():
+            if name in before and not torch.equal(value.cpu(), before[name]):
                 raise TrajectoryError(
                     f"{name}, which the optimizer does not train, changed during the "
                     "recording: a run with other weights would not repeat that."
@@ -240,7 +239,9 @@ class TrainingRecording:
     def to_classifier(self, X, y, classes=None, sample_weight=None):
         """Return the recorded model as a fitted classifier.
 
-        The run is replayed, and its end compared with that of the loop.
+        The run is replayed, and its end compared with that of the loop. A model with
+        the single logit of two classes, as ``BCEWithLogitsLoss`` takes it, gets a
+        second output, 0.
 
         Parameters
         ----------
@@ -379,6 +380,22 @@ class TrainingRecording:
         recording = cls.__new__(cls)
         recording._run = Run(module, str(device), recipe, end)
         return recording
+
+
+def _copied(model):
+    try:
+        return copy.deepcopy(model).cpu()
+    except RuntimeError as error:
+        raise ValueError(
+            f"model cannot be copied: {error}. Weights that a layer computes need "
+            "torch.nn.utils.parametrizations."
+        ) from error
+
+
+def _untrained(model):
+    """Return buffers and frozen parameters by name."""
+    named = [*model.named_buffers(), *model.named_parameters()]
+    return {name: value for name, value in named if not value.requires_grad}
 
 
 def _data(X, y):

@@ -52,6 +52,10 @@ _CURE = (
 )
 
 
+# A replay that misses the end of a run by more of the way than this is another run.
+_REPLAY_TOLERANCE = 1e-3
+
+
 @dataclass
 class _Problem:
     """All that a run needs but the weights of its rows."""
@@ -65,6 +69,9 @@ class _Problem:
 
 class TorchEstimator(BaseEstimator):
     """Training and prediction shared by classifier and regressor."""
+
+    #: Whether it repeats one recorded run, whatever the seed.
+    _one_run = False
 
     _parameter_constraints: dict = {
         "module": [nn.Module, callable, None],
@@ -155,12 +162,7 @@ class TorchEstimator(BaseEstimator):
             )
         curve = np.array(result.loss_curve)
         if not (np.isfinite(curve).all() and torch.isfinite(result.params).all()):
-            raise ValueError(
-                f"Training diverged with learning_rate={self.learning_rate} in step "
-                f"{len(curve)} of {problem.recipe.n_steps}: the loss or the weights "
-                "are no longer finite. Lower learning_rate, set clip_norm, or "
-                "standardise X."
-            )
+            raise self._diverged(f"step {len(curve)} of {problem.recipe.n_steps}")
         problem.model.load(result.params[0])
         second = result.second_moment
         self.module_ = problem.model.module
@@ -173,6 +175,14 @@ class TorchEstimator(BaseEstimator):
         )
         self.loss_curve_ = curve.reshape(-1, steps_per_epoch).mean(axis=1)
         return self
+
+    def _diverged(self, step):
+        """Return the error that says so."""
+        return ValueError(
+            f"Training diverged with learning_rate={self.learning_rate} in {step}: the "
+            "loss or the weights are no longer finite. Lower learning_rate, set "
+            "clip_norm, or standardise X."
+        )
 
     def _problem(self, X, y, random_state=None):
         """Build module, recipe and tensors from validated arrays."""
@@ -399,6 +409,22 @@ def check_recipe(estimator, stacklevel):
             FaithfulnessWarning,
             stacklevel=stacklevel + 1,
         )
+
+
+def check_seeds(estimator, name, n_seeds):
+    """Raise if several seeds are asked of an estimator that is one recorded run."""
+    if n_seeds > 1 and getattr(estimator, "_one_run", False):
+        raise ValueError(
+            f"{name}={n_seeds} needs an estimator that can be trained from other "
+            f"seeds; a recorded run has one start and one order. Use {name}=1."
+        )
+
+
+def replay_error(again, end, initial):
+    """Return by which share of its way a replay missed the end; 0 if by rounding."""
+    way = (end - initial.to(end)).norm()
+    error = float((again - end.to(again)).norm() / way.clamp(min=1e-12))
+    return 0.0 if error < _REPLAY_TOLERANCE else error
 
 
 def unfrozen(estimator, user):

@@ -11,7 +11,7 @@ from sklearn.utils import Bunch
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skattrib._torch_estimator import unfrozen
+from skattrib._torch_estimator import check_seeds, replay_error, unfrozen
 from skattrib._validation import as_tensor, memory_cap
 from skattrib.base import BaseAttributor, calibration_slope
 from skattrib.engine._adjoint import check_differentiable
@@ -232,7 +232,8 @@ class AdamWInfluence(BaseAttributor):
                 raise TrajectoryError(
                     f"The frozen {type(inner).__name__} wraps a module whose training "
                     "was not recorded: there is no run to differentiate. Train it "
-                    "through TorchClassifier(module=...).fit, or use DualInfluence."
+                    "through TorchClassifier(module=...).fit, record your own loop by "
+                    "record_training, or use DualInfluence."
                 )
             for name, value, only in [
                 ("inclusion", self.inclusion, ("auto", 1)),
@@ -243,6 +244,7 @@ class AdamWInfluence(BaseAttributor):
                         f"{name}={value} needs an estimator that can be trained; a "
                         f"FrozenEstimator is one run. Use {name}={only[-1]}."
                     )
+        check_seeds(inner, "n_models", self.n_models)
         if inner.batch_size == 1:
             raise ValueError(
                 "batch_size=1 makes weights inert: a row alone in its batch has the "
@@ -495,12 +497,12 @@ def _check_reproduced(problem, recipe, weights, own):
     again = train(
         problem.model, problem.loss, recipe, problem.X, problem.targets, weights
     ).params
-    error = float((again - own.to(again)).norm() / own.norm().clamp(min=1e-12))
-    if not error < 1e-3:
+    error = replay_error(again, own, recipe.initial)
+    if error:
         warnings.warn(
             f"Replaying the record of the frozen estimator on these rows misses its "
-            f"weights by {error:.1e}: it was trained on other rows, labels or weights. "
-            "What is differentiated is another run.",
+            f"weights by {error:.1e} of the way that training took: it was trained on "
+            "other rows, labels or weights. What is differentiated is another run.",
             FaithfulnessWarning,
             stacklevel=7,
         )

@@ -22,7 +22,12 @@ from skattrib.evaluation._models import trained_models
 from skattrib.evaluation._trainer import Trainer
 from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
 from skattrib.influence._aggregation import AGGREGATIONS, aggregate, exploding
-from skattrib.influence._run_diagnosis import N_UNITS, removal_errors, run_verdict
+from skattrib.influence._run_diagnosis import (
+    N_UNITS,
+    removal_errors,
+    run_verdict,
+    warn_if_exploding,
+)
 from skattrib.influence._runs import Differentiator, Runs
 
 __all__ = ["AdamWInfluence"]
@@ -346,7 +351,10 @@ class AdamWInfluence(BaseAttributor):
         return self._by_unit(torch.cat(found).cpu().numpy())
 
     def _attribute(self, X, y, outcome):
-        return aggregate(self._each_run(X, y, outcome), self.aggregation)
+        each = self._each_run(X, y, outcome)
+        if len(each) > 1:
+            warn_if_exploding(each)
+        return aggregate(each, self.aggregation)
 
     def _run_outcomes(self, X, y, outcome):
         """Return the outcomes of every run, (n_models, n_runs, q)."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from sklearn.utils import Bunch
 from torch import Tensor
 
@@ -13,12 +15,26 @@ from skattrib._validation import memory_cap
 from skattrib.engine._tangent import tangents
 from skattrib.engine._training import train_stack
 from skattrib.exceptions import FaithfulnessWarning
+from skattrib.influence._aggregation import exploding
 
 # Units whose removal is followed, spread over all.
 N_UNITS = 16
 # Past these the verdict is bad, or trust ends at the order.
 _EXPLODING_LIMIT, _LDS_LIMIT, _SECOND_ORDER_LIMIT = 0.25, 0.3, 0.5
 _SLOPES = (0.5, 2.0)
+
+
+def warn_if_exploding(found: NDArray[Any]) -> None:
+    """Warn if an average over runs (n_runs, q, n_units) rests on too few of them."""
+    share = float(exploding(found).mean())
+    if share > _EXPLODING_LIMIT:
+        warnings.warn(
+            f"Derivatives of {share:.0%} of the runs are out of all proportion: an "
+            "average over them is worth little. Lower the learning rate, warm up, or "
+            "use a smooth activation.",
+            FaithfulnessWarning,
+            stacklevel=4,
+        )
 
 
 def removal_errors(

@@ -1,6 +1,7 @@
 """AdamWInfluence: derivatives of real training runs, checked by training."""
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -345,6 +346,22 @@ def test_exploding_runs_are_left_out():
     single, error = aggregate(found[:1], "mean")
     assert_array_equal(single, found[0])
     assert error is None
+
+
+def test_averages_of_exploding_runs_warn(monkeypatch):
+    X, y, Xq, yq = data()
+    influence = make(inclusion=0.5, n_trajectories=8).fit(X, y)
+    runs = influence._each_run(Xq, yq, "margin")
+    for n_wild, warns in ((1, False), (3, True)):
+        found = runs.copy()
+        found[:n_wild] *= 1e4
+        monkeypatch.setattr(influence, "_each_run", lambda *_, found=found: found)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            influence.attribute(Xq, yq)
+        said = [str(w.message) for w in caught if w.category is FaithfulnessWarning]
+        assert any("38% of the runs" in text for text in said) == warns
+        assert all(w.filename == __file__ for w in caught)
 
 
 def test_standard_errors_are_those_of_the_average():

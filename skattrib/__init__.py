@@ -9,6 +9,7 @@ from skattrib.influence import AdamWInfluence, DualInfluence
 from skattrib.neural import TorchClassifier, TorchRegressor
 from skattrib.random_projection import CountSketchTransformer, GradientTransformer
 from skattrib.recording import TrainingRecording, record_training
+from skattrib.retrieval import RISEValuator
 from skattrib.surrogate import (
     KernelSurrogate,
     KernelSurrogateAttributor,
@@ -27,6 +28,7 @@ __all__ = [
     "KernelSurrogateAttributor",
     "LinearSurrogate",
     "LinearSurrogateAttributor",
+    "RISEValuator",
     "TaskWeightSelector",
     "TorchClassifier",
     "TorchRegressor",

@@ -318,6 +318,15 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         """Spread weights of units over rows and multiply by the rows' own."""
         return weights[:, self._unit_of_row] * self._row_weights
 
+    def _by_unit(self, values):
+        """Weigh values (..., n_samples) of the rows and add them up to units."""
+        share = values * self._row_weights
+        if self.tasks_ is None:
+            return share
+        out = np.zeros((*share.shape[:-1], self.n_units_), dtype=share.dtype)
+        np.add.at(out, (..., self._unit_of_row), share)
+        return out
+
     def _outcome_predictor(self, X, y):
         """Return `predict_outcomes` of these queries, prepared once."""
         X, y, outcome = self._check_query(X, y)

@@ -3,6 +3,7 @@
 __all__ = [
     "ConstantOutcomeWarning",
     "FaithfulnessWarning",
+    "IndexMismatchError",
     "TrajectoryError",
 ]
 
@@ -20,3 +21,7 @@ class FaithfulnessWarning(UserWarning):
 
 class TrajectoryError(ValueError):
     """A record of a training run is missing, or does not reproduce the run."""
+
+
+class IndexMismatchError(ValueError):
+    """An index on disk is of another model or other settings, or is damaged."""

@@ -30,6 +30,7 @@ ROOMS = [
     "engine._adjoint",
     "engine._tangent",
     "engine._sketch",
+    "engine._readout",
     "engine._index",
     "engine",
     "_torch_estimator",

@@ -335,15 +335,6 @@ class AdamWInfluence(BaseAttributor):
             inert=inert,
         )
 
-    def _by_unit(self, derivatives):
-        """Add derivatives (..., n_samples) of the rows up to units."""
-        share = derivatives * self._row_weights
-        if self.tasks_ is None:
-            return share
-        out = np.zeros((*share.shape[:-1], self.n_units_), dtype=share.dtype)
-        np.add.at(out, (..., self._unit_of_row), share)
-        return out
-
     def _each_run(self, X, y, outcome):
         """Return the attributions of every run, (n_runs, q, n_units)."""
         engine = self._differentiator(_INERT if self.inclusion_ < 1 else 0.0)

@@ -1,0 +1,395 @@
+"""Signatures of rows, in memory or on disk: append, go on after a kill, search.
+
+On disk an index is a folder: ``header.json`` says what it is of and how many rows are
+in it, ``tables.safetensors`` holds hash tables, ``signatures.bin`` and ``norms.bin``
+the rows. Rows are appended first and counted afterwards, by a header that is written
+beside the old one and renamed: what a kill leaves behind the counted rows is never
+read, and the next writer cuts it off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from skattrib.engine._functional import chunks
+from skattrib.exceptions import IndexMismatchError
+
+VERSION = 1
+_HEADER, _TABLES = "header.json", "tables.safetensors"
+_SIGNATURES, _NORMS, _LOCK = "signatures.bin", "norms.bin", "lock"
+#: What a header must hold, and of what type.
+_FIELDS = {
+    "version": int,
+    "dtype": str,
+    "widths": dict,
+    "settings": dict,
+    "source": str,
+    "n_rows": int,
+    "complete": bool,
+}
+_DTYPES = ("float16", "float32", "float64")
+
+Tables = dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an index is of.
+
+    Attributes
+    ----------
+    widths : dict of str to int
+        Numbers of each channel, in the order of the columns.
+    settings : dict
+        Of JSON values; two indexes belong together only if theirs are equal.
+    source : str
+        Digest of the rows that it is built from.
+    dtype : {"float16", "float32", "float64"}
+        Of the signatures.
+    n_rows : int
+        Rows that count.
+    complete : bool
+        Whether these are all rows of the source.
+    """
+
+    widths: dict[str, int]
+    settings: dict[str, Any]
+    source: str
+    dtype: str = "float16"
+    n_rows: int = 0
+    complete: bool = False
+
+    @property
+    def width(self) -> int:
+        """Numbers of a row."""
+        return sum(self.widths.values())
+
+    def slices(self) -> dict[str, slice]:
+        """Return the columns of each channel."""
+        ends = np.cumsum(list(self.widths.values())).tolist()
+        starts = [0, *ends[:-1]]
+        return {
+            name: slice(a, b)
+            for name, a, b in zip(self.widths, starts, ends, strict=True)
+        }
+
+
+class SignatureIndex:
+    """Unit vectors of every channel of every row, and the norms they had.
+
+    Made by `create` or `open`.
+    """
+
+    def __init__(
+        self,
+        header: Header,
+        tables: Tables,
+        signatures: NDArray[Any],
+        norms: NDArray[np.float64],
+        path: Path | None,
+    ) -> None:
+        self.header, self.tables, self.path = header, tables, path
+        self._signatures, self._norms = signatures, norms
+
+    def __len__(self) -> int:
+        return self.header.n_rows
+
+    @property
+    def norms(self) -> NDArray[np.float64]:
+        """Norms (n_rows, n_channels), in the order of the channels."""
+        return self._norms
+
+    def channels(self, rows: slice) -> dict[str, NDArray[Any]]:
+        """Return unit vectors of some rows, as they are stored."""
+        block = self._signatures[rows]
+        return {name: block[:, part] for name, part in self.header.slices().items()}
+
+    # ----------------------------------------------------------------- making
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str] | None, header: Header, tables: Tables
+    ) -> SignatureIndex:
+        """Make an empty index; None keeps it in memory.
+
+        Raises
+        ------
+        FileExistsError
+            If something else is at ``path``.
+        """
+        if path is None:
+            signatures = np.empty((0, header.width), dtype=header.dtype)
+            norms = np.empty((0, len(header.widths)), dtype=np.float64)
+            return cls(header, tables, signatures, norms, None)
+        path = Path(path)
+        # complete before it is seen: a kill leaves a folder of another name
+        beside = Path(
+            tempfile.mkdtemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
+        )
+        try:
+            flat = {}
+            for name, (indices, signs) in tables.items():
+                flat[f"{name}/indices"], flat[f"{name}/signs"] = indices, signs
+            save_file({k: v.cpu().clone() for k, v in flat.items()}, beside / _TABLES)
+            for name in (_SIGNATURES, _NORMS, _LOCK):
+                (beside / name).touch()
+            _write_header(beside, header)
+            if path.exists():
+                raise FileExistsError(f"index: {path} is there already.")
+            os.rename(beside, path)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> SignatureIndex:
+        """Read an index; what others append later is not seen.
+
+        Raises
+        ------
+        IndexMismatchError
+            If it is no index, damaged, or of another version.
+        """
+        path = Path(path)
+        header = _read_header(path)
+        try:
+            flat = load_file(path / _TABLES)
+            names = {key.partition("/")[0] for key in flat}
+            tables = {n: (flat[f"{n}/indices"], flat[f"{n}/signs"]) for n in names}
+        except (SafetensorError, OSError, KeyError) as error:
+            raise _damaged(path, f"{_TABLES}: {error}") from error
+        signatures = _mapped(path, _SIGNATURES, header.dtype, header, header.width)
+        norms = _mapped(path, _NORMS, "float64", header, len(header.widths))
+        return cls(header, tables, signatures, norms, path)
+
+    def append(
+        self, channels: Mapping[str, Tensor], *, complete: bool = False
+    ) -> SignatureIndex:
+        """Add rows (m, width) of every channel; return the longer index.
+
+        Raises
+        ------
+        BlockingIOError
+            If another process is appending.
+        OSError
+            If the disk is full or read-only; the index stays as it was.
+        """
+        values = [channels[name].detach().cpu() for name in self.header.widths]
+        pairs = [unit(v) for v in values]
+        block = torch.cat([u for _, u in pairs], dim=1).numpy()
+        block = block.astype(self.header.dtype)
+        sizes = torch.stack([n for n, _ in pairs], dim=1).numpy().astype(np.float64)
+        n_rows = len(self) + len(block)
+        header = Header(**{**vars(self.header), "n_rows": n_rows, "complete": complete})
+        if self.path is None:
+            return SignatureIndex(
+                header,
+                self.tables,
+                np.concatenate([self._signatures, block]),
+                np.concatenate([self._norms, sizes]),
+                None,
+            )
+        with _locked(self.path):
+            there = _read_header(self.path)
+            if there.n_rows != len(self):
+                raise IndexMismatchError(
+                    f"index {self.path} has {there.n_rows} rows by now, this one was "
+                    f"opened with {len(self)}: open it again."
+                )
+            _append(self.path / _SIGNATURES, self._signatures.nbytes, block)
+            _append(self.path / _NORMS, self._norms.nbytes, sizes)
+            _write_header(self.path, header)
+        return SignatureIndex.open(self.path)
+
+
+# ---------------------------------------------------------------------- files
+def _damaged(path: Path, what: str) -> IndexMismatchError:
+    return IndexMismatchError(
+        f"index {path} is damaged or no index: {what}. Delete it and build it again, "
+        "or name another path."
+    )
+
+
+def _read_header(path: Path) -> Header:
+    try:
+        found = json.loads((path / _HEADER).read_text())
+    except FileNotFoundError as error:
+        raise _damaged(path, f"{_HEADER} is missing") from error
+    except (OSError, ValueError) as error:
+        raise _damaged(path, f"{_HEADER}: {error}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("version"), int):
+        raise _damaged(path, f"{_HEADER} names no version")
+    if found["version"] != VERSION:
+        raise IndexMismatchError(
+            f"index {path} has version {found['version']}, this skattrib reads "
+            f"version {VERSION}: build it again."
+        )
+    wrong = [k for k, kind in _FIELDS.items() if type(found.get(k)) is not kind]
+    if wrong or set(found) != set(_FIELDS):
+        raise _damaged(path, f"{_HEADER} has wrong fields {wrong or sorted(found)}")
+    widths = found["widths"]
+    if (
+        found["dtype"] not in _DTYPES
+        or found["n_rows"] < 0
+        or not widths
+        or not all(type(w) is int and 0 < w < 2**31 for w in widths.values())
+    ):
+        raise _damaged(path, f"{_HEADER} has impossible sizes")
+    del found["version"]
+    return Header(**found)
+
+
+def _write_header(path: Path, header: Header) -> None:
+    beside = path / f"{_HEADER}.{os.getpid()}.part"
+    try:
+        with open(beside, "w") as file:
+            json.dump({"version": VERSION, **vars(header)}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path / _HEADER)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _mapped(
+    path: Path, name: str, dtype: str, header: Header, width: int
+) -> NDArray[Any]:
+    """Map the rows that count; raise if there are fewer bytes than that."""
+    n_bytes = header.n_rows * width * np.dtype(dtype).itemsize
+    try:
+        size = (path / name).stat().st_size
+    except OSError as error:
+        raise _damaged(path, f"{name}: {error}") from error
+    if size < n_bytes:
+        raise _damaged(path, f"{name} has {size} of {n_bytes} bytes")
+    shape = (header.n_rows, width)
+    if not header.n_rows:  # nothing can be mapped
+        return np.empty(shape, dtype=dtype)
+    return np.memmap(path / name, dtype=dtype, mode="r", shape=shape)
+
+
+def _append(path: Path, start: int, block: NDArray[Any]) -> None:
+    """Write rows from byte ``start`` on; what a kill left there goes."""
+    with open(path, "rb+") as file:
+        file.truncate(start)
+        file.seek(start)
+        file.write(block.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other writers out; the lock goes with its process."""
+    with open(path / _LOCK, "rb+") as file:
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise BlockingIOError(
+                f"index {path} is being written by another process: wait for it."
+            ) from error
+        yield
+
+
+# --------------------------------------------------------------------- search
+@dataclass(frozen=True)
+class Similarity:
+    """How signatures are compared: Σ over channels of weight² · inner product.
+
+    Attributes
+    ----------
+    weights : dict of str to float
+        Of the channels.
+    cosine : bool
+        Compare unit vectors, and divide by Σ weight²; else the vectors as they were.
+    centers : dict of str to Tensor (width,)
+        Subtracted from channels before they are compared.
+    """
+
+    weights: dict[str, float]
+    cosine: bool
+    centers: dict[str, Tensor]
+
+    def _prepared(self, name: str, units: Tensor, norms: Tensor) -> Tensor:
+        weight = self.weights[name]
+        center = self.centers.get(name)
+        if center is not None:
+            units = units * norms[:, None] - center.to(units)
+            if self.cosine:
+                units = unit(units)[1]
+        elif not self.cosine:
+            units = units * norms[:, None]
+        if self.cosine:
+            weight = weight / sum(w**2 for w in self.weights.values()) ** 0.5
+        return weight * units
+
+    def vectors(self, index: SignatureIndex, rows: slice, like: Tensor) -> Tensor:
+        """Return vectors (m, width), as ``like`` is, whose products are the scores."""
+        norms = torch.tensor(index.norms[rows]).to(like)
+        found = [
+            self._prepared(name, torch.tensor(units).to(like), norms[:, i])
+            for i, (name, units) in enumerate(index.channels(rows).items())
+            if name in self.weights
+        ]
+        return torch.cat(found, dim=1)
+
+    def of_channels(self, channels: Mapping[str, Tensor]) -> Tensor:
+        """Return the vectors of rows that are not in an index."""
+        found = []
+        for name, values in channels.items():
+            if name in self.weights:
+                norms, units = unit(values)
+                found.append(self._prepared(name, units, norms))
+        return torch.cat(found, dim=1)
+
+
+def unit(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the norms (m,) of vectors, and the vectors at norm 1 (or 0)."""
+    norms = values.norm(dim=1)
+    return norms, values / norms.clamp(min=torch.finfo(values.dtype).tiny)[:, None]
+
+
+def all_scores(
+    queries: Tensor, index: SignatureIndex, similarity: Similarity, block: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the scores (q, m) of query vectors against blocks of rows."""
+    for rows in chunks(len(index), block):
+        yield rows, queries @ similarity.vectors(index, rows, queries).T
+
+
+def best(
+    queries: Tensor, index: SignatureIndex, similarity: Similarity, n: int, block: int
+) -> tuple[Tensor, Tensor]:
+    """Return the n largest scores (q, n) of each query, and their rows."""
+    scores = queries.new_empty(len(queries), 0)
+    found = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    for rows, values in all_scores(queries, index, similarity, block):
+        ids = torch.arange(rows.start, rows.stop, device=queries.device)
+        ids = ids.expand(len(queries), -1)
+        scores, found = torch.cat([scores, values], 1), torch.cat([found, ids], 1)
+        # stable, so that equal scores keep the order of the rows whatever the blocks
+        order = scores.argsort(dim=1, descending=True, stable=True)[:, :n]
+        scores, found = scores.gather(1, order), found.gather(1, order)
+    return scores, found

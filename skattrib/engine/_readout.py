@@ -1,0 +1,313 @@
+"""Gradients of the last linear layer, as sums of outer products that are never formed.
+
+With the input h of the last layer, outputs z = W h + b and a residual r = ∂ℓ/∂z, the
+loss has the gradient r ⊗ (h, 1) in (W, b) and g = Wᵀ r in h. Summed over the tokens of
+a row, and sketched while they are factors, they are what a row leaves in an index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from skattrib.engine._functional import Task
+from skattrib.engine._sketch import draw_tables, sketch
+
+Channel = Literal["rh", "gh", "h"]
+Sketch = Literal["tensor", "factor"] | None
+
+# Outer products of this many numbers are formed at a time.
+_AT_ONCE = 2**22
+_TINY = 1e-8
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last linear layer: weight (C, D), bias (C,) or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> Head:
+        """Return the layer's own tensors, detached."""
+        bias = None if layer.bias is None else layer.bias.detach()
+        return cls(layer.weight.detach(), bias)
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of columns of W, and one for the bias."""
+        return self.weight.shape[1] + (self.bias is not None)
+
+    def with_one(self, hidden: Tensor) -> Tensor:
+        """Append what the bias multiplies."""
+        if self.bias is None:
+            return hidden
+        return torch.cat([hidden, hidden.new_ones(*hidden.shape[:-1], 1)], dim=-1)
+
+
+def find_head(module: nn.Module, X: Tensor) -> nn.Linear:
+    """Return the nn.Linear whose output is the module's, tried on two rows.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    last: dict[str, object] = {}
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        last["layer"], last["output"] = layer, output
+
+    linear = [m for m in module.modules() if isinstance(m, nn.Linear)]
+    handles = [layer.register_forward_hook(note) for layer in linear]
+    try:
+        with torch.no_grad():
+            out = module(X[:2])
+    finally:
+        for handle in handles:
+            handle.remove()
+    layer, output = last.get("layer"), last.get("output")
+    if (
+        not isinstance(layer, nn.Linear)
+        or not isinstance(output, Tensor)
+        or output.numel() != out.numel()
+        or not torch.equal(output.reshape(out.shape), out)
+    ):
+        kind = type(module).__name__
+        raise ValueError(
+            f"The output of {kind} is not that of an nn.Linear layer: what comes after "
+            "the last one (a softmax, a scale or cap on the logits) would have to be "
+            "part of the loss. Wrap a module that ends in nn.Linear."
+        )
+    return layer
+
+
+def hidden_states(
+    module: nn.Module, layer: nn.Linear, X: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return what the layer gets (n, D), and the module's outputs (n, C)."""
+    seen: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        with torch.no_grad():
+            out = module(X)
+    finally:
+        handle.remove()
+    out = out if out.ndim > 1 else out[:, None]
+    return seen[-1].reshape(len(X), -1), out
+
+
+# ------------------------------------------------------------------ residuals
+@dataclass(frozen=True)
+class Residual:
+    """Residuals of N tokens, for all outputs or for some.
+
+    Attributes
+    ----------
+    values : Tensor of shape (N, K)
+    indices : int64 Tensor of shape (N, K) or None
+        Outputs that the values belong to; None: all C in order.
+    n_outputs : int
+        C.
+    """
+
+    values: Tensor
+    indices: Tensor | None
+    n_outputs: int
+
+    def dense(self) -> Tensor:
+        """Return the residuals (N, C)."""
+        if self.indices is None:
+            return self.values
+        out = self.values.new_zeros(len(self.values), self.n_outputs)
+        return out.scatter_(1, self.indices, self.values)
+
+    def project(self, matrix: Tensor) -> Tensor:
+        """Return Σ_c r_c matrix_c, (N, k), for a matrix (C, k)."""
+        if self.indices is None:
+            return self.values @ matrix
+        found: Tensor = nn.functional.embedding_bag(
+            self.indices, matrix, per_sample_weights=self.values, mode="sum"
+        )
+        return found
+
+    def sketch(self, tables: tuple[Tensor, Tensor], n_components: int) -> Tensor:
+        """Return count sketches (N, n_components)."""
+        if self.indices is None:
+            return sketch(self.values, *tables, n_components)
+        index, sign = tables[0][0].long(), tables[1][0].to(self.values)
+        out = self.values.new_zeros(len(self.values), n_components)
+        signed = self.values * sign[self.indices]
+        return out.scatter_add_(1, index[self.indices], signed)
+
+
+def residuals(
+    outputs: Tensor,
+    targets: Tensor,
+    task: Task,
+    *,
+    top_k: int | None = None,
+    temperature: float = 1.0,
+) -> Residual:
+    """Return ∂ℓ/∂z of outputs z (N, C): p − onehot, or z − y of a regressor.
+
+    Parameters
+    ----------
+    top_k : int or None
+        Keep the residuals of this many most likely classes, the target's always.
+        Probabilities are those among all classes.
+    temperature : float
+        Of the softmax.
+    """
+    n_outputs = outputs.shape[1]
+    if task == "regression":
+        return Residual(outputs - targets, None, n_outputs)
+    z = outputs if temperature == 1.0 else outputs / temperature
+    total = z.logsumexp(dim=1, keepdim=True)
+    target = targets[:, None]
+    # p - 1 loses its digits where p is near 1
+    at_target = torch.expm1(z.gather(1, target) - total)
+    if top_k is None or top_k >= n_outputs:
+        return Residual(
+            (z - total).exp().scatter_(1, target, at_target), None, n_outputs
+        )
+    best, indices = z.topk(top_k, dim=1)
+    # where the target is, else the last place
+    is_target = indices == target
+    place = is_target.int().argmax(dim=1, keepdim=True)
+    place = torch.where(is_target.any(dim=1, keepdim=True), place, top_k - 1)
+    values = (best - total).exp().scatter_(1, place, at_target)
+    return Residual(values, indices.scatter_(1, place, target), n_outputs)
+
+
+# ------------------------------------------------------------------- channels
+class Sketcher:
+    """Turns tokens into the channels of their rows.
+
+    Parameters
+    ----------
+    head : Head
+    channels : sequence of {"rh", "gh", "h"}
+        "rh": Σ r ⊗ h; "gh": Σ (Wᵀ r) ⊗ h; "h": the mean of
+        h, sketched if "tensor" makes it shorter.
+    how : {"tensor", "factor"} or None
+        "tensor": one sketch of each outer product; "factor": outer products of
+        sketches of the factors; None: the outer products themselves.
+    sizes : int or mapping
+        Components of a channel; for "factor" those of the factors "r", "g", "h".
+    per_token : bool
+        Scale the factors of every token to norm 1.
+    tables : mapping
+        From `draw`.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        channels: tuple[Channel, ...],
+        how: Sketch,
+        sizes: int | Mapping[str, int],
+        tables: Mapping[str, tuple[Tensor, Tensor]],
+        per_token: bool = False,
+    ) -> None:
+        self._head, self._how, self._per_token = head, how, per_token
+        self.channels, self._sizes = channels, sizes
+        self._tables = {
+            name: (index.to(head.weight.device), sign.to(head.weight.device))
+            for name, (index, sign) in tables.items()
+        }
+        self._lengths = {"r": head.weight.shape[0], "g": head.weight.shape[1]}
+        self._lengths["h"] = head.n_inputs
+
+    @staticmethod
+    def draw(
+        head: Head, how: Sketch, sizes: int | Mapping[str, int], seed: int
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Draw the hash tables of the factors; none for exact channels."""
+        if how is None:
+            return {}
+        n_outputs, n_hidden = head.weight.shape
+        lengths = {"h": head.n_inputs, "g": n_hidden, "r": n_outputs}
+        if isinstance(sizes, int):
+            sizes = dict.fromkeys(lengths, sizes)
+            if n_hidden > sizes["h"]:
+                lengths["mean"], sizes["mean"] = n_hidden, sizes["h"]
+        return {
+            name: draw_tables(length, sizes[name], 1, seed + i)
+            for i, (name, length) in enumerate(lengths.items())
+        }
+
+    def _size(self, factor: str) -> int:
+        if self._how is None:
+            return self._lengths[factor]
+        return self._sizes if isinstance(self._sizes, int) else self._sizes[factor]
+
+    def width(self, channel: Channel) -> int:
+        """Return the numbers of a channel."""
+        if channel == "h":
+            return self._size("h") if "mean" in self._tables else self._lengths["g"]
+        left, right = self._size(channel[0]), self._size("h")
+        return right if self._how == "tensor" else left * right
+
+    def __call__(
+        self, residual: Residual, hidden: Tensor, rows: Tensor, n_rows: int
+    ) -> dict[Channel, Tensor]:
+        """Return the channels (n_rows, width) of tokens that belong to ``rows``."""
+        found: dict[Channel, Tensor] = {}
+        right = self._factor("h", self._head.with_one(hidden))
+        for channel in self.channels:
+            if channel == "h":
+                mean = _row_means(hidden, rows, n_rows)
+                if "mean" in self._tables:
+                    mean = sketch(mean, *self._tables["mean"], self._size("h"))
+                found[channel] = mean
+            elif channel == "rh":
+                found[channel] = self._pairs(
+                    self._left_r(residual), right, rows, n_rows
+                )
+            else:
+                g = self._factor("g", residual.project(self._head.weight))
+                found[channel] = self._pairs(g, right, rows, n_rows)
+        return found
+
+    def _left_r(self, residual: Residual) -> Tensor:
+        if self._how is None:
+            return self._scaled(residual.dense())
+        return self._scaled(residual.sketch(self._tables["r"], self._size("r")))
+
+    def _factor(self, name: str, values: Tensor) -> Tensor:
+        if self._how is not None:
+            values = sketch(values, *self._tables[name], self._size(name))
+        return self._scaled(values)
+
+    def _scaled(self, values: Tensor) -> Tensor:
+        if not self._per_token:
+            return values
+        return values / values.norm(dim=1, keepdim=True).clamp(min=_TINY)
+
+    def _pairs(self, left: Tensor, right: Tensor, rows: Tensor, n_rows: int) -> Tensor:
+        """Return the sums over the tokens of each row of left ⊗ right, sketched."""
+        if self._how == "tensor":
+            # the sketch of an outer product is a circular convolution; sums commute
+            width = right.shape[1]
+            waves = torch.fft.rfft(left) * torch.fft.rfft(right)
+            total = waves.new_zeros(n_rows, waves.shape[1]).index_add_(0, rows, waves)
+            return torch.fft.irfft(total, n=width)
+        out = right.new_zeros(n_rows, left.shape[1] * right.shape[1])
+        step = max(1, _AT_ONCE // out.shape[1])
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            outer = left[part, :, None] * right[part, None, :]
+            out.index_add_(0, rows[part], outer.flatten(1))
+        return out
+
+
+def _row_means(values: Tensor, rows: Tensor, n_rows: int) -> Tensor:
+    counts = torch.bincount(rows, minlength=n_rows).clamp(min=1)
+    total = values.new_zeros(n_rows, values.shape[1]).index_add_(0, rows, values)
+    return total / counts[:, None].to(values)

@@ -1,0 +1,553 @@
+"""An index of sketched gradients of the last layer: retrieve, attribute, value."""
+
+import os
+from collections.abc import Mapping
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.base import _fit_context
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import Bunch
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from skattrib._torch_estimator import unfrozen
+from skattrib._validation import memory_cap, unchanged_on_error
+from skattrib.base import BaseAttributor, _dtype
+from skattrib.engine._functional import chunks
+from skattrib.engine._index import Similarity, all_scores, best
+from skattrib.evaluation import lds_score
+from skattrib.exceptions import TrajectoryError
+from skattrib.retrieval._settings import PRESETS, resolve
+from skattrib.retrieval._signatures import Signer, build_index
+from skattrib.retrieval._verdict import VANISHING, retrieval_verdict
+
+__all__ = ["RISEValuator"]
+
+# Of the memory cap, what a block of the index may take: 1 / _SHARE.
+_SHARE = 8
+# Rows whose scores are compared with unsketched ones.
+_N_ROWS = 200
+
+
+class RISEValuator(BaseAttributor):
+    """Similarity of rows in the gradient of the last layer: an index to search.
+
+    The gradient of a row's loss in the last linear layer is a sum of outer products,
+    residual ⊗ hidden state. Two small sketches of it are all that is kept of a row: a
+    forward pass builds an index that finds what trained the model in the direction of
+    a query, and what new data are worth for the rows in it.
+
+    Scores are similarities: no row is removed, and the unit is not the outcome's.
+
+    Parameters
+    ----------
+    estimator : TorchClassifier, TorchRegressor or None, default=None
+        Model to train and index; a fitted one inside
+        `sklearn.frozen.FrozenEstimator` is taken as it is. Its module must end in
+        nn.Linear. None builds one that suits y.
+    n_components : int or dict, default=256
+        Numbers kept of each channel of a row. With ``sketch="factor"`` a dict of the
+        widths of the factors "r", "g" and "h"; a channel then has their product.
+    sketch : {"tensor", "factor"} or None, default="tensor"
+        "tensor" sketches the outer product, "factor" its factors: much noisier at the
+        same size. None keeps the outer products.
+    channels : tuple of {"rh", "gh", "h"}, default=("rh", "gh")
+        "rh": residual ⊗ hidden state, the gradient itself. "gh": the residual carried
+        back through the layer's weight, ⊗ hidden state. "h": the mean hidden state,
+        less its mean over the index.
+    channel_weights : dict or None, default=None
+        Weights of channels, squared in scores; None is 1 each.
+    top_k : int or None, default=128
+        Classes (words) whose residuals are kept, the most likely ones and the true
+        one. None: all.
+    temperature : float, default=1.0
+        Of the softmax; at 1 the residual is that of the loss.
+    normalize : bool or "token", default=True
+        Compare channels as unit vectors, so that scores are cosines in [-1, 1]. False:
+        inner products. "token": the factors of every token have norm 1 as well.
+    n_sketches : int, default=1
+        Independent sketches. Scores are means over them; from two on, `attribute` has
+        standard errors.
+    index : str, path-like or None, default=None
+        Folder of an index on disk, made or, if it is of the same model, settings and
+        rows, taken up where it stands. None keeps the index in memory.
+    preset : {"paper"} or None, default=None
+        Published settings, which replace the parameters above but `index` and
+        `n_sketches`. Its temperature of 0.1 makes residuals of sure predictions
+        vanish: see `diagnose`.
+    outcome : {"auto", "log_likelihood", "margin", "prediction"} or callable, \
+            default="auto"
+        Whose gradient a query is searched by. Without y, "auto" is the log-likelihood
+        of the predicted class, or the raw prediction.
+    n_retrainings : int, default=32
+        Models trained by `score`; at least 8.
+    retrain_size : float, default=0.5
+        Fraction of the units that each of them is trained on.
+    memory : str, joblib.Memory or None, default=None
+        Where retrained outcomes are remembered; needs an int `random_state`.
+    n_jobs : int or None, default=None
+        Workers for models that cannot be trained as a stack.
+    random_state : int, RandomState instance or None, default=None
+        Seeds what the estimator leaves unseeded, the hashes and the weightings of
+        `score`. An index on disk needs an int.
+    verbose : int, default=0
+        Shows progress when above 0.
+
+    Attributes
+    ----------
+    estimator_ : estimator
+        Fitted model.
+    index_path_ : str or None
+        Absolute path of the index on disk.
+    bytes_per_row_ : int
+        Size of a row of the index.
+    X_train_ : ndarray of shape (n_samples, n_features)
+        Training rows.
+    y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
+        Their targets.
+    tasks_ : ndarray of shape (n_samples,) or None
+        Task of each row.
+    unit_names_ : ndarray of shape (n_units,)
+        Task labels, or the index of X.
+    n_units_ : int
+        Number of units.
+    estimand_ : str
+        What an attribution is.
+    n_features_in_ : int
+        Number of features seen in fit.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the features, if X had any.
+
+    See Also
+    --------
+    DualInfluence : Says what would happen without a row; needs gradients of all layers.
+
+    Notes
+    -----
+    An index does not hide the rows: pickles of this estimator and folders on disk are
+    as confidential as the data.
+
+    References
+    ----------
+    Readout influence sketching, arXiv:2604.16197.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skattrib import RISEValuator, TorchClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = TorchClassifier(max_epochs=20, random_state=0)
+    >>> rise = RISEValuator(clf, random_state=0).fit(X, y)
+    >>> scores, rows = rise.retrieve(X[:2], y[:2], n=3)
+    >>> rows.shape
+    (2, 3)
+    >>> rise.score_samples(X[:4], y[:4]).shape
+    (4,)
+    """
+
+    _parameter_constraints: dict = {
+        **BaseAttributor._parameter_constraints,
+        "n_components": [Interval(Integral, 1, None, closed="left"), Mapping],
+        "sketch": [StrOptions({"tensor", "factor"}), None],
+        "channels": [tuple, list],
+        "channel_weights": [Mapping, None],
+        "top_k": [Interval(Integral, 1, None, closed="left"), None],
+        "temperature": [Interval(Real, 0, None, closed="neither")],
+        "normalize": ["boolean", StrOptions({"token"})],
+        "n_sketches": [Interval(Integral, 1, None, closed="left")],
+        "index": [str, os.PathLike, None],
+        "preset": [StrOptions(set(PRESETS)), None],
+    }
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        n_components=256,
+        sketch="tensor",
+        channels=("rh", "gh"),
+        channel_weights=None,
+        top_k=128,
+        temperature=1.0,
+        normalize=True,
+        n_sketches=1,
+        index=None,
+        preset=None,
+        outcome="auto",
+        n_retrainings=32,
+        retrain_size=0.5,
+        memory=None,
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        self.estimator = estimator
+        self.n_components = n_components
+        self.sketch = sketch
+        self.channels = channels
+        self.channel_weights = channel_weights
+        self.top_k = top_k
+        self.temperature = temperature
+        self.normalize = normalize
+        self.n_sketches = n_sketches
+        self.index = index
+        self.preset = preset
+        self.outcome = outcome
+        self.n_retrainings = n_retrainings
+        self.retrain_size = retrain_size
+        self.memory = memory
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # -------------------------------------------------------------------- fit
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X, y, tasks=None, **fit_params):
+        """Train the model and index the training rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Their targets.
+        tasks : array-like of shape (n_samples,) or None, default=None
+            Unit of each row, for example its source; None makes every row a unit.
+        **fit_params : dict
+            Passed to the estimator's ``fit``; `sample_weight` multiplies scores too.
+
+        Returns
+        -------
+        self : RISEValuator
+            Fitted attributor.
+
+        Raises
+        ------
+        ValueError
+            If a parameter or the data cannot be used, or the module does not end in
+            nn.Linear.
+        IndexMismatchError
+            If the index on disk is of another model, other settings or rows, or is
+            damaged.
+        """
+        return self._fit(X, y, tasks, fit_params)
+
+    def _check_estimator(self, estimator):
+        unfrozen(estimator, self)
+        resolve(self)
+        if self.index is not None and not isinstance(self.random_state, Integral):
+            raise ValueError(
+                f"index={os.fspath(self.index)!r} needs an int random_state: another "
+                "fit would draw other hashes, and find nothing there."
+            )
+
+    def _fit_attributor(self):
+        settings, weights = resolve(self)
+        signer = Signer(self.estimator_, self.X_train_, settings, self._fit_seed)
+        exact = settings["sketch"] is None
+        path = None if self.index is None else os.path.abspath(self.index)
+        kept = {**settings, "seed": self._fit_seed, "model": signer.fingerprint()}
+        kept["channels"] = list(settings["channels"])
+        self._index = build_index(
+            signer,
+            self.X_train_,
+            self.y_train_,
+            kept,
+            path,
+            exact=exact,
+            verbose=self.verbose,
+        )
+        self.index_path_ = path
+        header = self._index.header
+        self.bytes_per_row_ = header.width * np.dtype(header.dtype).itemsize
+        self._similarities = [
+            Similarity(
+                {f"{name}/{k}": w for name, w in weights.items()},
+                bool(settings["normalize"]),
+                self._centers(f"h/{k}"),
+            )
+            for k in range(settings["n_sketches"])
+        ]
+        self._settings = settings
+        self.estimand_ = (
+            "similarity of the gradients of this unit and of the outcome in the last "
+            "layer: no effect of removal"
+        )
+
+    def _centers(self, channel):
+        """Return the mean of a channel of hidden states over the index."""
+        if channel not in self._index.header.widths:
+            return {}
+        column = list(self._index.header.widths).index(channel)
+        total = 0.0
+        for rows in chunks(len(self._index), self._block()):
+            units = self._index.channels(rows)[channel].astype(np.float64)
+            norms = self._index.norms[rows][:, column, None]
+            total = total + (units * norms).sum(axis=0)
+        return {channel: torch.tensor(total / len(self._index))}
+
+    def _block(self):
+        """Return how many rows of the index are held at a time."""
+        return max(1, int(memory_cap() / (_SHARE * 8 * self._index.header.width)))
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def partial_fit(self, X, y):
+        """Add rows to the index; the model stays as it is.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Their targets.
+
+        Returns
+        -------
+        self : RISEValuator
+            Attributor with `n_units_` larger by the rows. Before `fit`, this is `fit`.
+
+        Raises
+        ------
+        ValueError
+            If the rows do not fit the training data, or units are tasks.
+        """
+        if not hasattr(self, "n_units_"):
+            return self.fit(X, y)
+        with unchanged_on_error(self):
+            X, y, _ = self._check_query(X, y)
+            if self.tasks_ is not None:
+                raise ValueError(
+                    "partial_fit adds units, and here units are tasks: fit again on "
+                    "all rows."
+                )
+            signer = self._signer()
+            for part in chunks(len(X), signer.batch_size()):
+                channels, _ = signer(X[part], y[part])
+                self._index = self._index.append(channels, complete=True)
+            names = np.arange(self.n_units_, self.n_units_ + len(X))
+            if self.unit_names_.dtype.kind not in "iu":
+                names = names.astype(object)
+            self.unit_names_ = np.concatenate([self.unit_names_, names])
+            self.n_units_ += len(X)
+        return self
+
+    # ---------------------------------------------------------------- queries
+    def _signer(self):
+        signer = Signer(self.estimator_, self.X_train_, self._settings, self._fit_seed)
+        signer.use(self._index.tables)
+        return signer
+
+    def _query_vectors(self, X, y, outcome, similarity, signer):
+        """Return vectors (q, width) of one sketch, compared by inner products."""
+        found = []
+        for part in chunks(len(X), signer.batch_size()):
+            channels, _ = signer(X[part], y[part], outcome)
+            found.append(similarity.of_channels(channels))
+        return torch.cat(found)
+
+    def _row_scores(self, X, y, outcome):
+        """Return scores (n_sketches, q, n_rows)."""
+        signer, found = self._signer(), []
+        for similarity in self._similarities:
+            queries = self._query_vectors(X, y, outcome, similarity, signer)
+            blocks = all_scores(queries, self._index, similarity, self._block())
+            found.append(torch.cat([scores for _, scores in blocks], dim=1))
+        return torch.stack(found).cpu().numpy()
+
+    def _attribute(self, X, y, outcome):
+        scores = self._row_scores(X, y, outcome)
+        if len(self._row_weights) < self.n_units_:  # rows were added
+            weights = np.append(
+                self._row_weights, np.ones(self.n_units_ - len(self._row_weights))
+            )
+            scores = scores * weights.astype(scores.dtype)
+        else:
+            scores = self._by_unit(scores)
+        mean = scores.mean(axis=0)
+        if len(scores) == 1:
+            return mean, None
+        return mean, scores.std(axis=0, ddof=1) / len(scores) ** 0.5
+
+    def _predict_outcomes(self, X, y, weights, outcome):
+        return weights @ self._attribute(X, y, outcome)[0].T
+
+    @property
+    def predict_outcomes(self):
+        """Not available: scores are similarities, not changes of an outcome."""
+        raise AttributeError(
+            "RISEValuator has no predict_outcomes: its scores are similarities, not "
+            "changes of an outcome. `score` tells how well they rank retrained ones."
+        )
+
+    def score(self, X, y):
+        """Score how well summed similarities rank really retrained outcomes.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, n_features)
+            Queries.
+        y : array-like of shape (n_queries,) or (n_queries, n_outputs)
+            Their targets.
+
+        Returns
+        -------
+        float
+            Linear datamodeling score: see `DualInfluence.score`.
+
+        Raises
+        ------
+        TrajectoryError
+            If the model cannot be retrained: it is a frozen module without a record
+            of its training.
+        ValueError
+            If rows were added by `partial_fit`, which the model was not trained on,
+            or there are too few units.
+        """
+        check_is_fitted(self, "n_units_")
+        inner = self.estimator_
+        if isinstance(inner, FrozenEstimator):
+            inner = inner.estimator
+        if inner.trajectory_ is None:
+            raise TrajectoryError(
+                "score retrains the model, and the training of this one was not "
+                "recorded. If you know which rows should be found, compare by "
+                "evaluation.retrieval_score."
+            )
+        if len(self._index) > len(self.X_train_):
+            raise ValueError(
+                f"{len(self._index) - len(self.X_train_)} rows were added by "
+                "partial_fit, and the model was not trained on them: nothing changes "
+                "when they are left out. Fit again to score."
+            )
+        return super().score(X, y)
+
+    def retrieve(self, X, y=None, n=10):
+        """Find the rows of the index that are most similar to each query.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, n_features)
+            Queries.
+        y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
+            Their targets; None as in `attribute`.
+        n : int, default=10
+            Rows to return for each query.
+
+        Returns
+        -------
+        scores : ndarray of shape (n_queries, n)
+            Largest first.
+        rows : ndarray of shape (n_queries, n)
+            Positions in the index: those of the training rows, then of added ones.
+
+        Raises
+        ------
+        ValueError
+            If `n` is not between 1 and the number of rows.
+        """
+        X, y, outcome = self._check_query(X, y)
+        if not (isinstance(n, Integral) and 1 <= n <= len(self._index)):
+            raise ValueError(
+                f"n={n!r} must be a whole number from 1 to the {len(self._index)} rows "
+                "of the index."
+            )
+        if len(self._similarities) > 1:
+            scores = torch.tensor(self._row_scores(X, y, outcome).mean(axis=0))
+            order = scores.argsort(dim=1, descending=True, stable=True)[:, :n]
+            return scores.gather(1, order).numpy(), order.numpy()
+        (similarity,) = self._similarities
+        queries = self._query_vectors(X, y, outcome, similarity, self._signer())
+        scores, rows = best(queries, self._index, similarity, n, self._block())
+        return scores.cpu().numpy(), rows.cpu().numpy()
+
+    def score_samples(self, X, y):
+        """Value new rows by their mean similarity to the rows of the index.
+
+        Fit on the rows of a target, and these values rank candidates to train on.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            New rows.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Their targets.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Similarity to the mean of the index; higher is more like the target.
+        """
+        X, y, outcome = self._check_query(X, y)
+        signer, values = self._signer(), 0.0
+        for similarity in self._similarities:
+            queries = self._query_vectors(X, y, outcome, similarity, signer)
+            total = 0.0
+            for rows in chunks(len(self._index), self._block()):
+                total += similarity.vectors(self._index, rows, queries).sum(dim=0)
+            values = values + (queries @ (total / len(self._index))).cpu().numpy()
+        return (values / len(self._similarities)).astype(_dtype(X), copy=False)
+
+    # ---------------------------------------------------------------- verdict
+    def diagnose(self, X, y, n_retrainings=0):
+        """Say how far the scores can be trusted, and why not.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, n_features)
+            Queries.
+        y : array-like of shape (n_queries,) or (n_queries, n_outputs)
+            Their targets.
+        n_retrainings : int, default=0
+            Really retrained models to compare with, at least 8; 0 for none.
+
+        Returns
+        -------
+        Bunch
+            With these entries.
+
+            - residual_norm: median norm of the queries' residuals.
+            - vanishing_share: share of queries whose residuals are lost in rounding.
+            - sketch_correlation: mean rank correlation over rows of scores and those
+              of channels that are not sketched; None if these do not fit the memory.
+            - lds: with `n_retrainings`, rank correlation with retrained outcomes.
+            - trustworthy, verdict: whether the order of scores can be trusted, and a
+              sentence.
+
+        Warns
+        -----
+        FaithfulnessWarning
+            If the verdict is bad.
+        """
+        X, y, outcome = self._check_query(X, y)
+        norms = self._signer()(X, y, outcome)[1]
+        found = Bunch(
+            residual_norm=float(norms.median()),
+            vanishing_share=float((norms < VANISHING).double().mean()),
+            sketch_correlation=self._sketch_correlation(X, y, outcome),
+            lds=None,
+        )
+        if n_retrainings:
+            found.lds = self._calibrate(X, y, outcome, n_retrainings).lds
+        return retrieval_verdict(found)
+
+    def _sketch_correlation(self, X, y, outcome):
+        """Correlate scores with those of channels that are not sketched."""
+        if self._settings["sketch"] is None:
+            return 1.0
+        settings = {**self._settings, "sketch": None, "n_sketches": 1}
+        exact = Signer(self.estimator_, self.X_train_, settings, 0)
+        exact.use({})
+        some = np.linspace(0, len(self.X_train_) - 1, min(len(self.X_train_), _N_ROWS))
+        some = some.astype(int)
+        if exact.batch_size() < max(len(some), len(X)):
+            return None
+        first = self._similarities[0]
+        rows = exact(self.X_train_[some], self.y_train_[some])[0]
+        centers = {name: rows[name].mean(dim=0) for name in first.centers}
+        bare = Similarity(first.weights, first.cosine, centers)
+        queries = exact(X, y, outcome)[0]
+        real = bare.of_channels(queries) @ bare.of_channels(rows).T
+        kept = self._row_scores(X, y, outcome).mean(axis=0)[:, some]
+        return lds_score(real.cpu().numpy().T, kept.T)

@@ -1,0 +1,83 @@
+"""What an index is made of: parameters of RISEValuator, checked as a whole."""
+
+from numbers import Integral, Real
+
+_CHANNELS, _FACTORS = ("rh", "gh", "h"), ("r", "g", "h")
+#: What the method's authors published.
+PRESETS = {
+    "paper": {
+        "n_components": {"r": 128, "g": 64, "h": 128},
+        "sketch": "factor",
+        "channels": ("rh", "gh"),
+        "channel_weights": {"rh": 1.0, "gh": 0.3},
+        "top_k": 256,
+        "temperature": 0.1,
+        "normalize": "token",
+    }
+}
+_SETTINGS = (
+    "n_components",
+    "sketch",
+    "channels",
+    "top_k",
+    "temperature",
+    "normalize",
+    "n_sketches",
+)
+
+
+def resolve(valuator):
+    """Return the settings of a valuator, its preset's first, and channel weights.
+
+    Raises
+    ------
+    ValueError
+        If they do not go together.
+    """
+    found = {name: getattr(valuator, name) for name in _SETTINGS}
+    weights = valuator.channel_weights
+    if valuator.preset is not None:
+        preset = dict(PRESETS[valuator.preset])
+        weights = preset.pop("channel_weights")
+        found.update(preset)
+    found["channels"] = channels = tuple(found["channels"])
+    unknown = [c for c in channels if c not in _CHANNELS]
+    if unknown or not channels or len(set(channels)) < len(channels):
+        raise ValueError(
+            f"channels={channels!r} must be different ones of {_CHANNELS}."
+        )
+    found["n_components"] = _checked_sizes(found["n_components"], found["sketch"])
+    return found, _checked_weights(weights, channels)
+
+
+def _checked_weights(weights, channels):
+    weights = dict.fromkeys(channels, 1.0) if weights is None else dict(weights)
+    if set(weights) != set(channels) or not all(
+        isinstance(w, Real) and w > 0 for w in weights.values()
+    ):
+        raise ValueError(
+            f"channel_weights={weights!r} must give every one of the channels "
+            f"{channels} a number above 0, and no other."
+        )
+    return weights
+
+
+def _checked_sizes(sizes, sketch):
+    if sketch != "factor":
+        if not isinstance(sizes, Integral):
+            raise ValueError(
+                f"n_components={sizes!r} must be a whole number with "
+                f"sketch={sketch!r}; a dict of factor widths goes with 'factor'."
+            )
+        return int(sizes)
+    if isinstance(sizes, Integral):
+        side = max(1, round(sizes**0.5))
+        return dict.fromkeys(_FACTORS, side)
+    if set(sizes) != set(_FACTORS) or not all(
+        isinstance(s, Integral) and s > 0 for s in sizes.values()
+    ):
+        raise ValueError(
+            f"n_components={dict(sizes)!r} must give each of {_FACTORS} a whole number "
+            "above 0."
+        )
+    return {name: int(sizes[name]) for name in _FACTORS}

@@ -5,7 +5,7 @@ without them, and how far is the answer to be trusted?
 """
 
 from skattrib.feature_selection import TaskWeightSelector
-from skattrib.influence import AdamWInfluence, DualInfluence
+from skattrib.influence import AdamWInfluence, DualInfluence, lookahead_training
 from skattrib.neural import TorchClassifier, TorchRegressor
 from skattrib.random_projection import CountSketchTransformer, GradientTransformer
 from skattrib.surrogate import (
@@ -30,4 +30,5 @@ __all__ = [
     "TorchClassifier",
     "TorchRegressor",
     "__version__",
+    "lookahead_training",
 ]

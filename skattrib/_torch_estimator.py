@@ -130,7 +130,6 @@ class TorchEstimator(BaseEstimator):
         )
         problem = self._problem(X, self._learn_target(y))
         keep = steps_to_keep(self.record, problem.recipe.n_steps)
-        steps_per_epoch = problem.recipe.n_steps // self.max_epochs
         weights = as_tensor(weights, problem.X)
         with tqdm(
             total=problem.recipe.n_steps,
@@ -148,26 +147,36 @@ class TorchEstimator(BaseEstimator):
                 stop_when_diverged=True,
                 on_step=bar.update,
             )
-        curve = np.array(result.loss_curve)
-        if not (np.isfinite(curve).all() and torch.isfinite(result.params).all()):
-            raise ValueError(
-                f"Training diverged with learning_rate={self.learning_rate} in step "
-                f"{len(curve)} of {problem.recipe.n_steps}: the loss or the weights "
-                "are no longer finite. Lower learning_rate, set clip_norm, or "
-                "standardise X."
-            )
+        return self._finish(problem, result, weights)
+
+    def _finish(self, problem, result, weights):
+        """Take over the end and the record of a run."""
+        recipe = problem.recipe
+        self._check_finite(result, recipe.n_steps)
         problem.model.load(result.params[0])
         second = result.second_moment
         self.module_ = problem.model.module
         # the record lives on the CPU: it must load where this device is missing
         self.trajectory_ = Trajectory(
-            recipe=problem.recipe,
+            recipe=recipe,
             row_weights=weights.cpu(),
             second_moment=None if second is None else second[0].cpu(),
             states={t: state.cpu() for t, state in result.states.items()},
         )
-        self.loss_curve_ = curve.reshape(-1, steps_per_epoch).mean(axis=1)
+        curve = np.array(result.loss_curve).reshape(self.max_epochs, -1)
+        self.loss_curve_ = curve.mean(axis=1)
         return self
+
+    def _check_finite(self, result, n_steps, n_before=0):
+        """Raise ValueError if a run, begun after ``n_before`` steps, diverged."""
+        curve = np.array(result.loss_curve)
+        if not (np.isfinite(curve).all() and torch.isfinite(result.params).all()):
+            raise ValueError(
+                f"Training diverged with learning_rate={self.learning_rate} in step "
+                f"{n_before + len(curve)} of {n_steps}: the loss or the weights "
+                "are no longer finite. Lower learning_rate, set clip_norm, or "
+                "standardise X."
+            )
 
     def _problem(self, X, y, random_state=None):
         """Build module, recipe and tensors from validated arrays."""

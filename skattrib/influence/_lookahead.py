@@ -96,7 +96,8 @@ def lookahead_training(
 
         - estimator: fitted clone. Its `trajectory_` records the steps really taken, as
           minibatches of the rows kept, so that attributors that take it in a
-          `sklearn.frozen.FrozenEstimator` see that run, the selection held fixed.
+          `sklearn.frozen.FrozenEstimator` see that run, the selection held fixed. What
+          retrains (their ``score``) trains on all rows, with a FaithfulnessWarning.
         - steps: int ndarray of shape (n_entries,), step of the run, from 1.
         - rows: int ndarray of shape (n_entries,), index of the row in X.
         - kept: bool ndarray of shape (n_entries,), whether that step was trained on it.

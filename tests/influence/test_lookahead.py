@@ -203,6 +203,10 @@ def test_the_record_is_of_the_run_that_was_taken():
     assert 0 < len(never) < 40
     assert_array_equal(attributions[:, never], 0)
     assert np.abs(attributions).max() > 0
+    # but retraining by the parameters would train on all rows
+    influence.set_params(n_retrainings=8)
+    with pytest.warns(FaithfulnessWarning, match="again on all rows misses"):
+        influence.score(X_val, y_val)
 
 
 @pytest.mark.parametrize("drop", [0.3, 0.9])

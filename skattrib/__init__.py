@@ -8,6 +8,7 @@ from skattrib.feature_selection import TaskWeightSelector
 from skattrib.influence import AdamWInfluence, DualInfluence, lookahead_training
 from skattrib.neural import TorchClassifier, TorchRegressor
 from skattrib.random_projection import CountSketchTransformer, GradientTransformer
+from skattrib.recording import TrainingRecording, record_training
 from skattrib.surrogate import (
     KernelSurrogate,
     KernelSurrogateAttributor,
@@ -29,6 +30,8 @@ __all__ = [
     "TaskWeightSelector",
     "TorchClassifier",
     "TorchRegressor",
+    "TrainingRecording",
     "__version__",
     "lookahead_training",
+    "record_training",
 ]

@@ -30,7 +30,12 @@ from skattrib.engine._modules import (
     probe_rows,
 )
 from skattrib.engine._optim import Optimizer
-from skattrib.engine._training import stacked_outputs, train, train_stack
+from skattrib.engine._training import (
+    stack_size,
+    stacked_outputs,
+    train,
+    train_stack,
+)
 from skattrib.engine._trajectory import (
     SCHEDULES,
     Recipe,
@@ -47,6 +52,10 @@ _CURE = (
 )
 
 
+# A replay that misses the end of a run by more of the way than this is another run.
+_REPLAY_TOLERANCE = 1e-3
+
+
 @dataclass
 class _Problem:
     """All that a run needs but the weights of its rows."""
@@ -60,6 +69,9 @@ class _Problem:
 
 class TorchEstimator(BaseEstimator):
     """Training and prediction shared by classifier and regressor."""
+
+    #: Whether it repeats one recorded run, whatever the seed.
+    _one_run = False
 
     _parameter_constraints: dict = {
         "module": [nn.Module, callable, None],
@@ -168,15 +180,18 @@ class TorchEstimator(BaseEstimator):
         return self
 
     def _check_finite(self, result, n_steps, n_before=0):
-        """Raise ValueError if a run, begun after ``n_before`` steps, diverged."""
+        """Raise if a run, of which ``n_before`` steps were taken before, diverged."""
         curve = np.array(result.loss_curve)
         if not (np.isfinite(curve).all() and torch.isfinite(result.params).all()):
-            raise ValueError(
-                f"Training diverged with learning_rate={self.learning_rate} in step "
-                f"{n_before + len(curve)} of {n_steps}: the loss or the weights "
-                "are no longer finite. Lower learning_rate, set clip_norm, or "
-                "standardise X."
-            )
+            raise self._diverged(f"step {n_before + len(curve)} of {n_steps}")
+
+    def _diverged(self, step):
+        """Return the error that says so."""
+        return ValueError(
+            f"Training diverged with learning_rate={self.learning_rate} in {step}: the "
+            "loss or the weights are no longer finite. Lower learning_rate, set "
+            "clip_norm, or standardise X."
+        )
 
     def _problem(self, X, y, random_state=None):
         """Build module, recipe and tensors from validated arrays."""
@@ -281,6 +296,11 @@ class TorchEstimator(BaseEstimator):
             verbose=verbose,
         )
         return problem.model, params
+
+    def _stack_size(self, X, y):
+        """Return how many models a stack holds under the memory cap."""
+        problem = self._problem(X, y, 0)
+        return stack_size(problem.model, problem.recipe, problem.X, memory_cap())
 
     def _retrained_outputs(self, X_query, **options):
         """Train once per weighting of the rows; return outputs (M, q, C)."""
@@ -398,6 +418,22 @@ def check_recipe(estimator, stacklevel):
             FaithfulnessWarning,
             stacklevel=stacklevel + 1,
         )
+
+
+def check_seeds(estimator, name, n_seeds):
+    """Raise if several seeds are asked of an estimator that is one recorded run."""
+    if n_seeds > 1 and getattr(estimator, "_one_run", False):
+        raise ValueError(
+            f"{name}={n_seeds} needs an estimator that can be trained from other "
+            f"seeds; a recorded run has one start and one order. Use {name}=1."
+        )
+
+
+def replay_error(again, end, initial):
+    """Return by which share of its way a replay missed the end; 0 if by rounding."""
+    way = (end - initial.to(end)).norm()
+    error = float((again - end.to(again)).norm() / way.clamp(min=1e-12))
+    return 0.0 if error < _REPLAY_TOLERANCE else error
 
 
 def unfrozen(estimator, user):

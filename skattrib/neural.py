@@ -24,7 +24,22 @@ class _LogProbabilities(nn.Module):
         return p.clamp(min=torch.finfo(p.dtype).tiny).log()
 
 
-class _TwoLogits(nn.Module):
+def check_classes(classes):
+    """Return the labels of a module's outputs as an array."""
+    classes = np.asarray(classes)
+    if (
+        classes.ndim != 1
+        or len(classes) < 2
+        or not np.array_equal(np.unique(classes), classes)
+    ):
+        raise ValueError(
+            "classes must be at least two different labels in sorted order, as "
+            f"np.unique(y) gives them; got {classes!r}."
+        )
+    return classes
+
+
+class TwoLogits(nn.Module):
     """Turn the single logit of a binary classifier into two."""
 
     def forward(self, z):
@@ -247,16 +262,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         TorchClassifier
             Fitted estimator with a copy of the module.
         """
-        classes = np.asarray(classes)
-        if (
-            classes.ndim != 1
-            or len(classes) < 2
-            or not np.array_equal(np.unique(classes), classes)
-        ):
-            raise ValueError(
-                "classes must be at least two different labels in sorted order, as "
-                f"np.unique(y) gives them; got {classes!r}."
-            )
+        classes = check_classes(classes)
         return fitted_from(cls, module, len(classes), device, classes_=classes)
 
     @classmethod
@@ -280,7 +286,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         if isinstance(criterion, nn.NLLLoss):
             module = nn.Sequential(module, _LogProbabilities())
         elif isinstance(criterion, nn.BCEWithLogitsLoss):
-            module = nn.Sequential(module, _TwoLogits())
+            module = nn.Sequential(module, TwoLogits())
         elif not isinstance(criterion, nn.CrossEntropyLoss):
             raise ValueError(
                 f"criterion {type(criterion).__name__} of the skorch net is not a "

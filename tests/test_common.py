@@ -51,6 +51,13 @@ ATTRIBUTORS = [
     ),
     KernelSurrogateAttributor(LogisticRegression(), n_subsets=16, n_retrainings=8),
     LinearSurrogateAttributor(n_subsets=24, n_retrainings=8),
+    LinearSurrogateAttributor(
+        TorchClassifier(max_epochs=20),
+        n_subsets=16,
+        estimation="retrain",
+        prior=DualInfluence(),
+        n_retrainings=8,
+    ),
 ]
 SURROGATES = [
     KernelSurrogate(),

@@ -28,6 +28,7 @@ ROOMS = [
     "engine._plan",
     "engine._linearized",
     "engine._adjoint",
+    "engine._tangent",
     "engine._sketch",
     "engine._index",
     "engine",

@@ -21,7 +21,7 @@ from skattrib.engine._functional import FunctionalModule, Loss, chunks
 from skattrib.engine._modules import activation_size
 from skattrib.engine._optim import (
     Optimizer,
-    StepCotangent,
+    StepDerivative,
     clip_gradient,
     initial_state,
     step_adjoint,
@@ -224,7 +224,7 @@ class _Stack:
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield step, rows and scores (q, m, rows), from the last step to the first."""
         everything = torch.arange(len(self.X), device=self.X.device)
-        after = StepCotangent(cotangents, initial_state(self.optimizer, cotangents))
+        after = StepDerivative(cotangents, initial_state(self.optimizer, cotangents))
         for done, state in states:
             t = done + 1
             rate, rows = self.recipe.step(t, self.X.device)

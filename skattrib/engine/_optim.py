@@ -6,6 +6,7 @@ so that one model ``(P,)`` and a stack of models ``(M, P)`` take the same code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -135,8 +136,8 @@ def second_moment(
 
 
 # -------------------------------------------------------------------- adjoint
-class StepCotangent(NamedTuple):
-    """Derivatives of a quantity in parameters and optimizer state."""
+class StepDerivative(NamedTuple):
+    """Derivatives of something in, or of, parameters and optimizer state."""
 
     params: Tensor
     state: OptimizerState
@@ -149,14 +150,14 @@ def step_adjoint(
     state: OptimizerState,
     t: int,
     learning_rate: float,
-    after: StepCotangent,
+    after: StepDerivative,
     inert: float = 0.0,
-) -> tuple[Tensor, StepCotangent]:
+) -> tuple[Tensor, StepDerivative]:
     """Apply the transposed Jacobian of `step`, at the same arguments.
 
     Parameters
     ----------
-    after : StepCotangent
+    after : StepDerivative
         Derivatives in what the step returned, with any leading axes.
     inert : float
         Adam and AdamW: parameters whose second moment has a root of at most this
@@ -167,7 +168,7 @@ def step_adjoint(
     -------
     grad : Tensor
         Derivative in the gradient that the step consumed.
-    before : StepCotangent
+    before : StepDerivative
         Derivatives in ``params`` and ``state``, ``grad`` held fixed.
     """
     if optimizer.adaptive:
@@ -184,9 +185,9 @@ def _adam_adjoint(
     state: OptimizerState,
     t: int,
     learning_rate: float,
-    after: StepCotangent,
+    after: StepDerivative,
     inert: float,
-) -> tuple[Tensor, StepCotangent]:
+) -> tuple[Tensor, StepDerivative]:
     beta1, beta2 = optimizer.betas
     decay = optimizer.weight_decay
     if optimizer.name == "adam" and decay:
@@ -214,12 +215,12 @@ def _adam_adjoint(
         mu = mu * (1.0 - learning_rate * decay)
     elif decay:
         mu = mu.add(in_grad, alpha=decay)
-    return in_grad, StepCotangent(mu, OptimizerState(beta1 * rho, beta2 * sigma))
+    return in_grad, StepDerivative(mu, OptimizerState(beta1 * rho, beta2 * sigma))
 
 
 def _sgd_adjoint(
-    optimizer: Optimizer, learning_rate: float, after: StepCotangent
-) -> tuple[Tensor, StepCotangent]:
+    optimizer: Optimizer, learning_rate: float, after: StepDerivative
+) -> tuple[Tensor, StepDerivative]:
     mu, (rho, empty) = after
     in_grad = -learning_rate * mu
     if optimizer.momentum:
@@ -230,4 +231,84 @@ def _sgd_adjoint(
         rho = optimizer.momentum * in_first
     if optimizer.weight_decay:
         mu = mu.add(in_grad, alpha=optimizer.weight_decay)
-    return in_grad, StepCotangent(mu, OptimizerState(rho, empty))
+    return in_grad, StepDerivative(mu, OptimizerState(rho, empty))
+
+
+# -------------------------------------------------------------------- tangent
+def step_tangent(
+    optimizer: Optimizer,
+    params: Tensor,
+    grad: Tensor,
+    state: OptimizerState,
+    t: int,
+    learning_rate: float,
+    before: Sequence[StepDerivative],
+    in_grad: Sequence[Tensor],
+) -> list[StepDerivative]:
+    """Carry first derivatives along a path, or first and second, through `step`.
+
+    Parameters
+    ----------
+    before : one or two StepDerivative
+        Derivatives of ``params`` and ``state``, with any leading axes.
+    in_grad : as many Tensor
+        Those of the gradient that the step consumed.
+    """
+    if optimizer.adaptive:
+        return _adam_tangent(
+            optimizer, params, grad, state, t, learning_rate, before, in_grad
+        )
+    # linear in parameters, gradient and buffer together
+    return [
+        StepDerivative(*_sgd_step(optimizer, d.params, g, d.state, learning_rate))
+        for d, g in zip(before, in_grad, strict=True)
+    ]
+
+
+def _adam_tangent(
+    optimizer: Optimizer,
+    params: Tensor,
+    grad: Tensor,
+    state: OptimizerState,
+    t: int,
+    learning_rate: float,
+    before: Sequence[StepDerivative],
+    in_grad: Sequence[Tensor],
+) -> list[StepDerivative]:
+    beta1, beta2 = optimizer.betas
+    decay = optimizer.weight_decay
+    if optimizer.name == "adam" and decay:
+        grad = grad + decay * params
+        in_grad = [g + decay * d.params for d, g in zip(before, in_grad, strict=True)]
+    # of the square of the gradient
+    in_square = [2.0 * grad * in_grad[0]]
+    if len(in_grad) > 1:
+        in_square.append(2.0 * (grad * in_grad[1] + in_grad[0].square()))
+    moments = _moments(optimizer, grad, state)
+    moving = [
+        OptimizerState(
+            torch.lerp(d.state.first, g, 1.0 - beta1),
+            torch.lerp(d.state.second, g2, 1.0 - beta2),
+        )
+        for d, g, g2 in zip(before, in_grad, in_square, strict=True)
+    ]
+    correction = 1.0 - beta2**t
+    rate = learning_rate / (1.0 - beta1**t)
+    root = (moments.second / correction).sqrt()
+    # as in the adjoint: what has had no gradient does not move
+    moves = root > 0
+    safe = torch.where(moves, root, 1.0)
+    scale = root + optimizer.eps
+    # quotient rule for the move m / (root + eps), chain rule for root² = v
+    move = moments.first / scale
+    root1 = 0.5 * (moving[0].second / correction) / safe
+    steps = [(moving[0].first - move * root1) / scale]
+    if len(moving) > 1:
+        root2 = (0.5 * (moving[1].second / correction) - root1.square()) / safe
+        bend = moving[1].first - 2.0 * steps[0] * root1 - move * root2
+        steps.append(bend / scale)
+    keep = 1.0 - learning_rate * decay if optimizer.name == "adamw" else 1.0
+    return [
+        StepDerivative(keep * d.params - torch.where(moves, rate * step, 0.0), new)
+        for d, step, new in zip(before, steps, moving, strict=True)
+    ]

@@ -113,7 +113,9 @@ def train(
     result = TrainingResult(state.params, None)
     if 0 in keep:
         result.states[0] = state
-    run = _steps(model, loss, recipe, X, targets, weights, state, 0, recipe.n_steps)
+    run = train_steps(
+        model, loss, recipe, X, targets, weights, state, 0, recipe.n_steps
+    )
     for t, state, losses in run:
         result.loss_curve.append(losses[0].item())
         if stop_when_diverged and not math.isfinite(result.loss_curve[-1]):
@@ -156,14 +158,14 @@ def replay(
     They are those of `train`, to the bit, where M is the same.
     """
     states = {first: state} if first in keep else {}
-    run = _steps(model, loss, recipe, X, targets, weights, state, first, max(keep))
+    run = train_steps(model, loss, recipe, X, targets, weights, state, first, max(keep))
     for t, state, _ in run:
         if t in keep:
             states[t] = state
     return states
 
 
-def _steps(
+def train_steps(
     model: FunctionalModule,
     loss: Loss,
     recipe: Recipe,
@@ -174,7 +176,7 @@ def _steps(
     first: int,
     last: int,
 ) -> Iterator[tuple[int, TrainingState, Tensor]]:
-    """Yield t, the state after step t and the losses before it."""
+    """Yield t, the state after step t and the losses before it, first < t ≤ last."""
     for t in range(first + 1, last + 1):
         rate, rows = recipe.step(t, X.device)
         batch = (X, targets, weights)

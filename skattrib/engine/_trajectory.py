@@ -71,12 +71,12 @@ class Recipe:
     """
 
     optimizer: Optimizer
-    learning_rates: Tensor
-    initial: Tensor
-    batches: list[np.ndarray] | None = None
+    learning_rates: Tensor = field(repr=False)
+    initial: Tensor = field(repr=False)
+    batches: list[np.ndarray] | None = field(default=None, repr=False)
     clip_norm: float | None = None
     n_before: int = 0
-    moments: OptimizerState | None = None
+    moments: OptimizerState | None = field(default=None, repr=False)
 
     @property
     def n_steps(self) -> int:

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from sklearn.frozen import FrozenEstimator
 from torch import nn
 
+from skattrib.engine._trajectory import Recipe
+
 
 def as_memory(
     memory: str | os.PathLike[str] | joblib.Memory | None,
@@ -100,6 +102,10 @@ def _module(value: nn.Module, above: tuple[int, ...]) -> Any:
     return [repr(value), state, trained, layers]
 
 
+def _recipe(value: Recipe, above: tuple[int, ...]) -> Any:
+    return [value.options(), _content(value.tensors(), above)]
+
+
 def _function(value: types.FunctionType, above: tuple[int, ...]) -> Any:
     closure = [cell.cell_contents for cell in value.__closure__ or ()]
     rest = [value.__defaults__, value.__kwdefaults__, closure]
@@ -149,6 +155,7 @@ _DESCRIPTIONS: list[tuple[Any, Callable[..., Any]]] = [
     (nn.Module, _module),
     (torch.Tensor, _tensor),
     (np.ndarray, _array),
+    (Recipe, _recipe),
     (types.FunctionType, _function),
     (types.MethodType, _method),
     (functools.partial, _partial),

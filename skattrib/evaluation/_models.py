@@ -63,12 +63,7 @@ class RetrainedModels:
             check_reproduced(frozen, Runner(trainer, *queries, "auto"), whole)
         if not trainer.stacked:
             _warn_if_large(self._fitted, len(weights))
-        cache, seed = as_memory(memory), trainer.seeds(1)[0]
-        key = ""
-        if cache is not None:
-            key = digest("models", trainer.identity(), X, y, seed)
-        train = partial(_parameters, trainer) if trainer.stacked else trainer.models
-        found = cached_rows(cache, key, weights, partial(train, seed=seed), CHUNK)
+        found = trained_models(trainer, weights, trainer.seeds(1)[0], memory)
         self._models = np.array(found) if trainer.stacked else found
         self._stacked = trainer.stacked
 
@@ -101,6 +96,27 @@ class RetrainedModels:
             outputs = torch.tensor(np.array([log_p for log_p, _ in found]))
             targets = encode(y, found[0][1])
         return measure(outputs, targets, outcome, self._fitted)
+
+
+def trained_models(
+    trainer: Trainer,
+    weights: FloatArray,
+    seed: int,
+    memory: str | os.PathLike[str] | joblib.Memory | None,
+) -> list[Any]:
+    """Train for weights (m, n_samples), or remember; as many at a time as are stacked.
+
+    Returns
+    -------
+    list of length m
+        Parameters (P,) of networks, else fitted estimators.
+    """
+    cache, key = as_memory(memory), ""
+    if cache is not None:
+        key = digest("models", trainer.identity(), trainer.X, trainer.y, seed)
+    train = partial(_parameters, trainer) if trainer.stacked else trainer.models
+    size = min(CHUNK, trainer.stack_size()) if trainer.stacked else CHUNK
+    return cached_rows(cache, key, weights, partial(train, seed=seed), size)
 
 
 def _warn_if_large(fitted: Any, n_models: int) -> None:

@@ -92,6 +92,10 @@ class Trainer:
             self._seed = draw_seed(copy.deepcopy(self.random_state))
         return draw_seeds(self._seed, n_seeds)
 
+    def stack_size(self) -> int:
+        """Return how many neural networks are trained at a time."""
+        return cast(int, self.estimator._stack_size(self.X, self.y))
+
     def params(self, weights: FloatArray, seed: int) -> torch.Tensor:
         """Train a stack of neural networks; return their parameters (k, P)."""
         return cast(

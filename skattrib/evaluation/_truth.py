@@ -22,7 +22,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from skattrib._torch_estimator import TorchEstimator
+from skattrib._torch_estimator import TorchEstimator, check_seeds
 from skattrib._validation import DTYPES, check_outcome, check_tasks, check_weights
 from skattrib.engine._functional import OutcomeFunction
 from skattrib.evaluation._cache import as_memory, cached_rows, digest
@@ -141,6 +141,7 @@ def retrain_outcomes(
     (4, 5)
     """
     fitted, estimator = unwrap(estimator)
+    check_seeds(estimator, "n_seeds", n_seeds)
     trainer = Trainer(estimator, X, y, n_jobs, verbose)
     runner = Runner(trainer, X_query, y_query, outcome)
     n_rows = _num_samples(X)
@@ -180,7 +181,8 @@ def unwrap(estimator: Any) -> tuple[Any | None, Any]:
         raise TrajectoryError(
             f"The frozen {type(inner).__name__} wraps a module whose training was not "
             "recorded: it cannot be trained again. Train it through "
-            f"{type(inner).__name__}(module=...).fit to compare with retraining."
+            f"{type(inner).__name__}(module=...).fit, or record your own loop by "
+            "record_training, to compare with retraining."
         )
     return inner, inner
 

@@ -8,7 +8,7 @@ from sklearn.base import _fit_context, clone
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skattrib._torch_estimator import unfrozen
+from skattrib._torch_estimator import check_seeds, unfrozen
 from skattrib._validation import DTYPES, as_tensor, check_weights, draw_seeds
 from skattrib.base import BaseAttributor
 from skattrib.evaluation import lds_score
@@ -228,6 +228,7 @@ class DualInfluence(BaseAttributor):
                 f"n_models={self.n_models} needs an estimator that can be trained; a "
                 "FrozenEstimator is one model. Use n_models=1."
             )
+        check_seeds(inner, "n_models", self.n_models)
         if self.ridge == "calibrate" and getattr(inner, "trajectory_", 0) is None:
             raise ValueError(
                 "ridge='calibrate' retrains, and the frozen module's training was not "

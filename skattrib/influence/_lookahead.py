@@ -336,7 +336,7 @@ class _Run:
             learning_rates=self._problem.recipe.learning_rates[window],
             initial=self._state.params[0],
             batches=batches,
-            n_before=window.start,
+            n_before=self._problem.recipe.n_before + window.start,
             # flat also where an optimizer keeps none
             moments=OptimizerState(*(m.flatten() for m in self._state.optimizer)),
         )

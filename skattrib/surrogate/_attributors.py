@@ -55,6 +55,11 @@ class KernelSurrogateAttributor(SurrogateAttributor):
     at : {"loo", "shapley", "banzhaf"} or float, default="loo"
         Which other units are present when the effect of one is read off: all, as in
         a random order, or each with probability 1/2 or the one given.
+    prior : attributor or None, default=None
+        Whose attributions to start from: the surrogate is fitted to what they leave
+        of the outcomes. A prior without an estimator takes this one's, and it takes
+        `outcome`, and what it leaves unset, in any case. With an
+        `AdamWInfluence` a few subsets do where the surrogate alone needs hundreds.
     outcome : {"auto", "log_likelihood", "margin", "prediction"} or callable, \
             default="auto"
         What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is
@@ -81,6 +86,8 @@ class KernelSurrogateAttributor(SurrogateAttributor):
         Fitted model.
     estimation_ : {"gradient", "retrain"}
         How outcomes of subsets were had.
+    prior_ : attributor or None
+        Fitted prior.
     weights_ : ndarray of shape (n_learnt, n_units)
         Subsets learnt from: the whole, those without one unit, random ones.
     X_train_ : ndarray or DataFrame of shape (n_samples, n_features)
@@ -150,6 +157,7 @@ class KernelSurrogateAttributor(SurrogateAttributor):
         projection=None,
         include_loo="auto",
         at="loo",
+        prior=None,
         outcome="auto",
         n_retrainings=32,
         retrain_size=0.5,
@@ -169,6 +177,7 @@ class KernelSurrogateAttributor(SurrogateAttributor):
         self.projection = projection
         self.include_loo = include_loo
         self.at = at
+        self.prior = prior
         self.outcome = outcome
         self.n_retrainings = n_retrainings
         self.retrain_size = retrain_size
@@ -252,6 +261,11 @@ class LinearSurrogateAttributor(SurrogateAttributor):
     at : {"loo", "shapley", "banzhaf"} or float, default="loo"
         Which other units are present when the effect of one is read off: all, as in
         a random order, or each with probability 1/2 or the one given.
+    prior : attributor or None, default=None
+        Whose attributions to start from: the surrogate is fitted to what they leave
+        of the outcomes. A prior without an estimator takes this one's, and it takes
+        `outcome`, and what it leaves unset, in any case. With an
+        `AdamWInfluence` a few subsets do where the surrogate alone needs hundreds.
     outcome : {"auto", "log_likelihood", "margin", "prediction"} or callable, \
             default="auto"
         What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is
@@ -277,6 +291,8 @@ class LinearSurrogateAttributor(SurrogateAttributor):
         Fitted model.
     estimation_ : {"gradient", "retrain"}
         How outcomes of subsets were had.
+    prior_ : attributor or None
+        Fitted prior.
     weights_ : ndarray of shape (n_learnt, n_units)
         Subsets learnt from: the whole, those without one unit, random ones.
     X_train_ : ndarray or DataFrame of shape (n_samples, n_features)
@@ -338,6 +354,7 @@ class LinearSurrogateAttributor(SurrogateAttributor):
         projection=None,
         include_loo="auto",
         at="loo",
+        prior=None,
         outcome="auto",
         n_retrainings=32,
         retrain_size=0.5,
@@ -356,6 +373,7 @@ class LinearSurrogateAttributor(SurrogateAttributor):
         self.projection = projection
         self.include_loo = include_loo
         self.at = at
+        self.prior = prior
         self.outcome = outcome
         self.n_retrainings = n_retrainings
         self.retrain_size = retrain_size

@@ -5,6 +5,8 @@ from abc import abstractmethod
 from numbers import Integral, Real
 
 import numpy as np
+from sklearn import config_context
+from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.random_projection import BaseRandomProjection
@@ -15,7 +17,7 @@ from skattrib._validation import memory_cap
 from skattrib.base import FEWEST_RETRAININGS, BaseAttributor, _dtype
 from skattrib.engine._functional import FunctionalModule
 from skattrib.evaluation import make_weightings
-from skattrib.evaluation._trainer import check_retrainable
+from skattrib.evaluation._trainer import check_retrainable, sample_weight_name
 from skattrib.random_projection import (
     CountSketchTransformer,
     checked_projection,
@@ -27,6 +29,7 @@ from skattrib.surrogate._estimation import (
     choose_estimation,
     in_chunks,
 )
+from skattrib.surrogate._prior import AroundPrior
 from skattrib.surrogate._readouts import check_at
 
 _ESTIMANDS = {
@@ -64,6 +67,7 @@ class SurrogateAttributor(BaseAttributor):
             StrOptions({"loo", "shapley", "banzhaf"}),
             Interval(Real, 0, 1, closed="both"),
         ],
+        "prior": [BaseAttributor, None],
     }
 
     @abstractmethod
@@ -94,6 +98,10 @@ class SurrogateAttributor(BaseAttributor):
             check_retrainable(inner)
         if not isinstance(self.projection, Integral | None):
             checked_projection(self.projection, 0)
+        if self.prior is not None:
+            self.prior._validate_params()
+            own = self.prior.estimator
+            self.prior._check_estimator(estimator if own is None else own)
 
     def _before_training(self, estimator, X, y):
         try:
@@ -140,6 +148,22 @@ class SurrogateAttributor(BaseAttributor):
         self.estimand_ = _ESTIMANDS.get(
             self.at, f"mean effect of this unit, others present with chance {self.at}"
         )
+        self.prior_ = self._fit_prior()
+
+    def _fit_prior(self):
+        if self.prior is None:
+            return None
+        prior = clone(self.prior)
+        own = {"estimator": clone(self.estimator_), "random_state": self._fit_seed}
+        own.update(memory=self.memory, n_jobs=self.n_jobs)
+        unset = {k: v for k, v in own.items() if getattr(prior, k) is None}
+        prior.set_params(outcome=self.outcome, **unset)
+        inner = prior.estimator
+        if isinstance(inner, FrozenEstimator):
+            inner = inner.estimator
+        weights = {sample_weight_name(inner): self._row_weights}
+        with config_context(enable_metadata_routing=False):
+            return prior.fit(self.X_train_, self.y_train_, tasks=self.tasks_, **weights)
 
     def _fit_projection(self):
         if isinstance(self.projection, Integral | None):
@@ -199,7 +223,8 @@ class SurrogateAttributor(BaseAttributor):
         return np.delete(design, dropped, axis=0)
 
     def _seen_weightings(self):
-        return self.weights_
+        seen = None if self.prior_ is None else self.prior_._seen_weightings()
+        return self.weights_ if seen is None else np.vstack([self.weights_, seen])
 
     # ---------------------------------------------------------------- queries
     def _fitted_surrogate(self, X, y, outcome):
@@ -213,7 +238,11 @@ class SurrogateAttributor(BaseAttributor):
             len(self.weights_),
             max(n_outputs, self._n_outputs()),
         )
-        return self._surrogate().fit(self.weights_, outcomes)
+        surrogate = self._surrogate()
+        if self.prior_ is not None:
+            found = self.prior_._attribute(X, y, outcome)
+            surrogate = AroundPrior(surrogate, *found)
+        return surrogate.fit(self.weights_, outcomes)
 
     def _attribute(self, X, y, outcome):
         surrogate = self._fitted_surrogate(X, y, outcome)

@@ -94,8 +94,11 @@ def plain_step(optimizer, params, g, first, second, t, rate):
     return params - torch.where(second > 0, move, 0.0), first, second
 
 
-def tangents(model, loss, recipe, X, targets, weights):
-    """Return d θ_T / d w (P, n) of one run, forward through plain steps."""
+def plain_run(model, loss, recipe, X, targets, weights):
+    """Return the trained parameters as a plain function of the weights (n,).
+
+    Batches without any of these ``weights`` count as empty whatever they become.
+    """
 
     def mean_loss(params, w, rows):
         out = functional_call(model.module, model.unflatten(params), (X[rows],))
@@ -118,7 +121,12 @@ def tangents(model, loss, recipe, X, targets, weights):
             )
         return params
 
-    return jacfwd(run)(weights)
+    return run
+
+
+def tangents(*arguments):
+    """Return d θ_T / d w (P, n) of one run, forward through plain steps."""
+    return jacfwd(plain_run(*arguments))(arguments[-1])
 
 
 def reference(arguments, weights, cotangents):

@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from skattrib.engine._optim import (
     Optimizer,
     OptimizerState,
-    StepCotangent,
+    StepDerivative,
     clip_gradient,
     initial_state,
     second_moment,
@@ -107,7 +107,7 @@ def cotangents_like(params, state, n_queries=4):
         randn(n_queries, *value.shape, seed=seed) if value.numel() else value
         for seed, value in enumerate((params, *state), start=20)
     )
-    return StepCotangent(params, OptimizerState(first, second))
+    return StepDerivative(params, OptimizerState(first, second))
 
 
 @pytest.mark.parametrize("t", [1, 2, 9])
@@ -149,7 +149,7 @@ def test_step_adjoint_is_finite_without_gradients_and_with_tiny_ones(t, eps, dty
     state = initial_state(optimizer, params)
     for earlier in range(1, t):
         params, state = step(optimizer, params, gradient, state, earlier, 0.1)
-    after = StepCotangent(params[None], initial_state(optimizer, params[None]))
+    after = StepDerivative(params[None], initial_state(optimizer, params[None]))
     found, before = step_adjoint(optimizer, params, gradient, state, t, 0.1, after)
     for value in (found, before.params, *before.state):
         assert torch.isfinite(value).all()
@@ -163,7 +163,7 @@ def test_inert_parameters_pass_nothing_on(name):
     gradient = torch.tensor([[0.0, 1e-3, 0.1, 1.0], [0.0, 1e-6, 1e-4, 1e-3]]).double()
     params = torch.ones_like(gradient)
     state = initial_state(optimizer, params)
-    after = StepCotangent(params[None], initial_state(optimizer, params[None]))
+    after = StepDerivative(params[None], initial_state(optimizer, params[None]))
     arguments = optimizer, params, gradient, state, 1, 0.1, after
     exact, kept = step_adjoint(*arguments)
     assert_array_equal(exact[0] != 0, [[False, True, True, True]] * 2)

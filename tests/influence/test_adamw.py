@@ -1,6 +1,7 @@
 """AdamWInfluence: derivatives of real training runs, checked by training."""
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -235,9 +236,95 @@ def test_halves_rank_retrained_subsets(digits):
     found = influence.diagnose(Xq, yq, n_retrainings=16)
     assert found.trustworthy
     assert found.lds > 0.4
+
+
+def test_runs_calibrate_themselves():
+    X, y, Xq, yq = data()
+    influence = make(net(max_epochs=20), inclusion="auto").fit(X, y)
     own = influence.diagnose(Xq, yq)
     assert own.lds is None
     assert 0.3 < own.calibration_slope < 3
+
+
+# ------------------------------------------------------------------- diagnosis
+def test_errors_of_removals_are_told_apart():
+    X, y, Xq, yq = data()
+    influence = make(net(batch_size=None, max_epochs=30, learning_rate=1e-3)).fit(X, y)
+    found = influence.diagnose(Xq, yq, n_retrainings=8)
+    # by hand, for the same sixteen rows
+    rows = np.linspace(0, 39, 16).astype(int)
+    weights = np.vstack([np.ones(40), 1 - np.eye(40)[rows]])
+    blank = net(batch_size=None, max_epochs=30, learning_rate=1e-3)
+    _, ends = blank._stack(X, blank._learn_target(y), weights, random_state=0)
+    change = (ends[1:] - ends[0]).numpy()
+    h = 1e-4
+    moved = [1 + s * h * np.eye(40)[rows] for s in (1, -1)]
+    up, down = (blank._stack(X, y, w, random_state=0)[1].numpy() for w in moved)
+    first = (up - down) / (2 * h)
+    second = (up - 2 * ends[:1].numpy() + down) / h**2
+
+    def share(part, whole):
+        return np.median(np.linalg.norm(part, axis=1) / np.linalg.norm(whole, axis=1))
+
+    def near(value):
+        return pytest.approx(value, rel=0.1)
+
+    split = found.error_split
+    assert found.second_order_error == near(share(second / 2, first))
+    assert split.first_order == near(share(second / 2, change))
+    assert split.exact == near(share(change + first, change))
+    assert split.remainder == near(share(change + first - second / 2, change))
+    assert split.remainder < split.exact < split.sgd
+    assert split.optimizer_mismatch > 0.5
+    assert influence.diagnose(Xq, yq).error_split is None
+
+
+def test_sgd_has_no_optimizer_mismatch():
+    X, y, Xq, yq = data()
+    plain = net(optimizer="sgd", weight_decay=0.0, learning_rate=0.1)
+    assert make(plain).fit(X, y).diagnose(Xq, yq).optimizer_mismatch < 1e-12
+
+
+def test_removals_that_bend_are_not_trusted():
+    X, y, Xq, yq = data()
+    wild = net(learning_rate=0.3, max_epochs=20)
+    with pytest.warns(FaithfulnessWarning, match="bend away from the straight line"):
+        found = make(wild).fit(X, y).diagnose(Xq, yq)
+    assert not found.trustworthy
+
+
+class Twice(torch.autograd.Function):
+    """A layer whose forward-mode derivative torch does not have."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+class NoForwardMode(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return Twice.apply(self.layer(x))
+
+
+def test_modules_without_forward_mode_have_no_second_order():
+    X, y, Xq, yq = data()
+    found = make(net(module=lambda *_: NoForwardMode())).fit(X, y).diagnose(Xq, yq)
+    assert found.second_order_error is None
+    assert found.trustworthy
 
 
 # --------------------------------------------------------------- aggregation
@@ -259,6 +346,22 @@ def test_exploding_runs_are_left_out():
     single, error = aggregate(found[:1], "mean")
     assert_array_equal(single, found[0])
     assert error is None
+
+
+def test_averages_of_exploding_runs_warn(monkeypatch):
+    X, y, Xq, yq = data()
+    influence = make(inclusion=0.5, n_trajectories=8).fit(X, y)
+    runs = influence._each_run(Xq, yq, "margin")
+    for n_wild, warns in ((1, False), (3, True)):
+        found = runs.copy()
+        found[:n_wild] *= 1e4
+        monkeypatch.setattr(influence, "_each_run", lambda *_, found=found: found)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            influence.attribute(Xq, yq)
+        said = [str(w.message) for w in caught if w.category is FaithfulnessWarning]
+        assert any("38% of the runs" in text for text in said) == warns
+        assert all(w.filename == __file__ for w in caught)
 
 
 def test_standard_errors_are_those_of_the_average():
@@ -288,6 +391,31 @@ def test_frozen_estimators_are_one_run():
     bare = TorchClassifier.from_module(fitted.module_, [0, 1, 2])
     with pytest.raises(TrajectoryError, match="was not recorded"):
         make(FrozenEstimator(bare)).fit(X, y)
+
+
+def test_a_killed_fit_goes_on(tmp_path, monkeypatch):
+    X, y, Xq, yq = data()
+    options = {"inclusion": 0.5, "n_trajectories": 4, "n_models": 3}
+    whole = make(**options).fit(X, y).attribute(Xq, yq)
+    trained, real = [], skattrib._torch_estimator.train_stack
+
+    def killed(*args, **kwargs):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(1)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(skattrib._torch_estimator, "train_stack", killed)
+    influence = make(memory=str(tmp_path), **options)
+    with pytest.raises(KeyboardInterrupt):
+        influence.fit(X, y)
+    assert not hasattr(influence, "estimator_")
+    trained.append(1)  # past the kill; one seed is left to be trained
+    found = influence.fit(X, y).attribute(Xq, yq)
+    assert len(trained) == 4
+    assert_allclose(found, whole, atol=1e-12)
+    influence.set_params(aggregation="median").fit(X, y)
+    assert len(trained) == 4
 
 
 def test_pickles_and_threads_give_the_same():

@@ -23,6 +23,7 @@ from skattrib.engine._optim import OptimizerState
 from skattrib.engine._training import train
 from skattrib.engine._trajectory import Recipe
 from skattrib.exceptions import FaithfulnessWarning
+from skattrib.recording._estimators import RecordedClassifier
 
 
 def data(n=40, n_val=12):
@@ -82,6 +83,27 @@ def test_nothing_left_out_is_plain_training(model, horizon):
     n_steps = found.steps.max()
     n_windows = 1 if horizon == "run" else -(-n_steps // horizon)
     assert len(found.validation_loss) == n_windows + 1
+
+
+def test_a_recorded_run_that_began_in_the_middle_of_another():
+    X, y, X_val, y_val = data()
+    plain = net(record="states").fit(X, y)
+    recipe, state = plain.trajectory_.recipe, plain.trajectory_.states[5]
+    rest = Recipe(
+        recipe.optimizer,
+        recipe.learning_rates[5:],
+        state.params[0],
+        recipe.batches[5:],
+        n_before=5,
+        moments=OptimizerState(*(m.flatten() for m in state.optimizer)),
+    )
+    end = params_of(plain)
+    network = FunctionalModule(plain.module_)
+    network.load(rest.initial)
+    recorded = RecordedClassifier(network.module, rest)
+    found = lookahead_training(recorded, X, y, X_val, y_val, horizon=3, drop=0)
+    assert_allclose(params_of(found.estimator), end, atol=1e-12)
+    assert found.steps.max() == 7
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam clipped", "sgd", "full batch"])

@@ -1,0 +1,192 @@
+"""Forward derivatives of a training run in the weights of its rows, to second order.
+
+One pass through the run serves one direction of weights, so this is for a sample of
+rows. It tells how far the straight line that attributions draw can be trusted: the
+second derivative is what removing a row does beyond it.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from skattrib.engine._functional import FunctionalModule, Loss, chunks
+from skattrib.engine._modules import activation_size
+from skattrib.engine._optim import (
+    StepDerivative,
+    clip_gradient,
+    initial_state,
+    step_tangent,
+)
+from skattrib.engine._training import row_shares, start, train_steps
+from skattrib.engine._trajectory import Recipe, TrainingState
+
+# Numbers alive per direction and parameter, and per direction and activation.
+_COPIES_PER_PARAM = 16
+_COPIES_PER_ACTIVATION = 12
+
+
+def tangents(
+    model: FunctionalModule,
+    loss: Loss,
+    recipe: Recipe,
+    X: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    directions: Tensor,
+    *,
+    order: Literal[1, 2] = 2,
+    plain_sgd: bool = False,
+    memory_bytes: float,
+    on_step: Callable[[], object] | None = None,
+) -> tuple[Tensor, ...]:
+    """Differentiate the end of a run along directions of its weights.
+
+    Parameters
+    ----------
+    weights : Tensor of shape (n,)
+        Of the rows.
+    directions : Tensor of shape (r, n)
+        How the weights move.
+    order : {1, 2}
+        2 differentiates twice.
+    plain_sgd : bool
+        Take the steps for those of plain SGD, at the same states.
+    memory_bytes : float
+        As many directions are followed at a time as fit it.
+    on_step : callable
+        Called after every step of a pass; there are as many passes as chunks.
+
+    Returns
+    -------
+    tuple of Tensor of shape (r, P)
+        First derivatives of the parameters, and second ones.
+    """
+    _load_forward_mode()
+    run = _Run(model, loss, recipe, X, targets, weights, order, plain_sgd)
+    size = run.n_directions(memory_bytes)
+    found = []
+    for part in chunks(len(directions), size):
+        found.append(run.follow(directions[part].to(X), on_step))
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
+@functools.cache
+def _load_forward_mode() -> None:
+    """Have torch load its rules of forward mode, which warns of what torch calls."""
+    zero = torch.zeros(())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        jvp(torch.sin, (zero,), (zero,))
+
+
+@dataclass(frozen=True)
+class _Run:
+    model: FunctionalModule
+    loss: Loss
+    recipe: Recipe
+    X: Tensor
+    targets: Tensor
+    weights: Tensor
+    order: int
+    plain_sgd: bool
+
+    def n_directions(self, memory_bytes: float) -> int:
+        """Return how many directions fit the memory."""
+        batches = self.recipe.batches
+        batch = len(self.X) if batches is None else len(batches[0])
+        numbers = (
+            _COPIES_PER_PARAM * self.model.n_params
+            + _COPIES_PER_ACTIVATION
+            * batch
+            * activation_size(self.model.module, self.X)
+        )
+        return max(1, int(memory_bytes / (numbers * self.X.element_size())))
+
+    def follow(
+        self, directions: Tensor, on_step: Callable[[], object] | None
+    ) -> tuple[Tensor, ...]:
+        """Return derivatives (r, P) of the parameters at the end, by order."""
+        optimizer = self.recipe.optimizer
+        if self.plain_sgd:
+            optimizer = replace(optimizer, name="sgd", momentum=0.0, nesterov=False)
+        before = start(self.recipe, self.X, 1)
+        still = self.X.new_zeros(len(directions), self.model.n_params)
+        moving = [StepDerivative(still, initial_state(optimizer, still))] * self.order
+        run = train_steps(
+            self.model,
+            self.loss,
+            self.recipe,
+            self.X,
+            self.targets,
+            self.weights[None],
+            before,
+            0,
+            self.recipe.n_steps,
+        )
+        for t, after, _ in run:
+            gradient, *in_gradient = self._gradient(
+                before, t, directions, [d.params for d in moving]
+            )
+            moving = step_tangent(
+                optimizer,
+                before.params,
+                gradient,
+                before.optimizer,
+                self.recipe.n_before + t,
+                float(self.recipe.learning_rates[t - 1]),
+                moving,
+                in_gradient,
+            )
+            before = after
+            if on_step is not None:
+                on_step()
+        return tuple(d.params for d in moving)
+
+    def _gradient(
+        self, before: TrainingState, t: int, directions: Tensor, moving: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Return a step's gradient (P,) and its derivatives (r, P) along the paths."""
+        _, rows = self.recipe.step(t, self.X.device)
+        X, targets, weights = self.X, self.targets, self.weights
+        if rows is not None:
+            X, targets, weights = X[rows], targets[rows], weights[rows]
+            directions = directions[:, rows]
+
+        def mean_loss(params: Tensor, w: Tensor) -> Tensor:
+            values = self.loss.values(self.model.outputs(params, X), targets)
+            return values @ row_shares(w[None])[0]
+
+        def clipped(params: Tensor, w: Tensor) -> Tensor:
+            return clip_gradient(grad(mean_loss)(params, w), self.recipe.clip_norm)
+
+        params, here = before.params[0], X.new_zeros(())
+        one = torch.ones_like(here)
+
+        def derivatives(
+            direction: Tensor, velocity: Tensor, *acceleration: Tensor
+        ) -> tuple[Tensor, ...]:
+            def at(s: Tensor) -> Tensor:
+                moved = params + s * velocity
+                for bend in acceleration:
+                    moved = moved + 0.5 * s**2 * bend
+                return clipped(moved, weights + s * direction)
+
+            def slope(s: Tensor) -> Tensor:
+                found: Tensor = jvp(at, (s,), (one,))[1]
+                return found
+
+            if not acceleration:
+                return (slope(here),)
+            return tuple(jvp(slope, (here,), (one,)))
+
+        with sdpa_kernel(SDPBackend.MATH):
+            return clipped(params, weights), *vmap(derivatives)(directions, *moving)

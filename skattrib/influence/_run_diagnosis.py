@@ -1,0 +1,125 @@
+"""How far to trust the derivatives of training runs."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from sklearn.utils import Bunch
+from torch import Tensor
+
+from skattrib._torch_estimator import _Problem
+from skattrib._validation import memory_cap
+from skattrib.engine._tangent import tangents
+from skattrib.engine._training import train_stack
+from skattrib.exceptions import FaithfulnessWarning
+from skattrib.influence._aggregation import exploding
+
+# Units whose removal is followed, spread over all.
+N_UNITS = 16
+# Past these the verdict is bad, or trust ends at the order.
+_EXPLODING_LIMIT, _LDS_LIMIT, _SECOND_ORDER_LIMIT = 0.25, 0.3, 0.5
+_SLOPES = (0.5, 2.0)
+
+
+def warn_if_exploding(found: NDArray[Any]) -> None:
+    """Warn if an average over runs (n_runs, q, n_units) rests on too few of them."""
+    share = float(exploding(found).mean())
+    if share > _EXPLODING_LIMIT:
+        warnings.warn(
+            f"Derivatives of {share:.0%} of the runs are out of all proportion: an "
+            "average over them is worth little. Lower the learning rate, warm up, or "
+            "use a smooth activation.",
+            FaithfulnessWarning,
+            stacklevel=4,
+        )
+
+
+def removal_errors(
+    problem: _Problem, weights: Tensor, directions: Tensor, *, retrain: bool
+) -> Bunch:
+    """Follow removals of units along the run, to second order.
+
+    Parameters
+    ----------
+    weights : Tensor of shape (n,)
+        Of the rows.
+    directions : Tensor of shape (r, n)
+        What of them each unit holds.
+    retrain : bool
+        Whether to remove these units really, to see what is left.
+    """
+    run = (problem.model, problem.loss, problem.recipe, problem.X, problem.targets)
+    cap = {"memory_bytes": memory_cap()}
+    try:
+        first, second = tangents(*run, weights, directions, **cap)
+        (plain,) = tangents(*run, weights, directions, order=1, plain_sgd=True, **cap)
+    except NotImplementedError:  # a layer that forward mode cannot take
+        return Bunch(second_order_error=None, optimizer_mismatch=None, error_split=None)
+    beyond, mismatch = second / 2, plain - first
+    found = Bunch(
+        second_order_error=_median_ratio(beyond, first),
+        optimizer_mismatch=_median_ratio(mismatch, first),
+        error_split=None,
+    )
+    if retrain:
+        ends = train_stack(
+            *run, torch.cat([weights[None], weights - directions]), **cap
+        )
+        change = ends[1:] - ends[0]
+        parts = {
+            "optimizer_mismatch": mismatch,
+            "first_order": beyond,
+            "remainder": change + first - beyond,
+            "exact": change + first,
+            "sgd": change + plain,
+        }
+        found.error_split = Bunch(
+            **{name: _median_ratio(part, change) for name, part in parts.items()}
+        )
+    return found
+
+
+def _median_ratio(part: Tensor, whole: Tensor) -> float:
+    tiny = torch.finfo(whole.dtype).tiny
+    ratios = part.norm(dim=1) / whole.norm(dim=1).clamp(min=tiny)
+    return float(ratios.nanquantile(0.5))
+
+
+def run_verdict(found: Bunch, *, at_full_data: bool) -> Bunch:
+    """Judge the figures in a sentence; warn if they are bad."""
+    bad: list[str] = []
+    share, slope, lds = (
+        found[name] for name in ("exploding_share", "calibration_slope", "lds")
+    )
+    good = [f"{share:.0%} of the runs explode"]
+    if share > _EXPLODING_LIMIT:
+        bad.append(
+            f"{share:.0%} of the runs have derivatives out of all proportion "
+            "(lower the learning rate, or warm up)"
+        )
+    if lds is not None and lds < _LDS_LIMIT:
+        bad.append(f"retrained outcomes rank with {lds:.2f}")
+    bends, split = found.second_order_error, found.error_split
+    if at_full_data and bends is not None and bends > _SECOND_ORDER_LIMIT:
+        bad.append(
+            f"removals bend away from the straight line by {bends:.0%} of it "
+            "(lower the learning rate, raise eps, or warm up)"
+        )
+    trust = "Trust"
+    if slope is not None:
+        good.append(f"outcomes move {slope:.2f} times as far as predicted")
+        if not _SLOPES[0] <= slope <= _SLOPES[1]:
+            trust = "Trust the order, not the size"
+    if at_full_data and split is not None:
+        good.append(f"weights after real removals are missed by {split.exact:.0%}")
+        if split.exact > _SECOND_ORDER_LIMIT:
+            trust = "Trust the order, not the size"
+    sentence = (
+        f"Do not trust: {'; '.join(bad)}." if bad else f"{trust}: {', '.join(good)}."
+    )
+    if bad:
+        warnings.warn(sentence, FaithfulnessWarning, stacklevel=3)
+    return Bunch(**found, trustworthy=not bad, verdict=sentence)

@@ -1,0 +1,481 @@
+"""Record a training loop of one's own, so that its run can be attributed."""
+
+import copy
+from numbers import Real
+
+import numpy as np
+import torch
+from sklearn.utils import check_array
+
+from skattrib._validation import as_tensor
+from skattrib.engine._functional import FunctionalModule
+from skattrib.engine._optim import OptimizerState, initial_state
+from skattrib.engine._trajectory import Recipe, TrainingState, Trajectory
+from skattrib.exceptions import TrajectoryError
+from skattrib.recording._estimators import (
+    RecordedClassifier,
+    RecordedRegressor,
+    check_rows,
+)
+from skattrib.recording._reading import (
+    as_rows,
+    check_layers,
+    check_model,
+    check_optimizer,
+    flat,
+    read_settings,
+    read_state,
+)
+from skattrib.recording._replay import Run, repeat
+
+# clip_grad_norm_ leaves a gradient at the norm asked for, up to rounding.
+_CLIPPED = 1.0 + 1e-3
+
+
+class TrainingRecording:
+    """A recorded training loop, made by `record_training`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Module that is trained.
+    optimizer : torch.optim.Optimizer
+        What trains it.
+    clip_norm : float or None, default=None
+        Norm that the loop clips gradients to.
+
+    See Also
+    --------
+    record_training : Makes a recording.
+
+    Examples
+    --------
+    A recording outlives the session in a file:
+
+    >>> import tempfile, torch
+    >>> from pathlib import Path
+    >>> from sklearn.datasets import load_iris
+    >>> from skattrib import TrainingRecording, record_training
+    >>> X, y = load_iris(return_X_y=True)
+    >>> rows, targets = torch.tensor(X).float(), torch.tensor(y)
+    >>> model = torch.nn.Linear(4, 3)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with record_training(model, optimizer) as recording:
+    ...     for batch in torch.arange(150).split(50):
+    ...         recording.rows(batch)
+    ...         optimizer.zero_grad()
+    ...         loss = torch.nn.functional.cross_entropy(
+    ...             model(rows[batch]), targets[batch])
+    ...         loss.backward()
+    ...         optimizer.step()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "run.safetensors"
+    ...     recording.save(path, X, y)
+    ...     again = TrainingRecording.load(path, torch.nn.Linear(4, 3), X, y)
+    >>> again.to_classifier(X, y).predict(X[:2]).shape
+    (2,)
+    """
+
+    _handle = None
+    _run = None
+
+    def __init__(self, model, optimizer, clip_norm=None):
+        check_model(model)
+        check_optimizer(model, optimizer)
+        if clip_norm is not None and not (
+            isinstance(clip_norm, Real) and clip_norm > 0
+        ):
+            raise ValueError(f"clip_norm must be above 0 or None, got {clip_norm!r}.")
+        self._model, self._optimizer, self._clip_norm = model, optimizer, clip_norm
+        self._entered = False
+        self._pending, self._batches, self._rates = [], [], []
+        self._first_norm = None
+
+    # -------------------------------------------------------------- recording
+    def __enter__(self):
+        if self._run is not None or self._entered:
+            raise TrajectoryError(
+                "This recording has been used: make a new one by record_training."
+            )
+        check_model(self._model)
+        check_optimizer(self._model, self._optimizer)
+        self._entered = True
+        self._trained = [p for p in self._model.parameters() if p.requires_grad]
+        self._settings, _ = read_settings(self._optimizer)
+        self._n_before, self._moments = read_state(
+            self._optimizer, self._settings, self._trained
+        )
+        self._initial = _copied(self._model)
+        self._handle = self._optimizer.register_step_pre_hook(self._before_step)
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        self._handle.remove()
+        self._handle = None
+        if kind is None:
+            self._end()
+
+    def rows(self, rows):
+        """Say which rows of X the next step learns from.
+
+        Several calls before one step add up: gradients that are accumulated.
+
+        Parameters
+        ----------
+        rows : array-like of int of shape (n_rows,)
+            Indices of the minibatch's rows in the X of `to_classifier` or
+            `to_regressor`.
+
+        Raises
+        ------
+        ValueError
+            If these are no indices.
+        TrajectoryError
+            If nothing is being recorded.
+        """
+        if self._handle is None:
+            raise TrajectoryError("rows() was called outside `with recording:`.")
+        self._pending.append(as_rows(rows))
+
+    def _before_step(self, optimizer, args, kwargs):
+        t = len(self._rates) + 1
+        if not self._pending:
+            raise TrajectoryError(
+                f"The rows of step {t} are not known: call recording.rows(indices) "
+                "before optimizer.step()."
+            )
+        if any(a is not None and a is not optimizer for a in (*args, *kwargs.values())):
+            raise TrajectoryError(
+                f"Step {t} was called with a closure: compute the gradient first and "
+                "call optimizer.step() alone."
+            )
+        check_layers(self._model, f"In step {t}, model")
+        settings, rate = read_settings(optimizer)
+        if settings != self._settings:
+            raise TrajectoryError(
+                f"The optimizer's hyper-parameters changed before step {t}, from "
+                f"{self._settings} to {settings}. Only the learning rate may "
+                "change (OneCycleLR needs cycle_momentum=False)."
+            )
+        norm = self._gradient_norm(t)
+        if t == 1:
+            self._first_norm = norm
+        self._batches.append(np.concatenate(self._pending))
+        self._rates.append(rate)
+        self._pending = []
+
+    def _gradient_norm(self, t):
+        """Return the norm of the gradient of step t; raise where it cannot be right."""
+        named = [(k, p) for k, p in self._model.named_parameters() if p.requires_grad]
+        without = [name for name, p in named if p.grad is None]
+        if without or len(named) != len(self._trained):
+            what = f"{without[0]} has no gradient" if without else "others are trained"
+            raise TrajectoryError(
+                f"The same parameters must be trained in every step, but in step {t} "
+                f"{what}. Freeze what the loss does not depend on, by "
+                "requires_grad_(False), before recording."
+            )
+        norms = [torch.linalg.vector_norm(p.grad) for _, p in named]
+        norm = float(torch.linalg.vector_norm(torch.stack(norms)))
+        if not np.isfinite(norm):
+            raise TrajectoryError(
+                f"The gradient of step {t} is not finite. Lower the learning rate, "
+                "clip the gradient, or scale X."
+            )
+        clip = self._clip_norm
+        if clip is not None and norm > clip * _CLIPPED:
+            raise TrajectoryError(
+                f"clip_norm={clip}, but the gradient of step {t} has norm {norm:.3g}: "
+                "call torch.nn.utils.clip_grad_norm_ on all parameters before "
+                "optimizer.step(), or leave clip_norm out."
+            )
+        return norm
+
+    def _end(self):
+        """Note the state at the end of the run."""
+        before = _untrained(self._initial)
+        for name, value in _untrained(self._model).items():
+            if name in before and not torch.equal(value.cpu(), before[name]):
+                raise TrajectoryError(
+                    f"{name}, which the optimizer does not train, changed during the "
+                    "recording: a run with other weights would not repeat that."
+                )
+        params = flat(self._trained)
+        _, moments = read_state(self._optimizer, self._settings, self._trained)
+        if moments is None:
+            moments = initial_state(self._settings, params)
+        recipe = Recipe(
+            optimizer=self._settings,
+            learning_rates=torch.tensor(self._rates, dtype=torch.float64),
+            initial=FunctionalModule(self._initial).flatten(),
+            batches=self._batches,
+            clip_norm=self._clip_norm,
+            n_before=self._n_before,
+            moments=self._moments,
+        )
+        end = TrainingState(params[None], OptimizerState(*(m[None] for m in moments)))
+        device = str(self._trained[0].device)
+        self._run = Run(self._initial, device, recipe, end, self._first_norm)
+
+    def _finished(self):
+        """Return the run; raise if there is none."""
+        if self._run is None:
+            raise TrajectoryError(
+                "There is no recorded run: train inside `with recording:`, and to its "
+                "end without an error."
+            )
+        if not self._run.recipe.n_steps:
+            raise TrajectoryError(
+                "No step was recorded: optimizer.step() was not called inside "
+                "`with recording:`, or not of the optimizer passed to record_training."
+            )
+        if not self._run.recipe.learning_rates.any():
+            raise TrajectoryError(
+                "The learning rate was 0 in every recorded step: nothing was learnt."
+            )
+        return self._run
+
+    # ------------------------------------------------------------------ using
+    def to_classifier(self, X, y, classes=None, sample_weight=None):
+        """Return the recorded model as a fitted classifier.
+
+        The run is replayed, and its end compared with that of the loop. A model with
+        the single logit of two classes, as ``BCEWithLogitsLoss`` takes it, gets a
+        second output, 0.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            All rows that the loop indexed, in their order.
+        y : array-like of shape (n_samples,)
+            Their labels.
+        classes : array-like of shape (n_classes,) or None, default=None
+            Labels of the model's outputs, sorted; None for those in y.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights that the loop gave to the losses of rows, as Σ w ℓ / Σ w.
+
+        Returns
+        -------
+        TorchClassifier
+            Fitted estimator with the loop's weights and a `trajectory_`; clones of it
+            repeat the run. Use it inside `sklearn.frozen.FrozenEstimator`.
+
+        Raises
+        ------
+        ValueError
+            If the data do not fit the model.
+        TrajectoryError
+            If no run was recorded, or it is of rows that X does not have.
+
+        Warns
+        -----
+        FaithfulnessWarning
+            If the replay ends elsewhere, or some rows are in no minibatch.
+        """
+        options = {"classes": classes}
+        return repeat(
+            self._finished(), RecordedClassifier, X, y, sample_weight, options
+        )
+
+    def to_regressor(self, X, y, sample_weight=None):
+        """Return the recorded model as a fitted regressor.
+
+        The run is replayed, and its end compared with that of the loop.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            All rows that the loop indexed, in their order.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Their targets.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights that the loop gave to the losses of rows, as Σ w ℓ / Σ w.
+
+        Returns
+        -------
+        TorchRegressor
+            Fitted estimator with the loop's weights and a `trajectory_`; clones of it
+            repeat the run. Use it inside `sklearn.frozen.FrozenEstimator`.
+
+        Raises
+        ------
+        ValueError
+            If the data do not fit the model.
+        TrajectoryError
+            If no run was recorded, or it is of rows that X does not have.
+
+        Warns
+        -----
+        FaithfulnessWarning
+            If the replay ends elsewhere, or some rows are in no minibatch.
+        """
+        return repeat(self._finished(), RecordedRegressor, X, y, sample_weight, {})
+
+    # ------------------------------------------------------------------- disk
+    def save(self, path, X, y):
+        """Write the recording to a safetensors file.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File to write, or to replace.
+        X : array-like of shape (n_samples, n_features)
+            All rows that the loop indexed. Only a digest of the data is written.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Their targets.
+
+        Raises
+        ------
+        TrajectoryError
+            If no run was recorded, or it is of rows that X does not have.
+        """
+        run = self._finished()
+        X, y = _data(X, y)
+        check_rows(run.recipe.batches, len(X))
+        states = {run.recipe.n_steps: run.end}
+        Trajectory(run.recipe, torch.ones(len(X)), states=states).save(path, X, y)
+
+    @classmethod
+    def load(cls, path, module, X, y):
+        """Read what `save` wrote.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File to read.
+        module : nn.Module
+            Module built as the recorded one was; its trainable weights do not matter.
+        X : array-like of shape (n_samples, n_features)
+            Data that the run was saved with, in the same order and dtype.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Their targets.
+
+        Returns
+        -------
+        TrainingRecording
+            For `to_classifier` or `to_regressor`.
+
+        Raises
+        ------
+        TrajectoryError
+            If the file holds no recording, or one of other data or another module.
+        """
+        check_model(module)
+        device = next(p.device for p in module.parameters() if p.requires_grad)
+        trajectory = Trajectory.load(path, *_data(X, y))
+        recipe = trajectory.recipe
+        end = trajectory.states.get(recipe.n_steps)
+        if end is None:
+            raise TrajectoryError(
+                f"{path} holds no recording: the end of the run is missing."
+            )
+        module = copy.deepcopy(module).to("cpu", recipe.initial.dtype)
+        model = FunctionalModule(module)
+        if model.n_params != len(recipe.initial):
+            raise TrajectoryError(
+                f"{path} is the record of a module with {len(recipe.initial)} "
+                f"trainable parameters; {type(module).__name__} has {model.n_params}."
+            )
+        model.load(recipe.initial)
+        recording = cls.__new__(cls)
+        recording._run = Run(module, str(device), recipe, end)
+        return recording
+
+
+def _copied(model):
+    try:
+        return copy.deepcopy(model).cpu()
+    except RuntimeError as error:
+        raise ValueError(
+            f"model cannot be copied: {error}. Weights that a layer computes need "
+            "torch.nn.utils.parametrizations."
+        ) from error
+
+
+def _untrained(model):
+    """Return buffers and frozen parameters by name."""
+    named = [*model.named_buffers(), *model.named_parameters()]
+    return {name: value for name, value in named if not value.requires_grad}
+
+
+def _data(X, y):
+    """Return the data as tensors whose digest tells them from others."""
+    X, y = check_array(X, dtype=[np.float64, np.float32]), np.asarray(y)
+    if y.dtype.kind not in "biuf":
+        y = np.unique(y, return_inverse=True)[1]
+    return as_tensor(X), as_tensor(y)
+
+
+def record_training(model, optimizer, clip_norm=None):
+    """Record a training loop of one's own, so that its run can be attributed.
+
+    Wrap the loop in ``with recording:`` and call ``recording.rows(indices)`` for each
+    minibatch. Steps are seen through a hook of the optimizer; nothing else about the
+    loop changes.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Module from rows (n, n_features) to unnormalised log-probabilities or
+        predictions. One that takes images is recorded as
+        ``nn.Sequential(nn.Unflatten(1, shape), model)``, with X as flat rows. Layers
+        that draw random numbers or mix rows are refused.
+    optimizer : torch.optim.AdamW, Adam or SGD
+        One that holds all trainable parameters of the model, with the same
+        hyper-parameters. Schedulers may change the learning rate. It may have taken
+        steps before.
+    clip_norm : float or None, default=None
+        Norm that the loop clips the gradient of every step to, by
+        ``torch.nn.utils.clip_grad_norm_``.
+
+    Returns
+    -------
+    TrainingRecording
+        A context manager.
+
+    Raises
+    ------
+    TypeError
+        If `model` is no module.
+    ValueError
+        If `model` or `optimizer` cannot be recorded.
+
+    See Also
+    --------
+    AdamWInfluence : Differentiates the recorded run.
+    TorchClassifier : Trains and records by itself.
+
+    Notes
+    -----
+    The loss of a step must be the mean over its rows of the cross-entropy, or of
+    ½ Σ_outputs error². Otherwise replaying the recording ends elsewhere, which
+    `TrainingRecording.to_classifier` and `to_regressor` say.
+
+    While recording, a step raises TrajectoryError if its rows are not known, its
+    gradient is missing for some parameter, not finite or not clipped as said, or the
+    optimizer's hyper-parameters have changed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.frozen import FrozenEstimator
+    >>> from skattrib import AdamWInfluence, record_training
+    >>> X, y = load_iris(return_X_y=True)
+    >>> rows, targets = torch.tensor(X).float(), torch.tensor(y)
+    >>> model = torch.nn.Linear(4, 3)
+    >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    >>> recording = record_training(model, optimizer)
+    >>> with recording:
+    ...     for batch in torch.arange(150).split(50):
+    ...         recording.rows(batch)
+    ...         optimizer.zero_grad()
+    ...         loss = torch.nn.functional.cross_entropy(
+    ...             model(rows[batch]), targets[batch])
+    ...         loss.backward()
+    ...         optimizer.step()
+    >>> trained = FrozenEstimator(recording.to_classifier(X, y))
+    >>> AdamWInfluence(trained).fit(X, y).attribute(X[:2], y[:2]).shape
+    (2, 150)
+    """
+    return TrainingRecording(model, optimizer, clip_norm)

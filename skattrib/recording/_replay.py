@@ -1,0 +1,96 @@
+"""Repeat a recorded run, and compare its end with the recorded one."""
+
+import warnings
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from sklearn.utils.validation import _num_samples
+from torch import nn
+
+from skattrib._torch_estimator import replay_error
+from skattrib.engine._functional import FunctionalModule
+from skattrib.engine._training import weighted_loss
+from skattrib.engine._trajectory import Recipe, TrainingState
+from skattrib.exceptions import FaithfulnessWarning
+from skattrib.recording._estimators import CAUSES, check_rows
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended, on the CPU."""
+
+    module: nn.Module
+    device: str
+    recipe: Recipe
+    end: TrainingState
+    first_norm: float | None = None
+
+
+def repeat(run, kind, X, y, sample_weight, options):
+    """Return a fitted estimator of a kind that ended where the run did."""
+    n_rows, recipe = _num_samples(X), run.recipe
+    check_rows(recipe.batches, n_rows)
+    seen = np.zeros(n_rows, dtype=bool)
+    seen[np.concatenate(recipe.batches)] = True
+    if all(_is_everything(rows, n_rows) for rows in recipe.batches):
+        recipe = replace(recipe, batches=None)
+    estimator = kind(run.module, recipe, device=run.device, **options)
+    estimator.fit(X, y, sample_weight=sample_weight)
+    if not seen.all():
+        unseen = np.flatnonzero(~seen)
+        warnings.warn(
+            f"{len(unseen)} of the {n_rows} rows of X are in no recorded minibatch "
+            f"(first {unseen[:5].tolist()}): their attributions are 0.",
+            FaithfulnessWarning,
+            stacklevel=3,
+        )
+    _take_end(estimator, run, X, y)
+    return estimator
+
+
+def _is_everything(rows, n_rows):
+    """Say whether a minibatch holds every row once."""
+    return len(rows) == n_rows and np.array_equal(np.sort(rows), np.arange(n_rows))
+
+
+def _take_end(estimator, run, X, y):
+    """Give the estimator the weights that the loop ended with; warn if it misses."""
+    end, initial = run.end.params[0], run.recipe.initial
+    model = FunctionalModule(estimator.module_)
+    error = replay_error(model.flatten().cpu(), end, initial)
+    model.load(end.to(model.flatten()))
+    if not error:
+        return
+    norms = ""
+    if run.first_norm is not None:
+        problem = estimator._problem(X, y)
+        replayed = _first_gradient_norm(problem, estimator.trajectory_.row_weights)
+        norms = (
+            f" The first gradient had norm {run.first_norm:.3g}, that of the package's "
+            f"loss is {replayed:.3g}."
+        )
+    warnings.warn(
+        f"Replaying the recording misses the weights of the loop by {error:.1e} of the "
+        f"way that training took: what is attributed is another run. {CAUSES}{norms}",
+        FaithfulnessWarning,
+        stacklevel=4,
+    )
+
+
+def _first_gradient_norm(problem, weights):
+    recipe = problem.recipe
+    _, rows = recipe.step(1, problem.X.device)
+    rows = slice(None) if rows is None else rows
+    params = recipe.initial.to(problem.X)[None].requires_grad_()
+    loss = weighted_loss(
+        problem.model,
+        problem.loss,
+        params,
+        problem.X[rows],
+        problem.targets[rows],
+        weights.to(problem.X)[None, rows],
+    )
+    norm = float(torch.autograd.grad(loss.sum(), params)[0].norm())
+    clip = recipe.clip_norm
+    return norm if clip is None else min(norm, clip)

@@ -5,7 +5,7 @@ without them, and how far is the answer to be trusted?
 """
 
 from skattrib.feature_selection import TaskWeightSelector
-from skattrib.influence import AdamWInfluence, DualInfluence
+from skattrib.influence import AdamWInfluence, DualInfluence, lookahead_training
 from skattrib.neural import TorchClassifier, TorchRegressor
 from skattrib.random_projection import CountSketchTransformer, GradientTransformer
 from skattrib.recording import TrainingRecording, record_training
@@ -34,5 +34,6 @@ __all__ = [
     "TorchRegressor",
     "TrainingRecording",
     "__version__",
+    "lookahead_training",
     "record_training",
 ]

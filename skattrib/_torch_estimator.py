@@ -142,7 +142,6 @@ class TorchEstimator(BaseEstimator):
         )
         problem = self._problem(X, self._learn_target(y))
         keep = steps_to_keep(self.record, problem.recipe.n_steps)
-        steps_per_epoch = problem.recipe.n_steps // self.max_epochs
         weights = as_tensor(weights, problem.X)
         with tqdm(
             total=problem.recipe.n_steps,
@@ -160,21 +159,31 @@ class TorchEstimator(BaseEstimator):
                 stop_when_diverged=True,
                 on_step=bar.update,
             )
-        curve = np.array(result.loss_curve)
-        if not (np.isfinite(curve).all() and torch.isfinite(result.params).all()):
-            raise self._diverged(f"step {len(curve)} of {problem.recipe.n_steps}")
+        return self._finish(problem, result, weights)
+
+    def _finish(self, problem, result, weights):
+        """Take over the end and the record of a run."""
+        recipe = problem.recipe
+        self._check_finite(result, recipe.n_steps)
         problem.model.load(result.params[0])
         second = result.second_moment
         self.module_ = problem.model.module
         # the record lives on the CPU: it must load where this device is missing
         self.trajectory_ = Trajectory(
-            recipe=problem.recipe,
+            recipe=recipe,
             row_weights=weights.cpu(),
             second_moment=None if second is None else second[0].cpu(),
             states={t: state.cpu() for t, state in result.states.items()},
         )
-        self.loss_curve_ = curve.reshape(-1, steps_per_epoch).mean(axis=1)
+        curve = np.array(result.loss_curve).reshape(self.max_epochs, -1)
+        self.loss_curve_ = curve.mean(axis=1)
         return self
+
+    def _check_finite(self, result, n_steps, n_before=0):
+        """Raise if a run, of which ``n_before`` steps were taken before, diverged."""
+        curve = np.array(result.loss_curve)
+        if not (np.isfinite(curve).all() and torch.isfinite(result.params).all()):
+            raise self._diverged(f"step {n_before + len(curve)} of {n_steps}")
 
     def _diverged(self, step):
         """Return the error that says so."""

@@ -2,5 +2,6 @@
 
 from skattrib.influence._adamw import AdamWInfluence
 from skattrib.influence._dual import DualInfluence
+from skattrib.influence._lookahead import lookahead_training
 
-__all__ = ["AdamWInfluence", "DualInfluence"]
+__all__ = ["AdamWInfluence", "DualInfluence", "lookahead_training"]

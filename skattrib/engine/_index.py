@@ -110,6 +110,31 @@ class SignatureIndex:
     def __len__(self) -> int:
         return self.header.n_rows
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.path is not None:  # a pickle holds where it is, not what it holds
+            return SignatureIndex._reopen, (self.path, self.header)
+        return SignatureIndex, (
+            self.header,
+            self.tables,
+            self._signatures,
+            self._norms,
+            None,
+        )
+
+    @classmethod
+    def _reopen(cls, path: Path, header: Header) -> SignatureIndex:
+        index = cls.open(path)
+        there = index.header
+        if (there.settings, there.source) != (header.settings, header.source) or (
+            len(index) < header.n_rows
+        ):
+            raise IndexMismatchError(
+                f"index {path} is no longer the one that was pickled: fit again."
+            )
+        rows = slice(header.n_rows)
+        signatures, norms = index._signatures[rows], index._norms[rows]
+        return cls(header, index.tables, signatures, norms, path)
+
     @property
     def norms(self) -> NDArray[np.float64]:
         """Norms (n_rows, n_channels), in the order of the channels."""
@@ -367,8 +392,11 @@ class Similarity:
 
 def unit(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return the norms (m,) of vectors, and the vectors at norm 1 (or 0)."""
-    norms = values.norm(dim=1)
-    return norms, values / norms.clamp(min=torch.finfo(values.dtype).tiny)[:, None]
+    # squares of small numbers may vanish
+    scale = values.abs().amax(dim=1, keepdim=True)
+    scaled = values / torch.where(scale > 0, scale, 1.0)
+    norms = scaled.norm(dim=1, keepdim=True)
+    return (scale * norms)[:, 0], scaled / torch.where(norms > 0, norms, 1.0)
 
 
 def all_scores(

@@ -462,7 +462,7 @@ class RISEValuator(BaseAttributor):
         scores, rows = best(queries, self._index, similarity, n, self._block())
         return scores.cpu().numpy(), rows.cpu().numpy()
 
-    def score_samples(self, X, y):
+    def score_samples(self, X, y=None):
         """Value new rows by their mean similarity to the rows of the index.
 
         Fit on the rows of a target, and these values rank candidates to train on.
@@ -471,8 +471,8 @@ class RISEValuator(BaseAttributor):
         ----------
         X : array-like of shape (n_samples, n_features)
             New rows.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Their targets.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            Their targets; None as in `attribute`.
 
         Returns
         -------

@@ -137,7 +137,7 @@ class Signer:
         return digest.hexdigest()
 
 
-def source_digest(X, y, signer):
+def source_digest(X, y):
     """Return a hash of the rows that an index is built from."""
     digest = hashlib.sha256()
     for array in (X, y):
@@ -151,7 +151,7 @@ def source_digest(X, y, signer):
 
 def build_index(signer, X, y, settings, path, *, exact, verbose):
     """Return an index of the rows: a new one, or the one at ``path`` taken further."""
-    source = source_digest(X, y, signer)
+    source = source_digest(X, y)
     index = None
     if path is not None and os.path.exists(path):
         index = SignatureIndex.open(path)

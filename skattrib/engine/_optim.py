@@ -215,7 +215,8 @@ def _adam_adjoint(
         mu = mu * (1.0 - learning_rate * decay)
     elif decay:
         mu = mu.add(in_grad, alpha=decay)
-    return in_grad, StepDerivative(mu, OptimizerState(beta1 * rho, beta2 * sigma))
+    state_before = OptimizerState(rho.mul_(beta1), sigma.mul_(beta2))
+    return in_grad, StepDerivative(mu, state_before)
 
 
 def _sgd_adjoint(

@@ -131,9 +131,15 @@ class SignatureIndex:
             raise IndexMismatchError(
                 f"index {path} is no longer the one that was pickled: fit again."
             )
-        rows = slice(header.n_rows)
-        signatures, norms = index._signatures[rows], index._norms[rows]
-        return cls(header, index.tables, signatures, norms, path)
+        return index.first(header.n_rows)
+
+    def first(self, n_rows: int) -> SignatureIndex:
+        """Return a view of the first rows, to which nothing can be appended."""
+        header = Header(**{**vars(self.header), "n_rows": n_rows})
+        rows = slice(n_rows)
+        return SignatureIndex(
+            header, self.tables, self._signatures[rows], self._norms[rows], self.path
+        )
 
     @property
     def norms(self) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skattrib._torch_estimator import unfrozen
-from skattrib._validation import memory_cap, unchanged_on_error
+from skattrib._validation import memory_cap
 from skattrib.base import BaseAttributor, _dtype
 from skattrib.engine._functional import chunks
 from skattrib.engine._index import Similarity, all_scores, best
@@ -306,7 +306,8 @@ class RISEValuator(BaseAttributor):
         Returns
         -------
         self : RISEValuator
-            Attributor with `n_units_` larger by the rows. Before `fit`, this is `fit`.
+            Attributor with `n_units_` larger by the rows, which it counts as it goes:
+            an interrupt leaves whole batches. Before `fit`, this is `fit`.
 
         Raises
         ------
@@ -315,22 +316,25 @@ class RISEValuator(BaseAttributor):
         """
         if not hasattr(self, "n_units_"):
             return self.fit(X, y)
-        with unchanged_on_error(self):
-            X, y, _ = self._check_query(X, y)
-            if self.tasks_ is not None:
-                raise ValueError(
-                    "partial_fit adds units, and here units are tasks: fit again on "
-                    "all rows."
-                )
-            signer = self._signer()
-            for part in chunks(len(X), signer.batch_size()):
-                channels, _ = signer(X[part], y[part])
-                self._index = self._index.append(channels, complete=True)
-            names = np.arange(self.n_units_, self.n_units_ + len(X))
+        X, y, _ = self._check_query(X, y)
+        if self.tasks_ is not None:
+            raise ValueError(
+                "partial_fit adds units, and here units are tasks: fit again on all "
+                "rows."
+            )
+        signer = self._signer()
+        for part in chunks(len(X), signer.batch_size()):
+            channels, _ = signer(X[part], y[part])
+            index = self._index.append(channels, complete=True)
+            names = np.arange(self.n_units_, len(index))
             if self.unit_names_.dtype.kind not in "iu":
                 names = names.astype(object)
-            self.unit_names_ = np.concatenate([self.unit_names_, names])
-            self.n_units_ += len(X)
+            # together: what an interrupt leaves are whole batches of rows
+            self._index, self.n_units_, self.unit_names_ = (
+                index,
+                len(index),
+                np.concatenate([self.unit_names_, names]),
+            )
         return self
 
     # ---------------------------------------------------------------- queries

@@ -166,7 +166,8 @@ def build_index(signer, X, y, settings, path, *, exact, verbose):
         index = SignatureIndex.create(path, header, tables)
     todo = range(len(index), len(X))
     if index.header.complete:
-        return index
+        # rows that partial_fit has added since are not these
+        return index.first(len(X))
     with tqdm(total=len(todo), desc="indexing rows", disable=not verbose) as bar:
         for part in chunks(len(todo), signer.batch_size()):
             rows = slice(todo[part][0], todo[part][-1] + 1)

@@ -318,6 +318,41 @@ def test_rows_are_added(tmp_path):
     assert list(named.get_feature_names_out()[-3:]) == ["r59", "60", "61"]
 
 
+def test_fitting_again_forgets_the_rows_that_were_added(tmp_path):
+    X, y, Xq, yq = data()
+    rise = make(index=tmp_path / "index").fit(X, y)
+    before = rise.attribute(Xq, yq)
+    rise.partial_fit(Xq, yq)
+    again = make(index=tmp_path / "index").fit(X, y)
+    assert again.n_units_ == 60
+    assert_array_equal(again.attribute(Xq, yq), before)
+    with pytest.raises(IndexMismatchError, match="has 68 rows by now"):
+        again.partial_fit(Xq, yq)
+    assert rise.attribute(Xq, yq).shape == (8, 68)
+
+
+def test_an_interrupted_addition_goes_on(tmp_path, monkeypatch):
+    X, y, Xq, yq = data()
+    rise = make(index=tmp_path / "index").fit(X, y)
+    whole = make().fit(X, y).partial_fit(Xq, yq).attribute(Xq, yq)
+    monkeypatch.setattr(_signatures.Signer, "batch_size", lambda self: 3)
+    real, calls = _signatures.Signer.__call__, []
+
+    def killed(self, X, y, outcome="log_likelihood"):
+        calls.append(len(X))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, X, y, outcome)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_signatures.Signer, "__call__", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rise.partial_fit(Xq, yq)
+    assert rise.n_units_ == len(rise.unit_names_) == 63
+    rise.partial_fit(Xq[3:], yq[3:])
+    assert_allclose(rise.attribute(Xq, yq), whole, atol=1e-12)
+
+
 def test_partial_fit_first_is_fit():
     X, y, Xq, yq = data()
     first = make().partial_fit(X, y)

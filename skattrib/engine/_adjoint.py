@@ -214,7 +214,7 @@ class _Stack:
     @property
     def optimizer(self) -> Optimizer:
         """The optimizer whose Jacobians the sweep takes."""
-        recorded = self.recipe.optimizer
+        recorded = self.recipe.optimizer_on(self.X)
         if self.dynamics == "recorded":
             return recorded
         return replace(recorded, name="sgd", momentum=0.0, nesterov=False)

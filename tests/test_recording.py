@@ -525,10 +525,15 @@ def test_a_decay_that_changes_stops_the_loop():
     X, y, *_ = data()
     loop = Loop(optimizer=no_decay_of_biases(torch.optim.AdamW))
     recording = record_training(loop.model, loop.optimizer)
-    with pytest.raises(TrajectoryError, match="changed before step 4"), recording:
-        loop.run(X, y, minibatches()[:3], recording=recording)
-        loop.optimizer.param_groups[1]["weight_decay"] = 0.2
-        loop.run(X, y, minibatches()[3:], recording=recording)
+
+    def train():
+        with recording:
+            loop.run(X, y, minibatches()[:3], recording=recording)
+            loop.optimizer.param_groups[1]["weight_decay"] = 0.2
+            loop.run(X, y, minibatches()[3:], recording=recording)
+
+    with pytest.raises(TrajectoryError, match="changed before step 4"):
+        train()
 
 
 def test_labels_and_frames(tmp_path):

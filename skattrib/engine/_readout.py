@@ -102,6 +102,28 @@ def hidden_states(
     return seen[-1].reshape(len(X), -1), out
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """What a model makes of N tokens; of a row of a table there is one.
+
+    Attributes
+    ----------
+    rows : int64 Tensor of shape (N,)
+        Row that each belongs to.
+    hidden : Tensor of shape (N, D)
+        What the head gets.
+    outputs : Tensor of shape (N, C)
+        What it makes of that.
+    targets : Tensor of shape (N,) or (N, C)
+        What it should have been.
+    """
+
+    rows: Tensor
+    hidden: Tensor
+    outputs: Tensor
+    targets: Tensor
+
+
 # ------------------------------------------------------------------ residuals
 @dataclass(frozen=True)
 class Residual:

@@ -19,8 +19,10 @@ from skattrib.engine._functional import chunks
 from skattrib.engine._index import Similarity, all_scores, best
 from skattrib.evaluation import lds_score
 from skattrib.exceptions import TrajectoryError
+from skattrib.language import CausalLanguageModel
 from skattrib.retrieval._settings import PRESETS, resolve
 from skattrib.retrieval._signatures import Signer, build_index
+from skattrib.retrieval._sources import language_model
 from skattrib.retrieval._verdict import VANISHING, retrieval_verdict
 
 __all__ = ["RISEValuator"]
@@ -43,10 +45,13 @@ class RISEValuator(BaseAttributor):
 
     Parameters
     ----------
-    estimator : TorchClassifier, TorchRegressor or None, default=None
+    estimator : TorchClassifier, TorchRegressor, CausalLanguageModel or None, \
+            default=None
         Model to train and index; a fitted one inside
         `sklearn.frozen.FrozenEstimator` is taken as it is. Its module must end in
-        nn.Linear. None builds one that suits y.
+        nn.Linear. None builds one that suits y. With a
+        `skattrib.language.CausalLanguageModel`, which is never trained, X are prompts
+        and y completions, everywhere.
     n_components : int or dict, default=256
         Numbers kept of each channel of a row. With ``sketch="factor"`` a dict of the
         widths of the factors "r", "g" and "h"; a channel then has their product.
@@ -149,6 +154,11 @@ class RISEValuator(BaseAttributor):
 
     _parameter_constraints: dict = {
         **BaseAttributor._parameter_constraints,
+        "estimator": [
+            *BaseAttributor._parameter_constraints["estimator"],
+            CausalLanguageModel,
+            FrozenEstimator,
+        ],
         "n_components": [Interval(Integral, 1, None, closed="left"), Mapping],
         "sketch": [StrOptions({"tensor", "factor"}), None],
         "channels": [tuple, list],
@@ -235,7 +245,8 @@ class RISEValuator(BaseAttributor):
         return self._fit(X, y, tasks, fit_params)
 
     def _check_estimator(self, estimator):
-        unfrozen(estimator, self)
+        if language_model(estimator) is None:
+            unfrozen(estimator, self)
         resolve(self)
         if self.index is not None and not isinstance(self.random_state, Integral):
             raise ValueError(
@@ -245,10 +256,15 @@ class RISEValuator(BaseAttributor):
 
     def _fit_attributor(self):
         settings, weights = resolve(self)
+        model = language_model(self.estimator_)
+        if model is not None and isinstance(self.estimator_, FrozenEstimator):
+            model._check_rows(self.X_train_, self.y_train_)  # as its fit does
         signer = Signer(self.estimator_, self.X_train_, settings, self._fit_seed)
         exact = settings["sketch"] is None
         path = None if self.index is None else os.path.abspath(self.index)
-        kept = {**settings, "seed": self._fit_seed, "model": signer.fingerprint()}
+        kept = {**settings, "seed": self._fit_seed, **signer.settings()}
+        if path is not None:  # gigabytes, maybe
+            kept["model"] = signer.fingerprint()
         kept["channels"] = list(settings["channels"])
         self._index = build_index(
             signer,
@@ -334,6 +350,13 @@ class RISEValuator(BaseAttributor):
         return self
 
     # ---------------------------------------------------------------- queries
+    def _check_query(self, X, y):
+        found = super()._check_query(X, y)
+        model = language_model(self.estimator_)
+        if model is not None:
+            model._check_rows(*found[:2])
+        return found
+
     def _signer(self):
         signer = Signer(self.estimator_, self.X_train_, self._settings, self._fit_seed)
         signer.use(self._index.tables)
@@ -406,6 +429,16 @@ class RISEValuator(BaseAttributor):
             or there are too few units.
         """
         check_is_fitted(self, "n_units_")
+        self._check_recorded()
+        if len(self._index) > len(self.X_train_):
+            raise ValueError(
+                f"{len(self._index) - len(self.X_train_)} rows were added by "
+                "partial_fit, and the model was not trained on them: nothing changes "
+                "when they are left out. Fit again to score."
+            )
+        return super().score(X, y)
+
+    def _check_recorded(self):
         inner = self.estimator_
         if isinstance(inner, FrozenEstimator):
             inner = inner.estimator
@@ -415,13 +448,6 @@ class RISEValuator(BaseAttributor):
                 "recorded. If you know which rows should be found, compare by "
                 "evaluation.retrieval_score."
             )
-        if len(self._index) > len(self.X_train_):
-            raise ValueError(
-                f"{len(self._index) - len(self.X_train_)} rows were added by "
-                "partial_fit, and the model was not trained on them: nothing changes "
-                "when they are left out. Fit again to score."
-            )
-        return super().score(X, y)
 
     def retrieve(self, X, y=None, n=10):
         """Find the rows of the index that are most similar to each query.
@@ -507,8 +533,9 @@ class RISEValuator(BaseAttributor):
         Bunch
             With these entries.
 
-            - residual_norm: median norm of the queries' residuals.
-            - vanishing_share: share of queries whose residuals are lost in rounding.
+            - residual_norm: median norm of the residuals of the queries, or of their
+              tokens.
+            - vanishing_share: share of these that are lost in rounding.
             - sketch_correlation: mean rank correlation over rows of scores and those
               of channels that are not sketched; None if these do not fit the memory.
             - lds: with `n_retrainings`, rank correlation with retrained outcomes.
@@ -520,6 +547,9 @@ class RISEValuator(BaseAttributor):
         FaithfulnessWarning
             If the verdict is bad.
         """
+        if n_retrainings:
+            check_is_fitted(self, "n_units_")
+            self._check_recorded()
         X, y, outcome = self._check_query(X, y)
         norms = self._signer()(X, y, outcome)[1]
         found = Bunch(
@@ -541,7 +571,7 @@ class RISEValuator(BaseAttributor):
         exact.use({})
         some = np.linspace(0, len(self.X_train_) - 1, min(len(self.X_train_), _N_ROWS))
         some = some.astype(int)
-        if exact.batch_size() < max(len(some), len(X)):
+        if not exact.fits(max(len(some), len(X))):
             return None
         first = self._similarities[0]
         rows = exact(self.X_train_[some], self.y_train_[some])[0]

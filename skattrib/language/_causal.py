@@ -84,13 +84,16 @@ class CausalLanguageModel(BaseEstimator):
 
     Examples
     --------
+    >>> from skattrib import RISEValuator
+    >>> from skattrib.language import CausalLanguageModel
+    >>> lm = CausalLanguageModel("HuggingFaceTB/SmolLM2-135M-Instruct")
+    >>> rise = RISEValuator(lm, random_state=0)
+
+    The model is read when it is first needed, and no template is added:
+
     .. code-block:: python
 
-        from skattrib import RISEValuator
-        from skattrib.language import CausalLanguageModel
-
-        lm = CausalLanguageModel("HuggingFaceTB/SmolLM2-135M-Instruct")
-        rise = RISEValuator(lm, random_state=0).fit(prompts, completions)
+        rise.fit(prompts, completions)
         scores, rows = rise.retrieve(["What is a fish?"], [" An animal."], n=5)
     """
 

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -305,6 +306,32 @@ def test_the_model_is_left_as_it_was():
     assert [m.training for m in (own, own.drop, own.norm)] == [True, True, False]
     assert not own.head._forward_pre_hooks
     assert not own.head._forward_hooks
+
+
+def test_threads_can_share_a_model():
+    lm, rows = language_model(batch_size=2), [texts(8, seed=i) for i in range(12)]
+    expected = [lm.log_likelihood(*each) for each in rows]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda each: lm.log_likelihood(*each), rows))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_what_others_make_of_the_model_meanwhile_is_whole():
+    lm, seen, started = language_model(), [], []
+    ids = torch.arange(2, 6)[None]
+    run = lambda: lm.model(ids, torch.ones_like(ids), torch.arange(4)[None]).logits
+
+    def interrupt(*_):
+        if not started:
+            started.append(True)
+            seen.append(pool.submit(run).result())
+
+    with ThreadPoolExecutor(1) as pool:
+        lm.fit(["a"], ["b"])  # looks at the head
+        handle = lm.model.drop.register_forward_hook(interrupt)
+        lm.log_likelihood(*texts(3))
+        handle.remove()
+    assert seen[0].shape == (1, 4, V)
 
 
 # ------------------------------------------------------------------ long texts

@@ -233,7 +233,7 @@ class CausalLanguageModel(BaseEstimator):
         for tokens in self._tokens(X, y, verbose=self.verbose):
             own = tokens.outputs.gather(1, tokens.targets[:, None])[:, 0]
             values = own - tokens.outputs.logsumexp(dim=1)
-            np.add.at(found, tokens.rows.cpu().numpy(), values.double().cpu().numpy())
+            np.add.at(found, tokens.rows.cpu().numpy(), values.cpu().double().numpy())
         return found
 
     @staticmethod

@@ -111,7 +111,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
     def _validate_and_fit(self, X, y, tasks, fit_params):
         self._check_beginnings(fit_params)
         index = getattr(X, "index", None)
-        shape = np.asarray(y).shape
+        # an array of texts would give each the room of the longest
+        shape = () if takes_texts(self.estimator) else np.asarray(y).shape
         several = len(shape) == 2 and shape[1] > 1
         table = _takes_tables(self.estimator)
         X, y = self._validated(X, y, several=several, table=table)

@@ -68,8 +68,9 @@ class CausalLanguageModel(BaseEstimator):
 
     Notes
     -----
-    Clones share the model. Pickles leave it out if it was given by name or path, and
-    read it again; one that was given in memory is in them, with all its weights.
+    Clones share the model. Trained further, it is no longer the one of an index made
+    before. Pickles leave it out if it was given by name or path, and read it again;
+    one that was given in memory is in them, with all its weights.
 
     The first token of a completion without a prompt has nothing that it could be
     predicted from, and does not count. Batches are padded on the right, whatever the
@@ -276,7 +277,8 @@ class CausalLanguageModel(BaseEstimator):
         if long:
             warnings.warn(
                 f"{long} of {len(X)} texts are longer than {self._length()} tokens: "
-                "they are read in windows, and prompts from where they are in reach.",
+                "they are read in overlapping windows, and of a long prompt only the "
+                "end is.",
                 UserWarning,
                 stacklevel=2,
             )

@@ -3,6 +3,7 @@
 #   make install   .venv with the tested versions and everything for development
 #   make test      fast tests and doctests, two workers, with coverage
 #   make test-slow the tests that take more than 5 s
+#   make test-language  those on a real language model, with the extra "language"
 #   make lint      style and spelling (docstrings are validated by the tests)
 #   make types     mypy on the typed subpackages
 #   make docs      the manual, with the gallery run: doc/_build/html
@@ -15,7 +16,7 @@ PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 # One thread per worker: more would only compete for the same cores.
 TEST_ENV = OMP_NUM_THREADS=1 SCIPY_ARRAY_API=1
 
-.PHONY: install test test-slow lint types docs bench
+.PHONY: install test test-slow test-language lint types docs bench
 
 install: .venv/bin/python
 	.venv/bin/python -m pip install -c constraints.txt -e ".[dev]"
@@ -27,7 +28,10 @@ test:
 	$(TEST_ENV) $(PYTHON) -m pytest -n 2 --dist worksteal --cov $(TESTFLAGS)
 
 test-slow:
-	$(TEST_ENV) $(PYTHON) -m pytest -m slow $(TESTFLAGS)
+	$(TEST_ENV) $(PYTHON) -m pytest -m "slow and not language" $(TESTFLAGS)
+
+test-language:
+	$(TEST_ENV) HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -m language $(TESTFLAGS)
 
 lint:
 	$(PYTHON) -m ruff check .

@@ -20,7 +20,13 @@ from sklearn.utils.validation import (
 from torch import nn
 from tqdm.auto import tqdm
 
-from skattrib._validation import DTYPES, as_tensor, draw_seed, memory_cap
+from skattrib._validation import (
+    DTYPES,
+    as_tensor,
+    draw_seed,
+    memory_cap,
+    takes_texts,
+)
 from skattrib.engine._functional import FunctionalModule, Loss, chunks
 from skattrib.engine._modules import (
     ACTIVATIONS,
@@ -410,7 +416,8 @@ def check_recipe(estimator, stacklevel):
             "FrozenEstimator(TorchClassifier.from_module(module, classes))."
         )
     frozen = isinstance(estimator, FrozenEstimator)
-    if not frozen and getattr(estimator, "trajectory_", 0) is None:
+    trained = not (frozen or takes_texts(estimator))
+    if trained and getattr(estimator, "trajectory_", 0) is None:
         warnings.warn(
             f"{type(estimator).__name__} wraps a trained module, but will be trained "
             "again from its weights: put it in a sklearn.frozen.FrozenEstimator to "

@@ -8,7 +8,7 @@ import pandas as pd
 import sklearn
 import torch
 from sklearn.base import is_classifier
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, get_tags
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import column_or_1d
 
@@ -86,8 +86,52 @@ def check_fits(n_rows, n_columns, dtype, cure):
         )
 
 
+def takes_texts(estimator):
+    """Return whether the rows of an estimator are texts."""
+    if not hasattr(estimator, "__sklearn_tags__"):
+        return False
+    tags = get_tags(estimator).input_tags
+    return tags.string and not tags.two_d_array
+
+
+def check_texts(texts, name, *, optional=False):
+    """Return texts as an object array (n,); missing ones as None if ``optional``."""
+    if isinstance(texts, str | bytes) or getattr(texts, "ndim", 1) != 1:
+        kind = f"{getattr(texts, 'ndim', 1)}-D {type(texts).__name__}"
+        raise ValueError(f"{name} must be a 1-D sequence of str, got a {kind}.")
+    try:
+        texts = list(texts)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} must be a sequence of str, got {type(texts).__name__}."
+        ) from error
+    if not texts:
+        raise ValueError(f"Found 0 samples: {name} is empty.")
+    found = np.empty(len(texts), dtype=object)
+    for i, text in enumerate(texts):
+        missing = text is None or text is pd.NA
+        missing = missing or (isinstance(text, numbers.Real) and text != text)
+        if not (isinstance(text, str) or (optional and missing)):
+            raise ValueError(
+                f"{name} must be a sequence of str{' or None' if optional else ''}; "
+                f"{name}[{i}] is of type {type(text).__name__}."
+            )
+        found[i] = None if missing else _encodable(text, f"{name}[{i}]")
+    return found
+
+
+def _encodable(text, name):
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} is no valid Unicode text: {error}.") from error
+    return str(text)
+
+
 def check_target(y, estimator):
-    """Labels stay as they are for classifiers, regressors get floats."""
+    """Labels and texts stay as they are, regressors get floats."""
+    if takes_texts(estimator):
+        return y
     if is_classifier(estimator):
         check_classification_targets(y)
         return y
@@ -172,6 +216,11 @@ def check_outcome(outcome, estimator, n_outputs=None):
         n_outputs = getattr(estimator, "n_outputs_", 1)
     if callable(outcome):
         return outcome
+    if takes_texts(estimator) and outcome in ("margin", "prediction"):
+        raise ValueError(
+            f"outcome={outcome!r} is not defined for texts; use 'log_likelihood' or a "
+            "callable (logits, tokens) -> outcome of each token."
+        )
     known = ("auto", "log_likelihood", "margin", "prediction")
     if outcome not in known:
         raise ValueError(
@@ -193,6 +242,11 @@ def check_outcome(outcome, estimator, n_outputs=None):
 
 def check_own_outcome(outcome, estimator, n_outputs):
     """Return the outcome to measure at the estimator's own predictions."""
+    if takes_texts(estimator):
+        raise ValueError(
+            "y is missing: a language model has no one prediction whose outcome could "
+            "be taken. Use attribute(X, y) with the completions y, generated or given."
+        )
     if not is_classifier(estimator) and not callable(outcome):
         if outcome == "log_likelihood":
             raise ValueError(

@@ -43,8 +43,10 @@ from skattrib._validation import (
     check_own_outcome,
     check_target,
     check_tasks,
+    check_texts,
     check_weights,
     draw_seed,
+    takes_texts,
     unchanged_on_error,
 )
 from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
@@ -109,7 +111,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
     def _validate_and_fit(self, X, y, tasks, fit_params):
         self._check_beginnings(fit_params)
         index = getattr(X, "index", None)
-        shape = np.asarray(y).shape
+        # an array of texts would give each the room of the longest
+        shape = () if takes_texts(self.estimator) else np.asarray(y).shape
         several = len(shape) == 2 and shape[1] > 1
         table = _takes_tables(self.estimator)
         X, y = self._validated(X, y, several=several, table=table)
@@ -140,7 +143,9 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         check_outcome(self.outcome, estimator, 1 if y.ndim == 1 else y.shape[1])
         if sample_weight is None:
             weights = _recorded_weights(estimator, weights)
-        if not isinstance(estimator, TorchEstimator):
+        if takes_texts(estimator):
+            fit_params = {}  # nothing is trained
+        elif not isinstance(estimator, TorchEstimator):
             # as subsets are trained: a forest draws other rows without any weights
             fit_params = {weight_name: weights}
         self.unit_names_, self.n_units_ = names, len(names)
@@ -157,6 +162,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
 
     def _validated(self, X, *y, several=False, table, reset=True):
         """Validate X, and y if given; a data frame stays one if ``table``."""
+        if takes_texts(self.estimator):
+            return self._validated_texts(X, *y, reset=reset)
         if not (table and isinstance(X, pd.DataFrame)):
             options = {"multi_output": several} if y else {}
             return validate_data(self, X, *y, dtype=DTYPES, reset=reset, **options)
@@ -166,6 +173,18 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         y = _check_y(*y, multi_output=several, estimator=self)
         check_consistent_length(X, y)
         return X, y
+
+    def _validated_texts(self, X, *y, reset):
+        """Validate prompts, None for no prompts at all, and completions if given."""
+        if reset:  # of an earlier fit to a table
+            vars(self).pop("n_features_in_", None)
+            vars(self).pop("feature_names_in_", None)
+        texts = [check_texts(column, "y") for column in y]
+        if X is None and texts:
+            return np.full(len(texts[0]), None, dtype=object), *texts
+        X = check_texts(X, "X", optional=True)
+        check_consistent_length(X, *texts)
+        return (X, *texts) if texts else X
 
     def _check_beginnings(self, fit_params):
         """Name what newcomers pass instead of what is meant."""
@@ -446,7 +465,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
             Task labels, or the index of the training rows.
         """
         check_is_fitted(self, "n_units_")
-        _check_feature_names_in(self, input_features)
+        _check_feature_names_in(self, input_features, generate_names=False)
         return np.array([str(name) for name in self.unit_names_], dtype=object)
 
     def get_metadata_routing(self):
@@ -483,7 +502,9 @@ def _takes_tables(estimator):
 
 def _dtype(X):
     """Return the dtype of what is found out about X."""
-    return np.dtype(np.float64) if isinstance(X, pd.DataFrame) else X.dtype
+    if isinstance(X, pd.DataFrame) or X.dtype.kind != "f":
+        return np.dtype(np.float64)
+    return X.dtype
 
 
 def _flat_fit_params(estimator, params):
@@ -508,7 +529,8 @@ def _checked_weight_name(params, estimator):
         inner = estimator.estimator
     if isinstance(inner, TorchEstimator):
         return "sample_weight"
-    name = sample_weight_name(inner)
+    texts = takes_texts(inner)
+    name = "sample_weight" if texts else sample_weight_name(inner)
     others = sorted(set(params) - {name})
     if others:
         raise ValueError(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import skattrib
 import skattrib.evaluation
+import skattrib.language
 
 API = Path(__file__).resolve().parents[1] / "doc" / "api.rst"
 
@@ -28,7 +29,7 @@ def test_api_page_lists_the_public_names():
     names = listed_names()
     expected = {
         f"{module.__name__}.{name}"
-        for module in (skattrib, skattrib.evaluation)
+        for module in (skattrib, skattrib.evaluation, skattrib.language)
         for name in module.__all__
         if not name.startswith("_") and f"skattrib.{name}" != "skattrib.evaluation"
     }

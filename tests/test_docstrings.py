@@ -10,6 +10,7 @@ from numpydoc.validate import get_validation_checks, validate
 
 import skattrib
 import skattrib.evaluation
+import skattrib.language
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -17,7 +18,7 @@ CHECKS = get_validation_checks(set(CONFIG["tool"]["numpydoc_validation"]["checks
 
 PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)
-    for module in (skattrib, skattrib.evaluation)
+    for module in (skattrib, skattrib.evaluation, skattrib.language)
     for name in module.__all__
     if not name.startswith("_") and not inspect.ismodule(getattr(module, name))
 }

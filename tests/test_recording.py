@@ -508,6 +508,20 @@ def test_saved_and_loaded(tmp_path):
         TrainingRecording.load(path, net(), X, y)
 
 
+def test_a_sum_instead_of_a_mean_is_noticed():
+    """Adam takes the same steps for either, but a row left out does not."""
+    X, y, *_ = data()
+
+    class Summed(Loop):
+        def gradient(self, X, y, rows, weights):
+            self.optimizer.zero_grad()
+            losses = self.row_losses(self.model(X[rows]), y[rows])
+            losses.sum().backward()
+
+    with pytest.warns(FaithfulnessWarning, match="Use reduction='mean'"):
+        Summed().record(X, y).to_classifier(X, y)
+
+
 def test_weight_decays_are_saved_too(tmp_path):
     X, y, Xq, _ = data()
     path = tmp_path / "run.safetensors"

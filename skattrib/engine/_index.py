@@ -247,8 +247,8 @@ class SignatureIndex:
                 )
             if there.n_rows != len(self):
                 raise IndexMismatchError(
-                    f"index {self.path} has {there.n_rows} rows by now, and here it has "
-                    f"{len(self)}: rows can be added only where the last ones were "
+                    f"index {self.path} has {there.n_rows} rows by now, and here it "
+                    f"has {len(self)}: rows can be added only where the last ones were "
                     "added, or by a pickle made after that. Else fit to another path."
                 )
             _append(self.path / _SIGNATURES, self._signatures.nbytes, block)

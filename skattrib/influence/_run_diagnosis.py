@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.utils import Bunch
@@ -87,7 +88,7 @@ def _median_ratio(part: Tensor, whole: Tensor) -> float:
     tiny = torch.finfo(whole.dtype).tiny
     ratios = part.norm(dim=1) / whole.norm(dim=1).clamp(min=tiny)
     # what has overflown is as wrong as can be
-    return float(ratios.nan_to_num(torch.inf, torch.inf).quantile(0.5))
+    return float(np.median(ratios.nan_to_num(torch.inf, torch.inf).cpu().numpy()))
 
 
 def run_verdict(found: Bunch, *, at_full_data: bool) -> Bunch:

@@ -15,7 +15,6 @@ from skattrib.engine._trajectory import Recipe, TrainingState
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.recording._estimators import CAUSES, check_rows
 
-
 # A gradient's norm in single precision, summed in another order.
 _SAME_NORM = 1e-3
 

@@ -6,7 +6,7 @@ from numbers import Integral, Real
 
 import numpy as np
 import torch
-from sklearn.base import _fit_context
+from sklearn.base import _fit_context, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -17,10 +17,13 @@ from skattrib._validation import memory_cap
 from skattrib.base import BaseAttributor, _dtype
 from skattrib.engine._functional import chunks
 from skattrib.engine._index import Similarity, all_scores, best
+from skattrib.engine._readout import find_head
 from skattrib.evaluation import lds_score
 from skattrib.exceptions import TrajectoryError
+from skattrib.language import CausalLanguageModel
 from skattrib.retrieval._settings import PRESETS, resolve
-from skattrib.retrieval._signatures import Signer, build_index
+from skattrib.retrieval._signatures import Signer, build_index, check_index
+from skattrib.retrieval._sources import language_model
 from skattrib.retrieval._verdict import VANISHING, retrieval_verdict
 
 __all__ = ["RISEValuator"]
@@ -28,7 +31,7 @@ __all__ = ["RISEValuator"]
 # Of the memory cap, what a block of the index may take: 1 / _SHARE.
 _SHARE = 8
 # Rows whose scores are compared with unsketched ones.
-_N_ROWS = 200
+_N_ROWS, _N_QUERIES = 200, 64
 
 
 class RISEValuator(BaseAttributor):
@@ -43,10 +46,13 @@ class RISEValuator(BaseAttributor):
 
     Parameters
     ----------
-    estimator : TorchClassifier, TorchRegressor or None, default=None
+    estimator : TorchClassifier, TorchRegressor, CausalLanguageModel or None, \
+            default=None
         Model to train and index; a fitted one inside
         `sklearn.frozen.FrozenEstimator` is taken as it is. Its module must end in
-        nn.Linear. None builds one that suits y.
+        nn.Linear. None builds one that suits y. With a
+        `skattrib.language.CausalLanguageModel`, which is never trained, X are prompts
+        and y completions, everywhere.
     n_components : int or dict, default=256
         Numbers kept of each channel of a row. With ``sketch="factor"`` a dict of the
         widths of the factors "r", "g" and "h"; a channel then has their product.
@@ -56,7 +62,7 @@ class RISEValuator(BaseAttributor):
     channels : tuple of {"rh", "gh", "h"}, default=("rh", "gh")
         "rh": residual ⊗ hidden state, the gradient itself. "gh": the residual carried
         back through the layer's weight, ⊗ hidden state. "h": the mean hidden state,
-        less its mean over the index.
+        less its mean over the training rows.
     channel_weights : dict or None, default=None
         Weights of channels, squared in scores; None is 1 each.
     top_k : int or None, default=128
@@ -149,6 +155,11 @@ class RISEValuator(BaseAttributor):
 
     _parameter_constraints: dict = {
         **BaseAttributor._parameter_constraints,
+        "estimator": [
+            *BaseAttributor._parameter_constraints["estimator"],
+            CausalLanguageModel,
+            FrozenEstimator,
+        ],
         "n_components": [Interval(Integral, 1, None, closed="left"), Mapping],
         "sketch": [StrOptions({"tensor", "factor"}), None],
         "channels": [tuple, list],
@@ -216,7 +227,8 @@ class RISEValuator(BaseAttributor):
         tasks : array-like of shape (n_samples,) or None, default=None
             Unit of each row, for example its source; None makes every row a unit.
         **fit_params : dict
-            Passed to the estimator's ``fit``; `sample_weight` multiplies scores too.
+            Passed to the estimator's ``fit``; `sample_weight` multiplies attributions
+            too, but not what `retrieve` and `score_samples` compare.
 
         Returns
         -------
@@ -235,20 +247,41 @@ class RISEValuator(BaseAttributor):
         return self._fit(X, y, tasks, fit_params)
 
     def _check_estimator(self, estimator):
-        unfrozen(estimator, self)
+        if language_model(estimator) is None:
+            unfrozen(estimator, self)
         resolve(self)
+        if self.index is not None and not os.fspath(self.index):
+            raise ValueError("index='' is no path; None keeps the index in memory.")
         if self.index is not None and not isinstance(self.random_state, Integral):
             raise ValueError(
                 f"index={os.fspath(self.index)!r} needs an int random_state: another "
                 "fit would draw other hashes, and find nothing there."
             )
 
+    def _before_training(self, estimator, X, y):
+        settings, _ = resolve(self)
+        if language_model(estimator) is None and not isinstance(
+            estimator, FrozenEstimator
+        ):
+            blank = clone(estimator)
+            problem = blank._problem(X, blank._learn_target(y), 0)
+            find_head(problem.model.module, problem.X)
+        if self.index is not None:
+            kept = {**settings, "channels": list(settings["channels"])}
+            kept["seed"] = self._fit_seed
+            check_index(os.path.abspath(self.index), kept)
+
     def _fit_attributor(self):
         settings, weights = resolve(self)
+        model = language_model(self.estimator_)
+        if model is not None and isinstance(self.estimator_, FrozenEstimator):
+            model._check_rows(self.X_train_, self.y_train_)  # as its fit does
         signer = Signer(self.estimator_, self.X_train_, settings, self._fit_seed)
         exact = settings["sketch"] is None
         path = None if self.index is None else os.path.abspath(self.index)
-        kept = {**settings, "seed": self._fit_seed, "model": signer.fingerprint()}
+        kept = {**settings, "seed": self._fit_seed, **signer.settings()}
+        if path is not None:  # gigabytes, maybe
+            kept["model"] = signer.fingerprint()
         kept["channels"] = list(settings["channels"])
         self._index = build_index(
             signer,
@@ -288,9 +321,15 @@ class RISEValuator(BaseAttributor):
             total = total + (units * norms).sum(axis=0)
         return {channel: torch.tensor(total / len(self._index))}
 
-    def _block(self):
+    def _block(self, n_queries=0):
         """Return how many rows of the index are held at a time."""
-        return max(1, int(memory_cap() / (_SHARE * 8 * self._index.header.width)))
+        numbers = self._index.header.width + n_queries
+        return max(1, int(memory_cap() / (_SHARE * 8 * numbers)))
+
+    def _query_parts(self, n_queries, n_scores=0):
+        """Yield queries to ask together, with as many scores kept for each."""
+        numbers = self._index.header.width + n_scores
+        return chunks(n_queries, int(memory_cap() / (_SHARE * 8 * numbers)))
 
     @_fit_context(prefer_skip_nested_validation=False)
     def partial_fit(self, X, y):
@@ -316,6 +355,8 @@ class RISEValuator(BaseAttributor):
         """
         if not hasattr(self, "n_units_"):
             return self.fit(X, y)
+        if y is None:
+            raise ValueError("partial_fit needs y: the targets of the rows.")
         X, y, _ = self._check_query(X, y)
         if self.tasks_ is not None:
             raise ValueError(
@@ -326,8 +367,10 @@ class RISEValuator(BaseAttributor):
         for part in chunks(len(X), signer.batch_size()):
             channels, _ = signer(X[part], y[part])
             index = self._index.append(channels, complete=True)
-            names = np.arange(self.n_units_, len(index))
-            if self.unit_names_.dtype.kind not in "iu":
+            names = self.n_units_ + np.arange(len(index) - self.n_units_)
+            if self.unit_names_.dtype.kind in "iu":
+                names += max(0, int(self.unit_names_.max()) + 1 - self.n_units_)
+            else:
                 names = names.astype(object)
             # together: what an interrupt leaves are whole batches of rows
             self._index, self.n_units_, self.unit_names_ = (
@@ -338,6 +381,13 @@ class RISEValuator(BaseAttributor):
         return self
 
     # ---------------------------------------------------------------- queries
+    def _check_query(self, X, y):
+        found = super()._check_query(X, y)
+        model = language_model(self.estimator_)
+        if model is not None:
+            model._check_rows(*found[:2])
+        return found
+
     def _signer(self):
         signer = Signer(self.estimator_, self.X_train_, self._settings, self._fit_seed)
         signer.use(self._index.tables)
@@ -356,7 +406,8 @@ class RISEValuator(BaseAttributor):
         signer, found = self._signer(), []
         for similarity in self._similarities:
             queries = self._query_vectors(X, y, outcome, similarity, signer)
-            blocks = all_scores(queries, self._index, similarity, self._block())
+            block = self._block(len(queries))
+            blocks = all_scores(queries, self._index, similarity, block)
             found.append(torch.cat([scores for _, scores in blocks], dim=1))
         return torch.stack(found).cpu().numpy()
 
@@ -410,6 +461,10 @@ class RISEValuator(BaseAttributor):
             or there are too few units.
         """
         check_is_fitted(self, "n_units_")
+        self._check_retrainable()
+        return super().score(X, y)
+
+    def _check_retrainable(self):
         inner = self.estimator_
         if isinstance(inner, FrozenEstimator):
             inner = inner.estimator
@@ -425,7 +480,6 @@ class RISEValuator(BaseAttributor):
                 "partial_fit, and the model was not trained on them: nothing changes "
                 "when they are left out. Fit again to score."
             )
-        return super().score(X, y)
 
     def retrieve(self, X, y=None, n=10):
         """Find the rows of the index that are most similar to each query.
@@ -457,13 +511,24 @@ class RISEValuator(BaseAttributor):
                 f"n={n!r} must be a whole number from 1 to the {len(self._index)} rows "
                 "of the index."
             )
+        several = len(self._similarities) > 1
+        kept = len(self._similarities) * len(self._index) if several else n
+        found = [
+            self._best(X[part], y[part], outcome, n)
+            for part in self._query_parts(len(X), kept)
+        ]
+        scores, rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return scores, rows
+
+    def _best(self, X, y, outcome, n):
         if len(self._similarities) > 1:
             scores = torch.tensor(self._row_scores(X, y, outcome).mean(axis=0))
             order = scores.argsort(dim=1, descending=True, stable=True)[:, :n]
             return scores.gather(1, order).numpy(), order.numpy()
         (similarity,) = self._similarities
         queries = self._query_vectors(X, y, outcome, similarity, self._signer())
-        scores, rows = best(queries, self._index, similarity, n, self._block())
+        block = self._block(len(queries))
+        scores, rows = best(queries, self._index, similarity, n, block)
         return scores.cpu().numpy(), rows.cpu().numpy()
 
     def score_samples(self, X, y=None):
@@ -511,8 +576,9 @@ class RISEValuator(BaseAttributor):
         Bunch
             With these entries.
 
-            - residual_norm: median norm of the queries' residuals.
-            - vanishing_share: share of queries whose residuals are lost in rounding.
+            - residual_norm: median norm of the residuals of the queries, or of their
+              tokens.
+            - vanishing_share: share of these that are lost in rounding.
             - sketch_correlation: mean rank correlation over rows of scores and those
               of channels that are not sketched; None if these do not fit the memory.
             - lds: with `n_retrainings`, rank correlation with retrained outcomes.
@@ -524,8 +590,17 @@ class RISEValuator(BaseAttributor):
         FaithfulnessWarning
             If the verdict is bad.
         """
+        if n_retrainings:
+            check_is_fitted(self, "n_units_")
+            self._check_retrainable()
         X, y, outcome = self._check_query(X, y)
-        norms = self._signer()(X, y, outcome)[1]
+        signer = self._signer()
+        norms = torch.cat(
+            [
+                signer(X[part], y[part], outcome)[1]
+                for part in chunks(len(X), signer.batch_size())
+            ]
+        )
         found = Bunch(
             residual_norm=float(norms.median()),
             vanishing_share=float((norms < VANISHING).double().mean()),
@@ -545,7 +620,8 @@ class RISEValuator(BaseAttributor):
         exact.use({})
         some = np.linspace(0, len(self.X_train_) - 1, min(len(self.X_train_), _N_ROWS))
         some = some.astype(int)
-        if exact.batch_size() < max(len(some), len(X)):
+        X, y = X[:_N_QUERIES], y[:_N_QUERIES]
+        if not exact.fits(max(len(some), len(X))):
             return None
         first = self._similarities[0]
         rows = exact(self.X_train_[some], self.y_train_[some])[0]
@@ -553,5 +629,7 @@ class RISEValuator(BaseAttributor):
         bare = Similarity(first.weights, first.cosine, centers)
         queries = exact(X, y, outcome)[0]
         real = bare.of_channels(queries) @ bare.of_channels(rows).T
+        real = real.cpu().numpy()
         kept = self._row_scores(X, y, outcome).mean(axis=0)[:, some]
-        return lds_score(real.cpu().numpy().T, kept.T)
+        seen = np.ptp(real, axis=1) > 0  # else the residual is 0
+        return lds_score(real[seen].T, kept[seen].T) if seen.any() else None

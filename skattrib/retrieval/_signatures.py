@@ -1,28 +1,17 @@
 """Signatures of rows: what the tokens of a row leave of the last layer's gradient."""
 
-import copy
 import hashlib
 import os
 
+import numpy as np
 import torch
-from sklearn.frozen import FrozenEstimator
 from tqdm.auto import tqdm
 
-from skattrib._validation import as_tensor, memory_cap
 from skattrib.engine._functional import chunks, outcome_function
 from skattrib.engine._index import Header, SignatureIndex
-from skattrib.engine._readout import (
-    Head,
-    Residual,
-    Sketcher,
-    find_head,
-    hidden_states,
-    residuals,
-)
+from skattrib.engine._readout import Residual, Sketcher, residuals
 from skattrib.exceptions import IndexMismatchError
-
-# Numbers alive per row and output, and per row and number of its signature.
-_COPIES = 6
+from skattrib.retrieval._sources import source, text_digest
 
 
 class Signer:
@@ -30,10 +19,10 @@ class Signer:
 
     Parameters
     ----------
-    estimator : fitted TorchClassifier or TorchRegressor
+    estimator : fitted TorchClassifier, TorchRegressor or CausalLanguageModel
         Maybe frozen.
     like : ndarray
-        Rows that its module takes.
+        Rows that it takes.
     options : dict
         Settings of `RISEValuator`, resolved.
     seed : int
@@ -41,14 +30,8 @@ class Signer:
     """
 
     def __init__(self, estimator, like, options, seed):
-        if isinstance(estimator, FrozenEstimator):
-            estimator = estimator.estimator
-        self._estimator, self._options = estimator, options
-        # a copy: other threads may be using the module
-        self._module = copy.deepcopy(estimator.module_)
-        self._like = next(self._module.parameters())
-        self._layer = find_head(self._module, as_tensor(like[:2], self._like))
-        self.head, self._seed = Head.of(self._layer), seed
+        self._source, self._options = source(estimator, like), options
+        self.head, self._seed = self._source.head, seed
 
     def tables(self):
         """Draw the hash tables of every sketch."""
@@ -95,25 +78,58 @@ class Signer:
 
     def batch_size(self):
         """Return how many rows are signed at a time."""
-        numbers = sum(self.head.weight.shape) + sum(self.widths.values())
-        item = self._like.element_size()
-        return max(1, int(memory_cap() / (_COPIES * numbers * item)))
+        return self._source.rows_at_once(sum(self.widths.values()))
+
+    def fits(self, n_rows):
+        """Return whether as many rows can be signed at a time."""
+        return self._source.fitting(sum(self.widths.values())) >= n_rows
+
+    def check_size(self, n_rows, dtype):
+        """Raise if signatures, with ``n_rows`` of them in memory, are too large."""
+        width = sum(self.widths.values())
+        self._source.check_size(width, n_rows * width * np.dtype(dtype).itemsize)
+
+    def settings(self):
+        """Return what an index depends on beside the options."""
+        return self._source.settings()
 
     def __call__(self, X, y, outcome="log_likelihood"):
-        """Return the channels (n, width) of rows, and the norms (n,) of residuals."""
-        rows = as_tensor(X, self._like)
-        hidden, outputs = hidden_states(self._module, self._layer, rows)
-        residual = self._residual(outputs, self._estimator._targets(y, rows), outcome)
-        each = torch.arange(len(rows), device=rows.device)
-        found = {}
-        for k, sketcher in enumerate(self._sketchers):
-            channels = sketcher(residual, hidden, each, len(rows))
-            found.update({f"{name}/{k}": value for name, value in channels.items()})
-        return found, residual.values.norm(dim=1)
+        """Return the channels (n, width) of rows, and the norms (N,) of residuals.
+
+        A row of a table has one residual, a text one per token that is predicted.
+        """
+        like = self.head.weight
+        found = {name: like.new_zeros(len(X), w) for name, w in self.widths.items()}
+        counts, norms = like.new_zeros(len(X), 1), []
+        for tokens in self._source.tokens(X, y):
+            residual = self._residual(tokens.outputs, tokens.targets, outcome)
+            norms.append(residual.values.norm(dim=1))
+            self._check_finite(norms[-1])
+            rows, local = tokens.rows.unique(return_inverse=True)
+            here = torch.bincount(local)[:, None].to(like)
+            counts.index_add_(0, rows, here)
+            for k, sketcher in enumerate(self._sketchers):
+                channels = sketcher(residual, tokens.hidden, local, len(rows))
+                for name, values in channels.items():
+                    # a mean over tokens; the others are sums
+                    values = values * here if name == "h" else values
+                    found[f"{name}/{k}"].index_add_(0, rows, values)
+        for name in found:
+            if name.startswith("h/"):
+                found[name] /= counts
+        return found, torch.cat(norms)
+
+    @staticmethod
+    def _check_finite(norms):
+        if not torch.isfinite(norms).all():
+            raise ValueError(
+                "The model's outputs are NaN or infinite for some of these rows: there "
+                "is no gradient to keep."
+            )
 
     def _residual(self, outputs, targets, outcome):
         """Return minus the gradient of the outcome in the outputs."""
-        task = self._estimator._task
+        task = self._source.task
         if outcome in ("auto", "log_likelihood"):
             options = self._options
             return residuals(
@@ -129,11 +145,15 @@ class Signer:
 
     def fingerprint(self):
         """Return a hash of the module's weights."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self._module.state_dict().items()):
+        digest, seen = hashlib.sha256(), set()
+        for name, value in sorted(self._source.module.state_dict().items()):
+            key = (value.data_ptr(), tuple(value.shape), value.stride())
+            if value.numel() and key in seen:  # tied: gigabytes are hashed once
+                continue
+            seen.add(key)
             array = value.detach().cpu().contiguous()
             digest.update(f"{name}{array.dtype}{tuple(array.shape)}".encode())
-            digest.update(array.flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(array.flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
 
@@ -143,7 +163,7 @@ def source_digest(X, y):
     for array in (X, y):
         digest.update(f"{array.dtype}{array.shape}".encode())
         if array.dtype.kind in "OUS":
-            digest.update(repr(array.tolist()).encode())
+            digest.update(text_digest(map(repr, array.ravel().tolist())).encode())
         else:
             digest.update(array.tobytes())
     return digest.hexdigest()
@@ -152,7 +172,6 @@ def source_digest(X, y):
 def build_index(signer, X, y, settings, path, *, exact, verbose):
     """Return an index of the rows: a new one, or the one at ``path`` taken further."""
     source = source_digest(X, y)
-    index = None
     if path is not None and os.path.exists(path):
         index = SignatureIndex.open(path)
         _check_same(index, settings, source)
@@ -161,7 +180,8 @@ def build_index(signer, X, y, settings, path, *, exact, verbose):
         tables = signer.tables()
         signer.use(tables)
         # exact channels are to be exact
-        dtype = str(X.dtype) if exact else "float16"
+        dtype = str(signer.head.weight.dtype).rpartition(".")[2] if exact else "float16"
+        signer.check_size(0 if path else len(X), dtype)
         header = Header(signer.widths, settings, source, dtype)
         index = SignatureIndex.create(path, header, tables)
     todo = range(len(index), len(X))
@@ -177,8 +197,30 @@ def build_index(signer, X, y, settings, path, *, exact, verbose):
     return index
 
 
+def check_index(path, settings):
+    """Raise unless an index with these settings can be made or taken up at a path.
+
+    The model, which may be yet to be trained, is not compared.
+    """
+    parent = os.path.dirname(path)
+    if not os.path.isdir(parent):
+        raise ValueError(f"index={path!r}: there is no folder {parent!r}.")
+    if os.path.exists(path):
+        there = SignatureIndex.open(path).header.settings
+        own = {**settings, **{k: v for k, v in there.items() if k not in settings}}
+        _check_settings(path, there, own)
+
+
 def _check_same(index, settings, source):
-    there = index.header.settings
+    _check_settings(index.path, index.header.settings, settings)
+    if index.header.source != source:
+        raise IndexMismatchError(
+            f"index {index.path} is of other rows or labels: delete it, or name "
+            "another path. Rows are added by partial_fit."
+        )
+
+
+def _check_settings(path, there, settings):
     for name in {**settings, **there}:
         if settings.get(name) != there.get(name):
             what = "the model" if name == "model" else name
@@ -188,11 +230,6 @@ def _check_same(index, settings, source):
                 else f" ({there.get(name)!r} there, {settings.get(name)!r} here)"
             )
             raise IndexMismatchError(
-                f"index {index.path} differs in {what}{detail}: delete it, or name "
-                "another path."
+                f"index {path} differs in {what}{detail}: delete it, or name another "
+                "path."
             )
-    if index.header.source != source:
-        raise IndexMismatchError(
-            f"index {index.path} is of other rows or labels: delete it, or name "
-            "another path. Rows are added by partial_fit."
-        )

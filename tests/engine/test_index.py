@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import time
@@ -238,6 +239,28 @@ def test_a_full_disk_leaves_the_index_as_it_was(tmp_path, monkeypatch):
             assert_array_equal(mine, theirs)
 
 
+def test_an_index_made_again_is_another_one(tmp_path):
+    one = empty(tmp_path / "index").append(rows(4))
+    pickled = pickle.dumps(one)
+    shutil.rmtree(tmp_path / "index")
+    empty(tmp_path / "index").append(rows(4))
+    with pytest.raises(IndexMismatchError, match="another one by now"):
+        one.append(rows(1))
+    with pytest.raises(IndexMismatchError, match="no longer the one"):
+        pickle.loads(pickled)
+
+
+def test_tiny_vectors_have_norms_too():
+    values = {k: 1e-30 * v.float() for k, v in rows(3).items()}
+    index = empty().append(values)
+    assert_allclose(
+        np.linalg.norm(index.channels(slice(0, 3))["rh/0"].astype(float), axis=1),
+        1,
+        atol=2e-3,
+    )
+    assert_allclose(index.norms[:, 0], values["rh/0"].double().norm(dim=1), rtol=1e-5)
+
+
 def test_readers_see_what_they_opened(tmp_path):
     index = empty(tmp_path / "index").append(rows(4))
     reader = SignatureIndex.open(tmp_path / "index")
@@ -264,6 +287,7 @@ DAMAGES = {
     "no version": (lambda p: _edit(p, version="1"), "names no version"),
     "more rows than bytes": (lambda p: _edit(p, n_rows=10**9), "of 16000000000 bytes"),
     "negative rows": (lambda p: _edit(p, n_rows=-1), "impossible sizes"),
+    "no id": (lambda p: _edit(p, id=3), "wrong fields"),
     "rows are no number": (lambda p: _edit(p, n_rows=True), "wrong fields"),
     "no widths": (lambda p: _edit(p, widths={}), "impossible sizes"),
     "wide": (lambda p: _edit(p, widths={"rh/0": 2**40}), "impossible sizes"),
@@ -271,7 +295,7 @@ DAMAGES = {
     "another field": (lambda p: _edit(p, code="import os"), "wrong fields"),
     "header is no JSON": (
         lambda p: (p / "header.json").write_bytes(b"\x80\x04K\x01."),
-        "damaged or no index",
+        r"is damaged: header\.json",
     ),
     "header is a list": (lambda p: (p / "header.json").write_text("[]"), "no version"),
     "no header": (lambda p: (p / "header.json").unlink(), "header.json is missing"),

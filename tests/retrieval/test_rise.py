@@ -14,12 +14,13 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits, load_iris
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import scale
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler, scale
 from torch import nn
 
 import skattrib._torch_estimator
 from skattrib import RISEValuator, TorchClassifier, TorchRegressor
-from skattrib.evaluation import retrieval_score
+from skattrib.evaluation import lds_scorer, retrieval_score
 from skattrib.exceptions import (
     FaithfulnessWarning,
     IndexMismatchError,
@@ -246,6 +247,14 @@ def test_sure_predictions_vanish_at_a_low_temperature(poisoned):
     assert not found.trustworthy
 
 
+def test_residuals_that_are_all_zero_are_said_to_vanish(poisoned):
+    model, X, y, _, Xq, _ = poisoned
+    rise = make(FrozenEstimator(model), temperature=1e-4).fit(X, y)
+    with pytest.warns(FaithfulnessWarning, match="residuals vanish"):
+        found = rise.diagnose(Xq[:4], model.predict(Xq[:4]))
+    assert found.sketch_correlation is None
+
+
 def test_sketches_that_are_too_small_are_not_trusted(poisoned):
     model, X, y, _, Xq, yq = poisoned
     rise = make(FrozenEstimator(model), n_components=2).fit(X, y)
@@ -313,9 +322,16 @@ def test_rows_are_added(tmp_path):
         assert_array_equal(rise.retrieve(Xq[:1], yq[:1], n=1)[1], [[60]])
         with pytest.raises(ValueError, match="3 rows were added by partial_fit"):
             rise.score(Xq, yq)
+        with pytest.raises(ValueError, match="3 rows were added by partial_fit"):
+            rise.diagnose(Xq, yq, n_retrainings=8)
+        with pytest.raises(ValueError, match="needs y"):
+            rise.partial_fit(Xq, None)
     named = make().fit(pd.DataFrame(X, index=[f"r{i}" for i in range(60)]), y)
     named.partial_fit(pd.DataFrame(Xq[:2]), yq[:2])
     assert list(named.get_feature_names_out()[-3:]) == ["r59", "60", "61"]
+    late = make().fit(pd.DataFrame(X, index=np.arange(30, 90)), y)
+    late.partial_fit(pd.DataFrame(Xq[:2]), yq[:2])
+    assert list(late.unit_names_[-3:]) == [89, 90, 91]
 
 
 def test_fitting_again_forgets_the_rows_that_were_added(tmp_path):
@@ -472,11 +488,49 @@ def test_bad_input(change, message, monkeypatch):
     assert not hasattr(rise, "n_units_")
 
 
-def test_a_module_without_a_linear_head():
+def capped(n_features, n_outputs):
+    return nn.Sequential(nn.Linear(n_features, n_outputs), nn.Tanh())
+
+
+def test_what_is_known_only_with_the_rows_is_said_before_training(
+    tmp_path, monkeypatch
+):
     X, y, *_ = data()
-    capped = net(module=lambda n, k: nn.Sequential(nn.Linear(n, k), nn.Tanh()))
-    with pytest.raises(ValueError, match=r"not that of an nn\.Linear layer"):
-        make(capped).fit(X, y)
+    make(index=tmp_path / "index").fit(X, y)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+
+    def trained(*args, **options):
+        raise AssertionError("trained before the error")
+
+    monkeypatch.setattr(skattrib._torch_estimator, "train", trained)
+    for change, message in [
+        ({"estimator": net(module=capped)}, r"not that of an nn\.Linear layer"),
+        ({"index": tmp_path / "nowhere" / "i"}, "there is no folder"),
+        ({"index": tmp_path / "file"}, "is no index: .* Name another path"),
+        ({"index": tmp_path / "folder"}, "is no index: .* Name another path"),
+        ({"index": ""}, "index='' is no path"),
+        ({"index": tmp_path / "index", "top_k": 2}, "differs in top_k"),
+        ({"index": tmp_path / "index", "random_state": 1}, "differs in seed"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make(**change).fit(X, y)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    X, y, Xq, yq = data()
+    options = {"top_k": 2, "n_sketches": 2, "temperature": 2.0, "normalize": True}
+    kinds = [np.int64, np.int32, np.float32, np.bool_]
+    numpy = {k: kind(v) for (k, v), kind in zip(options.items(), kinds, strict=True)}
+    plain = make(index=tmp_path / "index", **options).fit(X, y)
+    found = make(index=tmp_path / "index", **numpy).fit(X, y)
+    assert_array_equal(found.attribute(Xq, yq), plain.attribute(Xq, yq))
+
+
+def test_a_scorer_finds_it():
+    X, y, Xq, yq = data()
+    pipeline = make_pipeline(StandardScaler(), make()).fit(X, y)
+    assert lds_scorer(pipeline, Xq, yq) == pipeline.score(Xq, yq)
 
 
 def test_bad_queries():

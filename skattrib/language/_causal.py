@@ -1,0 +1,315 @@
+"""CausalLanguageModel: the wrapper that an index of texts is built from."""
+
+import os
+import warnings
+from numbers import Integral
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, _fit_context
+from sklearn.utils._param_validation import Interval
+from sklearn.utils.validation import check_consistent_length
+from torch import nn
+from tqdm.auto import tqdm
+
+from skattrib._validation import check_texts
+from skattrib.engine._functional import chunks
+from skattrib.engine._readout import Tokens
+from skattrib.language._model import load
+from skattrib.language._tokens import windows
+
+
+class CausalLanguageModel(BaseEstimator):
+    """A trained causal language model, as an estimator of completions of prompts.
+
+    A row is a prompt (X) and its completion (y). Its log-likelihood is the sum over
+    the completion's tokens, special ones excepted. Prompt and completion are turned
+    into tokens one by one, and nothing is put in between: no template, no EOS token.
+
+    Nothing is trained: `fit` reads the model and checks it and the data. Use the
+    wrapper in :class:`~skattrib.RISEValuator`, frozen or not.
+
+    Parameters
+    ----------
+    model : str, path-like or nn.Module
+        Name or path of a model that transformers reads, which may be a GGUF file; or
+        one in memory, which is neither copied nor changed. Its logits must be W h + b
+        of an nn.Linear.
+    tokenizer : callable, str, path-like or None, default=None
+        Its tokenizer. None reads the one that is saved with the model.
+    max_length : int or None, default=None
+        Tokens read at once; None is the model's context. Longer texts are read in
+        windows, each of which begins with the last quarter of the one before; what
+        of a prompt is not in reach of the completion is not read.
+    batch_size : int, default=16
+        Texts read at once, sorted by length.
+    add_bos : bool, default=False
+        Put the tokenizer's BOS token before every prompt.
+    dtype : torch.dtype or None, default=None
+        Of a model given by name; None is the saved one.
+    device : str, torch.device or None, default=None
+        Where to put a model given by name; None is the CPU. A model in memory stays
+        where it is.
+    verbose : int, default=0
+        Shows progress when above 0.
+
+    Attributes
+    ----------
+    model_ : nn.Module
+        The model, read when it is first needed.
+    tokenizer_ : callable
+        Its tokenizer.
+    trajectory_ : None
+        There is no record of its training.
+
+    See Also
+    --------
+    skattrib.RISEValuator : Builds an index of texts, and searches it.
+
+    Notes
+    -----
+    Clones share the model. Trained further, it is no longer the one of an index made
+    before. Pickles leave it out if it was given by name or path, and read it again;
+    one that was given in memory is in them, with all its weights.
+
+    The first token of a completion without a prompt has nothing that it could be
+    predicted from, and does not count. Batches are padded on the right, whatever the
+    tokenizer would do, where a causal model does not look.
+
+    In half precision logits are those of the model, rounded as it does; what comes
+    after them is computed in float32, and a float32 copy of the head is kept.
+
+    References
+    ----------
+    Readout influence sketching, arXiv:2604.16197.
+
+    Examples
+    --------
+    >>> from skattrib import RISEValuator
+    >>> from skattrib.language import CausalLanguageModel
+    >>> lm = CausalLanguageModel("HuggingFaceTB/SmolLM2-135M-Instruct")
+    >>> rise = RISEValuator(lm, random_state=0)
+
+    The model is read when it is first needed, and no template is added:
+
+    .. code-block:: python
+
+        rise.fit(prompts, completions)
+        scores, rows = rise.retrieve(["What is a fish?"], [" An animal."], n=5)
+    """
+
+    _parameter_constraints: dict = {
+        "model": [str, os.PathLike, nn.Module],
+        "tokenizer": [callable, str, os.PathLike, None],
+        "max_length": [Interval(Integral, 2, None, closed="left"), None],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "add_bos": ["boolean"],
+        "dtype": [torch.dtype, None],
+        "device": [str, torch.device, None],
+        "verbose": ["verbose"],
+    }
+
+    #: There is no recipe to train it by.
+    trajectory_ = None
+
+    def __init__(
+        self,
+        model,
+        tokenizer=None,
+        *,
+        max_length=None,
+        batch_size=16,
+        add_bos=False,
+        dtype=None,
+        device=None,
+        verbose=0,
+    ):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.batch_size = batch_size
+        self.add_bos = add_bos
+        self.dtype = dtype
+        self.device = device
+        self.verbose = verbose
+
+    # ------------------------------------------------------------------ model
+    def _load(self):
+        """Return the `LoadedModel` of these parameters, read once."""
+        key = (self.model, self.tokenizer, self.dtype, self.device)
+        held, loaded = vars(self).get("_held", (None, None))
+        if held is None or any(a is not b for a, b in zip(held, key, strict=True)):
+            self._validate_params()
+            loaded = load(*key)
+            self._held = (key, loaded)
+        return loaded
+
+    @property
+    def model_(self):
+        """The model, read when it is first needed."""
+        return self._load().model
+
+    @property
+    def tokenizer_(self):
+        """Its tokenizer."""
+        return self._load().tokenizer
+
+    def __sklearn_is_fitted__(self):
+        return True
+
+    def __sklearn_clone__(self):
+        # nothing is trained: a copy of all weights would serve nothing
+        other = type(self)(**self.get_params(deep=False))
+        if "_held" in vars(self):
+            other._held = self._held
+        return other
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_held"}
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        tags.target_tags.required = True
+        tags.no_validation = True
+        return tags
+
+    # -------------------------------------------------------------------- use
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y):
+        """Read the model, and check it and the rows; nothing is trained.
+
+        Parameters
+        ----------
+        X : sequence of str or None, of length n_samples; or None
+            Prompts. None is no prompt.
+        y : sequence of str, of length n_samples
+            Completions.
+
+        Returns
+        -------
+        self : CausalLanguageModel
+            As it was.
+
+        Raises
+        ------
+        ImportError
+            If the model is given by name and transformers is missing.
+        ValueError
+            If the model's logits are not those of its head, the tokenizer is of
+            another model, or a completion has nothing to predict.
+
+        Warns
+        -----
+        UserWarning
+            If texts are longer than `max_length`.
+        """
+        self._check_rows(*self._checked(X, y))
+        return self
+
+    def log_likelihood(self, X, y):
+        """Return the log-likelihood of completions.
+
+        Parameters
+        ----------
+        X : sequence of str or None, of length n_samples; or None
+            Prompts.
+        y : sequence of str, of length n_samples
+            Completions.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Sum over the tokens of each completion.
+
+        Raises
+        ------
+        ValueError
+            As `fit`.
+        """
+        X, y = self._checked(X, y)
+        found = np.zeros(len(y))
+        for tokens in self._tokens(X, y, verbose=self.verbose):
+            own = tokens.outputs.gather(1, tokens.targets[:, None])[:, 0]
+            values = own - tokens.outputs.logsumexp(dim=1)
+            np.add.at(found, tokens.rows.cpu().numpy(), values.cpu().double().numpy())
+        return found
+
+    @staticmethod
+    def _checked(X, y):
+        y = check_texts(y, "y")
+        if X is None:
+            return np.full(len(y), None, dtype=object), y
+        X = check_texts(X, "X", optional=True)
+        check_consistent_length(X, y)
+        return X, y
+
+    def _length(self):
+        context = self._load().context
+        if None not in (context, self.max_length) and self.max_length > context:
+            raise ValueError(
+                f"max_length={self.max_length} is more than the {context} tokens that "
+                "the model can read at once."
+            )
+        return context if self.max_length is None else self.max_length
+
+    def _windows(self, X, y, start=0):
+        loaded = self._load()
+        return windows(
+            loaded.tokenizer,
+            X,
+            y,
+            n_words=loaded.layer.weight.shape[0],
+            length=self._length(),
+            add_bos=self.add_bos,
+            start=start,
+        )
+
+    def _check_rows(self, X, y):
+        """Raise on rows that cannot be used; say which are too long to be read once."""
+        # the tokens are made again when they are needed: kept, they would not be few
+        long = 0
+        for part in chunks(len(X), 1024):
+            found = self._windows(X[part], y[part], part.start)
+            long += len({window.row for window in found if not window.whole})
+        if long:
+            warnings.warn(
+                f"{long} of {len(X)} texts are longer than {self._length()} tokens: "
+                "they are read in overlapping windows, and of a long prompt only the "
+                "end is.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _tokens(self, X, y, verbose=0):
+        """Yield `Tokens` of checked rows, in the order of their lengths."""
+        loaded = self._load()
+        found = self._windows(X, y)
+        found.sort(key=lambda window: len(window.ids))
+        device = loaded.layer.weight.device
+        with tqdm(total=len(found), desc="reading texts", disable=not verbose) as bar:
+            for part in chunks(len(found), self.batch_size):
+                batch = found[part]
+                hidden = loaded.hidden(batch)
+                rows = [w.row for w in batch for _ in w.places]
+                finite = torch.isfinite(hidden).all(dim=1)
+                if not finite.all():
+                    row = rows[int(finite.int().argmin())]
+                    raise ValueError(
+                        "The model's hidden states are not finite for the completion "
+                        f"{y[row][:40]!r}: weights are damaged, or {hidden.dtype} is "
+                        "too small for them."
+                    )
+                rows = torch.tensor(rows, device=device)
+                targets = [target for w in batch for target in w.targets]
+                targets = torch.tensor(targets, device=device)
+                for piece in chunks(len(rows), loaded.tokens_at_once()):
+                    yield Tokens(
+                        rows[piece],
+                        hidden[piece].to(loaded.head.weight.dtype),
+                        loaded.logits(hidden[piece]),
+                        targets[piece],
+                    )
+                bar.update(len(batch))

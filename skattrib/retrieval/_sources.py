@@ -1,0 +1,120 @@
+"""Where signatures come from: tables or texts, as tokens with hidden states."""
+
+import copy
+import hashlib
+
+import torch
+from sklearn.frozen import FrozenEstimator
+
+from skattrib._validation import as_tensor, memory_cap
+from skattrib.engine._modules import activation_size
+from skattrib.engine._readout import Head, Tokens, find_head, hidden_states
+from skattrib.language import CausalLanguageModel
+
+# Numbers alive per row and output, and per row and number of its signature.
+_COPIES = 6
+# Batches of texts that are sorted by length together.
+_BATCHES = 8
+
+
+def language_model(estimator):
+    """Return the language model that an estimator is, frozen or not; else None."""
+    if isinstance(estimator, FrozenEstimator):
+        estimator = estimator.estimator
+    return estimator if isinstance(estimator, CausalLanguageModel) else None
+
+
+def text_digest(texts):
+    """Return a hash of texts, one after the other."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def source(estimator, like):
+    """Return the source of an estimator; ``like`` are rows of it."""
+    model = language_model(estimator)
+    if model is not None:
+        return TextSource(model)
+    if isinstance(estimator, FrozenEstimator):
+        estimator = estimator.estimator
+    return TableSource(estimator, like)
+
+
+class TableSource:
+    """Rows of numbers, by a TorchClassifier or TorchRegressor: one token a row."""
+
+    def __init__(self, estimator, like):
+        self._estimator, self.task = estimator, estimator._task
+        # a copy: other threads may be using the module
+        self.module = copy.deepcopy(estimator.module_)
+        self._like = next(self.module.parameters())
+        self._some = as_tensor(like[:2], self._like)
+        self._layer = find_head(self.module, self._some)
+        self.head = Head.of(self._layer)
+
+    def settings(self):
+        """Return what else an index depends on."""
+        return {}
+
+    def fitting(self, width):
+        """Return how many rows with signatures of ``width`` numbers fit the memory."""
+        activations = activation_size(self.module, self._some)
+        numbers = sum(self.head.weight.shape) + width + activations
+        return int(memory_cap() / (_COPIES * numbers * self._like.element_size()))
+
+    def rows_at_once(self, width):
+        """Return how many of them to sign at a time."""
+        return max(1, self.fitting(width))
+
+    def check_size(self, width, n_bytes):
+        """Raise if an index is too large; never."""
+
+    def tokens(self, X, y):
+        """Yield `Tokens`."""
+        rows = as_tensor(X, self._like)
+        hidden, outputs = hidden_states(self.module, self._layer, rows)
+        each = torch.arange(len(rows), device=rows.device)
+        yield Tokens(each, hidden, outputs, self._estimator._targets(y, rows))
+
+
+class TextSource:
+    """Prompts and completions, by a CausalLanguageModel."""
+
+    task = "classification"
+
+    def __init__(self, model):
+        self._model, loaded = model, model._load()
+        self.module, self.head = loaded.model, loaded.head
+
+    def settings(self):
+        """Return what else an index depends on: how texts become tokens."""
+        words = self._model.tokenizer_.get_vocab()
+        return {
+            "add_bos": bool(self._model.add_bos),
+            "max_length": self._model._length(),
+            "tokenizer": text_digest(f"{w} {i}" for w, i in sorted(words.items())),
+        }
+
+    def fitting(self, width):
+        """Return how many rows with signatures of ``width`` numbers fit the memory."""
+        return int(memory_cap() / (_COPIES * width * self.head.weight.element_size()))
+
+    def rows_at_once(self, width):
+        """Return how many of them to sign at a time."""
+        return max(1, min(self.fitting(width), _BATCHES * self._model.batch_size))
+
+    def check_size(self, width, n_bytes):
+        """Raise if signatures, or an index of ``n_bytes`` in memory, are too large."""
+        if not self.fitting(width) or n_bytes > memory_cap():
+            raise ValueError(
+                f"The index has {width} numbers a row, which is too much for the "
+                f"{memory_cap() / 2**20:.0f} MiB of working memory: use "
+                "sketch='tensor', a smaller n_components or index=path, or raise "
+                "sklearn.set_config(working_memory=...)."
+            )
+
+    def tokens(self, X, y):
+        """Yield `Tokens`."""
+        return self._model._tokens(X, y)

@@ -296,8 +296,6 @@ def test_removals_that_bend_are_not_trusted():
 
 
 def test_overflow_is_no_reason_to_trust():
-    X, y, Xq, yq = data()
-    influence = make(n_trajectories=1).fit(X, y)
     huge = torch.full((4, 3), torch.inf)
     assert _median_ratio(huge, huge) == np.inf
     found = Bunch(
@@ -310,7 +308,6 @@ def test_overflow_is_no_reason_to_trust():
     )
     with pytest.warns(FaithfulnessWarning, match="bend away"):
         assert not run_verdict(found, at_full_data=True).trustworthy
-    assert influence.diagnose(Xq, yq).trustworthy
 
 
 @pytest.mark.parametrize("n_tasks", [2, 3, 4])

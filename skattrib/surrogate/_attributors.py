@@ -59,7 +59,9 @@ class KernelSurrogateAttributor(SurrogateAttributor):
         Whose attributions to start from: the surrogate is fitted to what they leave
         of the outcomes. A prior without an estimator takes this one's, and it takes
         `outcome`, and what it leaves unset, in any case. With an
-        `AdamWInfluence` a few subsets do where the surrogate alone needs hundreds.
+        `AdamWInfluence` a few subsets do where the surrogate alone needs hundreds;
+        its attributions are taken as they are, so give it an `inclusion` that suits
+        `at`.
     outcome : {"auto", "log_likelihood", "margin", "prediction"} or callable, \
             default="auto"
         What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is
@@ -265,7 +267,9 @@ class LinearSurrogateAttributor(SurrogateAttributor):
         Whose attributions to start from: the surrogate is fitted to what they leave
         of the outcomes. A prior without an estimator takes this one's, and it takes
         `outcome`, and what it leaves unset, in any case. With an
-        `AdamWInfluence` a few subsets do where the surrogate alone needs hundreds.
+        `AdamWInfluence` a few subsets do where the surrogate alone needs hundreds;
+        its attributions are taken as they are, so give it an `inclusion` that suits
+        `at`.
     outcome : {"auto", "log_likelihood", "margin", "prediction"} or callable, \
             default="auto"
         What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is

@@ -1,7 +1,7 @@
 """How many runs, and with how many of the rows? AdamWInfluence on random subsets.
 
 Data, networks and truth are those of `benchmarks.fidelity`, and digits once more with
-two hidden layers of 64. Many runs are differentiated once; smaller numbers of runs are
+larger networks. Many runs are differentiated once; smaller numbers of runs are
 the first ones of them. LDS and leave-one-out of `attribute` by the trimmed mean; three
 seeds are all their runs averaged together.
 
@@ -26,7 +26,8 @@ from skattrib.influence._aggregation import aggregate, exploding
 # name: (data, hidden layers, inclusions, numbers of runs)
 CASES = {
     "digits": ("digits", (16,), (0.25, 0.5, 0.75, 0.9), (4, 8, 16, 32)),
-    "digits 64-64-10": ("digits", (64, 64), (0.5, 0.75), (16, 32, 64)),
+    "digits, 64 hidden": ("digits", (64,), (0.5, 0.75), (16, 32, 64)),
+    "digits, 64 and 64 hidden": ("digits", (64, 64), (0.5,), (16, 32, 64)),
     "mnist": ("mnist", (16,), (0.5,), (16, 32, 64)),
     "wine": ("wine", (16,), (0.25, 0.5, 0.75, 0.9), (4, 8, 16, 32)),
     "diabetes": ("diabetes", (16,), (0.25, 0.5, 0.75, 0.9), (4, 8, 16, 32)),
@@ -89,7 +90,7 @@ def main(cases):
         "",
     ]
     for case in cases:
-        path = MEASURED / f"ensembles_{case.replace(' ', '_')}.inc"
+        path = MEASURED / f"ensembles_{case.replace(',', '').replace(' ', '_')}.inc"
         lines = list(rows(case))
         path.write_text("\n".join(head + lines) + "\n")
 

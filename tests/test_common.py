@@ -32,6 +32,7 @@ from skattrib import (
     KernelSurrogateAttributor,
     LinearSurrogate,
     LinearSurrogateAttributor,
+    RISEValuator,
     TaskWeightSelector,
     TorchClassifier,
     TorchRegressor,
@@ -57,6 +58,10 @@ ATTRIBUTORS = [
         estimation="retrain",
         prior=DualInfluence(),
         n_retrainings=8,
+    ),
+    RISEValuator(n_components=64, n_retrainings=8),
+    RISEValuator(
+        TorchRegressor(), sketch="factor", channels=("rh", "h"), n_retrainings=8
     ),
 ]
 SURROGATES = [
@@ -113,6 +118,7 @@ def test_transformer_checks(estimator, check):
     check(type(estimator).__name__, estimator)
 
 
+@draws_globally
 @pytest.mark.parametrize("check", GENERAL_CHECKS, ids=short_name)
 @pytest.mark.parametrize("estimator", INSTANCES, ids=short_name)
 def test_general_checks(estimator, check):

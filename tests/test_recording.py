@@ -172,7 +172,29 @@ def adam(**options):
     return lambda model: torch.optim.Adam(model.parameters(), lr=RATE, **options)
 
 
+def no_decay_of_biases(kind, **options):
+    def make(model):
+        weights = [p for p in model.parameters() if p.ndim > 1]
+        biases = [p for p in model.parameters() if p.ndim == 1]
+        groups = [
+            {"params": biases, "weight_decay": 0.0},
+            {"params": weights, "weight_decay": 0.3},
+        ]
+        return kind(groups, lr=RATE, **options)
+
+    return make
+
+
 LOOPS = {
+    "adamw, biases do not decay": lambda: Loop(
+        optimizer=no_decay_of_biases(torch.optim.AdamW)
+    ),
+    "adam, biases do not decay": lambda: Loop(
+        optimizer=no_decay_of_biases(torch.optim.Adam)
+    ),
+    "momentum, biases do not decay": lambda: Loop(
+        optimizer=no_decay_of_biases(torch.optim.SGD, momentum=0.8)
+    ),
     "adamw clipped, cosine": lambda: Loop(clip=0.4, scheduler=cosine),
     "adam": lambda: Loop(optimizer=adam(weight_decay=0.1, betas=(0.8, 0.9))),
     "adam decoupled": lambda: Loop(
@@ -486,6 +508,48 @@ def test_saved_and_loaded(tmp_path):
         TrainingRecording.load(path, net(), X, y)
 
 
+def test_a_sum_instead_of_a_mean_is_noticed():
+    """Adam takes the same steps for either, but a row left out does not."""
+    X, y, *_ = data()
+
+    class Summed(Loop):
+        def gradient(self, X, y, rows, weights):
+            self.optimizer.zero_grad()
+            losses = self.row_losses(self.model(X[rows]), y[rows])
+            losses.sum().backward()
+
+    with pytest.warns(FaithfulnessWarning, match="Use reduction='mean'"):
+        Summed().record(X, y).to_classifier(X, y)
+
+
+def test_weight_decays_are_saved_too(tmp_path):
+    X, y, Xq, _ = data()
+    path = tmp_path / "run.safetensors"
+    recording = Loop(optimizer=no_decay_of_biases(torch.optim.AdamW)).record(X, y)
+    recording.save(path, X, y)
+    loaded = TrainingRecording.load(path, net(seed=3), X, y)
+    assert_array_equal(loaded._run.recipe.decay, recording._run.recipe.decay)
+    models = [r.to_classifier(X, y) for r in (recording, loaded)]
+    assert_array_equal(*(m.predict_proba(Xq) for m in models))
+    found = influence(models[0]).fit(X, y).diagnose(Xq, y[:6])
+    assert found.second_order_error > 0
+
+
+def test_a_decay_that_changes_stops_the_loop():
+    X, y, *_ = data()
+    loop = Loop(optimizer=no_decay_of_biases(torch.optim.AdamW))
+    recording = record_training(loop.model, loop.optimizer)
+
+    def train():
+        with recording:
+            loop.run(X, y, minibatches()[:3], recording=recording)
+            loop.optimizer.param_groups[1]["weight_decay"] = 0.2
+            loop.run(X, y, minibatches()[3:], recording=recording)
+
+    with pytest.raises(TrajectoryError, match="changed before step 4"):
+        train()
+
+
 def test_labels_and_frames(tmp_path):
     X, y, *_ = data()
     names = np.array(["setosa", "versicolor", "virginica"])[y]
@@ -572,9 +636,7 @@ class MyAdam(torch.optim.Adam):
 
 
 def two_groups(model):
-    groups = [
-        {"params": [p], "weight_decay": i} for i, p in enumerate(model.parameters())
-    ]
+    groups = [{"params": [p], "lr": 0.1 + i} for i, p in enumerate(model.parameters())]
     return torch.optim.AdamW(groups)
 
 
@@ -616,7 +678,7 @@ REFUSED = {
         sgd(momentum=0.9, dampening=0.5),
         r"SGD with dampening=0\.5 cannot be recorded: train without dampening",
     ),
-    "groups": (lambda m: m, two_groups, "groups with different hyper-parameters"),
+    "groups": (lambda m: m, two_groups, "groups with different learning rates"),
     "left out": (
         lambda m: m,
         lambda m: torch.optim.Adam(m[0].parameters()),

@@ -214,7 +214,7 @@ class _Stack:
     @property
     def optimizer(self) -> Optimizer:
         """The optimizer whose Jacobians the sweep takes."""
-        recorded = self.recipe.optimizer
+        recorded = self.recipe.optimizer_on(self.X)
         if self.dynamics == "recorded":
             return recorded
         return replace(recorded, name="sgd", momentum=0.0, nesterov=False)
@@ -240,7 +240,8 @@ class _Stack:
                 shares,
                 self.recipe.clip_norm,
             )
-            in_grad, before = step_adjoint(
+            # bound to `after` at once: what it was is large, and done with
+            in_grad, after = step_adjoint(
                 self.optimizer,
                 state.params,
                 gradient.value,
@@ -251,7 +252,7 @@ class _Stack:
                 self.inert,
             )
             curved, dots = gradient.products(in_grad, self.hessian)
-            after = before._replace(params=before.params + curved)
+            after = after._replace(params=after.params + curved)
             total = weights.sum(dim=1, keepdim=True)
             # More of one row is less of the others. An empty batch stays empty when a
             # weight moves by a trifle: it counts as no step's worth.

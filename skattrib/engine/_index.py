@@ -15,8 +15,9 @@ import os
 import shutil
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ _FIELDS = {
     "source": str,
     "n_rows": int,
     "complete": bool,
+    "id": str,
 }
 _DTYPES = ("float16", "float32", "float64")
 
@@ -66,6 +68,8 @@ class Header:
         Rows that count.
     complete : bool
         Whether these are all rows of the source.
+    id : str
+        Drawn when the index is made: tells it from another one at the same path.
     """
 
     widths: dict[str, int]
@@ -74,6 +78,7 @@ class Header:
     dtype: str = "float16"
     n_rows: int = 0
     complete: bool = False
+    id: str = ""
 
     @property
     def width(self) -> int:
@@ -110,6 +115,34 @@ class SignatureIndex:
     def __len__(self) -> int:
         return self.header.n_rows
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.path is not None:  # a pickle holds where it is, not what it holds
+            return SignatureIndex._reopen, (self.path, self.header)
+        return SignatureIndex, (
+            self.header,
+            self.tables,
+            self._signatures,
+            self._norms,
+            None,
+        )
+
+    @classmethod
+    def _reopen(cls, path: Path, header: Header) -> SignatureIndex:
+        index = cls.open(path)
+        if index.header.id != header.id or len(index) < header.n_rows:
+            raise IndexMismatchError(
+                f"index {path} is no longer the one that was pickled: fit again."
+            )
+        return index.first(header.n_rows)
+
+    def first(self, n_rows: int) -> SignatureIndex:
+        """Return a view of the first rows, to which nothing can be appended."""
+        header = replace(self.header, n_rows=n_rows)
+        rows = slice(n_rows)
+        return SignatureIndex(
+            header, self.tables, self._signatures[rows], self._norms[rows], self.path
+        )
+
     @property
     def norms(self) -> NDArray[np.float64]:
         """Norms (n_rows, n_channels), in the order of the channels."""
@@ -136,6 +169,7 @@ class SignatureIndex:
             signatures = np.empty((0, header.width), dtype=header.dtype)
             norms = np.empty((0, len(header.widths)), dtype=np.float64)
             return cls(header, tables, signatures, norms, None)
+        header = replace(header, id=uuid.uuid4().hex)
         path = Path(path)
         # complete before it is seen: a kill leaves a folder of another name
         beside = Path(
@@ -195,7 +229,7 @@ class SignatureIndex:
         block = block.astype(self.header.dtype)
         sizes = torch.stack([n for n, _ in pairs], dim=1).numpy().astype(np.float64)
         n_rows = len(self) + len(block)
-        header = Header(**{**vars(self.header), "n_rows": n_rows, "complete": complete})
+        header = replace(self.header, n_rows=n_rows, complete=complete)
         if self.path is None:
             return SignatureIndex(
                 header,
@@ -206,10 +240,16 @@ class SignatureIndex:
             )
         with _locked(self.path):
             there = _read_header(self.path)
+            if there.id != self.header.id:
+                raise IndexMismatchError(
+                    f"index {self.path} is another one by now: it was deleted and made "
+                    "again. Fit again."
+                )
             if there.n_rows != len(self):
                 raise IndexMismatchError(
-                    f"index {self.path} has {there.n_rows} rows by now, this one was "
-                    f"opened with {len(self)}: open it again."
+                    f"index {self.path} has {there.n_rows} rows by now, and here it "
+                    f"has {len(self)}: rows can be added only where the last ones were "
+                    "added, or by a pickle made after that. Else fit to another path."
                 )
             _append(self.path / _SIGNATURES, self._signatures.nbytes, block)
             _append(self.path / _NORMS, self._norms.nbytes, sizes)
@@ -220,16 +260,18 @@ class SignatureIndex:
 # ---------------------------------------------------------------------- files
 def _damaged(path: Path, what: str) -> IndexMismatchError:
     return IndexMismatchError(
-        f"index {path} is damaged or no index: {what}. Delete it and build it again, "
-        "or name another path."
+        f"index {path} is damaged: {what}. Build it again at another path, or delete "
+        "it first."
     )
 
 
 def _read_header(path: Path) -> Header:
     try:
         found = json.loads((path / _HEADER).read_text())
-    except FileNotFoundError as error:
-        raise _damaged(path, f"{_HEADER} is missing") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise IndexMismatchError(
+            f"{path} is no index: {_HEADER} is missing. Name another path."
+        ) from error
     except (OSError, ValueError) as error:
         raise _damaged(path, f"{_HEADER}: {error}") from error
     if not isinstance(found, dict) or not isinstance(found.get("version"), int):
@@ -367,8 +409,11 @@ class Similarity:
 
 def unit(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return the norms (m,) of vectors, and the vectors at norm 1 (or 0)."""
-    norms = values.norm(dim=1)
-    return norms, values / norms.clamp(min=torch.finfo(values.dtype).tiny)[:, None]
+    # squares of small numbers may vanish
+    scale = values.abs().amax(dim=1, keepdim=True)
+    scaled = values / torch.where(scale > 0, scale, 1.0)
+    norms = scaled.norm(dim=1, keepdim=True)
+    return (scale * norms)[:, 0], scaled / torch.where(norms > 0, norms, 1.0)
 
 
 def all_scores(

@@ -21,14 +21,22 @@ _CLIP_EPS = 1e-6
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Hyper-parameters of an optimizer, with the meaning they have in torch."""
+    """Hyper-parameters of an optimizer, with the meaning they have in torch.
+
+    ``weight_decay`` may be a tensor (P,), one for every parameter.
+    """
 
     name: OptimizerName = "adamw"
-    weight_decay: float = 0.0
+    weight_decay: float | Tensor = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     momentum: float = 0.0
     nesterov: bool = False
+
+    @property
+    def decays(self) -> bool:
+        """Whether parameters decay."""
+        return isinstance(self.weight_decay, Tensor) or self.weight_decay != 0
 
     @property
     def adaptive(self) -> bool:
@@ -92,7 +100,7 @@ def _adam_step(
     decay = optimizer.weight_decay
     if optimizer.name == "adamw":
         params = params * (1.0 - learning_rate * decay)
-    elif decay:
+    elif optimizer.decays:
         grad = grad + decay * params
     moments = _moments(optimizer, grad, state)
     root = (moments.second / (1.0 - beta2**t)).sqrt_().add(optimizer.eps)
@@ -116,7 +124,7 @@ def _sgd_step(
     state: OptimizerState,
     learning_rate: float,
 ) -> tuple[Tensor, OptimizerState]:
-    if optimizer.weight_decay:
+    if optimizer.decays:
         grad = grad + optimizer.weight_decay * params
     if not optimizer.momentum:
         return params.add(grad, alpha=-learning_rate), state
@@ -190,7 +198,7 @@ def _adam_adjoint(
 ) -> tuple[Tensor, StepDerivative]:
     beta1, beta2 = optimizer.betas
     decay = optimizer.weight_decay
-    if optimizer.name == "adam" and decay:
+    if optimizer.name == "adam" and optimizer.decays:
         grad = grad + decay * params
     moments = _moments(optimizer, grad, state)
     correction = 1.0 - beta2**t
@@ -213,9 +221,10 @@ def _adam_adjoint(
     in_grad.addcmul_(sigma, (2.0 * (1.0 - beta2)) * grad)
     if optimizer.name == "adamw":
         mu = mu * (1.0 - learning_rate * decay)
-    elif decay:
-        mu = mu.add(in_grad, alpha=decay)
-    return in_grad, StepDerivative(mu, OptimizerState(beta1 * rho, beta2 * sigma))
+    elif optimizer.decays:
+        mu = mu + decay * in_grad
+    state_before = OptimizerState(rho.mul_(beta1), sigma.mul_(beta2))
+    return in_grad, StepDerivative(mu, state_before)
 
 
 def _sgd_adjoint(
@@ -229,8 +238,8 @@ def _sgd_adjoint(
         in_first = rho.add(in_move, alpha=weight)
         in_grad = in_first + in_move if optimizer.nesterov else in_first
         rho = optimizer.momentum * in_first
-    if optimizer.weight_decay:
-        mu = mu.add(in_grad, alpha=optimizer.weight_decay)
+    if optimizer.decays:
+        mu = mu + optimizer.weight_decay * in_grad
     return in_grad, StepDerivative(mu, OptimizerState(rho, empty))
 
 
@@ -277,7 +286,7 @@ def _adam_tangent(
 ) -> list[StepDerivative]:
     beta1, beta2 = optimizer.betas
     decay = optimizer.weight_decay
-    if optimizer.name == "adam" and decay:
+    if optimizer.name == "adam" and optimizer.decays:
         grad = grad + decay * params
         in_grad = [g + decay * d.params for d, g in zip(before, in_grad, strict=True)]
     # of the square of the gradient

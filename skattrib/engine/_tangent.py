@@ -115,7 +115,7 @@ class _Run:
         self, directions: Tensor, on_step: Callable[[], object] | None
     ) -> tuple[Tensor, ...]:
         """Return derivatives (r, P) of the parameters at the end, by order."""
-        optimizer = self.recipe.optimizer
+        optimizer = self.recipe.optimizer_on(self.X)
         if self.plain_sgd:
             optimizer = replace(optimizer, name="sgd", momentum=0.0, nesterov=False)
         before = start(self.recipe, self.X, 1)

@@ -177,6 +177,7 @@ def train_steps(
     last: int,
 ) -> Iterator[tuple[int, TrainingState, Tensor]]:
     """Yield t, the state after step t and the losses before it, first < t ≤ last."""
+    optimizer = recipe.optimizer_on(X)
     for t in range(first + 1, last + 1):
         rate, rows = recipe.step(t, X.device)
         batch = (X, targets, weights)
@@ -189,7 +190,7 @@ def train_steps(
             grad = clip_gradient(grad, recipe.clip_norm)
             count = recipe.n_before + t
             state = TrainingState(
-                *step(recipe.optimizer, params, grad, state.optimizer, count, rate)
+                *step(optimizer, params, grad, state.optimizer, count, rate)
             )
         yield t, state, losses.detach()
 

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -68,6 +68,8 @@ class Recipe:
         Steps that the optimizer had taken before the run.
     moments : OptimizerState or None
         Its state then, each of shape (P,); None is that of a new optimizer.
+    decay : Tensor of shape (P,) or None
+        Weight decay of every parameter, where they differ.
     """
 
     optimizer: Optimizer
@@ -77,6 +79,13 @@ class Recipe:
     clip_norm: float | None = None
     n_before: int = 0
     moments: OptimizerState | None = field(default=None, repr=False)
+    decay: Tensor | None = field(default=None, repr=False)
+
+    def optimizer_on(self, X: Tensor) -> Optimizer:
+        """Return the optimizer, with tensors where X is."""
+        if self.decay is None:
+            return self.optimizer
+        return replace(self.optimizer, weight_decay=self.decay.to(X))
 
     @property
     def n_steps(self) -> int:
@@ -107,6 +116,8 @@ class Recipe:
             found["batch_sizes"] = torch.tensor([len(rows) for rows in self.batches])
         if self.moments is not None:
             found["first"], found["second"] = self.moments
+        if self.decay is not None:
+            found["decay"] = self.decay
         return found
 
     @classmethod
@@ -129,6 +140,7 @@ class Recipe:
             clip_norm,
             n_before,
             moments,
+            tensors.get("decay"),
         )
 
     def digest(self, X: Tensor, targets: Tensor) -> str:

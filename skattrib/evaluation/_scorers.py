@@ -58,13 +58,13 @@ def lds_scorer(estimator: Any, X: ArrayLike, y: ArrayLike) -> float:
                 )
     raise ValueError(
         f"{type(estimator).__name__} holds no attributor: lds_scorer needs one that "
-        "has attribute, predict_outcomes and score."
+        "has attribute and score."
     )
 
 
 def _attributor(estimator: Any) -> Any | None:
     """Return the object that attributes: the estimator or its ``attributor_``."""
     for candidate in (estimator, getattr(estimator, "attributor_", None)):
-        if hasattr(candidate, "predict_outcomes") and hasattr(candidate, "score"):
+        if hasattr(candidate, "attribute") and hasattr(candidate, "score"):
             return candidate
     return None

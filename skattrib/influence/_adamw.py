@@ -1,5 +1,6 @@
 """Influence by differentiating the training runs themselves."""
 
+import math
 import warnings
 from numbers import Integral, Real
 
@@ -60,7 +61,7 @@ class AdamWInfluence(BaseAttributor):
         run on all units alone. "auto": 0.5, or 1 if the estimator is frozen.
     n_trajectories : int, default=16
         Runs differentiated if `inclusion` is below 1; for 0.5 in pairs of
-        complementary halves, so even.
+        complementary halves, so even. Fewer where units have fewer subsets.
     aggregation : {"trimmed_mean", "median", "mean"}, default="trimmed_mean"
         How runs are averaged. Some runs pass through unstable steps and have
         derivatives hundreds of times too large: "trimmed_mean" leaves out a quarter
@@ -305,9 +306,12 @@ class AdamWInfluence(BaseAttributor):
         n, p = self.n_units_, self.inclusion_
         if p == 1:
             return np.ones((1, n))
+        n_runs = self.n_trajectories
+        if n < 20:  # so few units have so few subsets
+            n_runs = min(n_runs, 2**n - 2 if p != 0.5 else _n_halves(n))
         present = make_weightings(
             n,
-            self.n_trajectories,
+            n_runs,
             size=p,
             kind="antithetic" if p == 0.5 else "bernoulli",
             random_state=self._fit_seed,
@@ -489,6 +493,11 @@ class AdamWInfluence(BaseAttributor):
         directions = as_tensor(self._unit_weightings(held), problem.X)
         weights = self._own_run.weights[0].to(problem.X)
         return removal_errors(problem, weights, directions, retrain=retrain)
+
+
+def _n_halves(n):
+    """Return how many halves there are, each with its complement."""
+    return math.comb(n, n // 2) * (1 + n % 2)
 
 
 def _check_reproduced(problem, recipe, weights, own):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.utils import Bunch
@@ -56,7 +57,8 @@ def removal_errors(
     try:
         first, second = tangents(*run, weights, directions, **cap)
         (plain,) = tangents(*run, weights, directions, order=1, plain_sgd=True, **cap)
-    except NotImplementedError:  # a layer that forward mode cannot take
+    except (NotImplementedError, RuntimeError):
+        # a layer that forward mode or vmap cannot take
         return Bunch(second_order_error=None, optimizer_mismatch=None, error_split=None)
     beyond, mismatch = second / 2, plain - first
     found = Bunch(
@@ -85,7 +87,8 @@ def removal_errors(
 def _median_ratio(part: Tensor, whole: Tensor) -> float:
     tiny = torch.finfo(whole.dtype).tiny
     ratios = part.norm(dim=1) / whole.norm(dim=1).clamp(min=tiny)
-    return float(ratios.nanquantile(0.5))
+    # what has overflown is as wrong as can be
+    return float(np.median(ratios.nan_to_num(torch.inf, torch.inf).cpu().numpy()))
 
 
 def run_verdict(found: Bunch, *, at_full_data: bool) -> Bunch:

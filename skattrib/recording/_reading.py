@@ -1,5 +1,7 @@
 """What a recording reads of a module and an optimizer, or refuses."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import nn
@@ -13,7 +15,10 @@ _FLAGS = ("amsgrad", "maximize", "dampening")
 
 
 def read_settings(optimizer):
-    """Return hyper-parameters and learning rate; raise where they are not known."""
+    """Return hyper-parameters and learning rate; raise where they are not known.
+
+    Where groups decay differently, the decay is that of the first: see `read_decay`.
+    """
     kind = type(optimizer).__name__
     found = []
     for group in optimizer.param_groups:
@@ -24,12 +29,24 @@ def read_settings(optimizer):
                 f"without {wrong[0]}."
             )
         found.append((_settings(optimizer, group), float(group["lr"])))
-    if any(other != found[0] for other in found):
-        raise ValueError(
-            f"{kind} has parameter groups with different hyper-parameters or learning "
-            "rates; a recorded run has one for all. Use a single group."
-        )
-    return found[0]
+    settings, rate = found[0]
+    for other, own_rate in found:
+        same = replace(other, weight_decay=settings.weight_decay) == settings
+        if not same or own_rate != rate:
+            raise ValueError(
+                f"{kind} has parameter groups with different learning rates or other "
+                "hyper-parameters; only the weight decay of a recorded run may differ."
+            )
+    return settings, rate
+
+
+def read_decay(optimizer, params):
+    """Return the weight decay (P,) of every parameter, None where it is the same."""
+    groups = optimizer.param_groups
+    if len({float(group["weight_decay"]) for group in groups}) == 1:
+        return None
+    own = {id(p): float(g["weight_decay"]) for g in groups for p in g["params"]}
+    return flat([torch.full_like(p, own[id(p)]) for p in params])
 
 
 def _settings(optimizer, group):

@@ -23,6 +23,7 @@ from skattrib.recording._reading import (
     check_model,
     check_optimizer,
     flat,
+    read_decay,
     read_settings,
     read_state,
 )
@@ -30,6 +31,13 @@ from skattrib.recording._replay import Run, repeat
 
 # clip_grad_norm_ leaves a gradient at the norm asked for, up to rounding.
 _CLIPPED = 1.0 + 1e-3
+
+
+def _same(one, other):
+    """Compare the weight decays of parameters, None where they are all alike."""
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
 
 
 class TrainingRecording:
@@ -102,6 +110,7 @@ class TrainingRecording:
         self._entered = True
         self._trained = [p for p in self._model.parameters() if p.requires_grad]
         self._settings, _ = read_settings(self._optimizer)
+        self._decay = read_decay(self._optimizer, self._trained)
         self._n_before, self._moments = read_state(
             self._optimizer, self._settings, self._trained
         )
@@ -151,7 +160,8 @@ class TrainingRecording:
             )
         check_layers(self._model, f"In step {t}, model")
         settings, rate = read_settings(optimizer)
-        if settings != self._settings:
+        decay = read_decay(optimizer, self._trained)
+        if settings != self._settings or not _same(decay, self._decay):
             raise TrajectoryError(
                 f"The optimizer's hyper-parameters changed before step {t}, from "
                 f"{self._settings} to {settings}. Only the learning rate may "
@@ -212,6 +222,7 @@ class TrainingRecording:
             clip_norm=self._clip_norm,
             n_before=self._n_before,
             moments=self._moments,
+            decay=self._decay,
         )
         end = TrainingState(params[None], OptimizerState(*(m[None] for m in moments)))
         device = str(self._trained[0].device)
@@ -421,9 +432,9 @@ def record_training(model, optimizer, clip_norm=None):
         ``nn.Sequential(nn.Unflatten(1, shape), model)``, with X as flat rows. Layers
         that draw random numbers or mix rows are refused.
     optimizer : torch.optim.AdamW, Adam or SGD
-        One that holds all trainable parameters of the model, with the same
-        hyper-parameters. Schedulers may change the learning rate. It may have taken
-        steps before.
+        One that holds all trainable parameters of the model. Groups of them may
+        differ in weight decay only. Schedulers may change the learning rate. It may
+        have taken steps before.
     clip_norm : float or None, default=None
         Norm that the loop clips the gradient of every step to, by
         ``torch.nn.utils.clip_grad_norm_``.

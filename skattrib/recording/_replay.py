@@ -15,6 +15,9 @@ from skattrib.engine._trajectory import Recipe, TrainingState
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.recording._estimators import CAUSES, check_rows
 
+# A gradient's norm in single precision, summed in another order.
+_SAME_NORM = 1e-3
+
 
 @dataclass(frozen=True)
 class Run:
@@ -60,16 +63,26 @@ def _take_end(estimator, run, X, y):
     model = FunctionalModule(estimator.module_)
     error = replay_error(model.flatten().cpu(), end, initial)
     model.load(end.to(model.flatten()))
-    if not error:
-        return
-    norms = ""
-    if run.first_norm is not None:
+    norms, scale = "", 1.0
+    if run.first_norm:
         problem = estimator._problem(X, y)
         replayed = _first_gradient_norm(problem, estimator.trajectory_.row_weights)
+        scale = replayed / run.first_norm
         norms = (
             f" The first gradient had norm {run.first_norm:.3g}, that of the package's "
             f"loss is {replayed:.3g}."
         )
+    if not error:
+        if abs(scale - 1.0) > _SAME_NORM:
+            # Adam takes the same steps, but a row left out does something else
+            warnings.warn(
+                "The recording is replayed, but its loss is another than the mean over "
+                f"a step's rows: what a row's weight does differs.{norms} Use "
+                "reduction='mean', and 0.5 * MSELoss for numbers.",
+                FaithfulnessWarning,
+                stacklevel=4,
+            )
+        return
     warnings.warn(
         f"Replaying the recording misses the weights of the loop by {error:.1e} of the "
         f"way that training took: what is attributed is another run. {CAUSES}{norms}",

@@ -6,22 +6,23 @@ from numbers import Integral, Real
 
 import numpy as np
 import torch
-from sklearn.base import _fit_context
+from sklearn.base import _fit_context, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skattrib._torch_estimator import unfrozen
-from skattrib._validation import memory_cap, unchanged_on_error
+from skattrib._validation import memory_cap
 from skattrib.base import BaseAttributor, _dtype
 from skattrib.engine._functional import chunks
 from skattrib.engine._index import Similarity, all_scores, best
+from skattrib.engine._readout import find_head
 from skattrib.evaluation import lds_score
 from skattrib.exceptions import TrajectoryError
 from skattrib.language import CausalLanguageModel
 from skattrib.retrieval._settings import PRESETS, resolve
-from skattrib.retrieval._signatures import Signer, build_index
+from skattrib.retrieval._signatures import Signer, build_index, check_index
 from skattrib.retrieval._sources import language_model
 from skattrib.retrieval._verdict import VANISHING, retrieval_verdict
 
@@ -30,7 +31,7 @@ __all__ = ["RISEValuator"]
 # Of the memory cap, what a block of the index may take: 1 / _SHARE.
 _SHARE = 8
 # Rows whose scores are compared with unsketched ones.
-_N_ROWS = 200
+_N_ROWS, _N_QUERIES = 200, 64
 
 
 class RISEValuator(BaseAttributor):
@@ -61,7 +62,7 @@ class RISEValuator(BaseAttributor):
     channels : tuple of {"rh", "gh", "h"}, default=("rh", "gh")
         "rh": residual ⊗ hidden state, the gradient itself. "gh": the residual carried
         back through the layer's weight, ⊗ hidden state. "h": the mean hidden state,
-        less its mean over the index.
+        less its mean over the training rows.
     channel_weights : dict or None, default=None
         Weights of channels, squared in scores; None is 1 each.
     top_k : int or None, default=128
@@ -226,7 +227,8 @@ class RISEValuator(BaseAttributor):
         tasks : array-like of shape (n_samples,) or None, default=None
             Unit of each row, for example its source; None makes every row a unit.
         **fit_params : dict
-            Passed to the estimator's ``fit``; `sample_weight` multiplies scores too.
+            Passed to the estimator's ``fit``; `sample_weight` multiplies attributions
+            too, but not what `retrieve` and `score_samples` compare.
 
         Returns
         -------
@@ -248,11 +250,26 @@ class RISEValuator(BaseAttributor):
         if language_model(estimator) is None:
             unfrozen(estimator, self)
         resolve(self)
+        if self.index is not None and not os.fspath(self.index):
+            raise ValueError("index='' is no path; None keeps the index in memory.")
         if self.index is not None and not isinstance(self.random_state, Integral):
             raise ValueError(
                 f"index={os.fspath(self.index)!r} needs an int random_state: another "
                 "fit would draw other hashes, and find nothing there."
             )
+
+    def _before_training(self, estimator, X, y):
+        settings, _ = resolve(self)
+        if language_model(estimator) is None and not isinstance(
+            estimator, FrozenEstimator
+        ):
+            blank = clone(estimator)
+            problem = blank._problem(X, blank._learn_target(y), 0)
+            find_head(problem.model.module, problem.X)
+        if self.index is not None:
+            kept = {**settings, "channels": list(settings["channels"])}
+            kept["seed"] = self._fit_seed
+            check_index(os.path.abspath(self.index), kept)
 
     def _fit_attributor(self):
         settings, weights = resolve(self)
@@ -304,9 +321,15 @@ class RISEValuator(BaseAttributor):
             total = total + (units * norms).sum(axis=0)
         return {channel: torch.tensor(total / len(self._index))}
 
-    def _block(self):
+    def _block(self, n_queries=0):
         """Return how many rows of the index are held at a time."""
-        return max(1, int(memory_cap() / (_SHARE * 8 * self._index.header.width)))
+        numbers = self._index.header.width + n_queries
+        return max(1, int(memory_cap() / (_SHARE * 8 * numbers)))
+
+    def _query_parts(self, n_queries, n_scores=0):
+        """Yield queries to ask together, with as many scores kept for each."""
+        numbers = self._index.header.width + n_scores
+        return chunks(n_queries, int(memory_cap() / (_SHARE * 8 * numbers)))
 
     @_fit_context(prefer_skip_nested_validation=False)
     def partial_fit(self, X, y):
@@ -322,7 +345,8 @@ class RISEValuator(BaseAttributor):
         Returns
         -------
         self : RISEValuator
-            Attributor with `n_units_` larger by the rows. Before `fit`, this is `fit`.
+            Attributor with `n_units_` larger by the rows, which it counts as it goes:
+            an interrupt leaves whole batches. Before `fit`, this is `fit`.
 
         Raises
         ------
@@ -331,22 +355,29 @@ class RISEValuator(BaseAttributor):
         """
         if not hasattr(self, "n_units_"):
             return self.fit(X, y)
-        with unchanged_on_error(self):
-            X, y, _ = self._check_query(X, y)
-            if self.tasks_ is not None:
-                raise ValueError(
-                    "partial_fit adds units, and here units are tasks: fit again on "
-                    "all rows."
-                )
-            signer = self._signer()
-            for part in chunks(len(X), signer.batch_size()):
-                channels, _ = signer(X[part], y[part])
-                self._index = self._index.append(channels, complete=True)
-            names = np.arange(self.n_units_, self.n_units_ + len(X))
-            if self.unit_names_.dtype.kind not in "iu":
+        if y is None:
+            raise ValueError("partial_fit needs y: the targets of the rows.")
+        X, y, _ = self._check_query(X, y)
+        if self.tasks_ is not None:
+            raise ValueError(
+                "partial_fit adds units, and here units are tasks: fit again on all "
+                "rows."
+            )
+        signer = self._signer()
+        for part in chunks(len(X), signer.batch_size()):
+            channels, _ = signer(X[part], y[part])
+            index = self._index.append(channels, complete=True)
+            names = self.n_units_ + np.arange(len(index) - self.n_units_)
+            if self.unit_names_.dtype.kind in "iu":
+                names += max(0, int(self.unit_names_.max()) + 1 - self.n_units_)
+            else:
                 names = names.astype(object)
-            self.unit_names_ = np.concatenate([self.unit_names_, names])
-            self.n_units_ += len(X)
+            # together: what an interrupt leaves are whole batches of rows
+            self._index, self.n_units_, self.unit_names_ = (
+                index,
+                len(index),
+                np.concatenate([self.unit_names_, names]),
+            )
         return self
 
     # ---------------------------------------------------------------- queries
@@ -375,7 +406,8 @@ class RISEValuator(BaseAttributor):
         signer, found = self._signer(), []
         for similarity in self._similarities:
             queries = self._query_vectors(X, y, outcome, similarity, signer)
-            blocks = all_scores(queries, self._index, similarity, self._block())
+            block = self._block(len(queries))
+            blocks = all_scores(queries, self._index, similarity, block)
             found.append(torch.cat([scores for _, scores in blocks], dim=1))
         return torch.stack(found).cpu().numpy()
 
@@ -429,16 +461,10 @@ class RISEValuator(BaseAttributor):
             or there are too few units.
         """
         check_is_fitted(self, "n_units_")
-        self._check_recorded()
-        if len(self._index) > len(self.X_train_):
-            raise ValueError(
-                f"{len(self._index) - len(self.X_train_)} rows were added by "
-                "partial_fit, and the model was not trained on them: nothing changes "
-                "when they are left out. Fit again to score."
-            )
+        self._check_retrainable()
         return super().score(X, y)
 
-    def _check_recorded(self):
+    def _check_retrainable(self):
         inner = self.estimator_
         if isinstance(inner, FrozenEstimator):
             inner = inner.estimator
@@ -447,6 +473,12 @@ class RISEValuator(BaseAttributor):
                 "score retrains the model, and the training of this one was not "
                 "recorded. If you know which rows should be found, compare by "
                 "evaluation.retrieval_score."
+            )
+        if len(self._index) > len(self.X_train_):
+            raise ValueError(
+                f"{len(self._index) - len(self.X_train_)} rows were added by "
+                "partial_fit, and the model was not trained on them: nothing changes "
+                "when they are left out. Fit again to score."
             )
 
     def retrieve(self, X, y=None, n=10):
@@ -479,16 +511,27 @@ class RISEValuator(BaseAttributor):
                 f"n={n!r} must be a whole number from 1 to the {len(self._index)} rows "
                 "of the index."
             )
+        several = len(self._similarities) > 1
+        kept = len(self._similarities) * len(self._index) if several else n
+        found = [
+            self._best(X[part], y[part], outcome, n)
+            for part in self._query_parts(len(X), kept)
+        ]
+        scores, rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return scores, rows
+
+    def _best(self, X, y, outcome, n):
         if len(self._similarities) > 1:
             scores = torch.tensor(self._row_scores(X, y, outcome).mean(axis=0))
             order = scores.argsort(dim=1, descending=True, stable=True)[:, :n]
             return scores.gather(1, order).numpy(), order.numpy()
         (similarity,) = self._similarities
         queries = self._query_vectors(X, y, outcome, similarity, self._signer())
-        scores, rows = best(queries, self._index, similarity, n, self._block())
+        block = self._block(len(queries))
+        scores, rows = best(queries, self._index, similarity, n, block)
         return scores.cpu().numpy(), rows.cpu().numpy()
 
-    def score_samples(self, X, y):
+    def score_samples(self, X, y=None):
         """Value new rows by their mean similarity to the rows of the index.
 
         Fit on the rows of a target, and these values rank candidates to train on.
@@ -497,8 +540,8 @@ class RISEValuator(BaseAttributor):
         ----------
         X : array-like of shape (n_samples, n_features)
             New rows.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Their targets.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            Their targets; None as in `attribute`.
 
         Returns
         -------
@@ -549,9 +592,15 @@ class RISEValuator(BaseAttributor):
         """
         if n_retrainings:
             check_is_fitted(self, "n_units_")
-            self._check_recorded()
+            self._check_retrainable()
         X, y, outcome = self._check_query(X, y)
-        norms = self._signer()(X, y, outcome)[1]
+        signer = self._signer()
+        norms = torch.cat(
+            [
+                signer(X[part], y[part], outcome)[1]
+                for part in chunks(len(X), signer.batch_size())
+            ]
+        )
         found = Bunch(
             residual_norm=float(norms.median()),
             vanishing_share=float((norms < VANISHING).double().mean()),
@@ -571,6 +620,7 @@ class RISEValuator(BaseAttributor):
         exact.use({})
         some = np.linspace(0, len(self.X_train_) - 1, min(len(self.X_train_), _N_ROWS))
         some = some.astype(int)
+        X, y = X[:_N_QUERIES], y[:_N_QUERIES]
         if not exact.fits(max(len(some), len(X))):
             return None
         first = self._similarities[0]
@@ -579,5 +629,7 @@ class RISEValuator(BaseAttributor):
         bare = Similarity(first.weights, first.cosine, centers)
         queries = exact(X, y, outcome)[0]
         real = bare.of_channels(queries) @ bare.of_channels(rows).T
+        real = real.cpu().numpy()
         kept = self._row_scores(X, y, outcome).mean(axis=0)[:, some]
-        return lds_score(real.cpu().numpy().T, kept.T)
+        seen = np.ptp(real, axis=1) > 0  # else the residual is 0
+        return lds_score(real[seen].T, kept[seen].T) if seen.any() else None

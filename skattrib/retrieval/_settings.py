@@ -41,6 +41,11 @@ def resolve(valuator):
         weights = preset.pop("channel_weights")
         found.update(preset)
     found["channels"] = channels = tuple(found["channels"])
+    # plain numbers: an index on disk keeps them as JSON
+    for name, kind in [("top_k", int), ("n_sketches", int), ("temperature", float)]:
+        found[name] = None if found[name] is None else kind(found[name])
+    if found["normalize"] != "token":
+        found["normalize"] = bool(found["normalize"])
     unknown = [c for c in channels if c not in _CHANNELS]
     if unknown or not channels or len(set(channels)) < len(channels):
         raise ValueError(

@@ -157,7 +157,7 @@ class Signer:
         return digest.hexdigest()
 
 
-def source_digest(X, y, signer):
+def source_digest(X, y):
     """Return a hash of the rows that an index is built from."""
     digest = hashlib.sha256()
     for array in (X, y):
@@ -171,7 +171,7 @@ def source_digest(X, y, signer):
 
 def build_index(signer, X, y, settings, path, *, exact, verbose):
     """Return an index of the rows: a new one, or the one at ``path`` taken further."""
-    source = source_digest(X, y, signer)
+    source = source_digest(X, y)
     if path is not None and os.path.exists(path):
         index = SignatureIndex.open(path)
         _check_same(index, settings, source)
@@ -186,7 +186,8 @@ def build_index(signer, X, y, settings, path, *, exact, verbose):
         index = SignatureIndex.create(path, header, tables)
     todo = range(len(index), len(X))
     if index.header.complete:
-        return index
+        # rows that partial_fit has added since are not these
+        return index.first(len(X))
     with tqdm(total=len(todo), desc="indexing rows", disable=not verbose) as bar:
         for part in chunks(len(todo), signer.batch_size()):
             rows = slice(todo[part][0], todo[part][-1] + 1)
@@ -196,8 +197,30 @@ def build_index(signer, X, y, settings, path, *, exact, verbose):
     return index
 
 
+def check_index(path, settings):
+    """Raise unless an index with these settings can be made or taken up at a path.
+
+    The model, which may be yet to be trained, is not compared.
+    """
+    parent = os.path.dirname(path)
+    if not os.path.isdir(parent):
+        raise ValueError(f"index={path!r}: there is no folder {parent!r}.")
+    if os.path.exists(path):
+        there = SignatureIndex.open(path).header.settings
+        own = {**settings, **{k: v for k, v in there.items() if k not in settings}}
+        _check_settings(path, there, own)
+
+
 def _check_same(index, settings, source):
-    there = index.header.settings
+    _check_settings(index.path, index.header.settings, settings)
+    if index.header.source != source:
+        raise IndexMismatchError(
+            f"index {index.path} is of other rows or labels: delete it, or name "
+            "another path. Rows are added by partial_fit."
+        )
+
+
+def _check_settings(path, there, settings):
     for name in {**settings, **there}:
         if settings.get(name) != there.get(name):
             what = "the model" if name == "model" else name
@@ -207,11 +230,6 @@ def _check_same(index, settings, source):
                 else f" ({there.get(name)!r} there, {settings.get(name)!r} here)"
             )
             raise IndexMismatchError(
-                f"index {index.path} differs in {what}{detail}: delete it, or name "
-                "another path."
+                f"index {path} differs in {what}{detail}: delete it, or name another "
+                "path."
             )
-    if index.header.source != source:
-        raise IndexMismatchError(
-            f"index {index.path} is of other rows or labels: delete it, or name "
-            "another path. Rows are added by partial_fit."
-        )

@@ -7,6 +7,7 @@ import torch
 from sklearn.frozen import FrozenEstimator
 
 from skattrib._validation import as_tensor, memory_cap
+from skattrib.engine._modules import activation_size
 from skattrib.engine._readout import Head, Tokens, find_head, hidden_states
 from skattrib.language import CausalLanguageModel
 
@@ -49,7 +50,8 @@ class TableSource:
         # a copy: other threads may be using the module
         self.module = copy.deepcopy(estimator.module_)
         self._like = next(self.module.parameters())
-        self._layer = find_head(self.module, as_tensor(like[:2], self._like))
+        self._some = as_tensor(like[:2], self._like)
+        self._layer = find_head(self.module, self._some)
         self.head = Head.of(self._layer)
 
     def settings(self):
@@ -58,7 +60,8 @@ class TableSource:
 
     def fitting(self, width):
         """Return how many rows with signatures of ``width`` numbers fit the memory."""
-        numbers = sum(self.head.weight.shape) + width
+        activations = activation_size(self.module, self._some)
+        numbers = sum(self.head.weight.shape) + width + activations
         return int(memory_cap() / (_COPIES * numbers * self._like.element_size()))
 
     def rows_at_once(self, width):

@@ -6,7 +6,7 @@ from numbers import Integral, Real
 
 import numpy as np
 from sklearn import config_context
-from sklearn.base import clone
+from sklearn.base import clone, is_classifier
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.random_projection import BaseRandomProjection
@@ -98,12 +98,9 @@ class SurrogateAttributor(BaseAttributor):
             check_retrainable(inner)
         if not isinstance(self.projection, Integral | None):
             checked_projection(self.projection, 0)
-        if self.prior is not None:
-            self.prior._validate_params()
-            own = self.prior.estimator
-            self.prior._check_estimator(estimator if own is None else own)
 
     def _before_training(self, estimator, X, y):
+        self._check_prior(estimator)
         try:
             self.weights_ = self._leave_some_to_score(self._design())
         except ValueError as error:
@@ -150,14 +147,31 @@ class SurrogateAttributor(BaseAttributor):
         )
         self.prior_ = self._fit_prior()
 
+    def _unfitted_prior(self, estimator):
+        """Return a clone of the prior, with what it leaves unset."""
+        prior = clone(self.prior)
+        own = {"estimator": clone(estimator), "random_state": self._fit_seed}
+        own.update(memory=self.memory, n_jobs=self.n_jobs)
+        unset = {k: v for k, v in own.items() if getattr(prior, k) is None}
+        return prior.set_params(outcome=self.outcome, **unset)
+
+    def _check_prior(self, estimator):
+        if self.prior is None:
+            return
+        prior = self._unfitted_prior(estimator)
+        prior._validate_params()
+        prior._check_estimator(prior.estimator)
+        if is_classifier(prior.estimator) != is_classifier(estimator):
+            raise ValueError(
+                f"prior attributes {type(prior.estimator).__name__}, the surrogate "
+                f"{type(estimator).__name__}: one is a classifier, the other is not. "
+                "Leave the prior's estimator out, or give both the same."
+            )
+
     def _fit_prior(self):
         if self.prior is None:
             return None
-        prior = clone(self.prior)
-        own = {"estimator": clone(self.estimator_), "random_state": self._fit_seed}
-        own.update(memory=self.memory, n_jobs=self.n_jobs)
-        unset = {k: v for k, v in own.items() if getattr(prior, k) is None}
-        prior.set_params(outcome=self.outcome, **unset)
+        prior = self._unfitted_prior(self.estimator_)
         inner = prior.estimator
         if isinstance(inner, FrozenEstimator):
             inner = inner.estimator

@@ -1,6 +1,10 @@
 """A surrogate around the attributions of another attributor."""
 
+import warnings
+
 import numpy as np
+
+from skattrib.exceptions import FaithfulnessWarning
 
 # Standard deviation that a slope is expected to have around 1.
 _SLOPE_SPREAD = 0.5
@@ -24,6 +28,15 @@ class AroundPrior:
 
     def __init__(self, surrogate, attributions, errors):
         self._surrogate = surrogate
+        sound = np.isfinite(attributions).all(axis=1, keepdims=True)
+        if not sound.all():
+            warnings.warn(
+                f"The prior's attributions of {(~sound).sum()} queries are not finite: "
+                "they have none.",
+                FaithfulnessWarning,
+                stacklevel=5,
+            )
+            attributions = np.where(sound, attributions, 0.0)
         self._attributions, self._errors = attributions, errors
 
     def fit(self, weights, outcomes):

@@ -277,6 +277,19 @@ def test_the_head_is_the_layer_that_makes_the_output():
     assert not layer._forward_pre_hooks
 
 
+def test_a_head_is_tried_with_other_outputs():
+    """On two rows, what comes after may do nothing by chance."""
+    first, last = build(lambda: nn.Linear(4, 8)), build(lambda: nn.Linear(8, 1))
+    with torch.no_grad():
+        last.bias.add_(50.0)
+    for after in (nn.ReLU(), nn.ReLU(inplace=True)):
+        module = nn.Sequential(first, nn.Tanh(), last, after)
+        X = randn(6, 4)
+        assert (module(X) > 0).all()
+        with pytest.raises(ValueError, match=r"not that of an nn\.Linear layer"):
+            find_head(module, X)
+
+
 @pytest.mark.parametrize(
     "last", [nn.Softmax(dim=1), nn.LogSoftmax(dim=1), nn.Tanh(), nn.Conv1d(1, 1, 1)]
 )

@@ -184,6 +184,7 @@ def test_digest_is_of_the_whole_recipe():
         replace(recipe, batches=recipe.batches[::-1]),
         replace(recipe, batches=None),
         replace(recipe, n_before=3),
+        replace(recipe, decay=torch.ones_like(recipe.initial)),
         replace(recipe, moments=OptimizerState(recipe.initial, recipe.initial)),
     ]
     found = {r.digest(X, y) for r in (recipe, replace(recipe), *others)}

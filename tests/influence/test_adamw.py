@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits, load_iris
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import scale
+from sklearn.utils import Bunch
 from torch import nn
 
 import skattrib._torch_estimator
@@ -19,6 +20,7 @@ from skattrib import AdamWInfluence, TorchClassifier, TorchRegressor
 from skattrib.evaluation import lds_score, loo_score, make_weightings, retrain_outcomes
 from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
 from skattrib.influence._aggregation import AGGREGATIONS, aggregate, exploding
+from skattrib.influence._run_diagnosis import _median_ratio, run_verdict
 
 
 def data(n=40, n_queries=6):
@@ -291,6 +293,32 @@ def test_removals_that_bend_are_not_trusted():
     with pytest.warns(FaithfulnessWarning, match="bend away from the straight line"):
         found = make(wild).fit(X, y).diagnose(Xq, yq)
     assert not found.trustworthy
+
+
+def test_overflow_is_no_reason_to_trust():
+    huge = torch.full((4, 3), torch.inf)
+    assert _median_ratio(huge, huge) == np.inf
+    found = Bunch(
+        exploding_share=0.0,
+        calibration_slope=None,
+        lds=None,
+        second_order_error=np.inf,
+        optimizer_mismatch=1.0,
+        error_split=None,
+    )
+    with pytest.warns(FaithfulnessWarning, match="bend away"):
+        assert not run_verdict(found, at_full_data=True).trustworthy
+
+
+@pytest.mark.parametrize("n_tasks", [2, 3, 4])
+def test_few_units_have_few_runs(n_tasks):
+    X, y, Xq, yq = data()
+    tasks = np.arange(40) % n_tasks
+    influence = make(inclusion=0.5, n_trajectories=16).fit(X, y, tasks=tasks)
+    assert len(influence.weights_) == {2: 2, 3: 6, 4: 6}[n_tasks]
+    assert influence.attribute(Xq, yq).shape == (6, n_tasks)
+    other = make(inclusion=0.75, n_trajectories=16).fit(X, y, tasks=tasks)
+    assert len(other.weights_) == 2**n_tasks - 2 if n_tasks < 4 else 14
 
 
 class Twice(torch.autograd.Function):

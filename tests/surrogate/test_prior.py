@@ -16,8 +16,10 @@ from skattrib import (
     LinearSurrogate,
     LinearSurrogateAttributor,
     TorchClassifier,
+    TorchRegressor,
 )
 from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
+from skattrib.exceptions import FaithfulnessWarning
 from skattrib.surrogate._prior import AroundPrior
 from tests.surrogate.test_attributors import data, tasks_of
 
@@ -66,6 +68,17 @@ def test_slopes_are_drawn_towards_1_by_noise():
     noise = 1e3 * np.random.RandomState(1).randn(*outcomes.shape)
     found = AroundPrior(LinearSurrogate(), 0.3 * A, None).fit(weights, outcomes + noise)
     assert_allclose(found._slopes, 1, atol=0.2)
+
+
+def test_a_query_without_a_prior_has_none():
+    weights, A, outcomes = linear_outcomes()
+    A[1, 3] = np.nan
+    with pytest.warns(FaithfulnessWarning, match="of 1 queries are not finite"):
+        found = AroundPrior(LinearSurrogate(), A, None)
+    found = found.fit(weights, outcomes).attribution("loo", False)
+    alone = LinearSurrogate().fit(weights, outcomes[:, 1]).attribution("loo")
+    assert_allclose(found[1], alone)
+    assert_allclose(found[[0, 2]], A[[0, 2]], atol=0.05)
 
 
 def test_errors_add_up():
@@ -171,6 +184,10 @@ ERRORS = {
     "its own model": (
         {"prior": AdamWInfluence(net(batch_size=1))},
         "batch_size=1 makes weights inert",
+    ),
+    "a regressor for classes": (
+        {"prior": DualInfluence(TorchRegressor())},
+        "one is a classifier, the other is not",
     ),
     "one run only": (
         {"prior": AdamWInfluence(FrozenEstimator(net()), inclusion=0.5)},

@@ -1,0 +1,324 @@
+"""What the reverse sweep costs: time, its parts, and memory with replay.
+
+Time: 512 digits, MLP 64-16-10, batches of 32, 240 steps, 50 queries, against one
+training by a plain torch loop and against autograd through the unrolled run. All are
+timed in turns, five times. Memory: each in a process of its own, the peak of resident
+memory over what was resident with model and data built; a net of a million parameters
+over 500 steps. Reads /proc, so Linux only.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.adjoint
+"""
+
+import json
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import torch
+
+from benchmarks._data import load
+from benchmarks._surrogates import MEASURED
+from benchmarks.stack import plain_loop
+from skattrib import TorchClassifier
+from skattrib._validation import memory_cap
+from skattrib.engine import _adjoint, _training
+from skattrib.engine._adjoint import sweep
+from skattrib.engine._training import train
+
+REPEATS = 5
+PLENTY = 2**30
+#: hidden layers, learning rate, batch size, steps, queries
+NETS = {
+    "small": ((16,), 1e-2, 32, 240, 50),
+    "large": ((960, 960), 1e-4, 8, 500, 2),
+}
+#: so few steps of the large net fit the memory unrolled
+N_UNROLLED = 10
+#: what is timed, and where it stands in the engine
+PARTS = {
+    "states (replayed once)": (_adjoint, "replay"),
+    "forward and gradient": (_adjoint._Gradient, "__init__"),
+    "batched second backward": (_adjoint._Gradient, "products"),
+    "optimizer": (_adjoint, "step_adjoint"),
+}
+
+
+def problem_of(size, n_steps=None):
+    """Return the arguments of `train`, and the queries, of one of NETS."""
+    hidden, rate, batch_size, n_all, n_queries = NETS[size]
+    X, y, X_query, y_query = load("digits")
+    net = TorchClassifier(
+        hidden_layer_sizes=hidden,
+        activation="relu",
+        learning_rate=rate,
+        batch_size=batch_size,
+        max_epochs=-(-n_all * batch_size // len(X)),
+        random_state=0,
+    )
+    problem = net._problem(X, net._learn_target(y))
+    recipe, steps = problem.recipe, slice(n_steps or n_all)
+    recipe = replace(
+        recipe,
+        learning_rates=recipe.learning_rates[steps],
+        batches=recipe.batches[steps],
+    )
+    weights = torch.ones(1, len(X))
+    run = (problem.model, problem.loss, recipe, problem.X, problem.targets, weights)
+    return run, (torch.tensor(X_query[:n_queries]), torch.tensor(y_query[:n_queries]))
+
+
+def outcomes(run, params, queries):
+    model, loss = run[:2]
+    return -loss.values(model.outputs(params, queries[0]), queries[1])
+
+
+def swept(run, params, queries, **options):
+    """Return derivatives (q, n), the gradients at the end included."""
+    gradients = torch.func.jacrev(lambda p: outcomes(run, p, queries))(params)
+    options.setdefault("memory_bytes", PLENTY)
+    return sweep(*run, gradients[None], **options)[0]
+
+
+def one_by_one(run, params, queries):
+    pairs = zip(*queries, strict=True)
+    each = [swept(run, params, (x[None], y[None])) for x, y in pairs]
+    return torch.cat(each)
+
+
+def unrolled(run, queries, batched):
+    """Return derivatives (q, n) by autograd through all steps of the run."""
+    model, loss, recipe, X, targets, weights = run
+    optimizer, weights = recipe.optimizer, weights[0].clone().requires_grad_()
+    beta1, beta2 = optimizer.betas
+    params = recipe.initial.clone().requires_grad_()
+    first = second = torch.zeros_like(params)
+    for t in range(1, recipe.n_steps + 1):
+        rate, rows = recipe.step(t, X.device)
+        w = weights[rows]
+        values = loss.values(model.outputs(params, X[rows]), targets[rows])
+        mean = (values * w).sum() / w.sum()
+        (grad,) = torch.autograd.grad(mean, params, create_graph=True)
+        first = beta1 * first + (1 - beta1) * grad
+        second = beta2 * second + (1 - beta2) * grad**2
+        # the root has no derivative at 0
+        moved = second > 0
+        root = torch.where(moved, second, 1.0).div(1 - beta2**t).sqrt()
+        move = torch.where(moved, first / (root + optimizer.eps), 0.0)
+        params = (1 - rate * optimizer.weight_decay) * params
+        params = params - rate / (1 - beta1**t) * move
+    found = outcomes(run, params, queries)
+    if batched:
+        eye = torch.eye(len(found))
+        return torch.autograd.grad(found, weights, eye, is_grads_batched=True)[0]
+    each = [torch.autograd.grad(o, weights, retain_graph=True)[0] for o in found]
+    return torch.stack(each)
+
+
+def seconds(function, *args, **options):
+    start = time.perf_counter()
+    found = function(*args, **options)
+    return time.perf_counter() - start, found
+
+
+def timed_parts(run, params, queries):
+    """Return the share of each of PARTS, and of the rest, in a sweep."""
+    spent = dict.fromkeys(PARTS, 0.0)
+
+    def clocked(name, function):
+        def call(*args):
+            start = time.perf_counter()
+            found = function(*args)
+            spent[name] += time.perf_counter() - start
+            return found
+
+        return call
+
+    with ExitStack() as stack:
+        for name, (owner, attribute) in PARTS.items():
+            function = clocked(name, getattr(owner, attribute))
+            stack.enter_context(mock.patch.object(owner, attribute, function))
+        total, _ = seconds(swept, run, params, queries)
+    shares = {name: value / total for name, value in spent.items()}
+    return shares | {"the rest": 1 - sum(shares.values())}
+
+
+def error(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
+def plain(run):
+    """Train by the plain loop of `benchmarks.stack`; return the parameters."""
+    model, _, recipe, X, targets, weights = run
+    model.load(recipe.initial)
+    own = SimpleNamespace(X=X, targets=targets, recipe=recipe)
+    return plain_loop(model.module, own, weights[0])
+
+
+WAYS = {
+    "one reverse sweep": swept,
+    "a sweep for each query": one_by_one,
+    "unrolled, queries batched": lambda run, _, queries: unrolled(run, queries, True),
+    "unrolled, query by query": lambda run, _, queries: unrolled(run, queries, False),
+}
+
+
+def times():
+    """Yield a row for each of WAYS: time over that of a plain training, and memory."""
+    run, queries = problem_of("small")
+    params = train(*run).params[0]
+    np.testing.assert_allclose(plain(run), params, rtol=0, atol=1e-3)
+    ratios, found = {name: [] for name in WAYS}, {}
+    for _ in range(REPEATS):
+        for name, way in WAYS.items():
+            # plain trainings around each: the machine has other work
+            before, _ = seconds(plain, run)
+            spent, found[name] = seconds(way, run, params, queries)
+            after, _ = seconds(plain, run)
+            ratios[name].append(2 * spent / (before + after))
+    expected = found["one reverse sweep"]
+    for name, values in ratios.items():
+        yield [
+            name,
+            f"{np.median(values):.1f} ({min(values):.1f} to {max(values):.1f})",
+            f"{in_own_process('small', name)['extra']:.1f}",
+            f"{error(found[name], expected):.0e}",
+        ]
+
+
+def shares():
+    """Yield a row for each part of a sweep."""
+    run, queries = problem_of("small")
+    params = train(*run).params[0]
+    each = [timed_parts(run, params, queries) for _ in range(REPEATS)]
+    for name in each[0]:
+        yield [name, f"{np.median([found[name] for found in each]):.0%}"]
+
+
+# ---------------------------------------------------------------------- memory
+def resident(peak=False):
+    """Return the resident memory of this process, or its peak, in MB (1e6 bytes)."""
+    field = "VmHWM:" if peak else "VmRSS:"
+    lines = Path("/proc/self/status").read_text().splitlines()
+    kibibytes = next(line.split()[1] for line in lines if line.startswith(field))
+    return int(kibibytes) * 1024 / 1e6
+
+
+def in_own_process(size, name, n_steps=0, mebibytes=0):
+    """Run `measure` in a new process and return what it prints."""
+    arguments = [size, name, str(n_steps), str(mebibytes)]
+    command = [sys.executable, "-m", "benchmarks.adjoint", *arguments]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(out)
+
+
+def measure(size, name, n_steps, mebibytes):
+    """Print peak memory (MB) over that of model and data, and the steps replayed.
+
+    A cap of 0 MiB is scikit-learn's default.
+    """
+    warm, queries = problem_of(size, 1)
+    options = {"memory_bytes": int(mebibytes) * 2**20 or memory_cap()}
+    options = options if name == "one reverse sweep" else {}
+    # what is imported or built on first use is no part of the cost
+    plain(warm)
+    WAYS[name](warm, warm[2].initial, queries, **options)
+    run, queries = problem_of(size, int(n_steps))
+    n_replayed = []
+
+    def counted(*args):
+        n_replayed.append(max(args[-1]) - args[-2])
+        return _training.replay(*args)
+
+    # the end of training is the start of a sweep; here any point will do
+    params = run[2].initial
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident()
+    with mock.patch.object(_adjoint, "replay", counted):
+        spent, _ = seconds(WAYS[name], run, params, queries, **options)
+    extra = resident(peak=True) - before
+    base = np.median([seconds(plain, run)[0] for _ in range(3)])
+    found = {
+        "n_params": run[0].n_params,
+        "n_steps": run[2].n_steps,
+        "extra": extra,
+        "replayed": sum(n_replayed),
+        "ratio": spent / base,
+    }
+    print(json.dumps(found))
+
+
+def memory():
+    """Yield a row for each way and cap, on the large net."""
+    cases = [
+        ("one reverse sweep", 0, 0, f"default ({memory_cap() / 2**20:.0f})"),
+        ("one reverse sweep", 0, 512, 512),
+        ("one reverse sweep", 0, 256, 256),
+        ("unrolled, queries batched", N_UNROLLED, 0, ""),
+        ("unrolled, queries batched", 2 * N_UNROLLED, 0, ""),
+    ]
+    for name, n_steps, mebibytes, label in cases:
+        found = in_own_process("large", name, n_steps, mebibytes)
+        yield [
+            name,
+            f"{found['n_params']:,}",
+            found["n_steps"],
+            label,
+            f"{found['extra']:.0f}",
+            found["replayed"],
+            f"{found['ratio']:.1f}",
+        ]
+
+
+def check_replay(n_steps=40):
+    """Replayed states give the same bits as kept ones."""
+    run, queries = problem_of("large", n_steps)
+    result = train(*run, keep=range(n_steps))
+    found = []
+    for states in (None, result.states):
+        options = {"states": states, "memory_bytes": 128 * 2**20}
+        found.append(swept(run, result.params[0], queries, **options))
+    np.testing.assert_array_equal(*found)
+    print(f"replayed and kept states: equal to the bit, {n_steps} steps")
+
+
+def table(title, header, rows):
+    lines = [f".. csv-table:: {title}", f"   :header: {header}", ""]
+    for row in rows:
+        lines.append("   " + ", ".join(f'"{cell}"' for cell in row))
+        print(lines[-1].strip(), flush=True)
+    return lines
+
+
+def main():
+    check_replay()
+    tables = {
+        "time": (
+            "50 queries through 240 steps",
+            '"way", "time / plain training", "peak memory (MB)", '
+            '"difference from the sweep"',
+            times(),
+        ),
+        "parts": ("Where a sweep spends its time", '"part", "share"', shares()),
+        "memory": (
+            "A million parameters, 2 queries",
+            '"way", "parameters", "steps", "cap (MiB)", "peak memory (MB)", '
+            '"steps replayed", "time / plain training"',
+            memory(),
+        ),
+    }
+    for name, (title, header, rows) in tables.items():
+        lines = table(title, header, rows)
+        MEASURED.joinpath(f"adjoint_{name}.inc").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        measure(*sys.argv[1:])
+    else:
+        main()

@@ -93,6 +93,14 @@ class Capped(Model):
         return SimpleNamespace(logits=30 * (logits / 30).tanh())
 
 
+class Clamped(Model):
+    """Leaves all logits as they are, but the largest."""
+
+    def forward(self, input_ids, attention_mask, position_ids):
+        logits = super().forward(input_ids, attention_mask, position_ids).logits
+        return SimpleNamespace(logits=logits.clamp(-40, 40))
+
+
 class Cut(Model):
     """Leaves words out."""
 
@@ -415,6 +423,7 @@ def test_rows_that_cannot_be_used(X, y, message):
     ("kind", "message"),
     [
         (lambda: model(Capped), "head Linear of Capped is not the end"),
+        (lambda: model(Clamped), "head Linear of Clamped is not the end"),
         (lambda: model(Cut), "head Linear of Cut is not the end"),
         (lambda: model(Borrowed), "head Linear of Borrowed is not what"),
         (lambda: with_head(nn.Identity()), "head Identity of Model is no nn.Linear"),

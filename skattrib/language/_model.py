@@ -149,7 +149,7 @@ class LoadedModel:
         return seen[-1][rows, places]
 
     def _run(self, ids, mask, before=None, after=None):
-        """Run the model; let functions see, or replace, what the head gets."""
+        """Run the model; let functions replace what the head gets, or gives."""
         wanted = {
             "attention_mask": mask,
             "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
@@ -163,8 +163,7 @@ class LoadedModel:
             return before(inputs) if threading.get_ident() == me else None
 
         def last(_, inputs, output):
-            if threading.get_ident() == me:
-                after(inputs, output)
+            return after(inputs, output) if threading.get_ident() == me else None
 
         try:
             if before is not None:
@@ -182,21 +181,27 @@ class LoadedModel:
         weight, seen = self.layer.weight.detach(), []
         ids = torch.arange(1, 5, device=weight.device)[None] % len(weight)
 
-        def note(inputs, output):
-            seen.append((inputs[0].detach(), output.detach()))
+        def swap(inputs, output):
+            # both signs, and large: what bends logits bends these
+            steps = torch.arange(output.numel(), device=output.device)
+            other = (50 + steps % 50) * (1 - 2 * (steps % 2))
+            other = other.to(output.dtype).reshape(output.shape)
+            seen.append((inputs[0].detach(), output.detach(), other))
+            return other
 
-        logits = getattr(self._run(ids, torch.ones_like(ids), after=note), "logits", 0)
+        logits = getattr(self._run(ids, torch.ones_like(ids), after=swap), "logits", 0)
         if len(seen) != 1 or not isinstance(logits, torch.Tensor):
             raise ValueError(f"{self._name} is not what its logits are made by.")
-        hidden, output = seen[0]
+        hidden, output, other = seen[0]
         wide = torch.promote_types(output.dtype, torch.float32)
-        linear = self.logits(hidden).to(wide)
-        output, logits = output.to(wide), logits.to(wide)
+        linear, output = self.logits(hidden).to(wide), output.to(wide)
         slack = 100 * torch.finfo(weight.dtype).eps * float(output.abs().max())
         if float((linear - output).abs().max()) > slack:
             raise ValueError(f"{self._name} gives something else than W h + b.")
         # nothing may be between the two, not even a rounding
-        if logits.shape != output.shape or not torch.equal(logits, output):
+        if logits.shape != other.shape or not torch.equal(
+            logits.to(wide), other.to(wide)
+        ):
             raise ValueError(
                 f"{self._name} is not the end of the model: logits are scaled, capped "
                 "or cut after it, which is part of the loss. Such models are not "

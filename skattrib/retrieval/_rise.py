@@ -16,11 +16,12 @@ from skattrib._torch_estimator import unfrozen
 from skattrib._validation import memory_cap
 from skattrib.base import BaseAttributor, _dtype
 from skattrib.engine._functional import chunks
-from skattrib.engine._index import Similarity, all_scores, best
+from skattrib.engine._index import Similarity
 from skattrib.engine._readout import find_head
 from skattrib.evaluation import lds_score
 from skattrib.exceptions import TrajectoryError
 from skattrib.language import CausalLanguageModel
+from skattrib.retrieval._search import Search
 from skattrib.retrieval._settings import PRESETS, resolve
 from skattrib.retrieval._signatures import Signer, build_index, check_index
 from skattrib.retrieval._sources import language_model
@@ -28,8 +29,6 @@ from skattrib.retrieval._verdict import VANISHING, retrieval_verdict
 
 __all__ = ["RISEValuator"]
 
-# Of the memory cap, what a block of the index may take: 1 / _SHARE.
-_SHARE = 8
 # Rows whose scores are compared with unsketched ones.
 _N_ROWS, _N_QUERIES = 200, 64
 
@@ -315,21 +314,12 @@ class RISEValuator(BaseAttributor):
             return {}
         column = list(self._index.header.widths).index(channel)
         total = 0.0
-        for rows in chunks(len(self._index), self._block()):
+        size = int(memory_cap() / (8 * self._index.header.width))
+        for rows in chunks(len(self._index), size):
             units = self._index.channels(rows)[channel].astype(np.float64)
             norms = self._index.norms[rows][:, column, None]
             total = total + (units * norms).sum(axis=0)
         return {channel: torch.tensor(total / len(self._index))}
-
-    def _block(self, n_queries=0):
-        """Return how many rows of the index are held at a time."""
-        numbers = self._index.header.width + n_queries
-        return max(1, int(memory_cap() / (_SHARE * 8 * numbers)))
-
-    def _query_parts(self, n_queries, n_scores=0):
-        """Yield queries to ask together, with as many scores kept for each."""
-        numbers = self._index.header.width + n_scores
-        return chunks(n_queries, int(memory_cap() / (_SHARE * 8 * numbers)))
 
     @_fit_context(prefer_skip_nested_validation=False)
     def partial_fit(self, X, y):
@@ -393,26 +383,19 @@ class RISEValuator(BaseAttributor):
         signer.use(self._index.tables)
         return signer
 
-    def _query_vectors(self, X, y, outcome, similarity, signer):
-        """Return vectors (q, width) of one sketch, compared by inner products."""
-        found = []
+    def _search(self):
+        return Search(self._index, self._similarities)
+
+    def _vectors(self, X, y, outcome):
+        """Return vectors (q, width) for each sketch, compared by inner products."""
+        signer, found = self._signer(), []
         for part in chunks(len(X), signer.batch_size()):
             channels, _ = signer(X[part], y[part], outcome)
-            found.append(similarity.of_channels(channels))
-        return torch.cat(found)
-
-    def _row_scores(self, X, y, outcome):
-        """Return scores (n_sketches, q, n_rows)."""
-        signer, found = self._signer(), []
-        for similarity in self._similarities:
-            queries = self._query_vectors(X, y, outcome, similarity, signer)
-            block = self._block(len(queries))
-            blocks = all_scores(queries, self._index, similarity, block)
-            found.append(torch.cat([scores for _, scores in blocks], dim=1))
-        return torch.stack(found).cpu().numpy()
+            found.append([s.of_channels(channels) for s in self._similarities])
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
     def _attribute(self, X, y, outcome):
-        scores = self._row_scores(X, y, outcome)
+        scores = self._search().scores(self._vectors(X, y, outcome)).cpu().numpy()
         if len(self._row_weights) < self.n_units_:  # rows were added
             weights = np.append(
                 self._row_weights, np.ones(self.n_units_ - len(self._row_weights))
@@ -511,24 +494,12 @@ class RISEValuator(BaseAttributor):
                 f"n={n!r} must be a whole number from 1 to the {len(self._index)} rows "
                 "of the index."
             )
-        several = len(self._similarities) > 1
-        kept = len(self._similarities) * len(self._index) if several else n
+        search = self._search()
         found = [
-            self._best(X[part], y[part], outcome, n)
-            for part in self._query_parts(len(X), kept)
+            search.best(self._vectors(X[part], y[part], outcome), n)
+            for part in search.parts(len(X), n)
         ]
-        scores, rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return scores, rows
-
-    def _best(self, X, y, outcome, n):
-        if len(self._similarities) > 1:
-            scores = torch.tensor(self._row_scores(X, y, outcome).mean(axis=0))
-            order = scores.argsort(dim=1, descending=True, stable=True)[:, :n]
-            return scores.gather(1, order).numpy(), order.numpy()
-        (similarity,) = self._similarities
-        queries = self._query_vectors(X, y, outcome, similarity, self._signer())
-        block = self._block(len(queries))
-        scores, rows = best(queries, self._index, similarity, n, block)
+        scores, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
         return scores.cpu().numpy(), rows.cpu().numpy()
 
     def score_samples(self, X, y=None):
@@ -549,14 +520,12 @@ class RISEValuator(BaseAttributor):
             Similarity to the mean of the index; higher is more like the target.
         """
         X, y, outcome = self._check_query(X, y)
-        signer, values = self._signer(), 0.0
-        for similarity in self._similarities:
-            queries = self._query_vectors(X, y, outcome, similarity, signer)
-            total = 0.0
-            for rows in chunks(len(self._index), self._block()):
-                total += similarity.vectors(self._index, rows, queries).sum(dim=0)
-            values = values + (queries @ (total / len(self._index))).cpu().numpy()
-        return (values / len(self._similarities)).astype(_dtype(X), copy=False)
+        search = self._search()
+        found = [
+            search.means(self._vectors(X[part], y[part], outcome))
+            for part in search.parts(len(X), 1)
+        ]
+        return torch.cat(found).cpu().numpy().astype(_dtype(X), copy=False)
 
     # ---------------------------------------------------------------- verdict
     def diagnose(self, X, y, n_retrainings=0):
@@ -630,6 +599,7 @@ class RISEValuator(BaseAttributor):
         queries = exact(X, y, outcome)[0]
         real = bare.of_channels(queries) @ bare.of_channels(rows).T
         real = real.cpu().numpy()
-        kept = self._row_scores(X, y, outcome).mean(axis=0)[:, some]
+        kept = self._search().scores(self._vectors(X, y, outcome)).mean(dim=0)
+        kept = kept.cpu().numpy()[:, some]
         seen = np.ptp(real, axis=1) > 0  # else the residual is 0
         return lds_score(real[seen].T, kept[seen].T) if seen.any() else None

@@ -49,6 +49,7 @@ from skattrib._validation import (
     takes_texts,
     unchanged_on_error,
 )
+from skattrib._verdict import calibration_slope
 from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
 from skattrib.evaluation._trainer import sample_weight_name
 from skattrib.neural import TorchClassifier, make_estimator
@@ -57,12 +58,6 @@ __all__ = ["BaseAttributor"]
 
 FEWEST_RETRAININGS = 8
 _MISNAMED = {"groups", "source", "sources", "task", "unit", "units"}
-
-
-def calibration_slope(predicted, truth):
-    """Return the slope of real outcomes (m, q) on predicted ones, within queries."""
-    p, t = predicted - predicted.mean(axis=0), truth - truth.mean(axis=0)
-    return float((p * t).sum() / max((p * p).sum(), np.finfo(float).tiny))
 
 
 class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
@@ -97,6 +92,11 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
     @abstractmethod
     def _predict_outcomes(self, X, y, weights, outcome):
         """Return predicted outcomes (n_weightings, n_queries)."""
+
+    def _say(self, text):
+        """Print a line if verbose."""
+        if self.verbose:
+            print(f"[{type(self).__name__}] {text}")  # noqa: T201
 
     def _n_seeds(self):
         """Return how many training seeds the outcome is averaged over."""

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "skattrib"
 # import one another, as long as they do not go round in circles.
 ROOMS = [
     "exceptions",
+    "_verdict",
     "_validation",
     "engine._optim",
     "engine._functional",

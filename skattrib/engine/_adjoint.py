@@ -217,7 +217,7 @@ class _Stack:
         recorded = self.recipe.optimizer_on(self.X)
         if self.dynamics == "recorded":
             return recorded
-        return replace(recorded, name="sgd", momentum=0.0, nesterov=False)
+        return recorded.as_plain_sgd()
 
     def sweep(
         self, cotangents: Tensor, states: Iterator[tuple[int, TrainingState]]

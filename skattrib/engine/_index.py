@@ -207,9 +207,7 @@ class SignatureIndex:
             tables = {n: (flat[f"{n}/indices"], flat[f"{n}/signs"]) for n in names}
         except (SafetensorError, OSError, KeyError) as error:
             raise _damaged(path, f"{_TABLES}: {error}") from error
-        signatures = _mapped(path, _SIGNATURES, header.dtype, header, header.width)
-        norms = _mapped(path, _NORMS, "float64", header, len(header.widths))
-        return cls(header, tables, signatures, norms, path)
+        return cls(header, tables, *_rows(path, header), path)
 
     def append(
         self, channels: Mapping[str, Tensor], *, complete: bool = False
@@ -254,7 +252,7 @@ class SignatureIndex:
             _append(self.path / _SIGNATURES, self._signatures.nbytes, block)
             _append(self.path / _NORMS, self._norms.nbytes, sizes)
             _write_header(self.path, header)
-        return SignatureIndex.open(self.path)
+        return SignatureIndex(header, self.tables, *_rows(self.path, header), self.path)
 
 
 # ---------------------------------------------------------------------- files
@@ -306,6 +304,12 @@ def _write_header(path: Path, header: Header) -> None:
         os.replace(beside, path / _HEADER)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _rows(path: Path, header: Header) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Map the signatures and the norms of the rows that count."""
+    signatures = _mapped(path, _SIGNATURES, header.dtype, header, header.width)
+    return signatures, _mapped(path, _NORMS, "float64", header, len(header.widths))
 
 
 def _mapped(

@@ -7,7 +7,7 @@ so that one model ``(P,)`` and a stack of models ``(M, P)`` take the same code.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -42,6 +42,10 @@ class Optimizer:
     def adaptive(self) -> bool:
         """Whether the step is scaled by a second moment."""
         return self.name in ("adamw", "adam")
+
+    def as_plain_sgd(self) -> Optimizer:
+        """Return SGD that keeps no moments, with the same decay."""
+        return replace(self, name="sgd", momentum=0.0, nesterov=False)
 
     def path_length(self, learning_rates: Tensor) -> float:
         """How far a unit gradient carries in a whole run: the sum of the step sizes."""

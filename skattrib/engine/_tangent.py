@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -117,7 +117,7 @@ class _Run:
         """Return derivatives (r, P) of the parameters at the end, by order."""
         optimizer = self.recipe.optimizer_on(self.X)
         if self.plain_sgd:
-            optimizer = replace(optimizer, name="sgd", momentum=0.0, nesterov=False)
+            optimizer = optimizer.as_plain_sgd()
         before = start(self.recipe, self.X, 1)
         still = self.X.new_zeros(len(directions), self.model.n_params)
         moving = [StepDerivative(still, initial_state(optimizer, still))] * self.order

@@ -462,10 +462,7 @@ def make_weightings(
             f"pairs: pass {n_weightings + 1}."
         )
     design = _make_design(kind, codes, size)
-    n_possible = design.n_possible()
-    if paired and n_units % 2:
-        # Halves of different size: the complements are weightings of their own.
-        n_possible *= 2
+    n_possible = _n_possible(design, kind, n_units)
     if n_weightings > n_possible:
         raise ValueError(
             f"n_weightings={n_weightings}, but only {n_possible} distinct weightings "
@@ -474,3 +471,17 @@ def make_weightings(
             f"pass n_weightings={n_possible} or fewer."
         )
     return _draw_distinct(design, n_units, n_weightings, paired=paired, rng=rng)
+
+
+def _n_possible(design: _Design, kind: str, n_units: int) -> int:
+    n_possible = design.n_possible()
+    if kind == "antithetic" and n_units % 2:
+        # Halves of different size: the complements are weightings of their own.
+        n_possible *= 2
+    return n_possible
+
+
+def count_weightings(n_units: int, size: float, kind: str) -> int:
+    """Return how many different weightings of a random kind there are, at most."""
+    design = _make_design(kind, _check_stratify(None, n_units), size)
+    return _n_possible(design, kind, n_units)

@@ -1,6 +1,5 @@
 """Influence by differentiating the training runs themselves."""
 
-import math
 import warnings
 from numbers import Integral, Real
 
@@ -14,13 +13,15 @@ from sklearn.utils.validation import check_is_fitted
 
 from skattrib._torch_estimator import check_seeds, replay_error, unfrozen
 from skattrib._validation import as_tensor, memory_cap
-from skattrib.base import BaseAttributor, calibration_slope
+from skattrib._verdict import calibration_slope
+from skattrib.base import BaseAttributor
 from skattrib.engine._adjoint import check_differentiable
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._training import train
 from skattrib.evaluation import make_weightings
 from skattrib.evaluation._models import trained_models
 from skattrib.evaluation._trainer import Trainer
+from skattrib.evaluation._weightings import count_weightings
 from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
 from skattrib.influence._aggregation import AGGREGATIONS, aggregate, exploding
 from skattrib.influence._run_diagnosis import (
@@ -306,15 +307,10 @@ class AdamWInfluence(BaseAttributor):
         n, p = self.n_units_, self.inclusion_
         if p == 1:
             return np.ones((1, n))
-        n_runs = self.n_trajectories
-        if n < 20:  # so few units have so few subsets
-            n_runs = min(n_runs, 2**n - 2 if p != 0.5 else _n_halves(n))
+        kind = "antithetic" if p == 0.5 else "bernoulli"
+        n_runs = min(self.n_trajectories, count_weightings(n, p, kind))
         present = make_weightings(
-            n,
-            n_runs,
-            size=p,
-            kind="antithetic" if p == 0.5 else "bernoulli",
-            random_state=self._fit_seed,
+            n, n_runs, size=p, kind=kind, random_state=self._fit_seed
         )
         return np.where(present, 1.0, _ABSENT)
 
@@ -493,11 +489,6 @@ class AdamWInfluence(BaseAttributor):
         directions = as_tensor(self._unit_weightings(held), problem.X)
         weights = self._own_run.weights[0].to(problem.X)
         return removal_errors(problem, weights, directions, retrain=retrain)
-
-
-def _n_halves(n):
-    """Return how many halves there are, each with its complement."""
-    return math.comb(n, n // 2) * (1 + n % 2)
 
 
 def _check_reproduced(problem, recipe, weights, own):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import Any
 
 import torch
 from sklearn.utils import Bunch
 from torch import Tensor
 
+from skattrib._verdict import judged
 from skattrib.engine._functional import chunks
 from skattrib.engine._linearized import LinearizedModel
-from skattrib.exceptions import FaithfulnessWarning
 
 _N_STEPS = 16
 # Past these the verdict is bad.
@@ -89,15 +88,8 @@ def verdict(
         (good if lds >= _LDS_LIMIT else bad).append(
             f"retrained outcomes rank with {lds:.2f} and move {slope:.2f} times as far"
         )
-    sentence = (
-        f"Do not trust: {'; '.join(bad)}." if bad else f"{trust}: {'; '.join(good)}."
-    )
-    if slope is None and not bad and recorded:
-        sentence += " Pass n_retrainings to compare with real retraining."
-    if bad:
-        warnings.warn(sentence, FaithfulnessWarning, stacklevel=3)
-    return Bunch(
-        **{"leverage": None, **found, **calibration},
-        trustworthy=not bad,
-        verdict=sentence,
-    )
+    hint = ""
+    if slope is None and recorded:
+        hint = " Pass n_retrainings to compare with real retraining."
+    figures = {"leverage": None, **found, **calibration}
+    return judged(figures, bad, good, trust, hint)

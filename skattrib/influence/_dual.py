@@ -277,10 +277,7 @@ class DualInfluence(BaseAttributor):
         )
         self.solver_, self.solver_reason_ = member.plan.solver, member.plan.reason
         self.metric_ = member.metric
-        if self.verbose:
-            print(  # noqa: T201
-                f"[DualInfluence] solver {self.solver_}: {self.solver_reason_}"
-            )
+        self._say(f"solver {self.solver_}: {self.solver_reason_}")
         return member
 
     def _calibrate_ridge(self):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from skattrib._torch_estimator import _Problem
 from skattrib._validation import memory_cap
+from skattrib._verdict import judged
 from skattrib.engine._tangent import tangents
 from skattrib.engine._training import train_stack
 from skattrib.exceptions import FaithfulnessWarning
@@ -120,9 +121,4 @@ def run_verdict(found: Bunch, *, at_full_data: bool) -> Bunch:
         good.append(f"weights after real removals are missed by {split.exact:.0%}")
         if split.exact > _SECOND_ORDER_LIMIT:
             trust = "Trust the order, not the size"
-    sentence = (
-        f"Do not trust: {'; '.join(bad)}." if bad else f"{trust}: {', '.join(good)}."
-    )
-    if bad:
-        warnings.warn(sentence, FaithfulnessWarning, stacklevel=3)
-    return Bunch(**found, trustworthy=not bad, verdict=sentence)
+    return judged(found, bad, good, trust)

@@ -1,10 +1,6 @@
 """How far to trust similarities."""
 
-import warnings
-
-from sklearn.utils import Bunch
-
-from skattrib.exceptions import FaithfulnessWarning
+from skattrib._verdict import judged
 
 #: Residuals of smaller norm are mostly rounding.
 VANISHING = 1e-6
@@ -27,9 +23,4 @@ def retrieval_verdict(found):
     if found.lds is not None:
         text = f"retrained outcomes rank with {found.lds:.2f}"
         (bad if found.lds < _LDS_LIMIT else good).append(text)
-    sentence = (
-        f"Do not trust: {'; '.join(bad)}." if bad else f"Trust: {', '.join(good)}."
-    )
-    if bad:
-        warnings.warn(sentence, FaithfulnessWarning, stacklevel=3)
-    return Bunch(**found, trustworthy=not bad, verdict=sentence)
+    return judged(found, bad, good)

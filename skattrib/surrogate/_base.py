@@ -120,10 +120,7 @@ class SurrogateAttributor(BaseAttributor):
             )
         rows = self._unit_weightings(self.weights_)
         data = (self.X_train_, self.y_train_, self._row_weights, rows)
-        if self.verbose:
-            print(  # noqa: T201
-                f"[{type(self).__name__}] {len(rows)} subsets by {self.estimation_}"
-            )
+        self._say(f"{len(rows)} subsets by {self.estimation_}")
         if self.estimation_ == "gradient":
             self._source = LinearizedSubsets(
                 self.estimator_,

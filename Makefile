@@ -4,6 +4,7 @@
 #   make test      fast tests and doctests, two workers, with coverage
 #   make test-slow the tests that take more than 5 s
 #   make test-language  those on a real language model, with the extra "language"
+#   make test-gpu  those that compare a GPU with the CPU
 #   make lint      style and spelling (docstrings are validated by the tests)
 #   make types     mypy on the typed subpackages
 #   make docs      the manual, with the gallery run: doc/_build/html
@@ -16,7 +17,7 @@ PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 # One thread per worker: more would only compete for the same cores.
 TEST_ENV = OMP_NUM_THREADS=1 SCIPY_ARRAY_API=1
 
-.PHONY: install test test-slow test-language lint types docs bench
+.PHONY: install test test-slow test-language test-gpu lint types docs bench
 
 install: .venv/bin/python
 	.venv/bin/python -m pip install -c constraints.txt -e ".[dev]"
@@ -28,10 +29,13 @@ test:
 	$(TEST_ENV) $(PYTHON) -m pytest -n 2 --dist worksteal --cov $(TESTFLAGS)
 
 test-slow:
-	$(TEST_ENV) $(PYTHON) -m pytest -m "slow and not language" $(TESTFLAGS)
+	$(TEST_ENV) $(PYTHON) -m pytest -m "slow and not language and not gpu" $(TESTFLAGS)
 
 test-language:
 	$(TEST_ENV) HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -m language $(TESTFLAGS)
+
+test-gpu:
+	$(TEST_ENV) $(PYTHON) -m pytest -m gpu $(TESTFLAGS)
 
 lint:
 	$(PYTHON) -m ruff check .

@@ -9,6 +9,7 @@
 #   make types     mypy on the typed subpackages
 #   make docs      the manual, with the gallery run: doc/_build/html
 #   make bench     one benchmark: make bench NAME=...
+#   make peers     .peers/: environments of the packages that are compared with
 #
 # PYTHON=... chooses the interpreter. TESTFLAGS=... is passed on to pytest, as in
 # make test TESTFLAGS='--no-cov tests/test_layers.py'
@@ -17,7 +18,7 @@ PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 # One thread per worker: more would only compete for the same cores.
 TEST_ENV = OMP_NUM_THREADS=1 SCIPY_ARRAY_API=1
 
-.PHONY: install test test-slow test-language test-gpu lint types docs bench
+.PHONY: install test test-slow test-language test-gpu lint types docs bench peers
 
 install: .venv/bin/python
 	.venv/bin/python -m pip install -c constraints.txt -e ".[dev]"
@@ -53,3 +54,17 @@ docs:
 bench:
 	@test -n "$(NAME)" || { echo 'make bench NAME=..., with a module of benchmarks/'; exit 2; }
 	$(PYTHON) -m benchmarks.$(NAME)
+
+REQUIREMENTS = benchmarks/peers/requirements
+PEERS = $(filter-out %.no-deps,$(basename $(notdir $(wildcard $(REQUIREMENTS)/*.txt))))
+
+peers: $(PEERS:%=.peers/%/installed)
+
+.peers/%/installed: $(REQUIREMENTS)/%.txt
+	python3 -m venv .peers/$*
+	.peers/$*/bin/python -m pip install -r $<
+	@# what must come without its requirements
+	if test -f $(REQUIREMENTS)/$*.no-deps.txt; then \
+	  .peers/$*/bin/python -m pip install --no-deps -r $(REQUIREMENTS)/$*.no-deps.txt; \
+	fi
+	touch $@

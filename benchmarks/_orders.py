@@ -1,0 +1,154 @@
+"""Hand a trained network to the peers in `benchmarks/peers` and read their scores.
+
+They live in environments of their own under ``.peers/``, which ``make peers`` builds;
+``PEERS`` names another folder. The files are described in ``peers/_order.py``.
+"""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from skattrib.engine._functional import FunctionalModule, Loss
+from skattrib.engine._training import train
+
+SCRIPTS = Path(__file__).parent / "peers"
+PEERS = Path(os.environ.get("PEERS", SCRIPTS.parents[1] / ".peers"))
+#: script: environment, None for this one
+ENVIRONMENTS = {
+    "run_baselines": None,
+    "run_skattrib": None,
+    "run_dattri": "torch",
+    "run_pydvl": "pydvl",
+    "run_captum": "torch",
+    "run_kronfluence": "torch",
+    "run_traker": "torch",
+    "run_pyinfluence": "torch",
+}
+
+
+def write_order(path, estimator, X, y, X_query, y_query):
+    """Write a fitted TorchClassifier or TorchRegressor and its data to a file.
+
+    The network must be the one that ``hidden_layer_sizes`` builds; ``X`` and ``y`` are
+    those of ``fit``, in float32. The network after each epoch comes from repeating the
+    run, whatever ``estimator.record`` is.
+    """
+    if estimator.module is not None:
+        raise ValueError("peers build the network of hidden_layer_sizes: module=None.")
+    X, X_query = (np.asarray(rows, dtype=np.float32) for rows in (X, X_query))
+    rows = torch.tensor(X)
+    targets = estimator._targets(y, rows)
+    checkpoints, rates = _epochs(estimator, rows, targets)
+    state = estimator.module_.state_dict()
+    for name, value in state.items():
+        if not torch.equal(checkpoints[-1][name], value):
+            raise ValueError("X and y are not those that the estimator was fitted on.")
+    weights = [value for value in state.values() if value.ndim == 2]
+    options = {
+        "task": estimator._task,
+        "layers": [X.shape[1], *(len(w) for w in weights)],
+        "activation": estimator.activation,
+        "random_state": int(estimator.random_state or 0),
+        "estimator": estimator.get_params(),
+    }
+    arrays = {f"state/{k}": v.numpy() for k, v in state.items()}
+    for i, checkpoint in enumerate(checkpoints):
+        arrays |= {f"checkpoint/{i}/{k}": v.numpy() for k, v in checkpoint.items()}
+    np.savez(
+        path,
+        X=X,
+        y=targets.numpy(),
+        X_query=X_query,
+        y_query=estimator._targets(y_query, rows).numpy(),
+        rates=rates,
+        options=json.dumps(options),
+        **arrays,
+    )
+
+
+def _epochs(estimator, X, targets):
+    """Return the parameters after each epoch, by name, and their learning rates."""
+    record = estimator.trajectory_
+    recipe = record.recipe
+    n_epochs = estimator.max_epochs
+    per_epoch = recipe.n_steps // n_epochs
+    ends = [per_epoch * (i + 1) for i in range(n_epochs)]
+    model = FunctionalModule(copy.deepcopy(estimator.module_))
+    loss, weights = Loss(estimator._task), record.row_weights[None]
+    states = train(model, loss, recipe, X, targets, weights, keep=ends).states
+    checkpoints = [model.unflatten(states[t].params[0].detach()) for t in ends]
+    return checkpoints, [float(recipe.learning_rates[t - 1]) for t in ends]
+
+
+def _interpreter(script):
+    environment = ENVIRONMENTS[script]
+    if environment is None:
+        return Path(sys.executable)
+    return PEERS / environment / "bin" / "python"
+
+
+def _call(script, *arguments):
+    return subprocess.run(
+        [str(_interpreter(script)), str(SCRIPTS / f"{script}.py"), *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"},
+    )
+
+
+def list_peers():
+    """Say which peers can run.
+
+    Returns
+    -------
+    settings : dict
+        (script, method) → list of settings, the default first.
+    missing : dict
+        script → why it cannot run.
+    """
+    settings, missing = {}, {}
+    for script, environment in ENVIRONMENTS.items():
+        if not _interpreter(script).exists():
+            missing[script] = f"no environment {environment!r}: make peers"
+            continue
+        try:
+            # what a package prints when it is imported comes before
+            answer = _call(script, "--list").stdout.splitlines()[-1]
+        except subprocess.CalledProcessError as error:
+            missing[script] = (error.stderr.strip().splitlines() or ["failed"])[-1]
+            continue
+        for method, tried in json.loads(answer).items():
+            settings[script, method] = tried
+    return settings, missing
+
+
+def run_peer(script, method, order_path, settings=None):
+    """Run a method of a peer with each of its settings, or with those given.
+
+    Returns
+    -------
+    dict
+        scores (n_settings, q, n), seconds, peak (n_settings,), yardstick (float),
+        settings and errors (lists); see ``peers/_order.py``.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "scores.npz"
+        try:
+            chosen = [] if settings is None else [json.dumps(settings)]
+            _call(script, str(Path(order_path).resolve()), str(target), method, *chosen)
+        except subprocess.CalledProcessError as error:
+            raise RuntimeError(f"{script} {method} failed:\n{error.stderr}") from error
+        with np.load(target) as file:
+            found = dict(file)
+    found["yardstick"] = float(found["yardstick"])
+    for name in ("settings", "errors"):
+        found[name] = json.loads(str(found[name]))
+    return found

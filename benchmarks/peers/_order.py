@@ -1,0 +1,267 @@
+"""What every peer's script shares: reading an order, measuring, writing scores.
+
+A script is run by the interpreter of an environment that has the peer and numpy:
+
+    python run_X.py ORDER.npz SCORES.npz METHOD [SETTINGS]
+    python run_X.py --list
+
+``--list`` prints JSON, method → settings, of which the first is the package's default
+and the others are the grid that it is tuned over; a setting overrides the default. ``SETTINGS`` is a JSON list of others.
+
+ORDER.npz holds ``X, y, X_query, y_query`` (float32 rows; int64 class codes, or float32
+targets (n, 1)), the trained network as ``state/<parameter>``, the network after each
+epoch as ``checkpoint/<i>/<parameter>`` with its learning rate in ``rates``, and
+``options`` as JSON: task, layers, activation, random_state, and the parameters of the
+`estimator` that trained it. The network is
+``Sequential(Linear, activation, ..., Linear)``; its loss is the cross-entropy, or half
+the squared error.
+
+SCORES.npz holds, per setting, ``scores`` (q, n), ``seconds`` and ``peak``, and
+``yardstick``, ``settings`` and ``errors`` as JSON:
+
+- scores are positive where a training row raises the query's log-likelihood (−½ error²
+  in regression); NaN where the setting failed, and then its error is not null.
+- seconds are CPU seconds of the process with its threads and children, of all that the
+  package does for the setting, without imports: every method is first run once on a
+  few rows, and that is not counted.
+- peak is the largest resident memory while it ran, minus that before, in bytes.
+- yardstick is CPU seconds of one pass of per-row gradients over the training rows.
+"""
+
+import ctypes
+import gc
+import json
+import random
+import resource
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+
+ACTIVATIONS = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "identity": nn.Identity,
+}
+#: rows, queries and checkpoints of the run that is not counted
+WARM_UP = (96, 3, 2)
+SAMPLING_SECONDS = 0.002
+
+
+@dataclass(frozen=True)
+class Order:
+    """A trained network with its data, and what is asked of the peer."""
+
+    X: torch.Tensor
+    y: torch.Tensor
+    X_query: torch.Tensor
+    y_query: torch.Tensor
+    state: dict
+    checkpoints: list
+    rates: list
+    task: str
+    layers: list
+    activation: str
+    random_state: int
+    #: parameters of the estimator that trained it
+    estimator: dict
+
+    @property
+    def train(self):
+        return self.X, self.y
+
+    @property
+    def queries(self):
+        return self.X_query, self.y_query
+
+    @property
+    def classifies(self):
+        return self.task == "classification"
+
+    def network(self, state=None):
+        """Return a new network with the trained parameters, or with others."""
+        layers = []
+        for n_in, n_out in pairwise(self.layers):
+            layers += [nn.Linear(n_in, n_out), ACTIVATIONS[self.activation]()]
+        net = nn.Sequential(*layers[:-1])
+        net.load_state_dict(self.state if state is None else state)
+        return net.eval()
+
+    def loss(self, outputs, targets, reduction="sum"):
+        """Return the loss of a batch; with reduction="none" that of each row."""
+        if self.classifies:
+            return nn.functional.cross_entropy(outputs, targets, reduction=reduction)
+        losses = 0.5 * (outputs - targets).square().sum(-1)
+        return losses if reduction == "none" else getattr(losses, reduction)()
+
+    def head(self, n_rows, n_queries, n_checkpoints):
+        """Return an order of the first rows."""
+        return replace(
+            self,
+            X=self.X[:n_rows],
+            y=self.y[:n_rows],
+            X_query=self.X_query[:n_queries],
+            y_query=self.y_query[:n_queries],
+            checkpoints=self.checkpoints[:n_checkpoints],
+            rates=self.rates[:n_checkpoints],
+        )
+
+
+def read_order(path):
+    with np.load(path) as file:
+        arrays = dict(file)
+    options = json.loads(str(arrays["options"]))
+    data = {k: torch.tensor(arrays[k]) for k in ("X", "y", "X_query", "y_query")}
+    state, checkpoints = {}, [{} for _ in arrays["rates"]]
+    for name, value in arrays.items():
+        if name.startswith("state/"):
+            state[name[6:]] = torch.tensor(value)
+        elif name.startswith("checkpoint/"):
+            _, i, parameter = name.split("/")
+            checkpoints[int(i)][parameter] = torch.tensor(value)
+    rates = arrays["rates"].tolist()
+    return Order(**data, state=state, checkpoints=checkpoints, rates=rates, **options)
+
+
+def seed_everything(seed):
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+# -------------------------------------------------------------------- measuring
+def cpu_seconds():
+    """Return those of this process, its threads and its finished children."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def resident_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+class Meter:
+    """Measure a block: `seconds` of CPU, and `peak`, extra bytes of memory."""
+
+    def __enter__(self):
+        gc.collect()
+        # what was freed before must not hide what is taken now
+        ctypes.CDLL(None).malloc_trim(0)
+        self._stop = threading.Event()
+        self._before = self._most = resident_bytes()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        self._start = cpu_seconds()
+        return self
+
+    def _sample(self):
+        while not self._stop.wait(SAMPLING_SECONDS):
+            self._most = max(self._most, resident_bytes())
+
+    def __exit__(self, *error):
+        self.seconds = cpu_seconds() - self._start
+        self._most = max(self._most, resident_bytes())
+        self._stop.set()
+        self._thread.join()
+        self.peak = self._most - self._before
+
+
+def yardstick(order, chunk=256, repeats=5):
+    """Return CPU seconds of one pass of per-row gradients over the training rows."""
+    net = order.network()
+    params = {k: v.detach() for k, v in net.named_parameters()}
+
+    def row_loss(params, x, y):
+        return order.loss(functional_call(net, params, (x[None],)), y[None])
+
+    gradients = vmap(grad(row_loss), in_dims=(None, 0, 0))
+    batches = list(zip(order.X.split(chunk), order.y.split(chunk), strict=True))
+    times = []
+    for _ in range(repeats + 1):
+        start = time.process_time()
+        for batch in batches:
+            gradients(params, *batch)
+        times.append(time.process_time() - start)
+    return min(times[1:])
+
+
+# ---------------------------------------------------------------------- running
+def first_line(error):
+    text = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {text[0]}"
+
+
+def checked(scores, order):
+    """Return scores as float32 (q, n); raise if they are none."""
+    scores = torch.as_tensor(scores).detach().to(torch.float32).numpy()
+    shape = (len(order.X_query), len(order.X))
+    if scores.shape != shape:
+        raise ValueError(f"scores of shape {scores.shape}, not {shape}")
+    if not np.isfinite(scores).all():
+        raise ValueError("scores that are not finite")
+    return scores
+
+
+def run(method, settings, order):
+    """Return what SCORES.npz holds."""
+    shape = (len(order.X_query), len(order.X))
+    found = {
+        "scores": np.full((len(settings), *shape), np.nan, dtype=np.float32),
+        "seconds": np.full(len(settings), np.nan),
+        "peak": np.full(len(settings), np.nan),
+        "yardstick": yardstick(order),
+    }
+    errors = [None] * len(settings)
+    for i, setting in enumerate(settings):
+        seed_everything(order.random_state)
+        prepare = getattr(method, "prepare", None)
+        if prepare is not None:
+            prepare(order)
+        if i == 0:
+            try:
+                method(order.head(*WARM_UP), **setting)
+            except Exception:
+                pass  # a few rows may be too few; the errors of all rows are told
+            seed_everything(order.random_state)
+        meter = Meter()
+        try:
+            with meter:
+                scores = method(order, **setting)
+            found["scores"][i] = checked(scores, order)
+        except Exception as error:
+            traceback.print_exc()
+            errors[i] = first_line(error)
+        found["seconds"][i], found["peak"][i] = meter.seconds, meter.peak
+    return found | {"settings": json.dumps(settings), "errors": json.dumps(errors)}
+
+
+def grid(name, default, values):
+    """Return the settings of one parameter: the default ({} if None) and others."""
+    first = {} if default is None else {name: default}
+    return [first] + [{name: v} for v in values if v != default]
+
+
+def main(methods):
+    """Answer the command line; ``methods`` maps names to (function, settings).
+
+    A function takes an order and a setting and returns scores (q, n). What its
+    `prepare` does with the order, if it has one, is not counted.
+    """
+    if sys.argv[1:] == ["--list"]:
+        print(json.dumps({name: settings for name, (_, settings) in methods.items()}))
+        return
+    source, target, name = sys.argv[1:4]
+    function, settings = methods[name]
+    if sys.argv[4:]:
+        settings = json.loads(sys.argv[4])
+    np.savez(target, **run(function, settings, read_order(source)))

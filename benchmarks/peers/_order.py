@@ -130,9 +130,10 @@ def read_order(path):
 
 
 def seed_everything(seed):
+    """Seed the global generators: in this process they are the peer's."""
     random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002, TID251
+    torch.manual_seed(seed)  # noqa: TID251
 
 
 # -------------------------------------------------------------------- measuring

@@ -87,12 +87,13 @@ def _interpreter(script):
     return PEERS / ENVIRONMENTS[script] / "bin" / "python"
 
 
-def _call(script, *arguments):
+def _call(script, *arguments, timeout=None):
     return subprocess.run(
         [str(_interpreter(script)), str(SCRIPTS / f"{script}.py"), *arguments],
         check=True,
         capture_output=True,
         text=True,
+        timeout=timeout,
         env=os.environ | {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"},
     )
 
@@ -123,8 +124,11 @@ def list_peers():
     return settings, missing
 
 
-def run_peer(script, method, order_path):
+def run_peer(script, method, order_path, timeout=None):
     """Run a method of a peer with each of its settings.
+
+    If it dies, or takes longer than ``timeout`` seconds, the settings that it got to
+    count, and the others have an error.
 
     Returns
     -------
@@ -135,9 +139,11 @@ def run_peer(script, method, order_path):
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "scores.npz"
         try:
-            _call(script, str(Path(order_path).resolve()), str(target), method)
-        except subprocess.CalledProcessError as error:
-            raise RuntimeError(f"{script} {method} failed:\n{error.stderr}") from error
+            order = str(Path(order_path).resolve())
+            _call(script, order, str(target), method, timeout=timeout)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            if not target.exists():
+                raise RuntimeError(f"{error}\n{error.stderr}") from error
         with np.load(target) as file:
             found = dict(file)
     found["yardstick"] = float(found["yardstick"])

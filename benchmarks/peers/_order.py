@@ -18,18 +18,23 @@ the squared error.
 SCORES.npz holds, per setting, ``scores`` (q, n), ``seconds`` and ``peak``, and
 ``yardstick``, ``settings`` and ``errors`` as JSON:
 
+- it is written again after each setting; those still to come have the error "not
+  reached".
 - scores are positive where a training row raises the query's log-likelihood (−½ error²
   in regression); NaN where the setting failed, and then its error is not null.
 - seconds are CPU seconds of the process with its threads and children, of all that the
   package does for the setting, without imports: every method is first run once on a
   few rows, and that is not counted.
-- peak is the largest resident memory while it ran, minus that before, in bytes.
+- peak is the largest resident memory while it ran, minus that before, in bytes. What
+  the allocator kept of an earlier setting is not seen: the largest of the settings is
+  what a method takes.
 - yardstick is CPU seconds of one pass of per-row gradients over the training rows.
 """
 
 import ctypes
 import gc
 import json
+import os
 import random
 import resource
 import sys
@@ -211,7 +216,7 @@ def checked(scores, order):
 
 
 def run(method, settings, order):
-    """Return what SCORES.npz holds."""
+    """Yield what SCORES.npz holds, after each setting."""
     shape = (len(order.X_query), len(order.X))
     found = {
         "scores": np.full((len(settings), *shape), np.nan, dtype=np.float32),
@@ -219,7 +224,7 @@ def run(method, settings, order):
         "peak": np.full(len(settings), np.nan),
         "yardstick": yardstick(order),
     }
-    errors = [None] * len(settings)
+    errors = ["not reached"] * len(settings)
     for i, setting in enumerate(settings):
         seed_everything(order.random_state)
         if i == 0:
@@ -232,12 +237,12 @@ def run(method, settings, order):
         try:
             with meter:
                 scores = method(order, **setting)
-            found["scores"][i] = checked(scores, order)
+            found["scores"][i], errors[i] = checked(scores, order), None
         except Exception as error:
             traceback.print_exc()
             errors[i] = first_line(error)
         found["seconds"][i], found["peak"][i] = meter.seconds, meter.peak
-    return found | {"settings": json.dumps(settings), "errors": json.dumps(errors)}
+        yield found | {"settings": json.dumps(settings), "errors": json.dumps(errors)}
 
 
 def grid(name, default, values):
@@ -256,4 +261,7 @@ def main(methods):
         return
     source, target, name = sys.argv[1:]
     function, settings = methods[name]
-    np.savez(target, **run(function, settings, read_order(source)))
+    for found in run(function, settings, read_order(source)):
+        # whole at any time, if a later setting is too much for the machine
+        np.savez(f"{target}.part.npz", **found)
+        os.replace(f"{target}.part.npz", target)

@@ -142,7 +142,7 @@ METHODS = {
     ),
     "DataInf": (
         using(IFAttributorDataInf),
-        grid("regularization", None, [*DAMPINGS, 10.0]),
+        grid("regularization", None, [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]),
     ),
     "EK-FAC": (
         using(IFAttributorEKFAC),
@@ -157,7 +157,7 @@ METHODS = {
             *[
                 {"regularization": r, "proj_dim": d}
                 for d in (128, 2048)
-                for r in (1e-2, 1e-1)
+                for r in (1e-2, 1e-1, 1.0)
             ],
         ],
     ),

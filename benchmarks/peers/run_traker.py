@@ -43,9 +43,12 @@ METHODS = {
             SINGLE,
             *[
                 SINGLE | {"lambda_reg": r}
-                for r in (1e-1, 1.0, 10.0, 100.0, 300.0, 1e3, 3e3, 1e4)
+                for r in (1.0, 10.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
             ],
-            *[SINGLE | {"lambda_reg": r, "proj_dim": 512} for r in (10.0, 100.0, 1e3)],
+            *[
+                SINGLE | {"lambda_reg": r, "proj_dim": 512}
+                for r in (10.0, 100.0, 1e3, 1e4)
+            ],
         ],
     ),
 }

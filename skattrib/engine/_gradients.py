@@ -59,7 +59,7 @@ class LayerGradients:
         """Numbers held."""
         return self.inputs.numel() + self.signals.numel()
 
-    def of_rows(self, rows: slice) -> LayerGradients:
+    def of_rows(self, rows: slice | Tensor) -> LayerGradients:
         """Return the factors of some rows."""
         return LayerGradients(self.names, self.inputs[rows], self.signals[rows])
 
@@ -135,6 +135,15 @@ class RowGradients:
         self.layer_scales = [
             None if columns is None else layer.from_columns(columns) for layer in layers
         ]
+
+    def of_rows(self, rows: slice | Tensor) -> RowGradients:
+        """Return the gradients of some rows."""
+        out = copy.copy(self)
+        out.layers = [layer.of_rows(rows) for layer in self.layers]
+        out.rest = {name: value[rows] for name, value in self.rest.items()}
+        some = torch.arange(self.shape[0])[rows]
+        out.shape = len(some), self.shape[1]
+        return out
 
     @property
     def n_params(self) -> int:

@@ -12,6 +12,7 @@ damping of the *mean* loss of the kept rows; ``"fixed"``: λ = ridge · Σs and 
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Literal, cast
@@ -23,7 +24,7 @@ from torch import Tensor
 from skattrib.engine._functional import FunctionalModule, Loss
 from skattrib.engine._gradients import RowGradients, row_gradients
 from skattrib.engine._kernel import kernel_block
-from skattrib.engine._projection import Projector
+from skattrib.engine._projection import LandmarkProjector, Projector
 from skattrib.engine._row_spaces import DualSpace, MatrixFreeSpace
 from skattrib.engine._solvers import Factor, largest_eigenvalue
 from skattrib.engine._spaces import (
@@ -74,6 +75,9 @@ class LinearizedModel:
     project : callable or None
         Takes the gradients of the training rows and returns the subspace to stay in;
         for the primal solver only.
+    landmarks : int Tensor of shape (m,) or None
+        Rows in the span of which the solver "nystroem" stays, and which precondition
+        "cg".
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class LinearizedModel:
         kernel_cache: Callable[[Callable[[], Tensor]], Tensor] = lambda build: build(),
         stationary: bool = True,
         project: Callable[[RowGradients], Projector] | None = None,
+        landmarks: Tensor | None = None,
     ) -> None:
         self.model, self.loss, self.targets = model, loss, targets
         self.weights, self.scale, self.ridge = weights, scale, ridge
@@ -99,20 +104,43 @@ class LinearizedModel:
         self.stationary = stationary
         self.outputs, gradients = row_gradients(model, X, scale, memory_bytes)
         self._per_query = gradients.n_numbers // max(1, len(X))
-        self.projector = None if project is None else project(gradients)
         self.residuals = loss.residuals(self.outputs, targets)
         self.roots = loss.hessian_root(self.outputs).contiguous()
+        self.projector = None if project is None else project(gradients)
+        if solver == "nystroem" and landmarks is not None:
+            self.projector = LandmarkProjector(gradients, landmarks, memory_bytes)
+        self._gradients = gradients if solver == "nystroem" else None
         self.space: Space
-        gradients = self._coordinates(gradients)
-        if solver == "primal":
-            self.space = PrimalSpace(gradients, self.roots, weights, memory_bytes)
+        coordinates = self._coordinates(gradients)
+        if self.projector is not None or solver == "primal":
+            self.space = PrimalSpace(coordinates, self.roots, weights, memory_bytes)
         elif solver == "dual":
             kernel = kernel_cache(
                 lambda: kernel_block(gradients, gradients, memory_bytes)
             )
             self.space = DualSpace(gradients, self.roots, weights, memory_bytes, kernel)
         else:
-            self.space = MatrixFreeSpace(gradients, self.roots, weights, memory_bytes)
+            self.space = self._matrix_free(gradients, landmarks)
+
+    def _matrix_free(
+        self, gradients: RowGradients, landmarks: Tensor | None
+    ) -> MatrixFreeSpace:
+        features = None
+        if landmarks is not None and len(landmarks):
+            near = LandmarkProjector(gradients, landmarks, self.memory_bytes)
+            features = near.project(gradients).jacobian()
+        return MatrixFreeSpace(
+            gradients, self.roots, self.weights, self.memory_bytes, features
+        )
+
+    def without_projection(self) -> LinearizedModel:
+        """Return the same model in all of its parameters, by conjugate gradients."""
+        if self._gradients is None:
+            return self
+        exact = copy.copy(self)
+        exact.projector = exact._gradients = None
+        exact.space = self._matrix_free(self._gradients, None)
+        return exact
 
     # ------------------------------------------------------------- bookkeeping
     def _share(self, weights: Tensor) -> Tensor:
@@ -428,6 +456,9 @@ class LinearizedModel:
         return out
 
     def _gradient_norm(self, cotangents: Tensor) -> float:
+        if self._gradients is not None:
+            plain = self._gradients.vjp(cotangents[None])
+            return float((plain if self.scale is None else plain / self.scale).norm())
         gradient = self.space.gradient(cotangents.view(1, -1), self.weights, None)
         plain = self.space.parameters(gradient)
         if self.scale is not None:

@@ -17,6 +17,7 @@ from skattrib.engine._gradients import RowGradients
 from skattrib.engine._kernel import kernel_block
 from skattrib.engine._solvers import (
     Factor,
+    LowRankFactor,
     ShiftedSystem,
     add_diagonal,
     conjugate_gradient,
@@ -37,6 +38,8 @@ from skattrib.engine._spaces import (
 
 # Vectors that conjugate gradients hold for a right-hand side, at their peak.
 _CG_VECTORS = 16
+# From this share of the data on, that of all of it preconditions.
+_MOST = 0.75
 
 
 class RowSpace:
@@ -235,9 +238,30 @@ class DualSpace(ByIteration, RowSpace):
 
 
 class MatrixFreeSpace(BySubtraction, RowSpace):
-    """Solve in row coefficients by conjugate gradients, with K only as a product."""
+    """Solve in row coefficients by conjugate gradients, with K only as a product.
+
+    Parameters
+    ----------
+    features : Tensor of shape (n·C, r) or None
+        Their inner products come near the kernel: what they see of T preconditions
+        the solutions for most of the rows.
+    """
 
     name = "cg"
+
+    def __init__(
+        self,
+        gradients: RowGradients,
+        roots: Tensor,
+        weights: Tensor,
+        memory_bytes: float,
+        features: Tensor | None = None,
+    ) -> None:
+        super().__init__(gradients, roots, weights, memory_bytes)
+        self._near: LowRankFactor | None = None
+        if features is not None:
+            full = weighted_roots(roots, weights)
+            self._near = LowRankFactor(times(full, features, transpose=True))
 
     def kernel(self, rows: Tensor) -> Tensor:
         out, shape = torch.empty_like(rows), self.gradients.shape
@@ -285,11 +309,25 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
     ) -> Tensor:
         size = _CG_VECTORS * gradients.shape[1] * gradients.element_size()
         out = torch.empty_like(gradients)
-        for part in chunks(len(gradients), int(self._memory / (SHARE * size))):
-            some = roots if roots is self._roots else roots[part]
-            # a residual in these coordinates says little about the step: never loose
-            out[part] = self._solve(gradients[part], weights[part], some, shifts[part])
+        near = self._is_near(weights, roots)
+        for which, factor in [(near, self._near), (~near, None)]:
+            index = which.nonzero()[:, 0]
+            for part in chunks(len(index), int(self._memory / (SHARE * size))):
+                some = index[part]
+                own = roots if roots is self._roots else roots[some]
+                # a residual in these coordinates says little about the step: never
+                # loose
+                out[some] = self._solve(
+                    gradients[some], weights[some], own, shifts[some], factor
+                )
         return out
+
+    def _is_near(self, weights: Tensor, roots: Tensor) -> Tensor:
+        """Return which weightings (k,) leave T near that of all rows."""
+        if self._near is None or roots is not self._roots:
+            return torch.zeros_like(weights[:, 0], dtype=torch.bool)
+        much = weights.sum(dim=1) >= _MOST * self._weights.sum()
+        return much & (weights <= self._weights).all(dim=1)
 
     def _solve(
         self,
@@ -297,6 +335,7 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
         weights: Tensor,
         roots: Tensor,
         shifts: Tensor,
+        factor: LowRankFactor | None,
     ) -> Tensor:
         shape = (len(gradients), *self.gradients.shape)
         root, axes = weights.sqrt()[..., None], "kncd"[4 - roots.ndim :]
@@ -312,10 +351,16 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
         inner, outside = torch.zeros_like(gradients), gradients
         if roots is self._roots:
             inner, outside = self._split(gradients, weights)
+        def precondition(v: Tensor) -> Tensor:
+            return v if factor is None else factor.solve(v, shifts, kept)
+
+        kept = (weights / self._weights).nan_to_num().sqrt()
+        kept = kept.repeat_interleave(shape[2], dim=1)
         right = backward(self.kernel(outside)) / shifts[:, None] - inner
         solved = conjugate_gradient(
             lambda v: shifts[:, None] * v + backward(self.kernel(forward(v))),
             right,
+            precondition=precondition,
             tol=EXACT,
         )
         return forward(solved) - outside / shifts[:, None]

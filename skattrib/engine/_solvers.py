@@ -43,11 +43,10 @@ class Factor:
         """Return A⁻¹ rhs, rhs (..., N, k)."""
         return torch.cholesky_solve(rhs.to(self._lower), self._lower).to(self._dtype)
 
-    def half_solve(self, rhs: Tensor) -> Tensor:
-        """Return V with VᵀV = rhsᵀ A⁻¹ rhs."""
-        out = torch.linalg.solve_triangular(
-            self._lower, rhs.to(self._lower), upper=False
-        )
+    def half_solve(self, rhs: Tensor, transpose: bool = False) -> Tensor:
+        """Return V = L⁻¹ rhs with VᵀV = rhsᵀ A⁻¹ rhs, or L⁻ᵀ rhs."""
+        half = self._lower.mT if transpose else self._lower
+        out = torch.linalg.solve_triangular(half, rhs.to(half), upper=transpose)
         return out.to(self._dtype)
 
 
@@ -116,6 +115,30 @@ def principal_directions(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values[:rank], vectors[:, :rank]
 
 
+class LowRankFactor:
+    """Solves U diag(e) Uᵀ + shift·I, which stands in for A + shift·I.
+
+    Parameters
+    ----------
+    half : Tensor of shape (N, r)
+        With half·halfᵀ near A.
+    """
+
+    def __init__(self, half: Tensor) -> None:
+        values, vectors = principal_directions(half.T @ half)
+        self._values, self._vectors = values, half @ (vectors / values.sqrt())
+
+    def solve(self, rhs: Tensor, shifts: Tensor, shares: Tensor) -> Tensor:
+        """Return about shift · (D A D + shift·I)⁻¹ rhs for rows rhs (m, N).
+
+        D = diag(shares) (m, N), of numbers in [0, 1]. The inverse is exact where they
+        are 1, and positive definite always.
+        """
+        inner = (rhs * shares) @ self._vectors
+        inner *= self._values / (self._values + shifts[:, None])
+        return rhs - shares * (inner @ self._vectors.T)
+
+
 def largest_eigenvalue(matrices: Tensor) -> Tensor:
     """Return the largest eigenvalue (...) of symmetric matrices (..., N, N)."""
     return torch.linalg.eigvalsh((matrices + matrices.mT) / 2)[..., -1]
@@ -139,6 +162,7 @@ def conjugate_gradient(
     matvec: Callable[[Tensor], Tensor],
     rhs: Tensor,
     *,
+    precondition: Callable[[Tensor], Tensor] = lambda v: v,
     tol: float = 1e-11,
     max_iter: int = 2000,
 ) -> Tensor:
@@ -149,15 +173,22 @@ def conjugate_gradient(
     matvec : callable
         Maps (m, N) to (m, N), each row by its own A.
     rhs : Tensor of shape (m, N)
+    precondition : callable
+        Almost inverts each A; symmetric positive definite.
     tol : float
-        Relative residual at which a row is done; what the dtype cannot reach is
-        not asked for.
+        Relative residual, in the norm of the preconditioner, at which a row is done;
+        what the dtype cannot reach is not asked for.
     max_iter : int
         A `ConvergenceWarning` says when it was not enough.
     """
     tol = max(tol, 10 * torch.finfo(rhs.dtype).eps)
     x, worst = _descend(
-        lambda v, _: matvec(v), rhs, lambda v, _: v, lambda v: v, tol, max_iter
+        lambda v, _: matvec(v),
+        rhs,
+        lambda v, _: precondition(v),
+        lambda v: v,
+        tol,
+        max_iter,
     )
     if worst > 1:
         warnings.warn(

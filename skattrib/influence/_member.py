@@ -1,5 +1,6 @@
 """One trained model and its tangent: predictions and attributions."""
 
+import copy
 from functools import partial
 
 import numpy as np
@@ -21,12 +22,22 @@ from skattrib.influence._projection import make_projector
 from skattrib.influence._ridge import RidgeRule, choose_metric, choose_rule
 
 
+# Units solved for exactly, to learn what an approximation misses.
+_N_EXACT = 8
+
+
 def _cached_kernel(memory, estimator, X, scale, build):
     if memory is None:
         return build()
     key = digest("kernel", estimator.module_, X, scale)
     kernel = cached_array(as_memory(memory), key, lambda: build().cpu().numpy())
     return torch.tensor(kernel, device=X.device)
+
+
+def _landmarks(n_rows, n_landmarks, seed, device):
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(n_rows, generator=generator)[:n_landmarks]
+    return drawn.sort().values.to(device)
 
 
 class WithoutEach:
@@ -64,7 +75,7 @@ class Member:
         Damping, as `choose_rule` takes it.
     metric : {"optimizer", "identity"}
     regularization : {"per_sample", "fixed"}
-    solver : {"auto", "primal", "dual", "cg"}
+    solver : {"auto", "primal", "dual", "cg", "nystroem"}
     memory : str, joblib.Memory or None
     stationary : bool
         Whether to subtract the gradient that training left.
@@ -72,6 +83,8 @@ class Member:
         Subspace of the parameters to stay in, as `make_projector` takes it.
     n_steps : int
         Steps that the caller will keep.
+    seed : int
+        Draws the landmarks of the solvers that have any.
 
     Attributes
     ----------
@@ -96,6 +109,7 @@ class Member:
         stationary=True,
         projection=None,
         n_steps=0,
+        seed=0,
     ):
         estimator._raw_outputs(X[:2])  # a wrapped module of another width
         like = next(estimator.module_.parameters())
@@ -131,6 +145,7 @@ class Member:
             kernel_cache=kernel_cache,
             stationary=stationary,
             project=make_projector(projection, kernel_cache, X),
+            landmarks=_landmarks(len(X), self.plan.n_landmarks, seed, X.device),
         )
         self.model.ridge = choose_rule(ridge, estimator, self.model, metric)
 
@@ -152,6 +167,33 @@ class Member:
             outputs.append(output)
             changes.append(self.model.output_change(steps, query))
         return torch.cat(outputs), torch.cat(changes, dim=1)
+
+    def approximation_error(self, removal, removed, steps, X):
+        """Return how far output changes are from those without approximation.
+
+        Parameters
+        ----------
+        removal : {"newton", "influence", "refit"}
+        removed : WithoutEach
+        steps : Tensor of shape (n_units, D)
+            Of `removed`, as `steps` returned them.
+        X : Tensor of shape (q, n_features)
+            Query rows.
+
+        Returns
+        -------
+        float or None
+            Relative, over a few units; None if the solver is exact.
+        """
+        if self.plan.solver != "nystroem":
+            return None
+        some = np.linspace(0, len(removed) - 1, min(len(removed), _N_EXACT)).astype(int)
+        exact = copy.copy(self)
+        exact.model = self.model.without_projection()
+        ours = self.output_changes(steps[some], X)[1]
+        true = exact.output_changes(exact.steps(removal, removed[some]), X)[1]
+        tiny = torch.finfo(true.dtype).tiny
+        return float((ours - true).norm() / true.norm().clamp(min=tiny))
 
     def _measure(self, y, outcome, like):
         """Return the outcome as a function of outputs (..., q, C)."""

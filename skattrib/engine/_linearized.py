@@ -174,12 +174,15 @@ class LinearizedModel:
             out = out * torch.where(share == 0, 1.0, share)
         return out.to(self.outputs)
 
-    def _rho(self, weights: Tensor, outputs: Tensor | None = None) -> Tensor:
+    def _gradients_at(self, weights: Tensor) -> Tensor:
+        """Return the gradients where training stopped, in coordinates (k, D)."""
+        amounts = weights - self._kept(weights)[:, None] * self.weights
+        return self.space.mixed_gradient(amounts, self.residuals)
+
+    def _rho(self, weights: Tensor, outputs: Tensor) -> Tensor:
         """Return w r(f) − κ' s r(f₀), (k, n·C): the gradient in the outputs."""
         k, (n, C) = len(weights), self.outputs.shape
         constant = self._kept(weights)[:, None] * self.weights
-        if outputs is None:
-            return ((weights - constant)[..., None] * self.residuals).flatten(1)
         targets = self.targets.repeat(k, *[1] * (self.targets.ndim - 1))
         now = self.loss.residuals(outputs.reshape(k * n, C), targets).view(k, n, C)
         rho = weights[..., None] * now - constant[..., None] * self.residuals
@@ -198,8 +201,16 @@ class LinearizedModel:
 
         The Hessian and λ are those of the full data (fraction removed 0).
         """
-        gradients = self.space.gradient(self._rho(weights), self.weights, None)
-        return self.space.solve_full(gradients, self._full_system())
+        return self.space.solve_full(self._gradients_at(weights), self._full_system())
+
+    def decomposed(self) -> LinearizedModel:
+        """Return the same model, to be asked at several values of ``ridge``.
+
+        One eigendecomposition of the full-data system serves them all.
+        """
+        out = copy.copy(self)
+        out.space = self.space.decomposed()
+        return out
 
     def _full_system(self) -> FullSystem:
         """Return the system of all rows at their own λ."""
@@ -210,8 +221,8 @@ class LinearizedModel:
     def newton_steps(self, weights: Tensor) -> Tensor:
         """Return one exact Newton step on the weighted rows, (k, D)."""
         shifts = self.shifts(weights)
-        gradients = self.space.gradient(self._rho(weights), shifts, None)
         systems = self.space.full_systems(shifts)
+        gradients = self._gradients_at(weights)
         return self._frozen_newton(weights, gradients, shifts, systems)
 
     def _frozen_newton(
@@ -244,10 +255,8 @@ class LinearizedModel:
         With G = J_R H⁻¹ J_Rᵀ and S̃ = √d S: z = −H⁻¹(g − J_Rᵀ S̃ v),
         v = (I − S̃ᵀ G S̃)⁻¹ S̃ᵀ J_R z₀, z₀ = −H⁻¹g.
         """
-        n, C = self.outputs.shape
         first = self.space.solve_full(gradients, system)
-        images = self.space.train_outputs(first).view(-1, n, C)
-        correction = torch.zeros_like(images)
+        lifted = torch.zeros_like(first)
         counts = (removed != 0).sum(dim=1)
         single = (counts == 1).nonzero()[:, 0]
         if len(single):
@@ -255,16 +264,21 @@ class LinearizedModel:
             amounts = removed[single, rows]
             kept = self.space.row_complements(rows, amounts, system.take(single))
             roots = weighted_roots(self.roots[rows], amounts)
-            moved = images[single, rows][..., None]
-            correction[single, rows] = self._left_out(kept, roots, moved)[..., 0]
-        for i in (counts > 1).nonzero()[:, 0]:
-            rows = removed[i].nonzero()[:, 0]
-            amounts = removed[i, rows]
-            kept = self.space.group_complement(rows, amounts, system.take(i[None]))
-            roots = torch.block_diag(*weighted_roots(self.roots[rows], amounts))
-            moved = images[i, rows].reshape(-1, 1)
-            correction[i, rows] = self._left_out(kept, roots, moved).view(-1, C)
-        lifted = self.space.gradient(correction.flatten(1), self.weights, None)
+            moved = self.space.row_outputs(first[single], rows)[..., None]
+            correction = self._left_out(kept, roots, moved)[..., 0]
+            lifted[single] = self.space.row_gradients(rows, correction)
+        several = (counts > 1).nonzero()[:, 0]
+        if len(several):
+            images = self.space.train_outputs(first[several])
+            images = images.view(-1, *self.outputs.shape)
+            for i, image in zip(several, images, strict=True):
+                rows = removed[i].nonzero()[:, 0]
+                amounts = removed[i, rows]
+                kept = self.space.group_complement(rows, amounts, system.take(i[None]))
+                roots = torch.block_diag(*weighted_roots(self.roots[rows], amounts))
+                correction = self._left_out(kept, roots, image[rows].reshape(-1, 1))
+                image.zero_()[rows] = correction.view(len(rows), -1)
+            lifted[several] = self.space.gradient(images.flatten(1), counts, None)
         return self.space.solve_full(gradients - lifted, system)
 
     def _left_out(self, kept: Tensor, root: Tensor, moved: Tensor) -> Tensor:
@@ -282,12 +296,8 @@ class LinearizedModel:
         few = (self.weights != weights).sum(dim=1) <= len(self.weights) // 20
         # its factors serve every step of the iteration
         systems = self.space.full_systems(shifts)
-        steps = self._frozen_newton(
-            weights,
-            self.space.gradient(self._rho(weights), shifts, None),
-            shifts,
-            systems,
-        )
+        gradients = self._gradients_at(weights)
+        steps = self._frozen_newton(weights, gradients, shifts, systems)
         chord = few.clone()
         active = torch.ones_like(few)
         previous = torch.full_like(shifts, torch.inf)
@@ -395,10 +405,13 @@ class LinearizedModel:
         )
 
     # ----------------------------------------------------------------- queries
-    def query(self, X: Tensor) -> tuple[Tensor, RowGradients]:
-        """Return outputs (q, C) and gradients of query rows."""
+    def query(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Return outputs (q, C) of query rows, and their gradients in coordinates.
+
+        These are (q, C, D): what steps are multiplied by.
+        """
         outputs, gradients = row_gradients(self.model, X, self.scale)
-        return outputs, self._coordinates(gradients)
+        return outputs, self.space.query_block(self._coordinates(gradients))
 
     def _coordinates(self, gradients: RowGradients) -> RowGradients:
         """Return gradients in the coordinates of the steps."""
@@ -414,9 +427,9 @@ class LinearizedModel:
         numbers = wide + 4 * self._per_query
         return max(1, int(self.memory_bytes / (numbers * self.outputs.element_size())))
 
-    def output_change(self, steps: Tensor, query: RowGradients) -> Tensor:
+    def output_change(self, steps: Tensor, query: Tensor) -> Tensor:
         """Return the change of the outputs of query rows, (k, q, C)."""
-        return self.space.query_outputs(steps, query)
+        return (steps @ query.flatten(0, 1).T).view(len(steps), *query.shape[:2])
 
     def parameter_change(self, steps: Tensor) -> Tensor:
         """Return the steps as changes of the parameters, (k, P)."""

@@ -9,6 +9,8 @@ With H = JᵀBJ + λI, B = S̃S̃ᵀ and K = JJᵀ, a solve of H is one of T = �
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from skattrib.engine._functional import chunks
 from skattrib.engine._gradients import RowGradients
 from skattrib.engine._kernel import kernel_block
 from skattrib.engine._solvers import (
+    EigenFactor,
     Factor,
     LowRankFactor,
     ShiftedSystem,
@@ -83,12 +86,24 @@ class RowSpace:
     def gradient(self, rho: Tensor, shift: Tensor, steps: Tensor | None) -> Tensor:
         return rho if steps is None else rho + shift[:, None] * steps
 
+    def mixed_gradient(self, amounts: Tensor, cotangents: Tensor) -> Tensor:
+        return (amounts[..., None] * cotangents).flatten(1)
+
+    def row_gradients(self, rows: Tensor, cotangents: Tensor) -> Tensor:
+        out = cotangents.new_zeros(len(rows), *self._roots.shape[:2])
+        out[torch.arange(len(rows), device=rows.device), rows] = cotangents
+        return out.flatten(1)
+
     def train_outputs(self, steps: Tensor) -> Tensor:
         return self.kernel(steps)
 
-    def query_outputs(self, steps: Tensor, query: RowGradients) -> Tensor:
+    def row_outputs(self, steps: Tensor, rows: Tensor) -> Tensor:
+        images = self.kernel(steps).view(len(rows), *self._roots.shape[:2])
+        return images[torch.arange(len(rows), device=rows.device), rows]
+
+    def query_block(self, query: RowGradients) -> Tensor:
         block = kernel_block(query, self.gradients, self._memory)
-        return (steps @ block.T).view(len(steps), *query.shape)
+        return block.view(*query.shape, -1)
 
     def squared_norm(self, steps: Tensor) -> Tensor:
         return (steps * self.kernel(steps)).sum(dim=1)
@@ -127,6 +142,19 @@ class DualSpace(ByIteration, RowSpace):
         self._kernel = kernel
         self._full = weighted_roots(roots, weights)
         self._system = ShiftedSystem(self._sandwich(self._full, kernel))
+
+    def decomposed(self) -> DualSpace:
+        out = copy.copy(self)
+        out._system = self._system.decomposed()
+        return out
+
+    def row_outputs(self, steps: Tensor, rows: Tensor) -> Tensor:
+        n, C, _ = self._roots.shape
+        kernel, out = self._kernel.view(n, C, -1), steps.new_empty(len(rows), C)
+        size = 2 * C * self.n_coordinates * steps.element_size()
+        for part in chunks(len(rows), int(self._memory / (SHARE * size))):
+            out[part] = torch.bmm(kernel[rows[part]], steps[part, :, None])[..., 0]
+        return out
 
     @staticmethod
     def _sandwich(roots: Tensor, kernel: Tensor) -> Tensor:
@@ -183,11 +211,7 @@ class DualSpace(ByIteration, RowSpace):
 
     def _half(self, rows: Tensor, system: FullSystem) -> Tensor:
         """Return V with VᵀV the block of T⁻¹."""
-        n, C, _ = self._roots.shape
-        index = _output_index(rows, C)
-        unit = self._roots.new_zeros(n * C, len(index))
-        unit[index, torch.arange(len(index), device=index.device)] = 1.0
-        return system.half_solve(unit)
+        return system.half_columns(_output_index(rows, self._roots.shape[1]))
 
     def _numbers_per_subset(self) -> int:
         return 2 * self.n_coordinates
@@ -198,7 +222,7 @@ class DualSpace(ByIteration, RowSpace):
         weights: Tensor,
         roots: Tensor,
         shifts: Tensor,
-        factor: Factor,
+        factor: Factor | EigenFactor,
         tol: float,
     ) -> tuple[Tensor, Tensor]:
         # λ + BK, and its approximate inverse, are symmetric in the kernel
@@ -269,6 +293,9 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
             moved = self.gradients.vjp(rows[part].view(-1, *shape))
             out[part] = self.gradients.jvp(moved).flatten(1)
         return out
+
+    def decomposed(self) -> MatrixFreeSpace:
+        return self
 
     def full_systems(self, shifts: Tensor) -> FullSystems:
         return FullSystems(None, shifts, self._memory)

@@ -49,6 +49,12 @@ class Factor:
         out = torch.linalg.solve_triangular(half, rhs.to(half), upper=transpose)
         return out.to(self._dtype)
 
+    def half_columns(self, index: Tensor) -> Tensor:
+        """Return `half_solve` of columns of the identity."""
+        unit = self._lower.new_zeros(len(self._lower), len(index))
+        unit[index, torch.arange(len(index), device=index.device)] = 1.0
+        return self.half_solve(unit)
+
 
 class EigenFactor:
     """The same for A + shift·I from the eigendecomposition of A.
@@ -74,7 +80,14 @@ class EigenFactor:
         return self._vectors @ ((self._vectors.T @ rhs) / self._divisors(rhs))
 
     def half_solve(self, rhs: Tensor) -> Tensor:
-        return (self._vectors.T @ rhs) / self._divisors(rhs).sqrt()
+        return self.halve(self._vectors.T @ rhs)
+
+    def half_columns(self, index: Tensor) -> Tensor:
+        return self.halve(self._vectors[index].T)
+
+    def halve(self, rotated: Tensor) -> Tensor:
+        """Return `half_solve` of what is in the basis of eigenvectors already."""
+        return rotated / self._divisors(rotated).sqrt()
 
 
 class ShiftedSystem:
@@ -84,22 +97,49 @@ class ShiftedSystem:
     ----------
     matrix : Tensor of shape (N, N)
         Not modified.
+    eigen : tuple of Tensor or None
+        Eigenvalues and eigenvectors, if they are known.
     """
 
-    def __init__(self, matrix: Tensor) -> None:
-        self.matrix = matrix
+    def __init__(
+        self, matrix: Tensor, eigen: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        self.matrix, self._eigen = matrix, eigen
 
-    def factor(self, shift: float) -> Factor:
-        """Factor A + shift·I."""
+    @property
+    def is_decomposed(self) -> bool:
+        """Whether every shift is free."""
+        return self._eigen is not None
+
+    def decomposed(self) -> ShiftedSystem:
+        """Return the same with its eigendecomposition, which makes every shift free."""
+        return ShiftedSystem(self.matrix, self._decompose())
+
+    def _decompose(self) -> tuple[Tensor, Tensor]:
+        if self._eigen is None:
+            # not stored: who asks for one shift may be any thread
+            values, vectors = torch.linalg.eigh(self.matrix)
+            return values, vectors
+        return self._eigen
+
+    def rotate(self, rows: Tensor) -> Tensor:
+        """Return rows (m, N) in the basis of eigenvectors."""
+        return rows @ self._decompose()[1]
+
+    def factor(self, shift: float) -> Factor | EigenFactor:
+        """Factor A + shift·I, unless A is decomposed."""
+        if self.is_decomposed:
+            return self.eigen_factor(self.matrix.new_tensor([shift]))
         return Factor(add_diagonal(self.matrix, shift))
 
     def eigen_factor(self, shifts: Tensor) -> EigenFactor:
         """Decompose A, which serves all shifts (m,) at once."""
-        values, vectors = torch.linalg.eigh(self.matrix)
-        return EigenFactor(values, vectors, shifts)
+        return EigenFactor(*self._decompose(), shifts)
 
     def eigenvalues(self) -> Tensor:
         """Return the eigenvalues of A, ascending, none below zero."""
+        if self._eigen is not None:
+            return self._eigen[0].clamp(min=0)
         return torch.linalg.eigvalsh(self.matrix).clamp(min=0)
 
 

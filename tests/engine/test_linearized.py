@@ -173,7 +173,7 @@ def test_block_formula_is_the_direct_solve(space, task):
     ours, _ = linearize(task, space, "weighted")
     W = torch.cat([weightings(ours.weights)[k] for k in ("single", "groups")])
     shifts = ours.shifts(W)
-    gradients = ours.space.gradient(ours._rho(W), shifts, None)
+    gradients = ours._gradients_at(W)
     direct = ours.space.solve_subsets(gradients, W, ours.roots, shifts)
     by_block = torch.cat(
         [
@@ -237,7 +237,7 @@ def test_much_of_the_data_is_solved_by_that_of_all(solver, own, monkeypatch):
     W = weightings(ours.weights)["half"]
     expected = reference_steps(reference, W)
     shifts = ours.shifts(W)
-    gradients = ours.space.gradient(ours._rho(W), shifts, None)
+    gradients = ours._gradients_at(W)
     roots = ours.roots.expand(len(W), -1, -1, -1) if own else ours.roots
     n_factors = []
 

@@ -132,7 +132,8 @@ class RowGradients:
         shape: tuple[int, int],
         scale: Tensor | None = None,
     ) -> None:
-        self.names, self.sizes = model.names, model.sizes
+        self.names: list[str] = model.names
+        self.sizes: list[int] = model.sizes
         self.layers, self.rest, self.shape = layers, rest, shape
         self.scale = scale
         columns = None if scale is None else self._columns(scale)

@@ -378,6 +378,7 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
         inner, outside = torch.zeros_like(gradients), gradients
         if roots is self._roots:
             inner, outside = self._split(gradients, weights)
+
         def precondition(v: Tensor) -> Tensor:
             return v if factor is None else factor.solve(v, shifts, kept)
 

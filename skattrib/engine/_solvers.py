@@ -19,6 +19,8 @@ Weighed = Callable[[Tensor, Tensor], Tensor]
 
 # An eigendecomposition costs about as much as this many Cholesky factorisations.
 EIGH_AFTER = 16
+# Columns of the identity that are solved for together.
+_COLUMNS = 256
 
 
 class Factor:
@@ -50,10 +52,17 @@ class Factor:
         return out.to(self._dtype)
 
     def half_columns(self, index: Tensor) -> Tensor:
-        """Return `half_solve` of columns of the identity."""
-        unit = self._lower.new_zeros(len(self._lower), len(index))
-        unit[index, torch.arange(len(index), device=index.device)] = 1.0
-        return self.half_solve(unit)
+        """Return `half_solve` of columns of the identity, of one matrix."""
+        out = self._lower.new_zeros(len(self._lower), len(index))
+        out[index, torch.arange(len(index), device=index.device)] = 1.0
+        for start in range(0, len(index), _COLUMNS):
+            part = slice(start, start + _COLUMNS)
+            # nothing comes before the first one
+            first = int(index[part].min())
+            out[first:, part] = torch.linalg.solve_triangular(
+                self._lower[first:, first:], out[first:, part], upper=False
+            )
+        return out.to(self._dtype)
 
 
 class EigenFactor:

@@ -380,7 +380,10 @@ class PrimalSpace(ByIteration, BySubtraction):
         return amounts @ torch.bmm(cotangents[:, None], self._rows())[:, 0]
 
     def row_gradients(self, rows: Tensor, cotangents: Tensor) -> Tensor:
-        jacobian, out = self._rows(), cotangents.new_empty(len(rows), self.n_coordinates)
+        jacobian, out = (
+            self._rows(),
+            cotangents.new_empty(len(rows), self.n_coordinates),
+        )
         for part in chunks(len(rows), self._rows_at_once(2)):
             out[part] = torch.bmm(cotangents[part, None], jacobian[rows[part]])[:, 0]
         return out

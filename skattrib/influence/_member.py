@@ -21,7 +21,6 @@ from skattrib.evaluation._cache import as_memory, cached_array, digest
 from skattrib.influence._projection import make_projector
 from skattrib.influence._ridge import RidgeRule, choose_metric, choose_rule
 
-
 # Units solved for exactly, to learn what an approximation misses.
 _N_EXACT = 8
 
@@ -59,6 +58,26 @@ class WithoutEach:
 
     def __getitem__(self, part):
         return (self._units[part, None] != self._unit_of_row) * self._row_weights
+
+
+class Asked:
+    """Queries, with outputs (q, C) and gradients as `LinearizedModel.query` has them.
+
+    Iterating gives slices of the rows and both of these. If all rows fit at once they
+    are computed once.
+    """
+
+    def __init__(self, model, X, size):
+        self._model, self._X = model, X
+        self._parts = list(chunks(len(X), size))
+        self._only = [self._of(self._parts[0])] if len(self._parts) == 1 else None
+
+    def _of(self, part):
+        rows = as_tensor(self._X[part], self._model.outputs)
+        return part, *self._model.query(rows)
+
+    def __iter__(self):
+        return iter(self._only or map(self._of, self._parts))
 
 
 class Member:
@@ -149,6 +168,12 @@ class Member:
         )
         self.model.ridge = choose_rule(ridge, estimator, self.model, metric)
 
+    def decomposed(self):
+        """Return the same with one eigendecomposition for all values of the ridge."""
+        out = copy.copy(self)
+        out.model = self.model.decomposed()
+        return out
+
     def steps(self, removal, row_weights, verbose=0):
         """Return the steps (k, D) for weights of the rows, (k, n) or `WithoutEach`."""
         solve = getattr(self.model, f"{removal}_steps")
@@ -159,11 +184,14 @@ class Member:
             out[part] = solve(as_tensor(row_weights[part], out))
         return out
 
+    def ask(self, X, n_steps):
+        """Prepare queries for at most so many steps at once; see `Asked`."""
+        return Asked(self.model, X, self.model.query_batch(n_steps))
+
     def output_changes(self, steps, X):
         """Return outputs (q, C) of queries and their changes (k, q, C)."""
         outputs, changes = [], []
-        for part in chunks(len(X), self.model.query_batch(len(steps))):
-            output, query = self.model.query(as_tensor(X[part], self.model.outputs))
+        for _, output, query in self.ask(X, len(steps)):
             outputs.append(output)
             changes.append(self.model.output_change(steps, query))
         return torch.cat(outputs), torch.cat(changes, dim=1)
@@ -206,19 +234,19 @@ class Member:
         outputs = self.estimator._raw_outputs(X)
         return self._measure(y, outcome, outputs)(outputs).cpu().numpy()
 
-    def outcomes(self, steps, X, y, outcome):
+    def outcomes(self, steps, asked, y, outcome):
         """Return the outcomes (k, q) after each step."""
         out = []
-        for part in chunks(len(X), self.model.query_batch(len(steps))):
-            outputs, changes = self.output_changes(steps, X[part])
+        for part, outputs, query in asked:
+            changes = self.model.output_change(steps, query)
             out.append(self._measure(y[part], outcome, outputs)(outputs + changes))
         return torch.cat(out, dim=1).cpu().numpy()
 
-    def attributions(self, steps, X, y, outcome, *, first_order):
+    def attributions(self, steps, asked, y, outcome, *, first_order):
         """Return outcome minus outcome after each unit's step, (q, n_units)."""
         out = []
-        for part in chunks(len(X), self.model.query_batch(len(steps))):
-            outputs, changes = self.output_changes(steps, X[part])
+        for part, outputs, query in asked:
+            changes = self.model.output_change(steps, query)
             measure = self._measure(y[part], outcome, outputs)
             if first_order:
                 slope = torch.func.grad(lambda f, m=measure: m(f).sum())(outputs)

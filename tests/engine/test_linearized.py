@@ -779,7 +779,6 @@ def test_plan_preconditions_where_it_pays():
     assert many.n_landmarks == 60
     assert plan_solver(1000, 10, 6000, 4, 2.0**28, n_steps=5).n_landmarks == 0
     assert 0 < plan_solver(1000, 10, 6000, 4, 2.0**26, n_steps=100).n_landmarks < 60
-    assert plan_solver(1000, 10, 10**4, 4, 1.0, "cg", n_steps=9).n_landmarks == 0
     assert plan_solver(1000, 3, 50, 8, PLENTY, n_steps=1000).n_landmarks == 0
 
 

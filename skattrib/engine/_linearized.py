@@ -36,6 +36,7 @@ from skattrib.engine._spaces import (
     Space,
     weighted_roots,
 )
+from skattrib.engine._spectral import SpectralPrimalSpace
 
 Regularization = Literal["per_sample", "fixed"]
 #: Damping of the mean row loss as a function of the fraction of mass removed.
@@ -143,6 +144,11 @@ class LinearizedModel:
         return exact
 
     # ------------------------------------------------------------- bookkeeping
+    @property
+    def few(self) -> int:
+        """Rows, at most, that a Newton step leaves out of the full-data Hessian."""
+        return len(self.weights) // 4
+
     def _share(self, weights: Tensor) -> Tensor:
         """Return Σw/Σs for weights (k, n), as float64.
 
@@ -231,8 +237,7 @@ class LinearizedModel:
         """Return −H(w)⁻¹g with the Hessian at the trained outputs."""
         removed = self.weights - weights
         counts = (removed != 0).sum(dim=1)
-        limit = len(self.weights) // 4
-        by_block = (counts <= limit) & (removed >= 0).all(dim=1)
+        by_block = (counts <= self.few) & (removed >= 0).all(dim=1)
         if self.space.name == "cg":
             by_block &= counts == 0
         steps = torch.zeros_like(gradients)
@@ -403,6 +408,22 @@ class LinearizedModel:
             - (constant * change).sum(dim=(1, 2))
             + shifts / 2 * self.space.squared_norm(steps)
         )
+
+    def spectral(self) -> LinearizedModel:
+        """Return the same model for leaving out few rows at several dampings.
+
+        One eigendecomposition serves them all, and so do products with it. Steps have
+        coordinates of their own and are good for outputs of queries.
+        """
+        out = copy.copy(self)
+        if isinstance(self.space, PrimalSpace):
+            eigen, jacobian = self.space.eigen(), self.space.jacobian
+            memory = self.memory_bytes
+            space = SpectralPrimalSpace(eigen, jacobian, self.roots, memory)
+            out.space = cast(Space, space)
+        elif isinstance(self.space, DualSpace):
+            out.space = cast(Space, self.space.spectral(self.residuals))
+        return out
 
     # ----------------------------------------------------------------- queries
     def query(self, X: Tensor) -> tuple[Tensor, Tensor]:

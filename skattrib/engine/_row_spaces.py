@@ -38,6 +38,7 @@ from skattrib.engine._spaces import (
     times,
     weighted_roots,
 )
+from skattrib.engine._spectral import SpectralDualSpace
 
 # Vectors that conjugate gradients hold for a right-hand side, at their peak.
 _CG_VECTORS = 16
@@ -147,6 +148,25 @@ class DualSpace(ByIteration, RowSpace):
         out = copy.copy(self)
         out._system = self._system.decomposed()
         return out
+
+    def spectral(self, cotangents: Tensor) -> SpectralDualSpace:
+        """Return coordinates for leaving out units at many λ.
+
+        Gradients are to be mixed of these cotangents (n, C) only.
+        """
+        inner, outside = self._split(cotangents.reshape(1, -1), self._weights[None])
+        roots = self._weights.sqrt()[:, None, None]
+        return SpectralDualSpace(
+            self._system.eigen(),
+            self.gradients,
+            self._kernel,
+            self._full,
+            torch.where(roots > 0, self._inverses / roots, 0.0),
+            inner.view_as(cotangents),
+            outside.view_as(cotangents),
+            self._weights,
+            self._memory,
+        )
 
     def row_outputs(self, steps: Tensor, rows: Tensor) -> Tensor:
         n, C, _ = self._roots.shape

@@ -89,14 +89,11 @@ class EigenFactor:
         return self._vectors @ ((self._vectors.T @ rhs) / self._divisors(rhs))
 
     def half_solve(self, rhs: Tensor) -> Tensor:
-        return self.halve(self._vectors.T @ rhs)
+        return (self._vectors.T @ rhs) / self._divisors(rhs).sqrt()
 
     def half_columns(self, index: Tensor) -> Tensor:
-        return self.halve(self._vectors[index].T)
-
-    def halve(self, rotated: Tensor) -> Tensor:
-        """Return `half_solve` of what is in the basis of eigenvectors already."""
-        return rotated / self._divisors(rotated).sqrt()
+        columns = self._vectors[index].T
+        return columns / self._divisors(columns).sqrt()
 
 
 class ShiftedSystem:
@@ -122,18 +119,15 @@ class ShiftedSystem:
 
     def decomposed(self) -> ShiftedSystem:
         """Return the same with its eigendecomposition, which makes every shift free."""
-        return ShiftedSystem(self.matrix, self._decompose())
+        return ShiftedSystem(self.matrix, self.eigen())
 
-    def _decompose(self) -> tuple[Tensor, Tensor]:
+    def eigen(self) -> tuple[Tensor, Tensor]:
+        """Return eigenvalues, ascending, and eigenvectors."""
         if self._eigen is None:
-            # not stored: who asks for one shift may be any thread
+            # not stored: who asks may be any thread
             values, vectors = torch.linalg.eigh(self.matrix)
             return values, vectors
         return self._eigen
-
-    def rotate(self, rows: Tensor) -> Tensor:
-        """Return rows (m, N) in the basis of eigenvectors."""
-        return rows @ self._decompose()[1]
 
     def factor(self, shift: float) -> Factor | EigenFactor:
         """Factor A + shift·I, unless A is decomposed."""
@@ -143,7 +137,7 @@ class ShiftedSystem:
 
     def eigen_factor(self, shifts: Tensor) -> EigenFactor:
         """Decompose A, which serves all shifts (m,) at once."""
-        return EigenFactor(*self._decompose(), shifts)
+        return EigenFactor(*self.eigen(), shifts)
 
     def eigenvalues(self) -> Tensor:
         """Return the eigenvalues of A, ascending, none below zero."""

@@ -337,17 +337,20 @@ class PrimalSpace(ByIteration, BySubtraction):
         self._n_outputs = gradients.shape[1]
         self._roots, self._weights = roots, weights
         self._system = ShiftedSystem(self._gauss_newton(weighted_roots(roots, weights)))
-        # the Jacobian in the basis of eigenvectors
-        self._rotated: Tensor | None = None
 
     def decomposed(self) -> PrimalSpace:
-        if self._system.is_decomposed:
-            return self
         out = copy.copy(self)
         out._system = self._system.decomposed()
-        if 2 * self._jacobian.numel() * self._jacobian.element_size() <= self._memory:
-            out._rotated = out._system.rotate(self._jacobian)
         return out
+
+    def eigen(self) -> tuple[Tensor, Tensor]:
+        """Return eigenvalues and eigenvectors of JᵀBJ."""
+        return self._system.eigen()
+
+    @property
+    def jacobian(self) -> Tensor:
+        """The Jacobian (n·C, P) of the training rows."""
+        return self._jacobian
 
     @property
     def n_coordinates(self) -> int:
@@ -414,11 +417,7 @@ class PrimalSpace(ByIteration, BySubtraction):
 
     def _half(self, rows: Tensor, system: FullSystem) -> Tensor:
         """Return V with VᵀV = J_R H⁻¹ J_Rᵀ."""
-        if self._rotated is None:
-            return system.half_solve(self._rows()[rows].flatten(0, 1).T)
-        some = self._rotated.view(-1, self._n_outputs, self.n_coordinates)[rows]
-        half: Tensor = system.factor.halve(some.flatten(0, 1).T)
-        return half
+        return system.half_solve(self._rows()[rows].flatten(0, 1).T)
 
     def _numbers_per_subset(self) -> int:
         return self._jacobian.shape[0] + self._jacobian.shape[1]

@@ -305,15 +305,18 @@ class DualInfluence(BaseAttributor):
         np.add.at(kept.T, self._unit_of_row, weighted.T)
         kept /= np.bincount(self._unit_of_row, self._row_weights).clip(min=1e-12)
         rules = [member.model.ridge for member in self._members]
+        # one eigendecomposition serves units, halves, and the fit that follows
         members = [member.decomposed() for member in self._members]
-        most = max(self.n_units_, len(weighted))
-        asked = [member.ask(X, most) for member in members]
+        alone = self._for_units(members)
+        asked = self._ask(members, X, len(weighted))
+        asked_alone = self._ask(alone, X, self.n_units_)
         rank_units, rank_halves = [], []
         for factor in CALIBRATION_GRID:
-            for member, rule in zip(members, rules, strict=True):
-                member.model.ridge = rule.times(factor)
-            steps = self._steps_without_each_unit(members)
-            attributions = self._attribute_each(members, steps, asked, y, outcome)
+            for several in (members, alone):
+                for member, rule in zip(several, rules, strict=True):
+                    member.model.ridge = rule.times(factor)
+            steps = self._steps_without_each_unit(alone)
+            attributions = self._attribute_each(alone, steps, asked_alone, y, outcome)
             rank_units.append(lds_score(truth, kept @ attributions.mean(axis=0).T))
             predicted = self._predict_rows(members, asked, y, weighted, outcome)
             rank_halves.append(lds_score(truth, predicted))
@@ -346,11 +349,15 @@ class DualInfluence(BaseAttributor):
             ]
         )
 
-    def _ask(self, X, n_steps):
-        return [member.ask(X, n_steps) for member in self._members]
+    def _for_units(self, members):
+        largest = np.bincount(self._unit_of_row).max()
+        return [member.for_units(self.removal, largest) for member in members]
+
+    def _ask(self, members, X, n_steps):
+        return [member.ask(X, n_steps) for member in members]
 
     def _attribute(self, X, y, outcome):
-        asked = self._ask(X, self.n_units_)
+        asked = self._ask(self._members, X, self.n_units_)
         found = self._attribute_each(self._members, self._unit_steps, asked, y, outcome)
         if len(found) == 1:
             return found[0], None
@@ -405,8 +412,8 @@ class DualInfluence(BaseAttributor):
         ridges = check_array(ridges, ensure_2d=False, dtype=np.float64)
         if ridges.ndim != 1 or not (ridges > 0).all():
             raise ValueError("ridges must be a list of positive numbers.")
-        members = [member.decomposed() for member in self._members]
-        asked = self._ask(X, self.n_units_)
+        members = self._for_units(self._members)
+        asked = self._ask(members, X, self.n_units_)
         path = []
         for ridge in ridges:
             for member in members:
@@ -423,7 +430,7 @@ class DualInfluence(BaseAttributor):
             )
             return present - (1 - weights) @ self._attribute(X, y, outcome)[0].T
         rows = self._unit_weightings(weights)
-        asked = self._ask(X, len(rows))
+        asked = self._ask(self._members, X, len(rows))
         return self._predict_rows(self._members, asked, y, rows, outcome)
 
     def _predict_rows(self, members, asked, y, row_weights, outcome):

@@ -174,6 +174,22 @@ class Member:
         out.model = self.model.decomposed()
         return out
 
+    def for_units(self, removal, largest):
+        """Return the same to leave out units at many ridges, for outputs of queries.
+
+        Parameters
+        ----------
+        removal : {"newton", "influence", "refit"}
+        largest : int
+            Rows of the largest unit.
+        """
+        fits = removal == "newton" and largest <= self.model.few
+        if removal != "influence" and not fits:
+            return self.decomposed()
+        out = copy.copy(self)
+        out.model = self.model.spectral()
+        return out
+
     def steps(self, removal, row_weights, verbose=0):
         """Return the steps (k, D) for weights of the rows, (k, n) or `WithoutEach`."""
         solve = getattr(self.model, f"{removal}_steps")

@@ -138,11 +138,8 @@ def test_a_decomposed_system_factors_nothing_more(monkeypatch):
     for name in ("eigh", "eigvalsh", "cholesky_ex"):
         monkeypatch.delattr(torch.linalg, name)
     for shift in (1e-3, 0.1, 10.0):
-        factor = decomposed.factor(shift)
         shifted = A.numpy() + shift * np.eye(7)
-        assert_solves(factor, shifted, rhs)
-        rotated = decomposed.rotate(rhs.T).T
-        assert_allclose(factor.halve(rotated), factor.half_solve(rhs), rtol=1e-12)
+        assert_solves(decomposed.factor(shift), shifted, rhs)
     assert decomposed.decomposed().factor(0.1).solve(rhs).shape == (7, 3)
     assert_allclose(decomposed.eigenvalues(), np.linalg.eigvalsh(A.numpy()).clip(0))
 

@@ -22,6 +22,13 @@ from skattrib.engine._spaces import (
 )
 
 
+def _take(basis: Tensor, rows: Tensor) -> Tensor:
+    """Return some rows, without a copy if they follow each other."""
+    if len(rows) and bool((rows.diff() == 1).all()):
+        return basis[int(rows[0]) : int(rows[-1]) + 1]
+    return basis[rows]
+
+
 class _Spectral:
     """What both of them share.
 
@@ -58,7 +65,7 @@ class _Spectral:
         """Return left (k, C) times the rows' basis (C, ·) each."""
         out = left.new_empty(len(rows), basis.shape[2])
         for part in chunks(len(rows), self._together()):
-            out[part] = torch.bmm(left[part, None], basis[rows[part]])[:, 0]
+            out[part] = torch.bmm(left[part, None], _take(basis, rows[part]))[:, 0]
         return out
 
     def train_outputs(self, steps: Tensor) -> Tensor:
@@ -67,7 +74,7 @@ class _Spectral:
     def row_outputs(self, steps: Tensor, rows: Tensor) -> Tensor:
         out = steps.new_empty(len(rows), self._outputs.shape[1])
         for part in chunks(len(rows), self._together()):
-            some = self._outputs[rows[part]]
+            some = _take(self._outputs, rows[part])
             out[part] = torch.bmm(some, steps[part, :, None])[..., 0]
         return out
 
@@ -104,7 +111,7 @@ class SpectralPrimalSpace(_Spectral, BySubtraction):
         out = []
         for part in chunks(len(rows), self._together()):
             roots = self._divisors(system.take(part)).sqrt()
-            half = self._outputs[rows[part]] / roots[:, None]
+            half = _take(self._outputs, rows[part]) / roots[:, None]
             out.append(half @ half.mT)
         return torch.cat(out)
 
@@ -199,13 +206,13 @@ class SpectralDualSpace(_Spectral):
     def row_complements(
         self, rows: Tensor, amounts: Tensor, system: FullSystem
     ) -> Tensor:
-        # as in `DualSpace`
+        # as in `DualSpace`, where no difference of large numbers is taken either
         out, C = [], self._full.shape[1]
-        for part in chunks(len(rows), self._together() // 2):
-            some = system.take(part)
-            half = self._vectors[rows[part]].double()
-            half = half / self._divisors(some).sqrt()[:, None]
-            inner = some.shifts[:, None, None] * (half @ half.mT)
+        for part in chunks(len(rows), self._together()):
+            some, shifts = _take(self._vectors, rows[part]), system.take(part)
+            damped = shifts.shifts[:, None] / self._divisors(shifts)
+            inner = torch.bmm(some * damped[:, None], some.mT).double()
+            inner = (inner + inner.mT) / 2
             share = (amounts[part] / self._weights[rows[part]]).double()[:, None, None]
             eye = torch.eye(C, dtype=share.dtype, device=share.device)
             out.append((1 - share) * eye + share * inner)

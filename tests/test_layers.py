@@ -25,6 +25,7 @@ ROOMS = [
     "engine._solvers",
     "engine._projection",
     "engine._spaces",
+    "engine._spectral",
     "engine._row_spaces",
     "engine._plan",
     "engine._linearized",

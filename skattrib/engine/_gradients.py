@@ -63,6 +63,10 @@ class LayerGradients:
         """Return the factors of some rows."""
         return LayerGradients(self.names, self.inputs[rows], self.signals[rows])
 
+    def double(self) -> LayerGradients:
+        """Return the factors in float64."""
+        return LayerGradients(self.names, self.inputs.double(), self.signals.double())
+
     def explicit(self, outputs: slice = slice(None)) -> Tensor:
         """Return gradients (n, C, o', k) for some of the layer's outputs."""
         signals = self.signals[..., outputs]
@@ -111,7 +115,7 @@ class RowGradients:
 
     Parameters
     ----------
-    model : FunctionalModule
+    model : FunctionalModule or RowGradients
         Fixes the order of the P columns.
     layers : list of LayerGradients
     rest : dict of str to Tensor (n, C, numel)
@@ -122,13 +126,14 @@ class RowGradients:
 
     def __init__(
         self,
-        model: FunctionalModule,
+        model: FunctionalModule | RowGradients,
         layers: list[LayerGradients],
         rest: dict[str, Tensor],
         shape: tuple[int, int],
         scale: Tensor | None = None,
     ) -> None:
-        self.names, self.sizes = model.names, model.sizes
+        self.names: list[str] = model.names
+        self.sizes: list[int] = model.sizes
         self.layers, self.rest, self.shape = layers, rest, shape
         self.scale = scale
         columns = None if scale is None else self._columns(scale)
@@ -151,6 +156,11 @@ class RowGradients:
         return sum(self.sizes)
 
     @property
+    def like(self) -> Tensor:
+        """Some tensor of the gradients' dtype and device."""
+        return self.layers[0].inputs if self.layers else next(iter(self.rest.values()))
+
+    @property
     def n_numbers(self) -> int:
         """Numbers held."""
         held = [layer.n_numbers for layer in self.layers]
@@ -164,6 +174,20 @@ class RowGradients:
         n_rows, n_outputs = self.shape
         return 3 * self.n_params + max(layers, default=0) // n_outputs + 3 * n_rows
 
+    def of_rows(self, rows: slice | Tensor) -> RowGradients:
+        """Return the gradients of some rows."""
+        layers = [layer.of_rows(rows) for layer in self.layers]
+        rest = {name: value[rows] for name, value in self.rest.items()}
+        n = len(layers[0].inputs if layers else next(iter(rest.values())))
+        return RowGradients(self, layers, rest, (n, self.shape[1]), self.scale)
+
+    def double(self) -> RowGradients:
+        """Return the same in float64."""
+        layers = [layer.double() for layer in self.layers]
+        rest = {name: value.double() for name, value in self.rest.items()}
+        scale = None if self.scale is None else self.scale.double()
+        return RowGradients(self, layers, rest, self.shape, scale)
+
     def _columns(self, vectors: Tensor) -> dict[str, Tensor]:
         pieces = torch.split(vectors, self.sizes, dim=-1)
         return dict(zip(self.names, pieces, strict=True))
@@ -173,8 +197,7 @@ class RowGradients:
 
     def jacobian(self) -> Tensor:
         """Return the explicit Jacobian (n·C, P)."""
-        some = self.layers[0].signals if self.layers else next(iter(self.rest.values()))
-        out = some.new_empty(self.shape[0] * self.shape[1], self.n_params)
+        out = self.like.new_empty(self.shape[0] * self.shape[1], self.n_params)
         # written in place, a few rows at a time: nothing else is as large
         columns = self._columns(out)
         for name, value in self.rest.items():

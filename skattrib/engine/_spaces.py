@@ -7,6 +7,7 @@ H = JᵀBJ + λI with B = diag(w S Sᵀ) over rows (the metric is in J's columns
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -77,6 +78,10 @@ class FullSystem:
         """Return V with VᵀV = rhsᵀ (A + λI)⁻¹ rhs."""
         return self.factor.half_solve(rhs)
 
+    def half_columns(self, index: Tensor) -> Tensor:
+        """Return the same for columns of the identity."""
+        return self.factor.half_columns(index)
+
 
 class FullSystems:
     """The systems of all rows at several λ.
@@ -97,7 +102,7 @@ class FullSystems:
     ) -> None:
         self._system = system
         self._eigen: EigenFactor | None = None
-        self._kept: dict[float, Factor] = {}
+        self._kept: dict[float, Factor | EigenFactor] = {}
         self._distinct = shifts.unique()
         self._n_kept = 0
         if system is not None:
@@ -110,7 +115,7 @@ class FullSystems:
         positions = torch.arange(len(shifts), device=shifts.device)
         if self._system is None:
             yield positions, FullSystem(shifts)
-        elif len(self._distinct) > EIGH_AFTER:
+        elif self._system.is_decomposed or len(self._distinct) > EIGH_AFTER:
             if self._eigen is None:
                 self._eigen = self._system.eigen_factor(self._distinct)
             yield positions, FullSystem(shifts, self._eigen.at(shifts))
@@ -119,7 +124,7 @@ class FullSystems:
                 found = FullSystem(shift[None], self._factor(self._system, shift))
                 yield positions[shifts == shift], found
 
-    def _factor(self, system: ShiftedSystem, shift: Tensor) -> Factor:
+    def _factor(self, system: ShiftedSystem, shift: Tensor) -> Factor | EigenFactor:
         key = float(shift)
         factor = self._kept.get(key)
         if factor is None:
@@ -140,6 +145,15 @@ class Space(Protocol):
 
     def gradient(self, rho: Tensor, shift: Tensor, steps: Tensor | None) -> Tensor:
         """Return Jᵀρ + λz in these coordinates, ρ (k, n·C), λ (k,)."""
+
+    def mixed_gradient(self, amounts: Tensor, cotangents: Tensor) -> Tensor:
+        """Return Σᵢ amountsᵢ Jᵢᵀ uᵢ, amounts (k, n), u (n, C)."""
+
+    def row_gradients(self, rows: Tensor, cotangents: Tensor) -> Tensor:
+        """Return Jᵢᵀ u of a row each, rows (k,), u (k, C)."""
+
+    def decomposed(self) -> Space:
+        """Return the same with one eigendecomposition for every λ, if it factors."""
 
     def full_systems(self, shifts: Tensor) -> FullSystems:
         """Prepare the full-data systems of all these λ (k,)."""
@@ -174,8 +188,11 @@ class Space(Protocol):
     def train_outputs(self, steps: Tensor) -> Tensor:
         """Return Jz on the training rows, (k, n·C)."""
 
-    def query_outputs(self, steps: Tensor, query: RowGradients) -> Tensor:
-        """Return Jz on other rows, (k, q, C)."""
+    def row_outputs(self, steps: Tensor, rows: Tensor) -> Tensor:
+        """Return Jᵢz on a training row for each step, (k, C)."""
+
+    def query_block(self, query: RowGradients) -> Tensor:
+        """Return what steps are multiplied by to give Jz on other rows, (q, C, D)."""
 
     def squared_norm(self, steps: Tensor) -> Tensor:
         """Return zᵀz, (k,)."""
@@ -281,7 +298,7 @@ class ByIteration:
         weights: Tensor,
         roots: Tensor,
         shifts: Tensor,
-        factor: Factor,
+        factor: Factor | EigenFactor,
         tol: float,
     ) -> tuple[Tensor, Tensor]:
         """Return the steps by conjugate gradients, and which did not get there."""
@@ -321,6 +338,20 @@ class PrimalSpace(ByIteration, BySubtraction):
         self._roots, self._weights = roots, weights
         self._system = ShiftedSystem(self._gauss_newton(weighted_roots(roots, weights)))
 
+    def decomposed(self) -> PrimalSpace:
+        out = copy.copy(self)
+        out._system = self._system.decomposed()
+        return out
+
+    def eigen(self) -> tuple[Tensor, Tensor]:
+        """Return eigenvalues and eigenvectors of JᵀBJ."""
+        return self._system.eigen()
+
+    @property
+    def jacobian(self) -> Tensor:
+        """The Jacobian (n·C, P) of the training rows."""
+        return self._jacobian
+
     @property
     def n_coordinates(self) -> int:
         return self._jacobian.shape[1]
@@ -348,6 +379,24 @@ class PrimalSpace(ByIteration, BySubtraction):
         out = rho @ self._jacobian
         return out if steps is None else out + shift[:, None] * steps
 
+    def mixed_gradient(self, amounts: Tensor, cotangents: Tensor) -> Tensor:
+        return amounts @ torch.bmm(cotangents[:, None], self._rows())[:, 0]
+
+    def row_gradients(self, rows: Tensor, cotangents: Tensor) -> Tensor:
+        jacobian, out = (
+            self._rows(),
+            cotangents.new_empty(len(rows), self.n_coordinates),
+        )
+        for part in chunks(len(rows), self._rows_at_once(2)):
+            out[part] = torch.bmm(cotangents[part, None], jacobian[rows[part]])[:, 0]
+        return out
+
+    def row_outputs(self, steps: Tensor, rows: Tensor) -> Tensor:
+        jacobian, out = self._rows(), steps.new_empty(len(rows), self._n_outputs)
+        for part in chunks(len(rows), self._rows_at_once(2)):
+            out[part] = torch.bmm(jacobian[rows[part]], steps[part, :, None])[..., 0]
+        return out
+
     def full_systems(self, shifts: Tensor) -> FullSystems:
         return FullSystems(self._system, shifts, self._memory)
 
@@ -355,17 +404,20 @@ class PrimalSpace(ByIteration, BySubtraction):
         return -system.solve(gradients.T).T
 
     def row_blocks(self, rows: Tensor, system: FullSystem) -> Tensor:
-        jacobian, out = self._rows(), []
+        out = []
         for part in chunks(len(rows), self._rows_at_once(4)):
-            some = jacobian[rows[part]]
-            half = system.take(part).half_solve(some.flatten(0, 1).T)
-            half = half.T.reshape(some.shape)
+            half = self._half(rows[part], system.take(part))
+            half = half.T.reshape(-1, self._n_outputs, self.n_coordinates)
             out.append(half @ half.mT)
         return torch.cat(out)
 
     def group_block(self, rows: Tensor, system: FullSystem) -> Tensor:
-        half = system.half_solve(self._rows()[rows].flatten(0, 1).T)
+        half = self._half(rows, system)
         return half.T @ half
+
+    def _half(self, rows: Tensor, system: FullSystem) -> Tensor:
+        """Return V with VᵀV = J_R H⁻¹ J_Rᵀ."""
+        return system.half_solve(self._rows()[rows].flatten(0, 1).T)
 
     def _numbers_per_subset(self) -> int:
         return self._jacobian.shape[0] + self._jacobian.shape[1]
@@ -387,7 +439,7 @@ class PrimalSpace(ByIteration, BySubtraction):
         weights: Tensor,
         roots: Tensor,
         shifts: Tensor,
-        factor: Factor,
+        factor: Factor | EigenFactor,
         tol: float,
     ) -> tuple[Tensor, Tensor]:
         def hessian(v: Tensor, _: Tensor) -> Tensor:
@@ -401,9 +453,8 @@ class PrimalSpace(ByIteration, BySubtraction):
     def train_outputs(self, steps: Tensor) -> Tensor:
         return steps @ self._jacobian.T
 
-    def query_outputs(self, steps: Tensor, query: RowGradients) -> Tensor:
-        out = steps @ query.jacobian().T
-        return out.view(len(steps), *query.shape)
+    def query_block(self, query: RowGradients) -> Tensor:
+        return query.jacobian().view(*query.shape, -1)
 
     def squared_norm(self, steps: Tensor) -> Tensor:
         return steps.square().sum(dim=1)

@@ -1,5 +1,6 @@
 """One trained model and its tangent: predictions and attributions."""
 
+import copy
 from functools import partial
 
 import numpy as np
@@ -20,6 +21,9 @@ from skattrib.evaluation._cache import as_memory, cached_array, digest
 from skattrib.influence._projection import make_projector
 from skattrib.influence._ridge import RidgeRule, choose_metric, choose_rule
 
+# Units solved for exactly, to learn what an approximation misses.
+_N_EXACT = 8
+
 
 def _cached_kernel(memory, estimator, X, scale, build):
     if memory is None:
@@ -27,6 +31,12 @@ def _cached_kernel(memory, estimator, X, scale, build):
     key = digest("kernel", estimator.module_, X, scale)
     kernel = cached_array(as_memory(memory), key, lambda: build().cpu().numpy())
     return torch.tensor(kernel, device=X.device)
+
+
+def _landmarks(n_rows, n_landmarks, seed, device):
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(n_rows, generator=generator)[:n_landmarks]
+    return drawn.sort().values.to(device)
 
 
 class WithoutEach:
@@ -50,6 +60,26 @@ class WithoutEach:
         return (self._units[part, None] != self._unit_of_row) * self._row_weights
 
 
+class Asked:
+    """Queries, with outputs (q, C) and gradients as `LinearizedModel.query` has them.
+
+    Iterating gives slices of the rows and both of these. If all rows fit at once they
+    are computed once.
+    """
+
+    def __init__(self, model, X, size):
+        self._model, self._X = model, X
+        self._parts = list(chunks(len(X), size))
+        self._only = [self._of(self._parts[0])] if len(self._parts) == 1 else None
+
+    def _of(self, part):
+        rows = as_tensor(self._X[part], self._model.outputs)
+        return part, *self._model.query(rows)
+
+    def __iter__(self):
+        return iter(self._only or map(self._of, self._parts))
+
+
 class Member:
     """A trained estimator and its linearised model.
 
@@ -64,7 +94,7 @@ class Member:
         Damping, as `choose_rule` takes it.
     metric : {"optimizer", "identity"}
     regularization : {"per_sample", "fixed"}
-    solver : {"auto", "primal", "dual", "cg"}
+    solver : {"auto", "primal", "dual", "cg", "nystroem"}
     memory : str, joblib.Memory or None
     stationary : bool
         Whether to subtract the gradient that training left.
@@ -72,6 +102,8 @@ class Member:
         Subspace of the parameters to stay in, as `make_projector` takes it.
     n_steps : int
         Steps that the caller will keep.
+    seed : int
+        Draws the landmarks of the solvers that have any.
 
     Attributes
     ----------
@@ -96,6 +128,7 @@ class Member:
         stationary=True,
         projection=None,
         n_steps=0,
+        seed=0,
     ):
         estimator._raw_outputs(X[:2])  # a wrapped module of another width
         like = next(estimator.module_.parameters())
@@ -131,8 +164,31 @@ class Member:
             kernel_cache=kernel_cache,
             stationary=stationary,
             project=make_projector(projection, kernel_cache, X),
+            landmarks=_landmarks(len(X), self.plan.n_landmarks, seed, X.device),
         )
         self.model.ridge = choose_rule(ridge, estimator, self.model, metric)
+
+    def decomposed(self):
+        """Return the same with one eigendecomposition for all values of the ridge."""
+        out = copy.copy(self)
+        out.model = self.model.decomposed()
+        return out
+
+    def for_units(self, removal, largest):
+        """Return the same to leave out units at many ridges, for outputs of queries.
+
+        Parameters
+        ----------
+        removal : {"newton", "influence", "refit"}
+        largest : int
+            Rows of the largest unit.
+        """
+        fits = removal == "newton" and largest <= self.model.few
+        if removal != "influence" and not fits:
+            return self.decomposed()
+        out = copy.copy(self)
+        out.model = self.model.spectral()
+        return out
 
     def steps(self, removal, row_weights, verbose=0):
         """Return the steps (k, D) for weights of the rows, (k, n) or `WithoutEach`."""
@@ -144,14 +200,44 @@ class Member:
             out[part] = solve(as_tensor(row_weights[part], out))
         return out
 
+    def ask(self, X, n_steps):
+        """Prepare queries for at most so many steps at once; see `Asked`."""
+        return Asked(self.model, X, self.model.query_batch(n_steps))
+
     def output_changes(self, steps, X):
         """Return outputs (q, C) of queries and their changes (k, q, C)."""
         outputs, changes = [], []
-        for part in chunks(len(X), self.model.query_batch(len(steps))):
-            output, query = self.model.query(as_tensor(X[part], self.model.outputs))
+        for _, output, query in self.ask(X, len(steps)):
             outputs.append(output)
             changes.append(self.model.output_change(steps, query))
         return torch.cat(outputs), torch.cat(changes, dim=1)
+
+    def approximation_error(self, removal, removed, steps, X):
+        """Return how far output changes are from those without approximation.
+
+        Parameters
+        ----------
+        removal : {"newton", "influence", "refit"}
+        removed : WithoutEach
+        steps : Tensor of shape (n_units, D)
+            Of `removed`, as `steps` returned them.
+        X : Tensor of shape (q, n_features)
+            Query rows.
+
+        Returns
+        -------
+        float or None
+            Relative, over a few units; None if the solver is exact.
+        """
+        if self.plan.solver != "nystroem":
+            return None
+        some = np.linspace(0, len(removed) - 1, min(len(removed), _N_EXACT)).astype(int)
+        exact = copy.copy(self)
+        exact.model = self.model.without_projection()
+        ours = self.output_changes(steps[some], X)[1]
+        true = exact.output_changes(exact.steps(removal, removed[some]), X)[1]
+        tiny = torch.finfo(true.dtype).tiny
+        return float((ours - true).norm() / true.norm().clamp(min=tiny))
 
     def _measure(self, y, outcome, like):
         """Return the outcome as a function of outputs (..., q, C)."""
@@ -164,19 +250,19 @@ class Member:
         outputs = self.estimator._raw_outputs(X)
         return self._measure(y, outcome, outputs)(outputs).cpu().numpy()
 
-    def outcomes(self, steps, X, y, outcome):
+    def outcomes(self, steps, asked, y, outcome):
         """Return the outcomes (k, q) after each step."""
         out = []
-        for part in chunks(len(X), self.model.query_batch(len(steps))):
-            outputs, changes = self.output_changes(steps, X[part])
+        for part, outputs, query in asked:
+            changes = self.model.output_change(steps, query)
             out.append(self._measure(y[part], outcome, outputs)(outputs + changes))
         return torch.cat(out, dim=1).cpu().numpy()
 
-    def attributions(self, steps, X, y, outcome, *, first_order):
+    def attributions(self, steps, asked, y, outcome, *, first_order):
         """Return outcome minus outcome after each unit's step, (q, n_units)."""
         out = []
-        for part in chunks(len(X), self.model.query_batch(len(steps))):
-            outputs, changes = self.output_changes(steps, X[part])
+        for part, outputs, query in asked:
+            changes = self.model.output_change(steps, query)
             measure = self._measure(y[part], outcome, outputs)
             if first_order:
                 slope = torch.func.grad(lambda f, m=measure: m(f).sum())(outputs)

@@ -24,6 +24,7 @@ ROOMS = [
     "engine._kernel",
     "engine._solvers",
     "engine._projection",
+    "engine._jacobian",
     "engine._spaces",
     "engine._spectral",
     "engine._row_spaces",

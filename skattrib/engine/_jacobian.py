@@ -1,19 +1,20 @@
 """The Jacobian of the training rows as products, the way the primal space needs them.
 
 A dense layer's gradient is an outer product, signal ⊗ input. As long as nothing else
-is in the way, Gauss-Newton matrices and leverages are products of these factors: C times
-less work than with explicit gradients, of which none are formed.
+is in the way, Gauss-Newton matrices and leverages are products of these factors, with C
+times less work than with explicit gradients, and none of these are formed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from skattrib.engine._functional import chunks
-from skattrib.engine._gradients import LayerGradients, RowGradients
+from skattrib.engine._gradients import LayerGradients, RowGradients, is_dense
 
 # Of the memory cap, what one temporary may take: 1 / _SHARE.
 _SHARE = 4
@@ -26,17 +27,32 @@ class Jacobian(Protocol):
 
     n_params: int
 
+    def explicit(self) -> Tensor:
+        """Return J itself."""
+
+    def of_rows(self, rows: Tensor) -> Tensor:
+        """Return explicit gradients of some rows, (m, C, P)."""
+
     def vjp(self, cotangents: Tensor) -> Tensor:
         """Return u J, (m, P), for u of shape (m, n·C)."""
 
     def jvp(self, tangents: Tensor) -> Tensor:
         """Return v Jᵀ, (m, n·C), for v of shape (m, P)."""
 
+    def row_vjp(self, rows: Tensor, cotangents: Tensor) -> Tensor:
+        """Return u_i J_i of each row by itself, (m, P), for u of shape (m, C)."""
+
+    def row_jvp(self, rows: Tensor, tangents: Tensor) -> Tensor:
+        """Return v_i J_iᵀ of each row by itself, (m, C), for v of shape (m, P)."""
+
     def gauss_newton(self, roots: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return Σ JᵢᵀSᵢSᵢᵀJᵢ over all or some rows, (P, P), for S (n, C, C)."""
 
-    def of_rows(self, rows: Tensor) -> Tensor:
-        """Return explicit gradients of some rows, (m, C, P)."""
+    def leverages(self, inverse: Callable[[], Tensor], rows: Tensor) -> Tensor | None:
+        """Return Jᵢ M Jᵢᵀ of some rows, (m, C, C), for symmetric M (P, P).
+
+        In M's precision. None where there is no better way than by explicit gradients.
+        """
 
 
 class ExplicitJacobian:
@@ -50,27 +66,47 @@ class ExplicitJacobian:
     def _rows(self) -> Tensor:
         return self._matrix.view(-1, self._n_outputs, self.n_params)
 
+    def _at_once(self) -> int:
+        """Return of how many rows two copies of the gradients may exist."""
+        size = 2 * self._n_outputs * self.n_params * self._matrix.element_size()
+        return max(_FEW_ROWS, int(self._memory / (_SHARE * size)))
+
+    def explicit(self) -> Tensor:
+        return self._matrix
+
+    def of_rows(self, rows: Tensor) -> Tensor:
+        return self._rows()[rows]
+
     def vjp(self, cotangents: Tensor) -> Tensor:
         return cotangents @ self._matrix
 
     def jvp(self, tangents: Tensor) -> Tensor:
         return tangents @ self._matrix.T
 
+    def row_vjp(self, rows: Tensor, cotangents: Tensor) -> Tensor:
+        jacobian, out = self._rows(), cotangents.new_empty(len(rows), self.n_params)
+        for part in chunks(len(rows), self._at_once()):
+            out[part] = torch.bmm(cotangents[part, None], jacobian[rows[part]])[:, 0]
+        return out
+
+    def row_jvp(self, rows: Tensor, tangents: Tensor) -> Tensor:
+        jacobian, out = self._rows(), tangents.new_empty(len(rows), self._n_outputs)
+        for part in chunks(len(rows), self._at_once()):
+            out[part] = torch.bmm(jacobian[rows[part]], tangents[part, :, None])[..., 0]
+        return out
+
     def gauss_newton(self, roots: Tensor, rows: Tensor | None = None) -> Tensor:
         jacobian = self._rows()
         out = jacobian.new_zeros(self.n_params, self.n_params)
-        # two copies of the gradients of a row
-        size = 2 * self._n_outputs * self.n_params * jacobian.element_size()
-        at_once = max(_FEW_ROWS, int(self._memory / (_SHARE * size)))
         n_rows = len(jacobian) if rows is None else len(rows)
-        for part in chunks(n_rows, at_once):
+        for part in chunks(n_rows, self._at_once()):
             some = part if rows is None else rows[part]
             half = (roots[some].mT @ jacobian[some]).flatten(0, 1)
             out.addmm_(half.T, half)
         return out
 
-    def of_rows(self, rows: Tensor) -> Tensor:
-        return self._rows()[rows]
+    def leverages(self, inverse: Callable[[], Tensor], rows: Tensor) -> None:
+        return None
 
 
 class FactoredJacobian:
@@ -79,16 +115,23 @@ class FactoredJacobian:
     def __init__(self, gradients: RowGradients, memory_bytes: float) -> None:
         self._gradients, self._memory = gradients, memory_bytes
         self.n_params = gradients.n_params
-        columns = torch.arange(self.n_params, device=gradients.layers[0].inputs.device)
-        pieces = gradients._columns(columns)
+        columns = torch.arange(self.n_params, device=gradients.like.device)
+        pieces = gradients.by_name(columns)
         #: columns of every layer, in the order of signal ⊗ input
         self._columns = [
             layer.from_columns(pieces).flatten() for layer in gradients.layers
         ]
 
     def _at_once(self, numbers: int) -> int:
-        size = numbers * self._gradients.layers[0].inputs.element_size()
+        size = numbers * self._gradients.like.element_size()
         return max(_FEW_ROWS, int(self._memory / (_SHARE * size)))
+
+    def explicit(self) -> Tensor:
+        return self._gradients.jacobian()
+
+    def of_rows(self, rows: Tensor) -> Tensor:
+        jacobian = self._gradients.of_rows(rows).jacobian()
+        return jacobian.view(len(rows), -1, self.n_params)
 
     def vjp(self, cotangents: Tensor) -> Tensor:
         out = cotangents.new_empty(len(cotangents), self.n_params)
@@ -102,6 +145,26 @@ class FactoredJacobian:
         out = tangents.new_empty(len(tangents), n * C)
         for part in chunks(len(out), self._at_once(self._gradients.n_temporaries)):
             out[part] = self._gradients.jvp(tangents[part]).flatten(1)
+        return out
+
+    def row_vjp(self, rows: Tensor, cotangents: Tensor) -> Tensor:
+        out = cotangents.new_empty(len(rows), self.n_params)
+        for layer, columns in zip(self._gradients.layers, self._columns, strict=True):
+            signals = torch.bmm(cotangents[:, None], layer.signals[rows, :, 0])
+            found = signals.mT * layer.inputs[rows]
+            out[:, columns] = found.flatten(1)
+        scale = self._gradients.scale
+        return out if scale is None else out.mul_(scale)
+
+    def row_jvp(self, rows: Tensor, tangents: Tensor) -> Tensor:
+        scale, (_, C) = self._gradients.scale, self._gradients.shape
+        out = tangents.new_zeros(len(rows), C)
+        if scale is not None:
+            tangents = tangents * scale
+        for layer, columns in zip(self._gradients.layers, self._columns, strict=True):
+            moved = tangents[:, columns].view(-1, *layer.width)
+            moved = torch.bmm(moved, layer.inputs[rows].mT)
+            out += torch.bmm(layer.signals[rows, :, 0], moved)[..., 0]
         return out
 
     def gauss_newton(self, roots: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -142,23 +205,16 @@ class FactoredJacobian:
         blocks = pairs_k.all(pairs_o.all(total).permute(2, 0, 1))
         return blocks.permute(2, 0, 3, 1).reshape(o * k, p * q)
 
-    def of_rows(self, rows: Tensor) -> Tensor:
-        jacobian = self._gradients.of_rows(rows).jacobian()
-        return jacobian.view(len(rows), -1, self.n_params)
-
-    def leverages(self, inverse: Tensor, rows: Tensor) -> Tensor:
-        """Return Jᵢ M Jᵢᵀ of some rows, (m, C, C), for symmetric M (P, P).
-
-        In M's precision.
-        """
+    def leverages(self, inverse: Callable[[], Tensor], rows: Tensor) -> Tensor:
+        matrix = inverse()
         scale = self._gradients.scale
         if scale is not None:
-            inverse = inverse * scale * scale[:, None]
+            matrix = matrix * scale * scale[:, None]
         layers, (_, C) = self._gradients.layers, self._gradients.shape
-        out = inverse.new_zeros(len(rows), C, C)
+        out = matrix.new_zeros(len(rows), C, C)
         for i, one in enumerate(layers):
             for j, two in enumerate(layers[: i + 1]):
-                block = inverse[self._columns[i][:, None], self._columns[j]]
+                block = matrix[self._columns[i][:, None], self._columns[j]]
                 found = self._leverages(block, one, two, rows)
                 out += found if i == j else found + found.mT
         return out
@@ -172,11 +228,11 @@ class FactoredJacobian:
         out = []
         for part in chunks(len(rows), self._at_once(2 * (k * q + 2 * o * p))):
             some = rows[part]
-            inputs = one.inputs[some, 0, :, None] * two.inputs[some, 0, None, :]
-            inner = (inputs.flatten(1).to(matrix) @ matrix).view(-1, o, p)
-            left, right = (
-                layer.signals[some, :, 0].to(matrix) for layer in (one, two)
-            )
+            # in the matrix's precision: what is summed may cancel
+            left, right = (layer.inputs[some, 0].to(matrix) for layer in (one, two))
+            inputs = (left[:, :, None] * right[:, None, :]).flatten(1)
+            inner = (inputs @ matrix).view(-1, o, p)
+            left, right = (layer.signals[some, :, 0].to(matrix) for layer in (one, two))
             out.append(left @ inner @ right.mT)
         return torch.cat(out)
 
@@ -214,11 +270,7 @@ class _Pairs:
 
 def jacobian_of(gradients: RowGradients, memory_bytes: float) -> Jacobian:
     """Return the factored Jacobian where there is one, else the explicit."""
-    dense = (
-        isinstance(gradients, RowGradients)
-        and gradients.layers
-        and not gradients.rest
-        and all(layer.inputs.shape[1] == 1 for layer in gradients.layers)
-    )
-    kind = FactoredJacobian if dense else ExplicitJacobian
-    return kind(gradients, memory_bytes)
+    # projected gradients are explicit
+    if isinstance(gradients, RowGradients) and is_dense(gradients):
+        return FactoredJacobian(gradients, memory_bytes)
+    return ExplicitJacobian(gradients, memory_bytes)

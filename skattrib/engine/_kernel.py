@@ -27,7 +27,7 @@ def kernel_block(
             _add_plain(block, one, two, memory_bytes)
         else:
             _add_scaled(block, one, two, scale, memory_bytes)
-    columns = None if left.scale is None else left._columns(left.scale)
+    columns = None if left.scale is None else left.by_name(left.scale)
     for name, value in left.rest.items():
         other = right.rest[name].flatten(0, 1).T
         size = memory_bytes / (_SHARE * C * (len(other) + 2 * n2 * C))

@@ -417,7 +417,7 @@ class LinearizedModel:
         """
         out = copy.copy(self)
         if isinstance(self.space, PrimalSpace):
-            eigen, jacobian = self.space.eigen(), self.space.jacobian
+            eigen, jacobian = self.space.eigen(), self.space.jacobian()
             memory = self.memory_bytes
             space = SpectralPrimalSpace(eigen, jacobian, self.roots, memory)
             out.space = cast(Space, space)

@@ -6,8 +6,11 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Literal
 
+from skattrib.engine._gradients import GradientSize
+
 Solver = Literal["auto", "dual", "primal", "cg", "nystroem"]
 
+_NO_GRADIENTS = GradientSize(0.0, dense=False)
 # Conjugate gradients, which need the least, may always have this many bytes.
 _NEVER_REFUSED = 2.0**26
 # Landmarks are a quarter of the rows, or this many if that is more.
@@ -27,18 +30,22 @@ class Plan:
 
 
 def _costs(
-    n_rows: int, n_outputs: int, n_params: int, n_steps: int
+    n_rows: int, n_outputs: int, n_params: int, n_steps: int, dense: bool
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return the numbers that each space holds, and the work of those that factor."""
     size = n_rows * n_outputs
     numbers = {
-        "primal": 2.0 * size * n_params + 3.0 * n_params**2 + n_steps * n_params,
+        "primal": 3.0 * n_params**2 + n_steps * n_params,
         # kernel, T, its factor, and what factoring or solving copies
         "dual": 5.0 * size**2 + n_steps * size,
         "cg": 16.0 * size + n_params + n_steps * size,
     }
+    # matrix, factor and, in float64, its inverse with a block of it; or the Jacobian
+    # and a copy of it
+    numbers["primal"] += 5.0 * n_params**2 if dense else 2.0 * size * n_params
+    outer = n_rows if dense else 2.0 * size
     work = {
-        "primal": 2.0 * size * n_params**2 + n_params**3 / 3,
+        "primal": outer * n_params**2 + n_params**3 / 3,
         # kernel from layer factors, then Cholesky
         "dual": 2.0 * n_rows**2 * n_params + 4.0 * size**3 / 3,
     }
@@ -53,7 +60,7 @@ def plan_solver(
     memory_bytes: float,
     solver: Solver = "auto",
     *,
-    gradient_bytes: float = 0.0,
+    gradients: GradientSize = _NO_GRADIENTS,
     n_steps: int = 0,
 ) -> Plan:
     """Choose the cheapest space that fits the memory cap.
@@ -65,8 +72,8 @@ def plan_solver(
         The cap.
     solver : {"auto", "dual", "primal", "cg", "nystroem"}
         "nystroem" is never chosen by itself: it is an approximation.
-    gradient_bytes : float
-        What the gradients of the rows hold.
+    gradients : GradientSize
+        Of the rows. Where all layers are dense, no Jacobian is formed.
     n_steps : int
         Steps that will be kept.
 
@@ -76,7 +83,8 @@ def plan_solver(
         If the space asked for by name does not fit, or none.
     """
     size = n_rows * n_outputs
-    numbers, work = _costs(n_rows, n_outputs, n_params, n_steps)
+    gradient_bytes, dense = gradients
+    numbers, work = _costs(n_rows, n_outputs, n_params, n_steps, dense)
     needed = {name: gradient_bytes + itemsize * v for name, v in numbers.items()}
     problem = _Problem(n_rows, n_outputs, n_params, itemsize, gradient_bytes, n_steps)
     needed["nystroem"] = problem.nystroem_bytes(1)

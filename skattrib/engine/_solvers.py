@@ -51,6 +51,10 @@ class Factor:
         out = torch.linalg.solve_triangular(half, rhs.to(half), upper=transpose)
         return out.to(self._dtype)
 
+    def inverse(self) -> Tensor:
+        """Return A⁻¹ in float64, of one matrix."""
+        return torch.cholesky_inverse(self._lower.double())
+
     def half_columns(self, index: Tensor) -> Tensor:
         """Return `half_solve` of columns of the identity, of one matrix."""
         out = self._lower.new_zeros(len(self._lower), len(index))
@@ -90,6 +94,10 @@ class EigenFactor:
 
     def half_solve(self, rhs: Tensor) -> Tensor:
         return (self._vectors.T @ rhs) / self._divisors(rhs).sqrt()
+
+    def inverse(self) -> Tensor:
+        vectors = self._vectors.double()
+        return vectors / (self._values + self._shifts).double() @ vectors.T
 
     def half_columns(self, index: Tensor) -> Tensor:
         columns = self._vectors[index].T

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from skattrib.engine._functional import chunks
 from skattrib.engine._gradients import RowGradients
+from skattrib.engine._jacobian import jacobian_of
 from skattrib.engine._solvers import (
     EIGH_AFTER,
     EigenFactor,
@@ -77,6 +78,10 @@ class FullSystem:
     def half_solve(self, rhs: Tensor) -> Tensor:
         """Return V with VᵀV = rhsᵀ (A + λI)⁻¹ rhs."""
         return self.factor.half_solve(rhs)
+
+    def inverse(self) -> Tensor:
+        """Return (A + λI)⁻¹ for one λ, in float64."""
+        return self.factor.inverse()
 
     def half_columns(self, index: Tensor) -> Tensor:
         """Return the same for columns of the identity."""
@@ -228,8 +233,9 @@ class BySubtraction:
     def row_complements(
         self, rows: Tensor, amounts: Tensor, system: FullSystem
     ) -> Tensor:
-        roots = weighted_roots(self._roots[rows], amounts)
-        return minus_from_one(roots.mT @ self.row_blocks(rows, system) @ roots)
+        blocks = self.row_blocks(rows, system)
+        roots = weighted_roots(self._roots[rows], amounts).to(blocks)
+        return minus_from_one(roots.mT @ blocks @ roots)
 
     def group_complement(
         self, rows: Tensor, amounts: Tensor, system: FullSystem
@@ -332,11 +338,11 @@ class PrimalSpace(ByIteration, BySubtraction):
         memory_bytes: float,
     ) -> None:
         self._memory = memory_bytes
-        self._jacobian = gradients.jacobian()
+        self._jacobian = jacobian_of(gradients, memory_bytes)
         self._scale = gradients.scale
-        self._n_outputs = gradients.shape[1]
         self._roots, self._weights = roots, weights
-        self._system = ShiftedSystem(self._gauss_newton(weighted_roots(roots, weights)))
+        full = self._jacobian.gauss_newton(weighted_roots(roots, weights))
+        self._system = ShiftedSystem(full)
 
     def decomposed(self) -> PrimalSpace:
         out = copy.copy(self)
@@ -347,55 +353,27 @@ class PrimalSpace(ByIteration, BySubtraction):
         """Return eigenvalues and eigenvectors of JᵀBJ."""
         return self._system.eigen()
 
-    @property
     def jacobian(self) -> Tensor:
-        """The Jacobian (n·C, P) of the training rows."""
-        return self._jacobian
+        """Return the Jacobian (n·C, P) of the training rows."""
+        return self._jacobian.explicit()
 
     @property
     def n_coordinates(self) -> int:
-        return self._jacobian.shape[1]
-
-    def _rows(self) -> Tensor:
-        return self._jacobian.view(-1, self._n_outputs, self._jacobian.shape[1])
-
-    def _rows_at_once(self, copies: int) -> int:
-        """Return of how many rows so many copies of the Jacobian may exist."""
-        row = self._n_outputs * self._jacobian.shape[1] * self._jacobian.element_size()
-        return max(_FEW_ROWS, int(self._memory / (SHARE * copies * row)))
-
-    def _gauss_newton(self, roots: Tensor, rows: Tensor | None = None) -> Tensor:
-        jacobian = self._rows()
-        n_params = jacobian.shape[2]
-        out = jacobian.new_zeros(n_params, n_params)
-        n_rows = len(jacobian) if rows is None else len(rows)
-        for part in chunks(n_rows, self._rows_at_once(2)):
-            some = part if rows is None else rows[part]
-            half = (roots[some].mT @ jacobian[some]).flatten(0, 1)
-            out.addmm_(half.T, half)
-        return out
+        return self._jacobian.n_params
 
     def gradient(self, rho: Tensor, shift: Tensor, steps: Tensor | None) -> Tensor:
-        out = rho @ self._jacobian
+        out = self._jacobian.vjp(rho)
         return out if steps is None else out + shift[:, None] * steps
 
     def mixed_gradient(self, amounts: Tensor, cotangents: Tensor) -> Tensor:
-        return amounts @ torch.bmm(cotangents[:, None], self._rows())[:, 0]
+        rows = torch.arange(len(cotangents), device=cotangents.device)
+        return amounts @ self._jacobian.row_vjp(rows, cotangents)
 
     def row_gradients(self, rows: Tensor, cotangents: Tensor) -> Tensor:
-        jacobian, out = (
-            self._rows(),
-            cotangents.new_empty(len(rows), self.n_coordinates),
-        )
-        for part in chunks(len(rows), self._rows_at_once(2)):
-            out[part] = torch.bmm(cotangents[part, None], jacobian[rows[part]])[:, 0]
-        return out
+        return self._jacobian.row_vjp(rows, cotangents)
 
     def row_outputs(self, steps: Tensor, rows: Tensor) -> Tensor:
-        jacobian, out = self._rows(), steps.new_empty(len(rows), self._n_outputs)
-        for part in chunks(len(rows), self._rows_at_once(2)):
-            out[part] = torch.bmm(jacobian[rows[part]], steps[part, :, None])[..., 0]
-        return out
+        return self._jacobian.row_jvp(rows, steps)
 
     def full_systems(self, shifts: Tensor) -> FullSystems:
         return FullSystems(self._system, shifts, self._memory)
@@ -404,10 +382,17 @@ class PrimalSpace(ByIteration, BySubtraction):
         return -system.solve(gradients.T).T
 
     def row_blocks(self, rows: Tensor, system: FullSystem) -> Tensor:
+        P, C = self.n_coordinates, self._roots.shape[1]
+        if len(system.shifts) == 1 and len(rows) * C >= P:
+            found = self._jacobian.leverages(system.inverse, rows)
+            if found is not None:
+                return found
         out = []
-        for part in chunks(len(rows), self._rows_at_once(4)):
-            half = self._half(rows[part], system.take(part))
-            half = half.T.reshape(-1, self._n_outputs, self.n_coordinates)
+        # a row's gradients, and what they are while they are solved for
+        size = 4 * C * P * self._roots.element_size()
+        at_once = max(_FEW_ROWS, int(self._memory / (SHARE * size)))
+        for part in chunks(len(rows), at_once):
+            half = self._half(rows[part], system.take(part)).T.reshape(-1, C, P)
             out.append(half @ half.mT)
         return torch.cat(out)
 
@@ -417,18 +402,18 @@ class PrimalSpace(ByIteration, BySubtraction):
 
     def _half(self, rows: Tensor, system: FullSystem) -> Tensor:
         """Return V with VᵀV = J_R H⁻¹ J_Rᵀ."""
-        return system.half_solve(self._rows()[rows].flatten(0, 1).T)
+        return system.half_solve(self._jacobian.of_rows(rows).flatten(0, 1).T)
 
     def _numbers_per_subset(self) -> int:
-        return self._jacobian.shape[0] + self._jacobian.shape[1]
+        return self._roots.shape[0] * self._roots.shape[1] + self.n_coordinates
 
     def _solve_directly(
         self, gradients: Tensor, weights: Tensor, roots: Tensor, shifts: Tensor
     ) -> Tensor:
         steps = torch.zeros_like(gradients)
         for i, w in enumerate(weights):
-            root = roots if roots is self._roots else roots[i]
-            matrix = self._gauss_newton(weighted_roots(root, w), w.nonzero()[:, 0])
+            root = weighted_roots(roots if roots is self._roots else roots[i], w)
+            matrix = self._jacobian.gauss_newton(root, w.nonzero()[:, 0])
             matrix.diagonal().add_(shifts[i])
             steps[i] = -Factor(matrix).solve(gradients[i, :, None])[:, 0]
         return steps
@@ -443,15 +428,15 @@ class PrimalSpace(ByIteration, BySubtraction):
         tol: float,
     ) -> tuple[Tensor, Tensor]:
         def hessian(v: Tensor, _: Tensor) -> Tensor:
-            bent = bend(v @ self._jacobian.T, roots, weights)
-            return torch.addmm(shifts[:, None] * v, bent, self._jacobian)
+            bent = bend(self._jacobian.jvp(v), roots, weights)
+            return self._jacobian.vjp(bent).add_(shifts[:, None] * v)
 
         return preconditioned_gradient(
             hessian, -gradients, lambda v, _: factor.solve(v.T).T, tol=tol
         )
 
     def train_outputs(self, steps: Tensor) -> Tensor:
-        return steps @ self._jacobian.T
+        return self._jacobian.jvp(steps)
 
     def query_block(self, query: RowGradients) -> Tensor:
         return query.jacobian().view(*query.shape, -1)

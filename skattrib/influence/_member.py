@@ -14,7 +14,7 @@ from skattrib.engine._functional import (
     chunks,
     outcome_function,
 )
-from skattrib.engine._gradients import gradient_bytes
+from skattrib.engine._gradients import gradient_size
 from skattrib.engine._linearized import LinearizedModel
 from skattrib.engine._plan import Plan, plan_solver
 from skattrib.evaluation._cache import as_memory, cached_array, digest
@@ -141,7 +141,7 @@ class Member:
                 like.element_size(),
                 memory_cap(),
                 solver,
-                gradient_bytes=gradient_bytes(model, X),
+                gradients=gradient_size(model, X),
                 n_steps=n_steps,
             )
         else:

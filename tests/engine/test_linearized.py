@@ -11,7 +11,7 @@ from torch import nn
 
 from skattrib.engine import _linearized, _row_spaces, _solvers, _spaces
 from skattrib.engine._functional import FunctionalModule, Loss
-from skattrib.engine._gradients import RowGradients
+from skattrib.engine._gradients import GradientSize, RowGradients
 from skattrib.engine._linearized import LinearizedModel
 from skattrib.engine._plan import plan_solver
 from tests.cases import Tangent, build, dense_jacobian, mlp, randn
@@ -735,21 +735,27 @@ def test_plan_counts_gradients_and_steps():
     plan = plan_solver(1000, 3, n_params, 8, cap)
     assert plan.solver == "dual"
     assert "0 MiB of gradients" in plan.reason
-    plan = plan_solver(1000, 3, n_params, 8, cap, gradient_bytes=2.0**21)
+    plan = plan_solver(
+        1000, 3, n_params, 8, cap, gradients=GradientSize(2.0**21, False)
+    )
     assert plan.solver == "cg"
     assert "2 MiB of gradients" in plan.reason
     assert plan_solver(1000, 3, n_params, 8, cap, n_steps=1).solver == "cg"
     with pytest.raises(ValueError, match=r"'dual' needs .*2 MiB of gradients.*'cg'"):
-        plan_solver(1000, 3, n_params, 8, cap, "dual", gradient_bytes=2.0**21)
+        plan_solver(
+            1000, 3, n_params, 8, cap, "dual", gradients=GradientSize(2.0**21, False)
+        )
     # parameters are few, but their gradients are there before they are joined
     assert plan_solver(1000, 3, 50, 8, 2.0**23).solver == "primal"
     with pytest.raises(ValueError, match=r"'primal' needs .*8 MiB of gradients"):
-        plan_solver(1000, 3, 50, 8, 2.0**23, "primal", gradient_bytes=2.0**23)
+        plan_solver(
+            1000, 3, 50, 8, 2.0**23, "primal", gradients=GradientSize(2.0**23, False)
+        )
 
 
 @pytest.mark.parametrize("solver", ["auto", "cg"])
 @pytest.mark.parametrize(
-    "needs", [{"gradient_bytes": 2.0**28}, {"n_steps": 20_000}], ids=str
+    "needs", [{"gradients": GradientSize(2.0**28, False)}, {"n_steps": 20_000}], ids=str
 )
 def test_plan_refuses_what_fits_nowhere(solver, needs):
     with pytest.raises(ValueError, match=r"'cg' needs .*fewer rows.*working_memory"):
@@ -783,4 +789,9 @@ def test_plan_preconditions_where_it_pays():
 
 
 def test_plan_never_refuses_little():
-    assert plan_solver(1000, 3, 10**5, 8, 1.0, gradient_bytes=2.0**25).solver == "cg"
+    assert (
+        plan_solver(
+            1000, 3, 10**5, 8, 1.0, gradients=GradientSize(2.0**25, False)
+        ).solver
+        == "cg"
+    )

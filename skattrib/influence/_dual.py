@@ -364,10 +364,11 @@ class DualInfluence(BaseAttributor):
         return found.mean(axis=0), found.std(axis=0, ddof=1) / len(found) ** 0.5
 
     def ridge_path(self, X, y=None, *, ridges):
-        """Attribute at many values of `ridge`, for little more than the price of one.
+        """Attribute at many values of `ridge`, for the price of a few fits.
 
-        The Hessian is decomposed once and serves them all. Solvers that decompose
-        nothing ("cg") solve for each value by itself.
+        The Hessian is decomposed once, which costs as much as a few fits, and serves
+        them all. The solver "cg", which decomposes nothing, and tasks of more than a
+        quarter of the rows take each value by itself.
 
         Parameters
         ----------

@@ -66,6 +66,19 @@ class FunctionalModule:
             for name, value in self.unflatten(vector).items():
                 params[name].copy_(value)
 
+    def of_parameters(self, names: list[str]) -> FunctionalModule:
+        """Return a copy of which only the named parameters enter the vector."""
+        module = copy.deepcopy(self.module)
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name in names)
+        return FunctionalModule(module)
+
+    def columns_of(self, names: list[str]) -> Tensor:
+        """Return the positions of the named parameters in the vector."""
+        pieces = torch.arange(self.n_params).split(self.sizes)
+        places = dict(zip(self.names, pieces, strict=True))
+        return torch.cat([places[name] for name in names])
+
     def __deepcopy__(self, memo: dict[int, object]) -> FunctionalModule:
         return FunctionalModule(copy.deepcopy(self.module, memo))
 

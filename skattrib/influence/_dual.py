@@ -13,7 +13,7 @@ from skattrib._validation import DTYPES, as_tensor, check_weights, draw_seeds
 from skattrib.base import BaseAttributor, _dtype
 from skattrib.evaluation import lds_score
 from skattrib.influence._diagnosis import diagnose_linearized, verdict
-from skattrib.influence._member import Member, WithoutEach
+from skattrib.influence._member import Member, WithoutEach, check_has_head
 from skattrib.influence._ridge import CALIBRATION_GRID, RidgeRule, calibrated_rule
 
 __all__ = ["DualInfluence"]
@@ -48,6 +48,9 @@ class DualInfluence(BaseAttributor):
         Norm of the damping. "optimizer": every parameter is damped in proportion to
         the root of its second moment in the optimizer (1 for SGD); without a record,
         to that of its row gradients. "identity" is the textbook.
+    parameters : {"all", "head"}, default="all"
+        What moves when a unit is left out. "head": the last linear layer only, its
+        inputs taken as fixed. Many times cheaper; ranks retrained models less well.
     removal : {"newton", "influence", "refit"}, default="newton"
         How units are left out, in `attribute`, `predict_outcomes` and `score` alike.
         "newton": one exact Newton step on what is kept, outcome evaluated again.
@@ -150,6 +153,7 @@ class DualInfluence(BaseAttributor):
             Interval(Real, 0, None, closed="neither"),
         ],
         "metric": [StrOptions({"optimizer", "identity"})],
+        "parameters": [StrOptions({"all", "head"})],
         "removal": [StrOptions({"newton", "influence", "refit"})],
         "regularization": [StrOptions({"per_sample", "fixed"})],
         "solver": [StrOptions({"auto", "dual", "primal", "cg", "nystroem"})],
@@ -162,6 +166,7 @@ class DualInfluence(BaseAttributor):
         *,
         ridge="auto",
         metric="optimizer",
+        parameters="all",
         removal="newton",
         regularization="per_sample",
         solver="auto",
@@ -177,6 +182,7 @@ class DualInfluence(BaseAttributor):
         self.estimator = estimator
         self.ridge = ridge
         self.metric = metric
+        self.parameters = parameters
         self.removal = removal
         self.regularization = regularization
         self.solver = solver
@@ -237,6 +243,10 @@ class DualInfluence(BaseAttributor):
                 "recorded. Use ridge='auto' or a number."
             )
 
+    def _before_training(self, estimator, X, y):
+        if self.parameters == "head":
+            check_has_head(estimator, X, y)
+
     def _fit_attributor(self):
         self.estimators_ = [self.estimator_, *self._train_other_seeds()]
         self._members = [self._linearize(estimator) for estimator in self.estimators_]
@@ -273,6 +283,7 @@ class DualInfluence(BaseAttributor):
             self._row_weights,
             ridge=self.ridge,
             metric=self.metric,
+            parameters=self.parameters,
             regularization=self.regularization,
             solver=self.solver,
             memory=self.memory,
@@ -455,7 +466,7 @@ class DualInfluence(BaseAttributor):
         -------
         ndarray of shape (n_weightings, n_params)
             Predicted minus trained parameters of ``estimator_.module_``, flattened in
-            the order of ``named_parameters``.
+            the order of ``named_parameters``; 0 where `parameters` leaves them out.
         """
         check_is_fitted(self, "n_units_")
         rows = self._unit_weightings(
@@ -463,7 +474,7 @@ class DualInfluence(BaseAttributor):
         )
         member = self._members[0]
         steps = member.steps(self.removal, rows, self.verbose)
-        return member.model.parameter_change(steps).cpu().numpy()
+        return member.parameter_change(steps).cpu().numpy()
 
     def output_change(self, X, weights):
         """Predict how other weights of the units change the outputs of queries.

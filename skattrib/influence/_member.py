@@ -5,6 +5,8 @@ from functools import partial
 
 import numpy as np
 import torch
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
 from tqdm.auto import tqdm
 
 from skattrib._validation import as_tensor, memory_cap
@@ -17,6 +19,7 @@ from skattrib.engine._functional import (
 from skattrib.engine._gradients import gradient_size
 from skattrib.engine._linearized import LinearizedModel
 from skattrib.engine._plan import Plan, plan_solver
+from skattrib.engine._readout import find_head
 from skattrib.evaluation._cache import as_memory, cached_array, digest
 from skattrib.influence._projection import make_projector
 from skattrib.influence._ridge import RidgeRule, choose_metric, choose_rule
@@ -25,10 +28,10 @@ from skattrib.influence._ridge import RidgeRule, choose_metric, choose_rule
 _N_EXACT = 8
 
 
-def _cached_kernel(memory, estimator, X, scale, build):
+def _cached_kernel(memory, estimator, names, X, scale, build):
     if memory is None:
         return build()
-    key = digest("kernel", estimator.module_, X, scale)
+    key = digest("kernel", estimator.module_, names, X, scale)
     kernel = cached_array(as_memory(memory), key, lambda: build().cpu().numpy())
     return torch.tensor(kernel, device=X.device)
 
@@ -80,6 +83,30 @@ class Asked:
         return iter(self._only or map(self._of, self._parts))
 
 
+def head_parameters(module, X):
+    """Return the names of the trainable parameters of the last linear layer."""
+    head = find_head(module, X)
+    own = {id(p) for p in head.parameters()}
+    names = [k for k, p in module.named_parameters() if id(p) in own]
+    return [k for k in names if module.get_parameter(k).requires_grad]
+
+
+def check_has_head(estimator, X, y):
+    """Raise ValueError unless the module ends in a linear layer that is trained."""
+    if isinstance(estimator, FrozenEstimator):
+        module, rows = estimator.module_, as_tensor(X[:2])
+        rows = rows.to(next(module.parameters()))
+    else:
+        blank = clone(estimator)
+        problem = blank._problem(X, blank._learn_target(y), 0)
+        module, rows = problem.model.module, problem.X
+    if not head_parameters(module, rows):
+        raise ValueError(
+            "parameters='head' moves the last linear layer, and that is not trained: "
+            "its parameters do not require a gradient. Use parameters='all'."
+        )
+
+
 class Member:
     """A trained estimator and its linearised model.
 
@@ -93,6 +120,8 @@ class Member:
     ridge : float or str
         Damping, as `choose_rule` takes it.
     metric : {"optimizer", "identity"}
+    parameters : {"all", "head"}
+        What moves.
     regularization : {"per_sample", "fixed"}
     solver : {"auto", "primal", "dual", "cg", "nystroem"}
     memory : str, joblib.Memory or None
@@ -122,6 +151,7 @@ class Member:
         *,
         ridge,
         metric="optimizer",
+        parameters="all",
         regularization="per_sample",
         solver="auto",
         memory=None,
@@ -132,7 +162,10 @@ class Member:
     ):
         estimator._raw_outputs(X[:2])  # a wrapped module of another width
         like = next(estimator.module_.parameters())
-        model, X = FunctionalModule(estimator.module_), as_tensor(X, like)
+        X = as_tensor(X, like)
+        model = FunctionalModule(estimator.module_)
+        if parameters == "head":
+            model = model.of_parameters(head_parameters(estimator.module_, X))
         if projection is None:
             self.plan = plan_solver(
                 len(X),
@@ -148,7 +181,9 @@ class Member:
             self.plan = Plan("primal", "in the projected space")
         self.metric, metric = choose_metric(metric, estimator, model, X, y)
         scale = None if metric is None else metric.rsqrt()
-        kernel_cache = partial(_cached_kernel, memory, estimator, X, scale)
+        kernel_cache = partial(
+            _cached_kernel, memory, estimator, model.names, X, scale
+        )
         self.estimator = estimator
         self.model = LinearizedModel(
             model,
@@ -211,6 +246,14 @@ class Member:
             outputs.append(output)
             changes.append(self.model.output_change(steps, query))
         return torch.cat(outputs), torch.cat(changes, dim=1)
+
+    def parameter_change(self, steps):
+        """Return the steps as changes of all parameters of the module, (k, P)."""
+        found, whole = self.model.model, FunctionalModule(self.estimator.module_)
+        changes = self.model.parameter_change(steps)
+        out = changes.new_zeros(len(changes), whole.n_params)
+        out[:, whole.columns_of(found.names)] = changes
+        return out
 
     def approximation_error(self, removal, removed, steps, X):
         """Return how far output changes are from those without approximation.

@@ -866,3 +866,93 @@ def test_float32_with_little_damping_in_rows():
     )
     error = (found - expected).norm(dim=1) / expected.norm(dim=1)
     assert error.max() <= 1e-4
+
+
+# ----------------------------------------------------------------------- the head
+def frozen_body(net):
+    """Return the network of which only the head may move, frozen."""
+    module = copy.deepcopy(net.module_)
+    for parameter in module[:-1].parameters():
+        parameter.requires_grad_(False)
+    return FrozenEstimator(TorchClassifier.from_module(module, net.classes_))
+
+
+@pytest.mark.parametrize("removal", ["newton", "influence", "refit"])
+def test_the_head_alone_is_a_network_with_a_frozen_body(removal):
+    X, y, *_ = iris()
+    net = small_net().fit(X, y)
+    options = {"ridge": 0.05, "metric": "identity", "removal": removal}
+    head = DualInfluence(
+        FrozenEstimator(net), parameters="head", random_state=0, **options
+    ).fit(X, y)
+    body = DualInfluence(frozen_body(net), random_state=0, **options).fit(X, y)
+    assert_allclose(head.attribute(X[:4], y[:4]), body.attribute(X[:4], y[:4]))
+    W = make_weightings(40, 3, random_state=0)
+    expected = body.predict_outcomes(X[:4], y[:4], W)
+    assert_allclose(head.predict_outcomes(X[:4], y[:4], W), expected)
+    # the body stands still
+    change = head.parameter_change(W)
+    n_head = 3 * 6 + 3
+    assert change.shape == (3, sum(p.numel() for p in net.module_.parameters()))
+    assert not change[:, :-n_head].any()
+    assert_allclose(change[:, -n_head:], body.parameter_change(W))
+    assert change[:, -n_head:].all()
+
+
+def test_the_heads_damping_comes_from_its_own_moments():
+    X, y, *_ = iris()
+    net = small_net().fit(X, y)
+    head = DualInfluence(FrozenEstimator(net), parameters="head", random_state=0)
+    head.fit(X, y)
+    scale = net.trajectory_.second_moment.sqrt()[-21:].mean() + 1e-8
+    # 1.5 for single rows, and 4 for the share removed, over the learning rates' sum
+    expected = (1.5 + 4 / 40) * float(scale) / (30 * 1e-2)
+    assert head.ridge_ == pytest.approx(expected, rel=1e-2)
+    everything = DualInfluence(FrozenEstimator(net), random_state=0).fit(X, y)
+    assert head.ridge_ != pytest.approx(everything.ridge_, rel=0.1)
+
+
+def test_kernels_of_head_and_whole_are_remembered_apart(tmp_path):
+    X, y, *_ = iris()
+    net = FrozenEstimator(small_net(max_epochs=5).fit(X, y))
+    found = []
+    for memory in (None, tmp_path):
+        for parameters in ("all", "head"):
+            model = DualInfluence(
+                net,
+                parameters=parameters,
+                metric="identity",
+                solver="dual",
+                memory=memory,
+                random_state=0,
+            )
+            found.append(model.fit(X, y).attribute(X[:2], y[:2]))
+    assert_allclose(found[2:], found[:2])
+    assert np.abs(found[0] - found[1]).max() > 1e-6
+
+
+class Softmaxed(nn.Module):
+    """No head: something comes after the last linear layer."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.layer = nn.Linear(n_in, n_out)
+
+    def forward(self, x):
+        return self.layer(x).softmax(-1)
+
+
+@pytest.mark.filterwarnings("ignore:module returns probabilities")
+def test_a_module_without_a_head_is_refused_before_training(trainings):
+    X, y, *_ = iris()
+    model = DualInfluence(TorchClassifier(Softmaxed), parameters="head", random_state=0)
+    with pytest.raises(ValueError, match=r"not that of an nn\.Linear"):
+        model.fit(X, y)
+    assert not hasattr(model, "estimator_")
+    net = small_net(max_epochs=5).fit(X, y)
+    module = copy.deepcopy(net.module_)
+    for parameter in module[-1].parameters():
+        parameter.requires_grad_(False)
+    frozen = FrozenEstimator(TorchClassifier.from_module(module, net.classes_))
+    with pytest.raises(ValueError, match="'head' .* Use parameters='all'"):
+        model.set_params(estimator=frozen).fit(X, y)

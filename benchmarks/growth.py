@@ -2,7 +2,8 @@
 
 Two epochs of minibatches of 32. Rows: the health insurance table (two classes, one
 hidden layer of 16, 50 queries). Parameters: 250 digits (ten classes), two equal hidden
-layers, 10 queries; queries: the same with one of 16. A cell is the log-log slope over the upper half of the sizes: 1 is linear.
+layers, 10 queries; queries: the same with one of 16. A cell is the log-log slope over
+the upper half of the sizes: 1 is linear.
 Default parameters, but for AdamWInfluence, which is one run (`inclusion=1`), and for
 the surrogate's units, 10 blocks of rows.
 

@@ -1,8 +1,8 @@
 """One suite for what takes time: each part's share of what the machine can do.
 
-Yardsticks, timed in turns with each part, in CPU time: the product of two matrices of 1,024, and
-the copy of 256 MB. A part's arithmetic is counted by torch's FLOP counter (products of
-matrices only), its traffic from the sizes of what it must read and write at least once.
+Yardsticks, timed in turns with each part, in CPU time: the product of two matrices of
+1,024, and the copy of 256 MB. A part's arithmetic is counted by torch's FLOP counter
+(products of matrices only), its traffic from the sizes of what it must read and write.
 "Share of peak" is its arithmetic per second over the yardstick's, "share of traffic"
 the same for bytes; where both are small, what limits is neither but the calls
 themselves: many small operations, dispatched by Python.

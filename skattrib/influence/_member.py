@@ -181,9 +181,7 @@ class Member:
             self.plan = Plan("primal", "in the projected space")
         self.metric, metric = choose_metric(metric, estimator, model, X, y)
         scale = None if metric is None else metric.rsqrt()
-        kernel_cache = partial(
-            _cached_kernel, memory, estimator, model.names, X, scale
-        )
+        kernel_cache = partial(_cached_kernel, memory, estimator, model.names, X, scale)
         self.estimator = estimator
         self.model = LinearizedModel(
             model,

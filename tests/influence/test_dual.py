@@ -954,5 +954,5 @@ def test_a_module_without_a_head_is_refused_before_training(trainings):
     for parameter in module[-1].parameters():
         parameter.requires_grad_(False)
     frozen = FrozenEstimator(TorchClassifier.from_module(module, net.classes_))
-    with pytest.raises(ValueError, match="'head' .* Use parameters='all'"):
+    with pytest.raises(ValueError, match=r"'head' .* Use parameters='all'"):
         model.set_params(estimator=frozen).fit(X, y)

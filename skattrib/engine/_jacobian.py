@@ -7,7 +7,8 @@ times less work than with explicit gradients, and none of these are formed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -20,6 +21,11 @@ from skattrib.engine._gradients import LayerGradients, RowGradients, is_dense
 _SHARE = 4
 # Rows of factors that are always multiplied together.
 _FEW_ROWS = 16
+# Which inputs of a layer belong to its weight alone, or to its weight and its bias.
+_INNER: dict[int, tuple[slice | int, ...]] = {
+    1: (slice(None),),
+    2: (slice(None, -1), -1),
+}
 
 
 class Jacobian(Protocol):
@@ -115,12 +121,13 @@ class FactoredJacobian:
     def __init__(self, gradients: RowGradients, memory_bytes: float) -> None:
         self._gradients, self._memory = gradients, memory_bytes
         self.n_params = gradients.n_params
-        columns = torch.arange(self.n_params, device=gradients.like.device)
-        pieces = gradients.by_name(columns)
-        #: columns of every layer, in the order of signal ⊗ input
-        self._columns = [
-            layer.from_columns(pieces).flatten() for layer in gradients.layers
-        ]
+        starts = accumulate(gradients.sizes, initial=0)
+        self._columns = {
+            name: slice(start, start + size)
+            for name, start, size in zip(
+                gradients.names, starts, gradients.sizes, strict=False
+            )
+        }
 
     def _at_once(self, numbers: int) -> int:
         size = numbers * self._gradients.like.element_size()
@@ -149,10 +156,11 @@ class FactoredJacobian:
 
     def row_vjp(self, rows: Tensor, cotangents: Tensor) -> Tensor:
         out = cotangents.new_empty(len(rows), self.n_params)
-        for layer, columns in zip(self._gradients.layers, self._columns, strict=True):
+        for layer in self._gradients.layers:
             signals = torch.bmm(cotangents[:, None], layer.signals[rows, :, 0])
             found = signals.mT * layer.inputs[rows]
-            out[:, columns] = found.flatten(1)
+            for name, value in layer.to_columns(found).items():
+                out[:, self._columns[name]] = value
         scale = self._gradients.scale
         return out if scale is None else out.mul_(scale)
 
@@ -161,8 +169,9 @@ class FactoredJacobian:
         out = tangents.new_zeros(len(rows), C)
         if scale is not None:
             tangents = tangents * scale
-        for layer, columns in zip(self._gradients.layers, self._columns, strict=True):
-            moved = tangents[:, columns].view(-1, *layer.width)
+        columns = self._gradients.by_name(tangents)
+        for layer in self._gradients.layers:
+            moved = layer.from_columns(columns)
             moved = torch.bmm(moved, layer.inputs[rows].mT)
             out += torch.bmm(layer.signals[rows, :, 0], moved)[..., 0]
         return out
@@ -175,9 +184,10 @@ class FactoredJacobian:
         for i, one in enumerate(layers):
             for j, two in enumerate(layers[: i + 1]):
                 block = self._block(one, two, bent[i], bent[j], rows)
-                out[self._columns[i][:, None], self._columns[j]] = block
-                if i != j:
-                    out[self._columns[j][:, None], self._columns[i]] = block.T
+                for place, there, part in self._parts(one, two):
+                    out[place, there] = block[part].reshape(out[place, there].shape)
+                    if i != j:
+                        out[there, place] = out[place, there].T
         scale = self._gradients.scale
         return out if scale is None else out.mul_(scale).mul_(scale[:, None])
 
@@ -189,7 +199,10 @@ class FactoredJacobian:
         second: Tensor,
         rows: Tensor | None,
     ) -> Tensor:
-        """Return Σ (s ⊗ a)(s' ⊗ a')ᵀ = Σ (s s'ᵀ) ⊗ (a a'ᵀ) for signals bent by S."""
+        """Return Σ (s ⊗ a)(s' ⊗ a')ᵀ = Σ (s s'ᵀ) ⊗ (a a'ᵀ) for signals bent by S.
+
+        Of shape (o, k, o', k').
+        """
         (o, k), (p, q) = one.width, two.width
         same = one is two
         # of a symmetric product, a triangle says it all
@@ -203,7 +216,17 @@ class FactoredJacobian:
             inputs = one.inputs[some, 0, :, None] * two.inputs[some, 0, None, :]
             total.addmm_(pairs_o.of(outer).T, pairs_k.of(inputs))
         blocks = pairs_k.all(pairs_o.all(total).permute(2, 0, 1))
-        return blocks.permute(2, 0, 3, 1).reshape(o * k, p * q)
+        return blocks.permute(2, 0, 3, 1)
+
+    def _parts(
+        self, one: LayerGradients, two: LayerGradients
+    ) -> Iterator[tuple[slice, slice, tuple[slice | int, ...]]]:
+        """Yield columns of both layers, and where they are in (o, k, o', k')."""
+        whole = slice(None)
+        for first, inner in zip(one.names, _INNER[len(one.names)], strict=True):
+            for second, other in zip(two.names, _INNER[len(two.names)], strict=True):
+                part = whole, inner, whole, other
+                yield self._columns[first], self._columns[second], part
 
     def leverages(self, inverse: Callable[[], Tensor], rows: Tensor) -> Tensor:
         matrix = inverse()
@@ -214,7 +237,9 @@ class FactoredJacobian:
         out = matrix.new_zeros(len(rows), C, C)
         for i, one in enumerate(layers):
             for j, two in enumerate(layers[: i + 1]):
-                block = matrix[self._columns[i][:, None], self._columns[j]]
+                block = matrix.new_empty(*one.width, *two.width)
+                for place, there, part in self._parts(one, two):
+                    block[part] = matrix[place, there].reshape(block[part].shape)
                 found = self._leverages(block, one, two, rows)
                 out += found if i == j else found + found.mT
         return out
@@ -224,7 +249,7 @@ class FactoredJacobian:
     ) -> Tensor:
         (o, k), (p, q) = one.width, two.width
         # (a ⊗ a') M first: a product of inputs with all pairs of signals
-        matrix = block.view(o, k, p, q).permute(1, 3, 0, 2).reshape(k * q, o * p)
+        matrix = block.permute(1, 3, 0, 2).reshape(k * q, o * p)
         out = []
         for part in chunks(len(rows), self._at_once(2 * (k * q + 2 * o * p))):
             some = rows[part]

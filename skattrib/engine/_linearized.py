@@ -182,8 +182,15 @@ class LinearizedModel:
 
     def _gradients_at(self, weights: Tensor) -> Tensor:
         """Return the gradients where training stopped, in coordinates (k, D)."""
-        amounts = weights - self._kept(weights)[:, None] * self.weights
-        return self.space.mixed_gradient(amounts, self.residuals)
+        kept, removed = self._kept(weights)[:, None], self.weights - weights
+        if int((removed != 0).sum(dim=1).max()) > 1:
+            amounts = weights - kept * self.weights
+            return self.space.mixed_gradient(amounts, self.residuals)
+        # of single rows no sum over all is needed but one
+        rows = removed.abs().argmax(dim=1)
+        alone = self.space.row_gradients(rows, self.residuals[rows])
+        whole = self.space.mixed_gradient(self.weights[None], self.residuals)
+        return (1 - kept) * whole - removed.gather(1, rows[:, None]) * alone
 
     def _rho(self, weights: Tensor, outputs: Tensor) -> Tensor:
         """Return w r(f) − κ' s r(f₀), (k, n·C): the gradient in the outputs."""

@@ -21,7 +21,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from skattrib.engine._functional import FunctionalModule, Loss
+from skattrib.engine._functional import FunctionalModule, Loss, chunks
 from skattrib.engine._gradients import RowGradients, row_gradients
 from skattrib.engine._kernel import kernel_block
 from skattrib.engine._projection import LandmarkProjector, Projector
@@ -39,6 +39,8 @@ from skattrib.engine._spaces import (
 from skattrib.engine._spectral import SpectralPrimalSpace
 
 Regularization = Literal["per_sample", "fixed"]
+#: Outputs of queries (q, C) to the gradients of their outcomes.
+Slope = Callable[[Tensor], Tensor]
 #: Damping of the mean row loss as a function of the fraction of mass removed.
 Ridge = Callable[[float], float]
 
@@ -180,12 +182,15 @@ class LinearizedModel:
             out = out * torch.where(share == 0, 1.0, share)
         return out.to(self.outputs)
 
+    def _amounts(self, weights: Tensor) -> Tensor:
+        """Return w − κ' s, (k, n): how much of each row's gradient is there."""
+        return weights - self._kept(weights)[:, None] * self.weights
+
     def _gradients_at(self, weights: Tensor) -> Tensor:
         """Return the gradients where training stopped, in coordinates (k, D)."""
         kept, removed = self._kept(weights)[:, None], self.weights - weights
         if int((removed != 0).sum(dim=1).max()) > 1:
-            amounts = weights - kept * self.weights
-            return self.space.mixed_gradient(amounts, self.residuals)
+            return self.space.mixed_gradient(self._amounts(weights), self.residuals)
         # of single rows no sum over all is needed but one
         rows = removed.abs().argmax(dim=1)
         alone = self.space.row_gradients(rows, self.residuals[rows])
@@ -458,6 +463,32 @@ class LinearizedModel:
     def output_change(self, steps: Tensor, query: Tensor) -> Tensor:
         """Return the change of the outputs of query rows, (k, q, C)."""
         return (steps @ query.flatten(0, 1).T).view(len(steps), *query.shape[:2])
+
+    def first_order_effects(self, X: Tensor, slope_of: Slope) -> Tensor:
+        """Return Σ_c r_ic (J_i H⁻¹ J_qᵀ ∇F_q)_c of rows on queries, (q, n).
+
+        What `influence_steps` make of outcomes is minus their sum, times `amounts`.
+        Solves for queries, not for weightings, by conjugate gradients.
+        """
+        assert isinstance(self.space, MatrixFreeSpace)
+        outputs, query = row_gradients(self.model, X, self.scale)
+        slopes, size = slope_of(outputs), 4 * self.space.n_coordinates
+        out = outputs.new_empty(len(X), len(self.weights))
+        per_query = size + 16 * self.model.n_params
+        at_once = int(self.memory_bytes / (SHARE * per_query * out.element_size()))
+        shift = self.shifts(self.weights[None])
+        for part in chunks(len(X), at_once):
+            some = query.of_rows(part)
+            own = torch.zeros(len(slopes[part]), *some.shape).to(outputs)
+            own.diagonal(dim1=0, dim2=1).copy_(slopes[part].T)
+            solved = self.space.solve_in_parameters(some.vjp(own), shift)
+            images = self.space.images(solved).view(-1, *self.outputs.shape)
+            out[part] = torch.einsum("qnc,nc->qn", images, self.residuals)
+        return out
+
+    def summed(self, effects: Tensor, weights: Tensor) -> Tensor:
+        """Return how much `influence_steps` for weights (k, n) lower outcomes, (q, k)."""
+        return effects @ self._amounts(weights).T
 
     def parameter_change(self, steps: Tensor) -> Tensor:
         """Return the steps as changes of the parameters, (k, P)."""

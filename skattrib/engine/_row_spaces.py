@@ -413,6 +413,27 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
         )
         return forward(solved) - outside / shifts[:, None]
 
+    def solve_in_parameters(self, vectors: Tensor, shift: Tensor) -> Tensor:
+        """Return H⁻¹ applied to vectors (q, P) of parameters, in the metric."""
+        weights = self._weights.expand(len(vectors), -1)
+
+        def hessian(v: Tensor) -> Tensor:
+            bent = bend(self.images(v), self._roots, weights)
+            out = shift * v
+            for part in chunks(len(v), self._products_at_once()):
+                cotangents = bent[part].view(-1, *self.gradients.shape)
+                out[part] += self.gradients.vjp(cotangents)
+            return out
+
+        return conjugate_gradient(hessian, vectors)
+
+    def images(self, vectors: Tensor) -> Tensor:
+        """Return what vectors (q, P) of parameters do to training outputs, (q, n·C)."""
+        out = vectors.new_empty(len(vectors), self.n_coordinates)
+        for part in chunks(len(vectors), self._products_at_once()):
+            out[part] = self.gradients.jvp(vectors[part]).flatten(1)
+        return out
+
     def eigenvalues(self) -> Tensor:
         raise NotImplementedError
 

@@ -13,7 +13,7 @@ from skattrib._verdict import judged
 from skattrib.engine._functional import chunks
 from skattrib.engine._linearized import LinearizedModel
 
-_N_STEPS = 16
+N_STEPS = 16
 # Past these the verdict is bad.
 _STEP_LIMIT, _LEVERAGE_LIMIT, _STATIONARITY_LIMIT = 0.5, 0.99, 0.4
 _APPROXIMATION_LIMIT = 0.5
@@ -33,7 +33,7 @@ def diagnose_linearized(
     X : Tensor of shape (q, n_features)
         Query rows.
     """
-    some = torch.linspace(0, len(steps) - 1, min(len(steps), _N_STEPS))
+    some = torch.linspace(0, len(steps) - 1, min(len(steps), N_STEPS))
     some = steps[some.long().to(steps.device)]
     linear = torch.cat(
         [

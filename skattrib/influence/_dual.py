@@ -12,7 +12,7 @@ from skattrib._torch_estimator import check_seeds, unfrozen
 from skattrib._validation import DTYPES, as_tensor, check_weights, draw_seeds
 from skattrib.base import BaseAttributor, _dtype
 from skattrib.evaluation import lds_score
-from skattrib.influence._diagnosis import diagnose_linearized, verdict
+from skattrib.influence._diagnosis import N_STEPS, diagnose_linearized, verdict
 from skattrib.influence._member import Member, WithoutEach, check_has_head
 from skattrib.influence._ridge import CALIBRATION_GRID, RidgeRule, calibrated_rule
 
@@ -61,7 +61,8 @@ class DualInfluence(BaseAttributor):
     solver : {"auto", "dual", "primal", "cg", "nystroem"}, default="auto"
         "primal" factors P x P matrices, "dual" n·C x n·C ones, "cg" none (conjugate
         gradients). "auto" takes the cheapest of these that fits scikit-learn's
-        ``working_memory``. "nystroem" is an approximation, many times cheaper than
+        ``working_memory``. At first order, "cg" solves for queries instead of units:
+        the fastest for few queries. "nystroem" is an approximation, many times cheaper than
         "cg": the parameters move in the span of the gradients of at most a quarter of
         the rows, as many as fit; `diagnose` says how far off that is.
     n_models : int, default=1
@@ -341,8 +342,11 @@ class DualInfluence(BaseAttributor):
 
     # ---------------------------------------------------------------- queries
     def _steps_without_each_unit(self, members):
+        """Return the steps of each member; None where queries are solved for."""
         return [
-            member.steps(self.removal, self._without_each(), self.verbose)
+            None
+            if member.solves_queries(self.removal, self.n_units_)
+            else member.steps(self.removal, self._without_each(), self.verbose)
             for member in members
         ]
 
@@ -351,14 +355,15 @@ class DualInfluence(BaseAttributor):
 
     def _attribute_each(self, members, unit_steps, asked, y, outcome):
         """Return attributions (n_models, q, n_units)."""
-        first_order = self.removal == "influence"
-        each = zip(members, unit_steps, asked, strict=True)
-        return np.stack(
-            [
-                m.attributions(s, a, y, outcome, first_order=first_order)
-                for m, s, a in each
-            ]
-        )
+        first_order, found = self.removal == "influence", []
+        for member, steps, own in zip(members, unit_steps, asked, strict=True):
+            if steps is None:
+                removed = self._without_each()
+                found.append(member.attributions_by_query(removed, own, y, outcome))
+            else:
+                options = {"first_order": first_order}
+                found.append(member.attributions(steps, own, y, outcome, **options))
+        return np.stack(found)
 
     def _for_units(self, members):
         largest = np.bincount(self._unit_of_row).max()
@@ -540,6 +545,9 @@ class DualInfluence(BaseAttributor):
         """
         X, y, outcome = self._check_query(X, y)
         member, steps = self._members[0], self._unit_steps[0]
+        if steps is None:
+            some = np.linspace(0, self.n_units_ - 1, N_STEPS).astype(int)
+            steps = member.steps(self.removal, self._without_each()[some])
         queries = as_tensor(X, member.model.outputs)
         calibration = {"calibration_slope": None, "lds": None}
         if n_retrainings:

@@ -26,6 +26,8 @@ from skattrib.influence._ridge import RidgeRule, choose_metric, choose_rule
 
 # Units solved for exactly, to learn what an approximation misses.
 _N_EXACT = 8
+# More units than there are queries, probably.
+_MANY_UNITS = 64
 
 
 def _cached_kernel(memory, estimator, names, X, scale, build):
@@ -71,16 +73,20 @@ class Asked:
     """
 
     def __init__(self, model, X, size):
-        self._model, self._X = model, X
+        self._model, self.X = model, X
         self._parts = list(chunks(len(X), size))
-        self._only = [self._of(self._parts[0])] if len(self._parts) == 1 else None
+        self._only = None
 
     def _of(self, part):
-        rows = as_tensor(self._X[part], self._model.outputs)
+        rows = as_tensor(self.X[part], self._model.outputs)
         return part, *self._model.query(rows)
 
     def __iter__(self):
-        return iter(self._only or map(self._of, self._parts))
+        if len(self._parts) > 1:
+            return map(self._of, self._parts)
+        if self._only is None:
+            self._only = [self._of(self._parts[0])]
+        return iter(self._only)
 
 
 def head_parameters(module, X):
@@ -223,6 +229,15 @@ class Member:
         out.model = self.model.spectral()
         return out
 
+    def solves_queries(self, removal, n_units):
+        """Say whether queries are solved for rather than units.
+
+        At first order either will do. Where no factor is kept it pays when units are
+        many.
+        """
+        many = n_units > _MANY_UNITS
+        return removal == "influence" and self.plan.solver == "cg" and many
+
     def steps(self, removal, row_weights, verbose=0):
         """Return the steps (k, D) for weights of the rows, (k, n) or `WithoutEach`."""
         solve = getattr(self.model, f"{removal}_steps")
@@ -306,8 +321,31 @@ class Member:
             changes = self.model.output_change(steps, query)
             measure = self._measure(y[part], outcome, outputs)
             if first_order:
-                slope = torch.func.grad(lambda f, m=measure: m(f).sum())(outputs)
+                slope = _slope(measure)(outputs)
                 out.append(-(changes * slope).sum(dim=-1).T)
             else:
                 out.append((measure(outputs) - measure(outputs + changes)).T)
         return torch.cat(out).cpu().numpy()
+
+    def attributions_by_query(self, removed, asked, y, outcome):
+        """Return the same at first order without any unit's step; see `solves_queries`.
+
+        ``removed`` is a `WithoutEach`.
+        """
+        X, like, found = asked.X, self.model.outputs, []
+        # conjugate gradients are chunked by themselves; here, the gradients are
+        for part in chunks(len(X), self.model.query_batch(1)):
+            rows = as_tensor(X[part], like)
+            slope = _slope(self._measure(y[part], outcome, like))
+            effects = self.model.first_order_effects(rows, slope)
+            units = [
+                self.model.summed(effects, as_tensor(removed[some], like))
+                for some in chunks(len(removed), self.model.batch_size())
+            ]
+            found.append(torch.cat(units, dim=1))
+        return torch.cat(found).cpu().numpy()
+
+
+def _slope(measure):
+    """Return the gradient of outcomes as a function of outputs (q, C)."""
+    return torch.func.grad(lambda f: measure(f).sum())

@@ -18,6 +18,7 @@ from sklearn.preprocessing import scale
 from torch import nn
 
 import skattrib.engine._linearized
+import skattrib.influence._member
 from skattrib import DualInfluence, TorchClassifier, TorchRegressor
 from skattrib.engine._linearized import LinearizedModel
 from skattrib.engine._plan import Plan
@@ -956,3 +957,33 @@ def test_a_module_without_a_head_is_refused_before_training(trainings):
     frozen = FrozenEstimator(TorchClassifier.from_module(module, net.classes_))
     with pytest.raises(ValueError, match=r"'head' .* Use parameters='all'"):
         model.set_params(estimator=frozen).fit(X, y)
+
+
+# --------------------------------------------------------------- solving for queries
+@pytest.mark.parametrize("problem", [iris, diabetes])
+@pytest.mark.parametrize("tasks", [False, True])
+def test_first_order_by_queries_is_that_by_units(problem, tasks, monkeypatch):
+    X, y, Xq, yq = problem(n=100)
+    kind = TorchClassifier if problem is iris else TorchRegressor
+    net = kind(hidden_layer_sizes=(4,), max_epochs=20, random_state=0)
+    options = {"removal": "influence", "ridge": 0.1, "random_state": 0}
+    units = np.arange(100) // 2 if tasks else None
+    dense = DualInfluence(net, **options).fit(X, y, tasks=units)
+    ours = DualInfluence(net, solver="cg", **options)
+    monkeypatch.setattr(skattrib.influence._member, "_MANY_UNITS", 10)
+    ours.fit(X, y, tasks=units)
+    assert ours._unit_steps == [None]
+    expected = dense.attribute(Xq, yq)
+    assert_allclose(ours.attribute(Xq, yq), expected, atol=1e-7 * abs(expected).max())
+    W = make_weightings(dense.n_units_, 3, random_state=0)
+    assert_allclose(
+        ours.predict_outcomes(Xq, yq, W), dense.predict_outcomes(Xq, yq, W), rtol=1e-6
+    )
+    path = ours.ridge_path(Xq, yq, ridges=[0.1, 1.0])
+    assert_allclose(path, dense.ridge_path(Xq, yq, ridges=[0.1, 1.0]), atol=1e-7)
+    assert ours.diagnose(Xq, yq).step_linearity == pytest.approx(
+        dense.diagnose(Xq, yq).step_linearity, rel=1e-5
+    )
+    # few units are solved for once and for all
+    monkeypatch.setattr(skattrib.influence._member, "_MANY_UNITS", 100)
+    assert ours.fit(X, y, tasks=units)._unit_steps[0] is not None

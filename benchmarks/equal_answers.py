@@ -2,10 +2,11 @@
 
 Softmax regression, where Hessian and Gauss-Newton matrix are one: DualInfluence with
 ``metric="identity", removal="influence"`` and a given ridge, dattri and pydvl with the
-same damping, explicit and by conjugate gradients. The largest difference of any
-query's scores is in the table. The multilayer perceptron is shown for its cost only: there the peers' Hessian is
-another matrix. All go through `benchmarks/peers/_order.py`, one process each, in turns.
-Ours, factored, solves for all rows at fit; all others for the 50 queries.
+same damping, explicit and by conjugate gradients. The largest difference of any query's
+scores is in the table. The multilayer perceptron is shown for its cost only: there the
+peers' Hessian is another matrix. All go through `benchmarks/peers/_order.py`, one
+process each, in turns. Ours, factored, solves for all rows at fit; all others for the
+50 queries.
 
     OMP_NUM_THREADS=1 python -m benchmarks.equal_answers
 """

@@ -470,9 +470,9 @@ class LinearizedModel:
         What `influence_steps` make of outcomes is minus their sum, times `amounts`.
         Solves for queries, not for weightings, by conjugate gradients.
         """
-        assert isinstance(self.space, MatrixFreeSpace)
+        space = cast(MatrixFreeSpace, self.space)
         outputs, query = row_gradients(self.model, X, self.scale)
-        slopes, size = slope_of(outputs), 4 * self.space.n_coordinates
+        slopes, size = slope_of(outputs), 4 * space.n_coordinates
         out = outputs.new_empty(len(X), len(self.weights))
         per_query = size + 16 * self.model.n_params
         at_once = int(self.memory_bytes / (SHARE * per_query * out.element_size()))
@@ -481,13 +481,13 @@ class LinearizedModel:
             some = query.of_rows(part)
             own = torch.zeros(len(slopes[part]), *some.shape).to(outputs)
             own.diagonal(dim1=0, dim2=1).copy_(slopes[part].T)
-            solved = self.space.solve_in_parameters(some.vjp(own), shift)
-            images = self.space.images(solved).view(-1, *self.outputs.shape)
+            solved = space.solve_in_parameters(some.vjp(own), shift)
+            images = space.images(solved).view(-1, *self.outputs.shape)
             out[part] = torch.einsum("qnc,nc->qn", images, self.residuals)
         return out
 
     def summed(self, effects: Tensor, weights: Tensor) -> Tensor:
-        """Return how much `influence_steps` for weights (k, n) lower outcomes, (q, k)."""
+        """Return how much steps for weights (k, n) lower outcomes, (q, k)."""
         return effects @ self._amounts(weights).T
 
     def parameter_change(self, steps: Tensor) -> Tensor:

@@ -61,10 +61,10 @@ class DualInfluence(BaseAttributor):
     solver : {"auto", "dual", "primal", "cg", "nystroem"}, default="auto"
         "primal" factors P x P matrices, "dual" n·C x n·C ones, "cg" none (conjugate
         gradients). "auto" takes the cheapest of these that fits scikit-learn's
-        ``working_memory``. At first order, "cg" solves for queries instead of units:
-        the fastest for few queries. "nystroem" is an approximation, many times cheaper than
-        "cg": the parameters move in the span of the gradients of at most a quarter of
-        the rows, as many as fit; `diagnose` says how far off that is.
+        ``working_memory``. At first order, "cg" solves for queries instead of units,
+        which is the fastest for few queries. "nystroem" is an approximation, many
+        times cheaper than "cg": the parameters move in the span of the gradients of at
+        most a quarter of the rows, as many as fit; `diagnose` says how far off that is.
     n_models : int, default=1
         Training seeds to average over: the outcome is then the mean over these seeds,
         in `score` too.

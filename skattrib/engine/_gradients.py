@@ -184,7 +184,8 @@ class RowGradients:
         pieces = torch.split(vectors, self.sizes, dim=-1)
         return dict(zip(self.names, pieces, strict=True))
 
-    def _scaled(self, vectors: Tensor) -> Tensor:
+    def in_metric(self, vectors: Tensor) -> Tensor:
+        """Return vectors (..., P) times the columns' scale."""
         return vectors if self.scale is None else vectors * self.scale
 
     def jacobian(self) -> Tensor:
@@ -211,7 +212,7 @@ class RowGradients:
         }
         for layer in self.layers:
             columns.update(layer.to_columns(layer.vjp(cotangents)))
-        return self._scaled(torch.cat([columns[k] for k in self.names], dim=-1))
+        return self.in_metric(torch.cat([columns[k] for k in self.names], dim=-1))
 
     def squared_sum(self, cotangents: Tensor) -> Tensor:
         """Return Σ_rows (Σ_outputs u · gradient)², (P,), for u of shape (n, C)."""
@@ -222,11 +223,11 @@ class RowGradients:
         for layer in self.layers:
             columns.update(layer.to_columns(layer.squared_sum(cotangents)))
         total = torch.cat([columns[k] for k in self.names])
-        return self._scaled(self._scaled(total))
+        return self.in_metric(self.in_metric(total))
 
     def jvp(self, tangents: Tensor) -> Tensor:
         """Return Jv (m, n, C) for tangents (m, P)."""
-        columns = self.by_name(self._scaled(tangents))
+        columns = self.by_name(self.in_metric(tangents))
         out = tangents.new_zeros(len(tangents), *self.shape)
         for name, value in self.rest.items():
             out += torch.einsum("ncp,mp->mnc", value, columns[name])

@@ -228,6 +228,31 @@ class FactoredJacobian:
                 part = whole, inner, whole, other
                 yield self._columns[first], self._columns[second], part
 
+    def curvature(self, vectors: Tensor, blocks: Tensor) -> Tensor:
+        """Return v Σ JᵢᵀBᵢJᵢ, (m, P), for v (m, P) and symmetric B (n, C, C)."""
+        out, m = torch.empty_like(vectors), len(vectors)
+        # rows first: no factor and no product is ever brought in another order
+        numbers = max(sum(layer.width) for layer in self._gradients.layers)
+        for part in chunks(m, self._at_once(4 * len(blocks) * numbers)):
+            out[part] = self._bent(self._gradients.in_metric(vectors[part]), blocks)
+        return self._gradients.in_metric(out)
+
+    def _bent(self, vectors: Tensor, blocks: Tensor) -> Tensor:
+        (n, C), m = self._gradients.shape, len(vectors)
+        columns, images = self._gradients.by_name(vectors), vectors.new_zeros(n, m, C)
+        for layer in self._gradients.layers:
+            weights = layer.from_columns(columns).flatten(0, 1)  # (m·o, k)
+            moved = (layer.inputs[:, 0] @ weights.T).view(n, m, -1)
+            images.baddbmm_(moved, layer.signals[:, :, 0].mT)
+        images = torch.bmm(images, blocks)
+        out = torch.empty_like(vectors)
+        for layer in self._gradients.layers:
+            signals = torch.bmm(images, layer.signals[:, :, 0]).flatten(1)
+            found = (signals.T @ layer.inputs[:, 0]).view(m, *layer.width)
+            for name, value in layer.to_columns(found).items():
+                out[:, self._columns[name]] = value
+        return out
+
     def leverages(self, inverse: Callable[[], Tensor], rows: Tensor) -> Tensor:
         matrix = inverse()
         scale = self._gradients.scale

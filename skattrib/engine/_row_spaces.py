@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import copy
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from skattrib.engine._functional import chunks
-from skattrib.engine._gradients import RowGradients
+from skattrib.engine._gradients import RowGradients, is_dense
+from skattrib.engine._jacobian import FactoredJacobian
 from skattrib.engine._kernel import kernel_block
 from skattrib.engine._solvers import (
     EigenFactor,
@@ -415,17 +418,26 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
 
     def solve_in_parameters(self, vectors: Tensor, shift: Tensor) -> Tensor:
         """Return H⁻¹ applied to vectors (q, P) of parameters, in the metric."""
-        weights = self._weights.expand(len(vectors), -1)
+        full = weighted_roots(self._roots, self._weights)
+        bent = self._curvature(full @ full.mT)
+        return conjugate_gradient(lambda v: bent(v).add_(shift * v), vectors)
 
-        def hessian(v: Tensor) -> Tensor:
-            bent = bend(self.images(v), self._roots, weights)
-            out = shift * v
+    def _curvature(self, blocks: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the product of vectors (q, P) with JᵀBJ for B (n, C, C)."""
+        if is_dense(self.gradients):
+            jacobian = FactoredJacobian(self.gradients, self._memory)
+            return lambda v: jacobian.curvature(v, blocks)
+        shape = self.gradients.shape
+
+        def product(v: Tensor) -> Tensor:
+            out = torch.empty_like(v)
             for part in chunks(len(v), self._products_at_once()):
-                cotangents = bent[part].view(-1, *self.gradients.shape)
-                out[part] += self.gradients.vjp(cotangents)
+                images = self.gradients.jvp(v[part])
+                bent = torch.einsum("ncd,qnd->qnc", blocks, images.view(-1, *shape))
+                out[part] = self.gradients.vjp(bent)
             return out
 
-        return conjugate_gradient(hessian, vectors)
+        return product
 
     def images(self, vectors: Tensor) -> Tensor:
         """Return what vectors (q, P) of parameters do to training outputs, (q, n·C)."""

@@ -74,6 +74,17 @@ def test_gauss_newton_is_the_sum_over_rows(some, kind, memory_bytes, gradients):
 
 
 @pytest.mark.parametrize("memory_bytes", MEMORY)
+def test_curvature_is_a_product_with_the_gauss_newton_matrix(memory_bytes, gradients):
+    found, J = gradients
+    n, C, P = J.shape
+    blocks, v = randn(n, C, C, seed=2), randn(20, P)
+    blocks = blocks + blocks.mT
+    matrix = torch.einsum("ncp,ncd,ndr->pr", J, blocks, J)
+    ours = FactoredJacobian(found, memory_bytes).curvature(v, blocks)
+    assert_allclose(ours, v @ matrix, atol=1e-10)
+
+
+@pytest.mark.parametrize("memory_bytes", MEMORY)
 def test_leverages_are_quadratic_forms(memory_bytes, gradients):
     found, J = gradients
     matrix = randn(J.shape[2], J.shape[2], seed=3)

@@ -15,13 +15,15 @@ from skattrib.plotting._common import (
     GREY,
     NAME_LENGTH,
     ORANGE,
+    average_note,
     check_attributor,
+    check_drawing,
     check_floats,
-    check_matplotlib,
     check_names,
     clean,
     draw_zero,
-    font_size,
+    few_ticks,
+    label_axis,
     make_axes,
     shorten,
     unit_names,
@@ -167,7 +169,7 @@ class AttributionDisplay:
             If the estimator is no attributor, or `rows`, `image_shape` and names do
             not fit the units.
         """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
+        check_drawing(f"{cls.__name__}.from_estimator", ax)
         check_attributor(estimator)
         n_queries = _num_samples(y if X is None else X)
         if return_std and n_queries > 1:
@@ -251,7 +253,7 @@ class AttributionDisplay:
         ValueError
             If the arrays do not fit together.
         """
-        check_matplotlib(f"{cls.__name__}.from_predictions")
+        check_drawing(f"{cls.__name__}.from_predictions", ax)
         shape = "(n_units,), such as one row of what attribute() returns"
         found = check_floats(attributions, "attributions", 1, shape)
         if standard_errors is not None:
@@ -313,8 +315,8 @@ class AttributionDisplay:
             color=np.where(values < 0, ORANGE, BLUE),
             error_kw={"ecolor": "black", "elinewidth": 1.2, "capsize": 2.5},
         )
-        size = font_size(ax, places[-1] + 1)
-        ax.set_yticks(places, names, fontsize=size)
+        size = label_axis(ax, "y", places, names)
+        few_ticks(ax.xaxis)
         ax.set_ylim(places[-1] + 0.6, -0.6)
         draw_zero(ax, vertical=True)
         if n_hidden:
@@ -328,9 +330,9 @@ class AttributionDisplay:
         name = clean(self.value_name)
         if self.standard_errors is not None:
             name += " ± standard error"
-        total, size = self.attributions.sum(), np.abs(self.attributions).sum()
-        balanced = "effect" in self.value_name and abs(total) < 0.1 * size
-        return f"{name}\n(0: the average unit)" if balanced else name
+        if "effect" in self.value_name:
+            name += average_note(self.attributions, "unit")
+        return name
 
     @staticmethod
     def _draw_gap(ax, place, n_hidden):

@@ -25,8 +25,8 @@ NAME_LENGTH = [Interval(Integral, 4, None, closed="left")]
 
 
 # ------------------------------------------------------------------ matplotlib, axes
-def check_matplotlib(caller):
-    """Raise unless Matplotlib can be imported, before any work."""
+def check_drawing(caller, ax):
+    """Raise unless Matplotlib can be imported, and ax drawn on; before any work."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -34,20 +34,20 @@ def check_matplotlib(caller):
             f"{caller} needs matplotlib, which comes with the extra plot: "
             "pip install 'skattrib[plot]'"
         ) from error
-
-
-def make_axes(display, ax, size):
-    """Return the axes given, or those of a new figure; the display keeps them."""
-    check_matplotlib(f"{type(display).__name__}.plot")
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        _, ax = plt.subplots(figsize=size, layout="constrained")
-    elif not hasattr(ax, "get_xaxis_transform"):
+    if not (ax is None or hasattr(ax, "get_xaxis_transform")):
         raise ValueError(
             f"ax must be one matplotlib Axes or None, got {type(ax).__name__}: of "
             "several pass one, such as axes[0]."
         )
+
+
+def make_axes(display, ax, size, layout="constrained"):
+    """Return the axes given, or those of a new figure; the display keeps them."""
+    check_drawing(f"{type(display).__name__}.plot", ax)
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        _, ax = plt.subplots(figsize=size, layout=layout)
     display.ax_, display.figure_ = ax, ax.figure
     return ax
 
@@ -57,17 +57,54 @@ def draw_zero(ax, *, vertical):
     draw(0, color="black", linewidth=0.8, zorder=3)
 
 
-def font_size(ax, n_labels, *, horizontal=False):
-    """Return the size of tick labels at which `n_labels` lines do not touch."""
+def label_axis(ax, axis, places, names, *, lost=0.0, letters=0):
+    """Name places along an axis, in type so small, or so few, that none touch.
+
+    Parameters
+    ----------
+    lost : float, default=0.0
+        Points of the axis that a later layout will take away.
+    letters : int, default=0
+        Length of labels at right angles to it, which will take their share, too.
+
+    Returns
+    -------
+    float
+        Size of the type, in points.
+    """
     import matplotlib
     from matplotlib.font_manager import FontProperties
 
-    usual = FontProperties(
-        size=matplotlib.rcParams["ytick.labelsize"]
-    ).get_size_in_points()
-    extent, dpi = ax.get_window_extent(), ax.figure.dpi
-    room = 72 / dpi * (extent.width if horizontal else extent.height)
-    return float(np.clip(0.85 * room / max(n_labels, 1), _SMALLEST_FONT, usual))
+    usual = FontProperties(size=matplotlib.rcParams["ytick.labelsize"])
+    room = max(axis_length(ax, axis) - lost, 1.0)
+    span = np.ptp(places) + 1
+    size = 0.8 * room / (span + 0.5 * letters)
+    size = float(np.clip(size, _SMALLEST_FONT, usual.get_size_in_points()))
+    room = max(room - 0.6 * letters * size, 2 * size)
+    every = int(np.ceil(1.2 * size * span / room))
+    style = {"rotation": 90} if axis == "x" else {}
+    set_ticks = ax.set_xticks if axis == "x" else ax.set_yticks
+    set_ticks(places[::every], names[::every], fontsize=size, **style)
+    return size
+
+
+def axis_length(ax, axis):
+    """Return the length of an axis in points, as it is before any layout."""
+    extent = ax.get_window_extent()
+    return 72 / ax.figure.dpi * (extent.width if axis == "x" else extent.height)
+
+
+def average_note(values, unit):
+    """Say what 0 is, if the values sum to about 0."""
+    balanced = abs(values.sum()) < 0.2 * np.abs(values).sum()
+    return f"\n(0: the average {unit})" if balanced else ""
+
+
+def few_ticks(axis):
+    """Make a Matplotlib axis so sparse that long numbers do not touch."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
 
 
 def next_colour(ax, kind):
@@ -106,7 +143,7 @@ def outcome_name(attributor, y):
         outcome = "prediction" if regresses and y is None else "log_likelihood"
     if outcome == "log_likelihood" and regresses:
         return "\N{MINUS SIGN}½ squared error"
-    return outcome.replace("_", " ")
+    return {"log_likelihood": "log-likelihood"}.get(outcome, outcome)
 
 
 def value_name(attributor, y):

@@ -6,8 +6,9 @@ from sklearn.utils._param_validation import Interval, RealNotInt, validate_param
 from skattrib._verdict import calibration_slope
 from skattrib.evaluation import lds_score
 from skattrib.plotting._common import (
+    axis_length,
+    check_drawing,
     check_floats,
-    check_matplotlib,
     check_retrainable,
     clean,
     make_axes,
@@ -152,7 +153,7 @@ class FaithfulnessDisplay:
         TrajectoryError
             If it cannot be retrained.
         """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
+        check_drawing(f"{cls.__name__}.from_estimator", ax)
         check_retrainable(estimator, y, f"{cls.__name__}.from_estimator")
         X, y, outcome = estimator._check_query(X, y)
         weights, outcomes = estimator._retrain(X, y, estimator.n_retrainings)
@@ -228,7 +229,7 @@ class FaithfulnessDisplay:
         ValueError
             If the shapes differ, or nothing can be ranked.
         """
-        check_matplotlib(f"{cls.__name__}.from_predictions")
+        check_drawing(f"{cls.__name__}.from_predictions", ax)
         shape = "(n_weightings, n_queries); of one query, values[:, None]"
         outcomes = check_floats(outcomes, "outcomes", 2, shape)
         predicted = check_floats(predicted, "predicted", 2, shape)
@@ -289,22 +290,21 @@ class FaithfulnessDisplay:
         return self
 
     def _draw_lines(self, ax, x, y, colour):
+        from matplotlib.patheffects import withStroke
+
+        style = {}
         self.slope_ = calibration_slope(x, y)
         middle = float(x.mean()), float(y.mean())
         ends = np.array([x.min(), x.max()])
-        (self.slope_line_,) = ax.plot(
-            ends,
-            middle[1] + self.slope_ * (ends - middle[0]),
-            color="white",
-            linewidth=4,
-            alpha=0.8,
-        )
+        if x.size > 200:  # a rim, or it is lost among the points
+            style["path_effects"] = [withStroke(linewidth=4, foreground="white")]
         (self.slope_line_,) = ax.plot(
             ends,
             middle[1] + self.slope_ * (ends - middle[0]),
             color=colour,
             linewidth=2,
             label=f"slope {self.slope_:.2g}",
+            **style,
         )
         if not any(line.get_gid() == _GID + " exact" for line in ax.lines):
             ax.axline(
@@ -320,15 +320,15 @@ class FaithfulnessDisplay:
     def _name_axes(self, ax, several):
         minus = "\nminus each query's mean" if several else ""
         name = clean(self.outcome_name)
-        predicted = name if self.same_unit else "summed similarity"
-        ax.set_xlabel(f"predicted {predicted}{minus}")
+        predicted = f"predicted {name}" if self.same_unit else "summed attributions"
+        ax.set_xlabel(f"{predicted}{minus}")
         ax.set_ylabel(f"retrained {name}{minus}")
 
     def _draw_legend(self, ax):
         """Draw the legend in room made for it above the points."""
         low, high = ax.dataLim.intervaly
         n_lines = len(ax.get_legend_handles_labels()[0])
-        height = ax.get_window_extent().height * 72 / ax.figure.dpi
+        height = axis_length(ax, "y")
         share = min(15 * (n_lines + 1.5) / max(height, 1), 0.5)
         pad = 0.04 * (high - low)
         ax.set_ylim(low - pad, high + (high - low) * share / (1 - share) + pad)

@@ -8,13 +8,14 @@ import numpy as np
 from sklearn.utils._param_validation import Interval, validate_params
 
 from skattrib.evaluation import removal_curve
+from skattrib.evaluation._removal import removal_counts
 from skattrib.plotting._common import (
     BLUE,
     GREY,
     ORANGE,
     PALETTE,
+    check_drawing,
     check_floats,
-    check_matplotlib,
     check_retrainable,
     clean,
     make_axes,
@@ -34,56 +35,57 @@ _PLOT = {
 class RemovalCurveDisplay:
     """Outcome after removing the most helpful, most harmful and random units.
 
-    Make one by `from_estimator`, or by `from_predictions` of what
-    `evaluation.removal_curve` returned; all parameters are stored as attributes.
+        Make one by `from_estimator`, or by `from_predictions` of what
+        `evaluation.removal_curve` returned; all parameters are stored as attributes.
 
-    Parameters
-    ----------
-    fractions : ndarray of shape (n_fractions,)
-        Shares of the units removed, increasing.
-    outcome : ndarray of shape (n_fractions,)
-        Outcome without the units with the highest attributions.
-    outcome_bottom : ndarray of shape (n_fractions,)
-        Outcome without those with the lowest.
-    random_mean, random_std : ndarray of shape (n_fractions,)
-        Mean and standard deviation without as many random ones.
-    full_outcome : float
-        Outcome with all units.
-    area : float or None, default=None
-        Mean of `random_mean` minus `outcome`.
-    outcome_name : str, default="outcome"
-        What the outcome is, for the axis.
+        Parameters
+        ----------
+        fractions : ndarray of shape (n_fractions,)
+            Shares of the units removed, increasing.
+        outcome : ndarray of shape (n_fractions,)
+            Outcome without the units with the highest attributions.
+        outcome_bottom : ndarray of shape (n_fractions,)
+            Outcome without those with the lowest.
+        random_mean, random_std : ndarray of shape (n_fractions,)
+            Mean and standard deviation without as many random ones.
+        full_outcome : float
+            Outcome with all units.
+        area : float or None, default=None
+            Mean of `random_mean` minus `outcome`.
+        outcome_name : str, default="outcome"
+            What the outcome is, for the axis.
 
-    Attributes
-    ----------
-    ax_ : matplotlib Axes
-        Axes with the curves.
-    figure_ : matplotlib Figure
-        Figure of the axes.
-    line_ : matplotlib Line2D
-        Curve of the most helpful units.
-    line_bottom_, line_random_ : matplotlib Line2D or None
-        Curves of the most harmful, and of random ones.
-    band_ : matplotlib PolyCollection or None
-        One standard deviation around random removal.
+        Attributes
+        ----------
+        ax_ : matplotlib Axes
+            Axes with the curves.
+        figure_ : matplotlib Figure
+            Figure of the axes.
+        line_ : matplotlib Line2D
+            Curve of the most helpful units.
+        line_bottom_, line_random_ : matplotlib Line2D or None
+            Curves of the most harmful, and of random ones.
+        band_ : matplotlib PolyCollection or None
+            One standard deviation around random removal.
 
-    See Also
-    --------
-    skattrib.evaluation.removal_curve : The curve.
-    FaithfulnessDisplay : The whole ranking, not its ends only.
+        See Also
+        --------
+        skattrib.evaluation.removal_curve : The curve.
+        FaithfulnessDisplay : The whole ranking, not its ends only.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skattrib.evaluation import removal_curve
-    >>> from skattrib.plotting import RemovalCurveDisplay
-    >>> effects = np.array([4.0, 3.0, 2.0, 1.0])
-    >>> curve = removal_curve(
-    ...     lambda weights: weights @ effects, effects, fractions=[0.25, 0.5],
-    ...     random_state=0)
-    >>> display = RemovalCurveDisplay.from_predictions(curve)
-    >>> display.line_.get_ydata()
-    array([10.,  6.,  3.])
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skattrib.evaluation import removal_curve
+    from skattrib.evaluation._removal import removal_counts
+        >>> from skattrib.plotting import RemovalCurveDisplay
+        >>> effects = np.array([4.0, 3.0, 2.0, 1.0])
+        >>> curve = removal_curve(
+        ...     lambda weights: weights @ effects, effects, fractions=[0.25, 0.5],
+        ...     random_state=0)
+        >>> display = RemovalCurveDisplay.from_predictions(curve)
+        >>> display.line_.get_ydata()
+        array([10.,  6.,  3.])
     """
 
     def __init__(
@@ -168,8 +170,9 @@ class RemovalCurveDisplay:
         TrajectoryError
             If it cannot be retrained.
         """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
+        check_drawing(f"{cls.__name__}.from_estimator", ax)
         check_retrainable(estimator, y, f"{cls.__name__}.from_estimator")
+        removal_counts(fractions, estimator.n_units_)
         X, y, outcome = estimator._check_query(X, y)
         if random_state is None:
             random_state = estimator._score_seed
@@ -227,7 +230,7 @@ class RemovalCurveDisplay:
         ValueError
             If something is missing from the curve.
         """
-        check_matplotlib(f"{cls.__name__}.from_predictions")
+        check_drawing(f"{cls.__name__}.from_predictions", ax)
         missing = sorted({*_ARRAYS, "full_outcome"} - set(curve))
         if missing:
             raise ValueError(

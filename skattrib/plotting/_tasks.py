@@ -11,13 +11,15 @@ from skattrib.plotting._common import (
     DIVERGING,
     NAME_LENGTH,
     ORANGE,
+    average_note,
     check_attributor,
+    check_drawing,
     check_floats,
-    check_matplotlib,
     check_names,
     clean,
     draw_zero,
-    font_size,
+    few_ticks,
+    label_axis,
     make_axes,
     outcome_name,
     shorten,
@@ -127,7 +129,7 @@ class TaskInteractionDisplay:
         ValueError
             If the estimator has no ``interactions``, or `order` does not fit.
         """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
+        check_drawing(f"{cls.__name__}.from_estimator", ax)
         check_attributor(estimator, "interactions")
         _check_order(order, estimator.n_units_)
         display = cls(
@@ -189,7 +191,7 @@ class TaskInteractionDisplay:
         ValueError
             If the interactions are not square, or names or `order` do not fit.
         """
-        check_matplotlib(f"{cls.__name__}.from_predictions")
+        check_drawing(f"{cls.__name__}.from_predictions", ax)
         shape = "(n_units, n_units); of several queries, their mean(axis=0)"
         found = check_floats(interactions, "interactions", 2, shape)
         if found.shape[0] != found.shape[1]:
@@ -230,15 +232,15 @@ class TaskInteractionDisplay:
         names = [shorten(self.unit_names[j], max_name_length) for j in order]
         side = float(np.clip(0.3 * len(order), 2.5, 11))
         margin = 0.08 * max(map(len, names))
-        ax = make_axes(self, ax, (side + margin + 1.5, side + margin + 0.4))
+        size = (side + margin + 1.4, side + margin + 0.2)
+        ax = make_axes(self, ax, size, layout="compressed")
         shown = self.interactions[np.ix_(order, order)]
         limit = np.abs(shown).max() or 1.0
         self.image_ = ax.imshow(shown, cmap=DIVERGING, vmin=-limit, vmax=limit)
         places = np.arange(len(order))
-        across = font_size(ax, len(order), horizontal=True)
-        size = min(font_size(ax, len(order)), across)
-        ax.set_xticks(places, names, rotation=90, fontsize=size)
-        ax.set_yticks(places, names, fontsize=size)
+        letters = max(map(len, names))
+        label_axis(ax, "x", places, names, lost=70 * colorbar, letters=letters)
+        label_axis(ax, "y", places, names, letters=letters)
         self.colorbar_ = None
         if colorbar:
             label = f"interaction, in {clean(self.outcome_name)}"
@@ -320,7 +322,7 @@ class TaskWeightDisplay:
         ValueError
             If the estimator is no `TaskWeightSelector`.
         """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
+        check_drawing(f"{cls.__name__}.from_estimator", ax)
         if not isinstance(estimator, TaskWeightSelector):
             raise ValueError(
                 f"estimator is a {type(estimator).__name__}: pass a fitted "
@@ -392,7 +394,7 @@ class TaskWeightDisplay:
         ValueError
             If the arrays do not fit together.
         """
-        check_matplotlib(f"{cls.__name__}.from_predictions")
+        check_drawing(f"{cls.__name__}.from_predictions", ax)
         shape = "(n_tasks,); of several queries, the attributions' mean(axis=0)"
         weights = check_floats(task_weights, "task_weights", 1, shape)
         support = column_or_1d(support)
@@ -433,12 +435,14 @@ class TaskWeightDisplay:
         places, kept = np.arange(n), self.support[order]
         self.bar_ = ax.barh(places, self.task_weights[order], edgecolor="white")
         for bar, is_kept in zip(self.bar_, kept):
-            bar.set(color=BLUE if is_kept else ORANGE, edgecolor="white")
+            bar.set_facecolor(BLUE if is_kept else ORANGE)
             bar.set_hatch("" if is_kept else "///")
-        ax.set_yticks(places, names, fontsize=font_size(ax, n))
+        label_axis(ax, "y", places, names)
+        few_ticks(ax.xaxis)
         ax.set_ylim(n - 0.4, -0.6)
         draw_zero(ax, vertical=True)
-        ax.set_xlabel(f"mean effect on {clean(self.outcome_name)}{self._about_zero()}")
+        note = average_note(self.task_weights, "task")
+        ax.set_xlabel(f"mean effect on {clean(self.outcome_name)}{note}")
         if kept.all() or not kept.any():
             return self
         first = int(np.argmin(kept))
@@ -454,10 +458,6 @@ class TaskWeightDisplay:
             fontsize=9,
         )
         return self
-
-    def _about_zero(self):
-        total, size = self.task_weights.sum(), np.abs(self.task_weights).sum()
-        return "\n(0: the average task)" if abs(total) < 0.1 * size else ""
 
 
 def _check_order(order, n_units):

@@ -12,12 +12,12 @@ from skattrib.plotting._common import (
     NAME_LENGTH,
     PALETTE,
     check_attributor,
+    check_drawing,
     check_floats,
-    check_matplotlib,
     check_names,
     clean,
     draw_zero,
-    font_size,
+    label_axis,
     make_axes,
     row_names,
     shorten,
@@ -139,7 +139,7 @@ class TrajectoryDisplay:
         ValueError
             If the estimator has no ``step_attribution``.
         """
-        check_matplotlib(f"{cls.__name__}.from_estimator")
+        check_drawing(f"{cls.__name__}.from_estimator", ax)
         check_attributor(estimator, "step_attribution")
         found = estimator.step_attribution(X, y)
         several = "mean " if _num_samples(X) > 1 else ""
@@ -202,7 +202,7 @@ class TrajectoryDisplay:
         ValueError
             If something is missing, or the arrays do not fit together.
         """
-        check_matplotlib(f"{cls.__name__}.from_predictions")
+        check_drawing(f"{cls.__name__}.from_predictions", ax)
         missing = sorted({"steps", "rows", "attributions"} - set(step_attributions))
         if missing:
             raise ValueError(
@@ -297,7 +297,7 @@ class TrajectoryDisplay:
             interpolation="nearest",
             extent=(0.5, 0.5 + per_column * table.shape[1], len(table) - 0.5, -0.5),
         )
-        ax.set_yticks(range(len(names)), names, fontsize=font_size(ax, len(names)))
+        label_axis(ax, "y", np.arange(len(names)), names)
         ax.set_ylabel("training row: sum over steps")
         when = "in the step" if per_column == 1 else f"in {per_column} steps"
         label = f"{clean(self.value_name)} {when}"

@@ -316,7 +316,7 @@ class AttributionDisplay:
             error_kw={"ecolor": "black", "elinewidth": 1.2, "capsize": 2.5},
         )
         size = label_axis(ax, "y", places, names)
-        few_ticks(ax.xaxis)
+        few_ticks(ax)
         ax.set_ylim(places[-1] + 0.6, -0.6)
         draw_zero(ax, vertical=True)
         if n_hidden:

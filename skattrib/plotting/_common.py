@@ -100,11 +100,12 @@ def average_note(values, unit):
     return f"\n(0: the average {unit})" if balanced else ""
 
 
-def few_ticks(axis):
-    """Make a Matplotlib axis so sparse that long numbers do not touch."""
+def few_ticks(ax):
+    """Make the x-axis so sparse that long numbers do not touch."""
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    n_most = int(np.clip(axis_length(ax, "x") / 55, 3, 6))
+    ax.xaxis.set_major_locator(MaxNLocator(n_most, steps=[1, 2, 5, 10]))
 
 
 def next_colour(ax, kind):

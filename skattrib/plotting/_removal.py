@@ -66,7 +66,7 @@ class RemovalCurveDisplay:
         line_bottom_, line_random_ : matplotlib Line2D or None
             Curves of the most harmful, and of random ones.
         band_ : matplotlib PolyCollection or None
-            One standard deviation around random removal.
+            One standard deviation (SD) around random removal.
 
         See Also
         --------
@@ -271,10 +271,13 @@ class RemovalCurveDisplay:
             This display.
         """
         ax = make_axes(self, ax, (6.0, 4.2))
-        from matplotlib.ticker import PercentFormatter
+        from matplotlib.ticker import FuncFormatter
 
         drawn = sum(line.get_gid() == _GID for line in ax.lines)
         prefix = "" if name is None else f"{clean(name)}: "
+        label = f"{prefix}most helpful first"
+        if name is not None and not show_bottom:
+            label = clean(name)
         # alone, the two colours of helping and hurting; else one for each attributor
         colour = PALETTE[drawn % len(PALETTE)]
         other = ORANGE if colour == BLUE and name is None else colour
@@ -286,7 +289,7 @@ class RemovalCurveDisplay:
 
         self.line_ = draw(
             self.outcome,
-            f"{prefix}most helpful first",
+            label,
             color=colour,
             marker="o",
             gid=_GID,
@@ -302,7 +305,7 @@ class RemovalCurveDisplay:
                 linestyle="--",
                 marker="s",
             )
-        ax.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
+        ax.xaxis.set_major_formatter(FuncFormatter(_as_percentage))
         ax.set(xlabel="units removed", ylabel=clean(self.outcome_name))
         ax.legend(fontsize=9)
         return self
@@ -310,7 +313,7 @@ class RemovalCurveDisplay:
     def _draw_random(self, ax, draw, removed):
         self.line_random_ = draw(
             self.random_mean,
-            "random order ± standard deviation",
+            "random order ± SD",
             color=GREY,
             linestyle=":",
             linewidth=2,
@@ -325,6 +328,10 @@ class RemovalCurveDisplay:
             alpha=0.2,
             linewidth=0,
         )
+
+
+def _as_percentage(share, _):
+    return f"{100 * share:.3g}%"
 
 
 def _outcomes(attributor, X, y, weights):

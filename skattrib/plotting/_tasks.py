@@ -438,7 +438,7 @@ class TaskWeightDisplay:
             bar.set_facecolor(BLUE if is_kept else ORANGE)
             bar.set_hatch("" if is_kept else "///")
         label_axis(ax, "y", places, names)
-        few_ticks(ax.xaxis)
+        few_ticks(ax)
         ax.set_ylim(n - 0.4, -0.6)
         draw_zero(ax, vertical=True)
         note = average_note(self.task_weights, "task")

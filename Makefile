@@ -61,7 +61,7 @@ PEERS = $(filter-out %.no-deps,$(basename $(notdir $(wildcard $(REQUIREMENTS)/*.
 peers: $(PEERS:%=.peers/%/installed)
 
 .peers/%/installed: $(REQUIREMENTS)/%.txt
-	python3 -m venv .peers/$*
+	$(PYTHON) -m venv .peers/$*
 	.peers/$*/bin/python -m pip install -r $<
 	@# what must come without its requirements
 	if test -f $(REQUIREMENTS)/$*.no-deps.txt; then \

@@ -94,12 +94,13 @@ def _interpreter(script):
     return PEERS / environment / "bin" / "python"
 
 
-def _call(script, *arguments):
+def _call(script, *arguments, timeout=None):
     return subprocess.run(
         [str(_interpreter(script)), str(SCRIPTS / f"{script}.py"), *arguments],
         check=True,
         capture_output=True,
         text=True,
+        timeout=timeout,
         env=os.environ | {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"},
     )
 
@@ -130,8 +131,11 @@ def list_peers():
     return settings, missing
 
 
-def run_peer(script, method, order_path, settings=None):
+def run_peer(script, method, order_path, settings=None, timeout=None):
     """Run a method of a peer with each of its settings, or with those given.
+
+    If it dies, or takes longer than ``timeout`` seconds, the settings that it got to
+    count, and the others have an error.
 
     Returns
     -------
@@ -142,10 +146,12 @@ def run_peer(script, method, order_path, settings=None):
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "scores.npz"
         try:
+            order = str(Path(order_path).resolve())
             chosen = [] if settings is None else [json.dumps(settings)]
-            _call(script, str(Path(order_path).resolve()), str(target), method, *chosen)
-        except subprocess.CalledProcessError as error:
-            raise RuntimeError(f"{script} {method} failed:\n{error.stderr}") from error
+            _call(script, order, str(target), method, *chosen, timeout=timeout)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            if not target.exists():
+                raise RuntimeError(f"{error}\n{error.stderr}") from error
         with np.load(target) as file:
             found = dict(file)
     found["yardstick"] = float(found["yardstick"])

@@ -154,7 +154,8 @@ def main():
                 stationary=kind == "initial",
             )
             steps = member.steps("refit", design[:, tasks])
-            found = -member.outcomes(steps, Xq, yq, "log_likelihood").mean(axis=1)
+            asked = member.ask(Xq, len(steps))
+            found = -member.outcomes(steps, asked, yq, "log_likelihood").mean(axis=1)
             found = found - found[0] + truth[0]
             name = f'training from scratch, center="{kind}", default damping'
             row(name, subsets, found[1:], truth[1:], truth[0])

@@ -36,14 +36,16 @@ def main(names):
             truth = retrain_outcomes(own, X, y, weights, Xq, yq, **options)
             found = {}
             others = ["auto"] if name == "mnist" else ["auto", "calibrate"]
-            for ridge in [*others, *grid]:
+            for ridge in others:
                 dual = DualInfluence(own, ridge=ridge, random_state=0, **options)
                 A = dual.fit(X, y).attribute(Xq, yq)
                 found[ridge] = lds_score(truth, weights @ A.T)
-                print(
-                    f"{name} ridge={ridge}: {dual.ridge_:.4g} {found[ridge]:.3f}",
-                    flush=True,
-                )
+                print(f"{name} ridge={ridge}: {dual.ridge_:.4g} {found[ridge]:.3f}")
+            for ridge, A in zip(
+                grid, dual.ridge_path(Xq, yq, ridges=grid), strict=True
+            ):
+                found[ridge] = lds_score(truth, weights @ A.T)
+                print(f"{name} ridge={ridge}: {found[ridge]:.3f}", flush=True)
             best = max(grid, key=found.get)
             print(
                 f"{name}: best of the grid {found[best]:.3f} at {best:g}, worst "

@@ -26,18 +26,18 @@ from skattrib.evaluation import make_weightings, retrain_outcomes
 
 pytestmark = pytest.mark.gpu
 
-QUERIES = slice(60, 70)
+QUERIES = slice(80, 90)
 
 
 def wine():
     X, y = load_wine(return_X_y=True)
-    order = np.random.RandomState(0).permutation(len(X))[:70]
+    order = np.random.RandomState(0).permutation(len(X))[:90]
     return scale(X)[order], y[order]
 
 
 def diabetes():
     X, y = load_diabetes(return_X_y=True)
-    return scale(X)[:70], scale(y)[:70]
+    return scale(X)[:90], scale(y)[:90]
 
 
 def network(kind, device, **options):
@@ -52,7 +52,7 @@ def network(kind, device, **options):
 
 def problem(kind):
     X, y = wine() if kind is TorchClassifier else diabetes()
-    return X[:60], y[:60], X[QUERIES], y[QUERIES]
+    return X[:80], y[:80], X[QUERIES], y[QUERIES]
 
 
 KINDS = [TorchClassifier, TorchRegressor]
@@ -63,6 +63,12 @@ ATTRIBUTORS = {
     "primal": lambda net: DualInfluence(net, ridge=0.1, solver="primal"),
     "dual": lambda net: DualInfluence(net, ridge=0.1, solver="dual"),
     "cg": lambda net: DualInfluence(net, ridge=0.1, solver="cg"),
+    "nystroem": lambda net: DualInfluence(net, ridge=0.1, solver="nystroem"),
+    "by_query": lambda net: DualInfluence(
+        net, ridge=0.1, solver="cg", removal="influence"
+    ),
+    "head": lambda net: DualInfluence(net, parameters="head"),
+    "calibrated": lambda net: DualInfluence(net, ridge="calibrate"),
     "auto": lambda net: DualInfluence(net),
     "one_run": lambda net: AdamWInfluence(net, inclusion=1.0, n_trajectories=1),
     "halves": lambda net: AdamWInfluence(net, n_trajectories=4),
@@ -196,7 +202,7 @@ def test_a_loop_recorded_on_the_gpu():
         inputs, targets = torch.tensor(X).to(device), torch.tensor(y).to(device)
         recording = record_training(module, optimizer)
         with recording:
-            for rows in torch.arange(60).split(12):
+            for rows in torch.arange(80).split(16):
                 recording.rows(rows)
                 loss = nn.functional.cross_entropy(module(inputs[rows]), targets[rows])
                 optimizer.zero_grad()

@@ -36,7 +36,7 @@ def cells(row):
     if row.get("error"):
         return [name, row["error"], *[""] * (len(COLUMNS) - 2)]
     measured = [_cell(row[k]) for k in list(COLUMNS)[1:6]]
-    return [name, *measured, f"{row['cost']:.3g} ×", f"{row['memory']:.0f}"]
+    return [name, *measured, f"{row['cost']:.3g}", f"{row['memory']:.0f}"]
 
 
 def markdown(board):

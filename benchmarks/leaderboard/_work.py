@@ -111,7 +111,7 @@ class Work:
 
 
 def digest(path):
-    """Return a short name of what an order holds: archives carry the time of writing."""
+    """Return a short name of what an order holds; archives carry their time, too."""
     found = hashlib.sha256()
     with np.load(path) as file:
         for name in sorted(file):

@@ -6,7 +6,8 @@ A script is run by the interpreter of an environment that has the peer and numpy
     python run_X.py --list
 
 ``--list`` prints JSON, method → settings, of which the first is the package's default
-and the others are the grid that it is tuned over; a setting overrides the default. ``SETTINGS`` is a JSON list of others.
+and the others are the grid that it is tuned over; a setting overrides the default.
+``SETTINGS`` is a JSON list of others.
 
 ORDER.npz holds ``X, y, X_query, y_query`` (float32 rows; int64 class codes, or float32
 targets (n, 1)), the trained network as ``state/<parameter>``, the network after each
@@ -19,18 +20,23 @@ the squared error.
 SCORES.npz holds, per setting, ``scores`` (q, n), ``seconds`` and ``peak``, and
 ``yardstick``, ``settings`` and ``errors`` as JSON:
 
+- it is written again after each setting; those still to come have the error "not
+  reached".
 - scores are positive where a training row raises the query's log-likelihood (−½ error²
   in regression); NaN where the setting failed, and then its error is not null.
 - seconds are CPU seconds of the process with its threads and children, of all that the
   package does for the setting, without imports: every method is first run once on a
   few rows, and that is not counted.
-- peak is the largest resident memory while it ran, minus that before, in bytes.
+- peak is the largest resident memory while it ran, minus that before, in bytes. What
+  the allocator kept of an earlier setting is not seen: the largest of the settings is
+  what a method takes.
 - yardstick is CPU seconds of one pass of per-row gradients over the training rows.
 """
 
 import ctypes
 import gc
 import json
+import os
 import random
 import resource
 import sys
@@ -133,9 +139,10 @@ def read_order(path):
 
 
 def seed_everything(seed):
+    """Seed the global generators: in this process they are the peer's."""
     random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002, TID251
+    torch.manual_seed(seed)  # noqa: TID251
 
 
 # -------------------------------------------------------------------- measuring
@@ -213,7 +220,7 @@ def checked(scores, order):
 
 
 def run(method, settings, order):
-    """Return what SCORES.npz holds."""
+    """Yield what SCORES.npz holds, after each setting."""
     shape = (len(order.X_query), len(order.X))
     found = {
         "scores": np.full((len(settings), *shape), np.nan, dtype=np.float32),
@@ -221,7 +228,7 @@ def run(method, settings, order):
         "peak": np.full(len(settings), np.nan),
         "yardstick": yardstick(order),
     }
-    errors = [None] * len(settings)
+    errors = ["not reached"] * len(settings)
     for i, setting in enumerate(settings):
         seed_everything(order.random_state)
         prepare = getattr(method, "prepare", None)
@@ -237,12 +244,12 @@ def run(method, settings, order):
         try:
             with meter:
                 scores = method(order, **setting)
-            found["scores"][i] = checked(scores, order)
+            found["scores"][i], errors[i] = checked(scores, order), None
         except Exception as error:
             traceback.print_exc()
             errors[i] = first_line(error)
         found["seconds"][i], found["peak"][i] = meter.seconds, meter.peak
-    return found | {"settings": json.dumps(settings), "errors": json.dumps(errors)}
+        yield found | {"settings": json.dumps(settings), "errors": json.dumps(errors)}
 
 
 def grid(name, default, values):
@@ -264,4 +271,7 @@ def main(methods):
     function, settings = methods[name]
     if sys.argv[4:]:
         settings = json.loads(sys.argv[4])
-    np.savez(target, **run(function, settings, read_order(source)))
+    for found in run(function, settings, read_order(source)):
+        # whole at any time, if a later setting is too much for the machine
+        np.savez(f"{target}.part.npz", **found)
+        os.replace(f"{target}.part.npz", target)

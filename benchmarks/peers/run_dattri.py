@@ -57,7 +57,9 @@ def influence(attributor, order, **setting):
     task = AttributionTask(batch_loss(order, net), net, order.state)
     found = attributor(task, **setting)
     found.cache(loader(order.train))
-    return found.attribute(loader(order.train), loader(order.queries)).T
+    # as in dattri's examples; else LiSSA holds a graph of all its iterations
+    with torch.no_grad():
+        return found.attribute(loader(order.train), loader(order.queries)).T
 
 
 def using(attributor):
@@ -105,7 +107,6 @@ def trak(order, regularization=0.0, **setting):
         projector_kwargs=PROJECTION | setting,
         regularization=regularization,
     )
-    # as in dattri's examples
     with torch.no_grad():
         found.cache(loader(order.train))
         return found.attribute(loader(order.queries)).T
@@ -129,14 +130,19 @@ METHODS = {
     "Arnoldi": (
         using(IFAttributorArnoldi),
         [
-            *grid("regularization", None, DAMPINGS),
-            {"regularization": 1e-2, "max_iter": 300, "proj_dim": 300},
-            {"regularization": 3e-2, "max_iter": 300, "proj_dim": 300},
+            {},
+            # With as many dimensions as iterations the eigenvalues that it takes are
+            # not all positive; it takes their roots and returns NaN.
+            *[
+                {"proj_dim": k, "max_iter": 2 * k, "regularization": r}
+                for k in (50, 100, 200)
+                for r in (1e-3, 1e-2, 3e-2, 1e-1)
+            ],
         ],
     ),
     "DataInf": (
         using(IFAttributorDataInf),
-        grid("regularization", None, [*DAMPINGS, 10.0]),
+        grid("regularization", None, [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]),
     ),
     "EK-FAC": (
         using(IFAttributorEKFAC),
@@ -147,11 +153,11 @@ METHODS = {
     "TRAK": (
         trak,
         [
-            *grid("regularization", None, [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2]),
+            *grid("regularization", None, [1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 1.0]),
             *[
                 {"regularization": r, "proj_dim": d}
                 for d in (128, 2048)
-                for r in (1e-6, 1e-4)
+                for r in (1e-2, 1e-1, 1.0)
             ],
         ],
     ),

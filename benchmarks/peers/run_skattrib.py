@@ -69,8 +69,11 @@ def of_more_runs(kind, **fixed):
     return method
 
 
-def searched(attributor, grid):
-    """Choose by cross-validation: folds of the training rows, 32 retrainings each."""
+def searched(attributor, grid, **after):
+    """Choose by cross-validation: folds of the training rows, 32 retrainings each.
+
+    ``after`` is set when the search is done.
+    """
 
     def method(order):
         X, y, *_ = arrays(order)
@@ -79,8 +82,7 @@ def searched(attributor, grid):
         )
         folds = StratifiedKFold(3) if order.classifies else KFold(3)
         search = GridSearchCV(model, grid, cv=folds, refit=False).fit(X, y)
-        print(search.best_params_, np.round(search.cv_results_["mean_test_score"], 3))
-        return attribute(model.set_params(**search.best_params_), order)
+        return attribute(model.set_params(**search.best_params_, **after), order)
 
     return method
 
@@ -107,6 +109,10 @@ METHODS = {
         of_the_trained(DualInfluence, removal="influence"),
         [{}],
     ),
+    'DualInfluence, parameters="head", removal="influence"': (
+        of_the_trained(DualInfluence, parameters="head", removal="influence"),
+        [{}],
+    ),
     "DualInfluence, GridSearchCV": (
         searched(
             DualInfluence(),
@@ -123,7 +129,12 @@ METHODS = {
     "AdamWInfluence": (of_more_runs(AdamWInfluence), [{}]),
     "AdamWInfluence, 64 runs": (of_more_runs(AdamWInfluence, n_trajectories=64), [{}]),
     "AdamWInfluence, GridSearchCV": (
-        searched(AdamWInfluence(), {"inclusion": [0.3, 0.5, 0.7, 1.0]}),
+        # fewer runs are enough to choose by
+        searched(
+            AdamWInfluence(n_trajectories=4),
+            {"inclusion": [0.3, 0.5, 0.7, 1.0]},
+            n_trajectories=16,
+        ),
         [{}],
     ),
     "KernelSurrogateAttributor": (of_the_trained(KernelSurrogateAttributor), [{}]),

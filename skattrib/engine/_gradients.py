@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,9 +60,13 @@ class LayerGradients:
         """Numbers held."""
         return self.inputs.numel() + self.signals.numel()
 
-    def of_rows(self, rows: slice) -> LayerGradients:
+    def of_rows(self, rows: slice | Tensor) -> LayerGradients:
         """Return the factors of some rows."""
         return LayerGradients(self.names, self.inputs[rows], self.signals[rows])
+
+    def double(self) -> LayerGradients:
+        """Return the factors in float64."""
+        return LayerGradients(self.names, self.inputs.double(), self.signals.double())
 
     def explicit(self, outputs: slice = slice(None)) -> Tensor:
         """Return gradients (n, C, o', k) for some of the layer's outputs."""
@@ -111,7 +116,7 @@ class RowGradients:
 
     Parameters
     ----------
-    model : FunctionalModule
+    model : FunctionalModule or RowGradients
         Fixes the order of the P columns.
     layers : list of LayerGradients
     rest : dict of str to Tensor (n, C, numel)
@@ -122,16 +127,17 @@ class RowGradients:
 
     def __init__(
         self,
-        model: FunctionalModule,
+        model: FunctionalModule | RowGradients,
         layers: list[LayerGradients],
         rest: dict[str, Tensor],
         shape: tuple[int, int],
         scale: Tensor | None = None,
     ) -> None:
-        self.names, self.sizes = model.names, model.sizes
+        self.names: list[str] = model.names
+        self.sizes: list[int] = model.sizes
         self.layers, self.rest, self.shape = layers, rest, shape
         self.scale = scale
-        columns = None if scale is None else self._columns(scale)
+        columns = None if scale is None else self.by_name(scale)
         self.layer_scales = [
             None if columns is None else layer.from_columns(columns) for layer in layers
         ]
@@ -140,6 +146,11 @@ class RowGradients:
     def n_params(self) -> int:
         """Number of columns P."""
         return sum(self.sizes)
+
+    @property
+    def like(self) -> Tensor:
+        """Some tensor of the gradients' dtype and device."""
+        return self.layers[0].inputs if self.layers else next(iter(self.rest.values()))
 
     @property
     def n_numbers(self) -> int:
@@ -155,7 +166,21 @@ class RowGradients:
         n_rows, n_outputs = self.shape
         return 3 * self.n_params + max(layers, default=0) // n_outputs + 3 * n_rows
 
-    def _columns(self, vectors: Tensor) -> dict[str, Tensor]:
+    def of_rows(self, rows: slice | Tensor) -> RowGradients:
+        """Return the gradients of some rows."""
+        layers = [layer.of_rows(rows) for layer in self.layers]
+        rest = {name: value[rows] for name, value in self.rest.items()}
+        n = len(layers[0].inputs if layers else next(iter(rest.values())))
+        return RowGradients(self, layers, rest, (n, self.shape[1]), self.scale)
+
+    def double(self) -> RowGradients:
+        """Return the same in float64."""
+        layers = [layer.double() for layer in self.layers]
+        rest = {name: value.double() for name, value in self.rest.items()}
+        scale = None if self.scale is None else self.scale.double()
+        return RowGradients(self, layers, rest, self.shape, scale)
+
+    def by_name(self, vectors: Tensor) -> dict[str, Tensor]:
         pieces = torch.split(vectors, self.sizes, dim=-1)
         return dict(zip(self.names, pieces, strict=True))
 
@@ -164,10 +189,9 @@ class RowGradients:
 
     def jacobian(self) -> Tensor:
         """Return the explicit Jacobian (n·C, P)."""
-        some = self.layers[0].signals if self.layers else next(iter(self.rest.values()))
-        out = some.new_empty(self.shape[0] * self.shape[1], self.n_params)
+        out = self.like.new_empty(self.shape[0] * self.shape[1], self.n_params)
         # written in place, a few rows at a time: nothing else is as large
-        columns = self._columns(out)
+        columns = self.by_name(out)
         for name, value in self.rest.items():
             columns[name].copy_(value.flatten(0, 1))
         n, n_outputs = self.shape
@@ -202,7 +226,7 @@ class RowGradients:
 
     def jvp(self, tangents: Tensor) -> Tensor:
         """Return Jv (m, n, C) for tangents (m, P)."""
-        columns = self._columns(self._scaled(tangents))
+        columns = self.by_name(self._scaled(tangents))
         out = tangents.new_zeros(len(tangents), *self.shape)
         for name, value in self.rest.items():
             out += torch.einsum("ncp,mp->mnc", value, columns[name])
@@ -304,6 +328,11 @@ class _Piece:
         factors = [t for layer in self.layers for t in (layer.inputs, layer.signals)]
         return [self.outputs, *factors, *self.rest.values()]
 
+    @property
+    def bytes_per_row(self) -> float:
+        held = sum(t.numel() * t.element_size() for t in self.tensors)
+        return held / len(self.outputs)
+
     def empty(self, n_rows: int) -> _Piece:
         """Return the same for other rows, to be filled."""
 
@@ -334,7 +363,7 @@ def row_gradients(
     module = copy.deepcopy(model.module)
     size = len(X)
     if memory_bytes is not None and len(X) > _PROBE:
-        per_row = _COPIES * _bytes_per_row(model, module, X)
+        per_row = _COPIES * _probed(model, module, X).bytes_per_row
         size = max(1, int(memory_bytes / (_SHARE * per_row)))
     found = _by_pieces(model, module, X, size)
     shape = (len(X), found.outputs.shape[1])
@@ -342,15 +371,27 @@ def row_gradients(
     return found.outputs, gradients
 
 
-def gradient_bytes(model: FunctionalModule, X: Tensor) -> float:
-    """Return what `row_gradients` would hold for these rows, after trying two."""
-    return len(X) * _bytes_per_row(model, copy.deepcopy(model.module), X)
+class GradientSize(NamedTuple):
+    """What `row_gradients` would hold, and whether in dense layers only."""
+
+    n_bytes: float
+    dense: bool
 
 
-def _bytes_per_row(model: FunctionalModule, module: nn.Module, X: Tensor) -> float:
-    probe = X[:_PROBE]
-    held = _some_rows(model, module, probe, frozenset()).tensors
-    return sum(t.numel() * t.element_size() for t in held) / len(probe)
+def gradient_size(model: FunctionalModule, X: Tensor) -> GradientSize:
+    """Return the size of the gradients of these rows, after trying two."""
+    piece = _probed(model, copy.deepcopy(model.module), X)
+    return GradientSize(len(X) * piece.bytes_per_row, is_dense(piece))
+
+
+def is_dense(gradients: RowGradients | _Piece) -> bool:
+    """Say whether every parameter is in a layer with one position a row."""
+    one = all(layer.inputs.shape[1] == 1 for layer in gradients.layers)
+    return one and bool(gradients.layers) and not gradients.rest
+
+
+def _probed(model: FunctionalModule, module: nn.Module, X: Tensor) -> _Piece:
+    return _some_rows(model, module, X[:_PROBE], frozenset())
 
 
 def _by_pieces(

@@ -438,7 +438,21 @@ def best(
         ids = torch.arange(rows.start, rows.stop, device=queries.device)
         ids = ids.expand(len(queries), -1)
         scores, found = torch.cat([scores, values], 1), torch.cat([found, ids], 1)
-        # stable, so that equal scores keep the order of the rows whatever the blocks
-        order = scores.argsort(dim=1, descending=True, stable=True)[:, :n]
-        scores, found = scores.gather(1, order), found.gather(1, order)
+        first = _first(scores, n)
+        scores, found = scores.gather(1, first), found.gather(1, first)
     return scores, found
+
+
+def _first(scores: Tensor, n: int) -> Tensor:
+    """Return the places (q, n) of the n largest of each row, the earlier of equals.
+
+    So equal scores keep the order of the rows, whatever the blocks are.
+    """
+    n = min(n, scores.shape[1])
+    top, places = scores.topk(n, dim=1)
+    if not n or bool(((scores >= top[:, -1:]).sum(dim=1) > n).any()):
+        # equals on both sides of the cut: only a stable sort tells them apart
+        return scores.argsort(dim=1, descending=True, stable=True)[:, :n]
+    places = places.sort(dim=1).values
+    order = scores.gather(1, places).argsort(dim=1, descending=True, stable=True)
+    return places.gather(1, order)

@@ -17,8 +17,7 @@ def kernel_block(
 ) -> Tensor:
     """Return J₁J₂ᵀ, shape (n₁·C, n₂·C), for rows with the same column scale."""
     (n1, C), (n2, _) = left.shape, right.shape
-    some = left.layers[0].inputs if left.layers else next(iter(left.rest.values()))
-    block = some.new_zeros(n1, C, n2, C)
+    block = left.like.new_zeros(n1, C, n2, C)
     for one, two, scale in zip(
         left.layers, right.layers, left.layer_scales, strict=True
     ):
@@ -28,7 +27,7 @@ def kernel_block(
             _add_plain(block, one, two, memory_bytes)
         else:
             _add_scaled(block, one, two, scale, memory_bytes)
-    columns = None if left.scale is None else left._columns(left.scale)
+    columns = None if left.scale is None else left.by_name(left.scale)
     for name, value in left.rest.items():
         other = right.rest[name].flatten(0, 1).T
         size = memory_bytes / (_SHARE * C * (len(other) + 2 * n2 * C))

@@ -12,6 +12,7 @@ damping of the *mean* loss of the kept rows; ``"fixed"``: λ = ridge · Σs and 
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Literal, cast
@@ -20,10 +21,10 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from skattrib.engine._functional import FunctionalModule, Loss
+from skattrib.engine._functional import FunctionalModule, Loss, chunks
 from skattrib.engine._gradients import RowGradients, row_gradients
 from skattrib.engine._kernel import kernel_block
-from skattrib.engine._projection import Projector
+from skattrib.engine._projection import LandmarkProjector, Projector
 from skattrib.engine._row_spaces import DualSpace, MatrixFreeSpace
 from skattrib.engine._solvers import Factor, largest_eigenvalue
 from skattrib.engine._spaces import (
@@ -35,8 +36,11 @@ from skattrib.engine._spaces import (
     Space,
     weighted_roots,
 )
+from skattrib.engine._spectral import SpectralPrimalSpace
 
 Regularization = Literal["per_sample", "fixed"]
+#: Outputs of queries (q, C) to the gradients of their outcomes.
+Slope = Callable[[Tensor], Tensor]
 #: Damping of the mean row loss as a function of the fraction of mass removed.
 Ridge = Callable[[float], float]
 
@@ -74,6 +78,9 @@ class LinearizedModel:
     project : callable or None
         Takes the gradients of the training rows and returns the subspace to stay in;
         for the primal solver only.
+    landmarks : int Tensor of shape (m,) or None
+        Rows in the span of which the solver "nystroem" stays, and which precondition
+        "cg".
     """
 
     def __init__(
@@ -92,6 +99,7 @@ class LinearizedModel:
         kernel_cache: Callable[[Callable[[], Tensor]], Tensor] = lambda build: build(),
         stationary: bool = True,
         project: Callable[[RowGradients], Projector] | None = None,
+        landmarks: Tensor | None = None,
     ) -> None:
         self.model, self.loss, self.targets = model, loss, targets
         self.weights, self.scale, self.ridge = weights, scale, ridge
@@ -99,22 +107,50 @@ class LinearizedModel:
         self.stationary = stationary
         self.outputs, gradients = row_gradients(model, X, scale, memory_bytes)
         self._per_query = gradients.n_numbers // max(1, len(X))
-        self.projector = None if project is None else project(gradients)
         self.residuals = loss.residuals(self.outputs, targets)
         self.roots = loss.hessian_root(self.outputs).contiguous()
+        self.projector = None if project is None else project(gradients)
+        if solver == "nystroem" and landmarks is not None:
+            self.projector = LandmarkProjector(gradients, landmarks, memory_bytes)
+        self._gradients = gradients if solver == "nystroem" else None
         self.space: Space
-        gradients = self._coordinates(gradients)
-        if solver == "primal":
-            self.space = PrimalSpace(gradients, self.roots, weights, memory_bytes)
+        coordinates = self._coordinates(gradients)
+        if self.projector is not None or solver == "primal":
+            self.space = PrimalSpace(coordinates, self.roots, weights, memory_bytes)
         elif solver == "dual":
             kernel = kernel_cache(
                 lambda: kernel_block(gradients, gradients, memory_bytes)
             )
             self.space = DualSpace(gradients, self.roots, weights, memory_bytes, kernel)
         else:
-            self.space = MatrixFreeSpace(gradients, self.roots, weights, memory_bytes)
+            self.space = self._matrix_free(gradients, landmarks)
+
+    def _matrix_free(
+        self, gradients: RowGradients, landmarks: Tensor | None
+    ) -> MatrixFreeSpace:
+        features = None
+        if landmarks is not None and len(landmarks):
+            near = LandmarkProjector(gradients, landmarks, self.memory_bytes)
+            features = near.project(gradients).jacobian()
+        return MatrixFreeSpace(
+            gradients, self.roots, self.weights, self.memory_bytes, features
+        )
+
+    def without_projection(self) -> LinearizedModel:
+        """Return the same model in all of its parameters, by conjugate gradients."""
+        if self._gradients is None:
+            return self
+        exact = copy.copy(self)
+        exact.projector = exact._gradients = None
+        exact.space = self._matrix_free(self._gradients, None)
+        return exact
 
     # ------------------------------------------------------------- bookkeeping
+    @property
+    def few(self) -> int:
+        """Rows, at most, that a Newton step leaves out of the full-data Hessian."""
+        return len(self.weights) // 4
+
     def _share(self, weights: Tensor) -> Tensor:
         """Return Σw/Σs for weights (k, n), as float64.
 
@@ -146,12 +182,25 @@ class LinearizedModel:
             out = out * torch.where(share == 0, 1.0, share)
         return out.to(self.outputs)
 
-    def _rho(self, weights: Tensor, outputs: Tensor | None = None) -> Tensor:
+    def _amounts(self, weights: Tensor) -> Tensor:
+        """Return w − κ' s, (k, n): how much of each row's gradient is there."""
+        return weights - self._kept(weights)[:, None] * self.weights
+
+    def _gradients_at(self, weights: Tensor) -> Tensor:
+        """Return the gradients where training stopped, in coordinates (k, D)."""
+        kept, removed = self._kept(weights)[:, None], self.weights - weights
+        if int((removed != 0).sum(dim=1).max()) > 1:
+            return self.space.mixed_gradient(self._amounts(weights), self.residuals)
+        # of single rows no sum over all is needed but one
+        rows = removed.abs().argmax(dim=1)
+        alone = self.space.row_gradients(rows, self.residuals[rows])
+        whole = self.space.mixed_gradient(self.weights[None], self.residuals)
+        return (1 - kept) * whole - removed.gather(1, rows[:, None]) * alone
+
+    def _rho(self, weights: Tensor, outputs: Tensor) -> Tensor:
         """Return w r(f) − κ' s r(f₀), (k, n·C): the gradient in the outputs."""
         k, (n, C) = len(weights), self.outputs.shape
         constant = self._kept(weights)[:, None] * self.weights
-        if outputs is None:
-            return ((weights - constant)[..., None] * self.residuals).flatten(1)
         targets = self.targets.repeat(k, *[1] * (self.targets.ndim - 1))
         now = self.loss.residuals(outputs.reshape(k * n, C), targets).view(k, n, C)
         rho = weights[..., None] * now - constant[..., None] * self.residuals
@@ -170,8 +219,16 @@ class LinearizedModel:
 
         The Hessian and λ are those of the full data (fraction removed 0).
         """
-        gradients = self.space.gradient(self._rho(weights), self.weights, None)
-        return self.space.solve_full(gradients, self._full_system())
+        return self.space.solve_full(self._gradients_at(weights), self._full_system())
+
+    def decomposed(self) -> LinearizedModel:
+        """Return the same model, to be asked at several values of ``ridge``.
+
+        One eigendecomposition of the full-data system serves them all.
+        """
+        out = copy.copy(self)
+        out.space = self.space.decomposed()
+        return out
 
     def _full_system(self) -> FullSystem:
         """Return the system of all rows at their own λ."""
@@ -182,8 +239,8 @@ class LinearizedModel:
     def newton_steps(self, weights: Tensor) -> Tensor:
         """Return one exact Newton step on the weighted rows, (k, D)."""
         shifts = self.shifts(weights)
-        gradients = self.space.gradient(self._rho(weights), shifts, None)
         systems = self.space.full_systems(shifts)
+        gradients = self._gradients_at(weights)
         return self._frozen_newton(weights, gradients, shifts, systems)
 
     def _frozen_newton(
@@ -192,8 +249,7 @@ class LinearizedModel:
         """Return −H(w)⁻¹g with the Hessian at the trained outputs."""
         removed = self.weights - weights
         counts = (removed != 0).sum(dim=1)
-        limit = len(self.weights) // 4
-        by_block = (counts <= limit) & (removed >= 0).all(dim=1)
+        by_block = (counts <= self.few) & (removed >= 0).all(dim=1)
         if self.space.name == "cg":
             by_block &= counts == 0
         steps = torch.zeros_like(gradients)
@@ -216,10 +272,8 @@ class LinearizedModel:
         With G = J_R H⁻¹ J_Rᵀ and S̃ = √d S: z = −H⁻¹(g − J_Rᵀ S̃ v),
         v = (I − S̃ᵀ G S̃)⁻¹ S̃ᵀ J_R z₀, z₀ = −H⁻¹g.
         """
-        n, C = self.outputs.shape
         first = self.space.solve_full(gradients, system)
-        images = self.space.train_outputs(first).view(-1, n, C)
-        correction = torch.zeros_like(images)
+        lifted = torch.zeros_like(first)
         counts = (removed != 0).sum(dim=1)
         single = (counts == 1).nonzero()[:, 0]
         if len(single):
@@ -227,16 +281,21 @@ class LinearizedModel:
             amounts = removed[single, rows]
             kept = self.space.row_complements(rows, amounts, system.take(single))
             roots = weighted_roots(self.roots[rows], amounts)
-            moved = images[single, rows][..., None]
-            correction[single, rows] = self._left_out(kept, roots, moved)[..., 0]
-        for i in (counts > 1).nonzero()[:, 0]:
-            rows = removed[i].nonzero()[:, 0]
-            amounts = removed[i, rows]
-            kept = self.space.group_complement(rows, amounts, system.take(i[None]))
-            roots = torch.block_diag(*weighted_roots(self.roots[rows], amounts))
-            moved = images[i, rows].reshape(-1, 1)
-            correction[i, rows] = self._left_out(kept, roots, moved).view(-1, C)
-        lifted = self.space.gradient(correction.flatten(1), self.weights, None)
+            moved = self.space.row_outputs(first[single], rows)[..., None]
+            correction = self._left_out(kept, roots, moved)[..., 0]
+            lifted[single] = self.space.row_gradients(rows, correction)
+        several = (counts > 1).nonzero()[:, 0]
+        if len(several):
+            images = self.space.train_outputs(first[several])
+            images = images.view(-1, *self.outputs.shape)
+            for i, image in zip(several, images, strict=True):
+                rows = removed[i].nonzero()[:, 0]
+                amounts = removed[i, rows]
+                kept = self.space.group_complement(rows, amounts, system.take(i[None]))
+                roots = torch.block_diag(*weighted_roots(self.roots[rows], amounts))
+                correction = self._left_out(kept, roots, image[rows].reshape(-1, 1))
+                image.zero_()[rows] = correction.view(len(rows), -1)
+            lifted[several] = self.space.gradient(images.flatten(1), counts, None)
         return self.space.solve_full(gradients - lifted, system)
 
     def _left_out(self, kept: Tensor, root: Tensor, moved: Tensor) -> Tensor:
@@ -254,12 +313,8 @@ class LinearizedModel:
         few = (self.weights != weights).sum(dim=1) <= len(self.weights) // 20
         # its factors serve every step of the iteration
         systems = self.space.full_systems(shifts)
-        steps = self._frozen_newton(
-            weights,
-            self.space.gradient(self._rho(weights), shifts, None),
-            shifts,
-            systems,
-        )
+        gradients = self._gradients_at(weights)
+        steps = self._frozen_newton(weights, gradients, shifts, systems)
         chord = few.clone()
         active = torch.ones_like(few)
         previous = torch.full_like(shifts, torch.inf)
@@ -366,11 +421,30 @@ class LinearizedModel:
             + shifts / 2 * self.space.squared_norm(steps)
         )
 
+    def spectral(self) -> LinearizedModel:
+        """Return the same model for leaving out few rows at several dampings.
+
+        One eigendecomposition serves them all, and so do products with it. Steps have
+        coordinates of their own and are good for outputs of queries.
+        """
+        out = copy.copy(self)
+        if isinstance(self.space, PrimalSpace):
+            eigen, jacobian = self.space.eigen(), self.space.jacobian()
+            memory = self.memory_bytes
+            space = SpectralPrimalSpace(eigen, jacobian, self.roots, memory)
+            out.space = cast(Space, space)
+        elif isinstance(self.space, DualSpace):
+            out.space = cast(Space, self.space.spectral(self.residuals))
+        return out
+
     # ----------------------------------------------------------------- queries
-    def query(self, X: Tensor) -> tuple[Tensor, RowGradients]:
-        """Return outputs (q, C) and gradients of query rows."""
+    def query(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Return outputs (q, C) of query rows, and their gradients in coordinates.
+
+        These are (q, C, D): what steps are multiplied by.
+        """
         outputs, gradients = row_gradients(self.model, X, self.scale)
-        return outputs, self._coordinates(gradients)
+        return outputs, self.space.query_block(self._coordinates(gradients))
 
     def _coordinates(self, gradients: RowGradients) -> RowGradients:
         """Return gradients in the coordinates of the steps."""
@@ -386,9 +460,35 @@ class LinearizedModel:
         numbers = wide + 4 * self._per_query
         return max(1, int(self.memory_bytes / (numbers * self.outputs.element_size())))
 
-    def output_change(self, steps: Tensor, query: RowGradients) -> Tensor:
+    def output_change(self, steps: Tensor, query: Tensor) -> Tensor:
         """Return the change of the outputs of query rows, (k, q, C)."""
-        return self.space.query_outputs(steps, query)
+        return (steps @ query.flatten(0, 1).T).view(len(steps), *query.shape[:2])
+
+    def first_order_effects(self, X: Tensor, slope_of: Slope) -> Tensor:
+        """Return Σ_c r_ic (J_i H⁻¹ J_qᵀ ∇F_q)_c of rows on queries, (q, n).
+
+        What `influence_steps` make of outcomes is minus their sum, times `amounts`.
+        Solves for queries, not for weightings, by conjugate gradients.
+        """
+        space = cast(MatrixFreeSpace, self.space)
+        outputs, query = row_gradients(self.model, X, self.scale)
+        slopes, size = slope_of(outputs), 4 * space.n_coordinates
+        out = outputs.new_empty(len(X), len(self.weights))
+        per_query = size + 16 * self.model.n_params
+        at_once = int(self.memory_bytes / (SHARE * per_query * out.element_size()))
+        shift = self.shifts(self.weights[None])
+        for part in chunks(len(X), at_once):
+            some = query.of_rows(part)
+            own = torch.zeros(len(slopes[part]), *some.shape).to(outputs)
+            own.diagonal(dim1=0, dim2=1).copy_(slopes[part].T)
+            solved = space.solve_in_parameters(some.vjp(own), shift)
+            images = space.images(solved).view(-1, *self.outputs.shape)
+            out[part] = torch.einsum("qnc,nc->qn", images, self.residuals)
+        return out
+
+    def summed(self, effects: Tensor, weights: Tensor) -> Tensor:
+        """Return how much steps for weights (k, n) lower outcomes, (q, k)."""
+        return effects @ self._amounts(weights).T
 
     def parameter_change(self, steps: Tensor) -> Tensor:
         """Return the steps as changes of the parameters, (k, P)."""
@@ -428,6 +528,9 @@ class LinearizedModel:
         return out
 
     def _gradient_norm(self, cotangents: Tensor) -> float:
+        if self._gradients is not None:
+            plain = self._gradients.vjp(cotangents[None])
+            return float((plain if self.scale is None else plain / self.scale).norm())
         gradient = self.space.gradient(cotangents.view(1, -1), self.weights, None)
         plain = self.space.parameters(gradient)
         if self.scale is not None:

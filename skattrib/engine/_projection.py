@@ -8,13 +8,18 @@ from itertools import accumulate
 from operator import add
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from skattrib.engine._functional import chunks
 from skattrib.engine._gradients import RowGradients
 from skattrib.engine._kernel import kernel_block
-from skattrib.engine._solvers import principal_directions
+from skattrib.engine._solvers import Factor, add_diagonal, principal_directions
 
+# Of the memory cap, what one temporary may take: 1 / _SHARE.
+_SHARE = 4
+# What is added to the kernel of landmarks, in units of rounding.
+_JITTER = 100
 # A block and its scaled copy in float64, with room for what applying it takes.
 _BYTES_PER_NUMBER = 64
 
@@ -88,6 +93,57 @@ class PrincipalProjector:
         out = self._gradients.vjp(coefficients.view(-1, *self._gradients.shape))
         scale = self._gradients.scale
         return out if scale is None else out * scale
+
+
+class LandmarkProjector:
+    """The span of some rows' gradients: the Nystroem approximation of the kernel.
+
+    All outputs of the landmarks count. With every row as a landmark nothing is lost.
+    Gradients of near rows are nearly dependent, so that the basis is kept, and applied,
+    in float64.
+
+    Parameters
+    ----------
+    gradients : RowGradients
+        Of the training rows.
+    landmarks : int Tensor of shape (m,)
+        Rows.
+    memory_bytes : float
+    """
+
+    def __init__(
+        self, gradients: RowGradients, landmarks: Tensor, memory_bytes: float
+    ) -> None:
+        self._landmarks, self._memory = gradients.of_rows(landmarks), memory_bytes
+        self._landmarks = self._landmarks.double()
+        kernel = kernel_block(self._landmarks, self._landmarks, memory_bytes)
+        rounding = torch.finfo(kernel.dtype).eps * float(kernel.trace())
+        self._factor = Factor(add_diagonal(kernel, _JITTER * rounding))
+
+    def project(self, gradients: RowGradients) -> ProjectedGradients:
+        n, C = gradients.shape
+        out = gradients.like.new_empty(n * C, self._n_components)
+        # a block, its copies in the solve, and the gradients in float64
+        size = 8 * (4 * C * self._n_components + gradients.n_numbers / max(1, n))
+        for rows in chunks(n, int(self._memory / (_SHARE * size))):
+            some = gradients.of_rows(rows).double()
+            block = kernel_block(some, self._landmarks, self._memory)
+            flat = slice(rows.start * C, rows.stop * C)
+            out[flat] = self._factor.half_solve(block.T).T
+        return ProjectedGradients(out, gradients.shape)
+
+    def lift(self, steps: Tensor) -> Tensor:
+        some, scale = self._landmarks, self._landmarks.scale
+        out = steps.new_empty(len(steps), some.n_params)
+        for part in chunks(len(steps), int(self._memory / (8 * some.n_temporaries))):
+            solved = self._factor.half_solve(steps[part].double().T, transpose=True)
+            moved = some.vjp(solved.T.reshape(-1, *some.shape))
+            out[part] = moved if scale is None else moved * scale
+        return out
+
+    @property
+    def _n_components(self) -> int:
+        return self._landmarks.shape[0] * self._landmarks.shape[1]
 
 
 class LinearProjector:

@@ -9,6 +9,8 @@ With H = JᵀBJ + λI, B = S̃S̃ᵀ and K = JJᵀ, a solve of H is one of T = �
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,9 @@ from skattrib.engine._functional import chunks
 from skattrib.engine._gradients import RowGradients
 from skattrib.engine._kernel import kernel_block
 from skattrib.engine._solvers import (
+    EigenFactor,
     Factor,
+    LowRankFactor,
     ShiftedSystem,
     add_diagonal,
     conjugate_gradient,
@@ -34,9 +38,12 @@ from skattrib.engine._spaces import (
     times,
     weighted_roots,
 )
+from skattrib.engine._spectral import SpectralDualSpace
 
 # Vectors that conjugate gradients hold for a right-hand side, at their peak.
 _CG_VECTORS = 16
+# From this share of the data on, that of all of it preconditions.
+_MOST = 0.75
 
 
 class RowSpace:
@@ -80,12 +87,24 @@ class RowSpace:
     def gradient(self, rho: Tensor, shift: Tensor, steps: Tensor | None) -> Tensor:
         return rho if steps is None else rho + shift[:, None] * steps
 
+    def mixed_gradient(self, amounts: Tensor, cotangents: Tensor) -> Tensor:
+        return (amounts[..., None] * cotangents).flatten(1)
+
+    def row_gradients(self, rows: Tensor, cotangents: Tensor) -> Tensor:
+        out = cotangents.new_zeros(len(rows), *self._roots.shape[:2])
+        out[torch.arange(len(rows), device=rows.device), rows] = cotangents
+        return out.flatten(1)
+
     def train_outputs(self, steps: Tensor) -> Tensor:
         return self.kernel(steps)
 
-    def query_outputs(self, steps: Tensor, query: RowGradients) -> Tensor:
+    def row_outputs(self, steps: Tensor, rows: Tensor) -> Tensor:
+        images = self.kernel(steps).view(len(rows), *self._roots.shape[:2])
+        return images[torch.arange(len(rows), device=rows.device), rows]
+
+    def query_block(self, query: RowGradients) -> Tensor:
         block = kernel_block(query, self.gradients, self._memory)
-        return (steps @ block.T).view(len(steps), *query.shape)
+        return block.view(*query.shape, -1)
 
     def squared_norm(self, steps: Tensor) -> Tensor:
         return (steps * self.kernel(steps)).sum(dim=1)
@@ -124,6 +143,38 @@ class DualSpace(ByIteration, RowSpace):
         self._kernel = kernel
         self._full = weighted_roots(roots, weights)
         self._system = ShiftedSystem(self._sandwich(self._full, kernel))
+
+    def decomposed(self) -> DualSpace:
+        out = copy.copy(self)
+        out._system = self._system.decomposed()
+        return out
+
+    def spectral(self, cotangents: Tensor) -> SpectralDualSpace:
+        """Return coordinates for leaving out units at many λ.
+
+        Gradients are to be mixed of these cotangents (n, C) only.
+        """
+        inner, outside = self._split(cotangents.reshape(1, -1), self._weights[None])
+        roots = self._weights.sqrt()[:, None, None]
+        return SpectralDualSpace(
+            self._system.eigen(),
+            self.gradients,
+            self._kernel,
+            self._full,
+            torch.where(roots > 0, self._inverses / roots, 0.0),
+            inner.view_as(cotangents),
+            outside.view_as(cotangents),
+            self._weights,
+            self._memory,
+        )
+
+    def row_outputs(self, steps: Tensor, rows: Tensor) -> Tensor:
+        n, C, _ = self._roots.shape
+        kernel, out = self._kernel.view(n, C, -1), steps.new_empty(len(rows), C)
+        size = 2 * C * self.n_coordinates * steps.element_size()
+        for part in chunks(len(rows), int(self._memory / (SHARE * size))):
+            out[part] = torch.bmm(kernel[rows[part]], steps[part, :, None])[..., 0]
+        return out
 
     @staticmethod
     def _sandwich(roots: Tensor, kernel: Tensor) -> Tensor:
@@ -180,11 +231,7 @@ class DualSpace(ByIteration, RowSpace):
 
     def _half(self, rows: Tensor, system: FullSystem) -> Tensor:
         """Return V with VᵀV the block of T⁻¹."""
-        n, C, _ = self._roots.shape
-        index = _output_index(rows, C)
-        unit = self._roots.new_zeros(n * C, len(index))
-        unit[index, torch.arange(len(index), device=index.device)] = 1.0
-        return system.half_solve(unit)
+        return system.half_columns(_output_index(rows, self._roots.shape[1]))
 
     def _numbers_per_subset(self) -> int:
         return 2 * self.n_coordinates
@@ -195,7 +242,7 @@ class DualSpace(ByIteration, RowSpace):
         weights: Tensor,
         roots: Tensor,
         shifts: Tensor,
-        factor: Factor,
+        factor: Factor | EigenFactor,
         tol: float,
     ) -> tuple[Tensor, Tensor]:
         # λ + BK, and its approximate inverse, are symmetric in the kernel
@@ -235,9 +282,30 @@ class DualSpace(ByIteration, RowSpace):
 
 
 class MatrixFreeSpace(BySubtraction, RowSpace):
-    """Solve in row coefficients by conjugate gradients, with K only as a product."""
+    """Solve in row coefficients by conjugate gradients, with K only as a product.
+
+    Parameters
+    ----------
+    features : Tensor of shape (n·C, r) or None
+        Their inner products come near the kernel: what they see of T preconditions
+        the solutions for most of the rows.
+    """
 
     name = "cg"
+
+    def __init__(
+        self,
+        gradients: RowGradients,
+        roots: Tensor,
+        weights: Tensor,
+        memory_bytes: float,
+        features: Tensor | None = None,
+    ) -> None:
+        super().__init__(gradients, roots, weights, memory_bytes)
+        self._near: LowRankFactor | None = None
+        if features is not None:
+            full = weighted_roots(roots, weights)
+            self._near = LowRankFactor(times(full, features, transpose=True))
 
     def kernel(self, rows: Tensor) -> Tensor:
         out, shape = torch.empty_like(rows), self.gradients.shape
@@ -245,6 +313,9 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
             moved = self.gradients.vjp(rows[part].view(-1, *shape))
             out[part] = self.gradients.jvp(moved).flatten(1)
         return out
+
+    def decomposed(self) -> MatrixFreeSpace:
+        return self
 
     def full_systems(self, shifts: Tensor) -> FullSystems:
         return FullSystems(None, shifts, self._memory)
@@ -285,11 +356,25 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
     ) -> Tensor:
         size = _CG_VECTORS * gradients.shape[1] * gradients.element_size()
         out = torch.empty_like(gradients)
-        for part in chunks(len(gradients), int(self._memory / (SHARE * size))):
-            some = roots if roots is self._roots else roots[part]
-            # a residual in these coordinates says little about the step: never loose
-            out[part] = self._solve(gradients[part], weights[part], some, shifts[part])
+        near = self._is_near(weights, roots)
+        for which, factor in [(near, self._near), (~near, None)]:
+            index = which.nonzero()[:, 0]
+            for part in chunks(len(index), int(self._memory / (SHARE * size))):
+                some = index[part]
+                own = roots if roots is self._roots else roots[some]
+                # a residual in these coordinates says little about the step: never
+                # loose
+                out[some] = self._solve(
+                    gradients[some], weights[some], own, shifts[some], factor
+                )
         return out
+
+    def _is_near(self, weights: Tensor, roots: Tensor) -> Tensor:
+        """Return which weightings (k,) leave T near that of all rows."""
+        if self._near is None or roots is not self._roots:
+            return torch.zeros_like(weights[:, 0], dtype=torch.bool)
+        much = weights.sum(dim=1) >= _MOST * self._weights.sum()
+        return much & (weights <= self._weights).all(dim=1)
 
     def _solve(
         self,
@@ -297,6 +382,7 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
         weights: Tensor,
         roots: Tensor,
         shifts: Tensor,
+        factor: LowRankFactor | None,
     ) -> Tensor:
         shape = (len(gradients), *self.gradients.shape)
         root, axes = weights.sqrt()[..., None], "kncd"[4 - roots.ndim :]
@@ -312,13 +398,41 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
         inner, outside = torch.zeros_like(gradients), gradients
         if roots is self._roots:
             inner, outside = self._split(gradients, weights)
+
+        def precondition(v: Tensor) -> Tensor:
+            return v if factor is None else factor.solve(v, shifts, kept)
+
+        kept = (weights / self._weights).nan_to_num().sqrt()
+        kept = kept.repeat_interleave(shape[2], dim=1)
         right = backward(self.kernel(outside)) / shifts[:, None] - inner
         solved = conjugate_gradient(
             lambda v: shifts[:, None] * v + backward(self.kernel(forward(v))),
             right,
+            precondition=precondition,
             tol=EXACT,
         )
         return forward(solved) - outside / shifts[:, None]
+
+    def solve_in_parameters(self, vectors: Tensor, shift: Tensor) -> Tensor:
+        """Return H⁻¹ applied to vectors (q, P) of parameters, in the metric."""
+        weights = self._weights.expand(len(vectors), -1)
+
+        def hessian(v: Tensor) -> Tensor:
+            bent = bend(self.images(v), self._roots, weights)
+            out = shift * v
+            for part in chunks(len(v), self._products_at_once()):
+                cotangents = bent[part].view(-1, *self.gradients.shape)
+                out[part] += self.gradients.vjp(cotangents)
+            return out
+
+        return conjugate_gradient(hessian, vectors)
+
+    def images(self, vectors: Tensor) -> Tensor:
+        """Return what vectors (q, P) of parameters do to training outputs, (q, n·C)."""
+        out = vectors.new_empty(len(vectors), self.n_coordinates)
+        for part in chunks(len(vectors), self._products_at_once()):
+            out[part] = self.gradients.jvp(vectors[part]).flatten(1)
+        return out
 
     def eigenvalues(self) -> Tensor:
         raise NotImplementedError

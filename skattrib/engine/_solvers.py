@@ -19,6 +19,8 @@ Weighed = Callable[[Tensor, Tensor], Tensor]
 
 # An eigendecomposition costs about as much as this many Cholesky factorisations.
 EIGH_AFTER = 16
+# Columns of the identity that are solved for together.
+_COLUMNS = 256
 
 
 class Factor:
@@ -43,11 +45,27 @@ class Factor:
         """Return A⁻¹ rhs, rhs (..., N, k)."""
         return torch.cholesky_solve(rhs.to(self._lower), self._lower).to(self._dtype)
 
-    def half_solve(self, rhs: Tensor) -> Tensor:
-        """Return V with VᵀV = rhsᵀ A⁻¹ rhs."""
-        out = torch.linalg.solve_triangular(
-            self._lower, rhs.to(self._lower), upper=False
-        )
+    def half_solve(self, rhs: Tensor, transpose: bool = False) -> Tensor:
+        """Return V = L⁻¹ rhs with VᵀV = rhsᵀ A⁻¹ rhs, or L⁻ᵀ rhs."""
+        half = self._lower.mT if transpose else self._lower
+        out = torch.linalg.solve_triangular(half, rhs.to(half), upper=transpose)
+        return out.to(self._dtype)
+
+    def inverse(self) -> Tensor:
+        """Return A⁻¹ in float64, of one matrix."""
+        return torch.cholesky_inverse(self._lower.double())
+
+    def half_columns(self, index: Tensor) -> Tensor:
+        """Return `half_solve` of columns of the identity, of one matrix."""
+        out = self._lower.new_zeros(len(self._lower), len(index))
+        out[index, torch.arange(len(index), device=index.device)] = 1.0
+        for start in range(0, len(index), _COLUMNS):
+            part = slice(start, start + _COLUMNS)
+            # nothing comes before the first one
+            first = int(index[part].min())
+            out[first:, part] = torch.linalg.solve_triangular(
+                self._lower[first:, first:], out[first:, part], upper=False
+            )
         return out.to(self._dtype)
 
 
@@ -77,6 +95,14 @@ class EigenFactor:
     def half_solve(self, rhs: Tensor) -> Tensor:
         return (self._vectors.T @ rhs) / self._divisors(rhs).sqrt()
 
+    def inverse(self) -> Tensor:
+        vectors = self._vectors.double()
+        return vectors / (self._values + self._shifts).double() @ vectors.T
+
+    def half_columns(self, index: Tensor) -> Tensor:
+        columns = self._vectors[index].T
+        return columns / self._divisors(columns).sqrt()
+
 
 class ShiftedSystem:
     """A positive semidefinite matrix A (N, N), solved as A + shift·I.
@@ -85,22 +111,46 @@ class ShiftedSystem:
     ----------
     matrix : Tensor of shape (N, N)
         Not modified.
+    eigen : tuple of Tensor or None
+        Eigenvalues and eigenvectors, if they are known.
     """
 
-    def __init__(self, matrix: Tensor) -> None:
-        self.matrix = matrix
+    def __init__(
+        self, matrix: Tensor, eigen: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        self.matrix, self._eigen = matrix, eigen
 
-    def factor(self, shift: float) -> Factor:
-        """Factor A + shift·I."""
+    @property
+    def is_decomposed(self) -> bool:
+        """Whether every shift is free."""
+        return self._eigen is not None
+
+    def decomposed(self) -> ShiftedSystem:
+        """Return the same with its eigendecomposition, which makes every shift free."""
+        return ShiftedSystem(self.matrix, self.eigen())
+
+    def eigen(self) -> tuple[Tensor, Tensor]:
+        """Return eigenvalues, ascending, and eigenvectors."""
+        if self._eigen is None:
+            # not stored: who asks may be any thread
+            values, vectors = torch.linalg.eigh(self.matrix)
+            return values, vectors
+        return self._eigen
+
+    def factor(self, shift: float) -> Factor | EigenFactor:
+        """Factor A + shift·I, unless A is decomposed."""
+        if self.is_decomposed:
+            return self.eigen_factor(self.matrix.new_tensor([shift]))
         return Factor(add_diagonal(self.matrix, shift))
 
     def eigen_factor(self, shifts: Tensor) -> EigenFactor:
         """Decompose A, which serves all shifts (m,) at once."""
-        values, vectors = torch.linalg.eigh(self.matrix)
-        return EigenFactor(values, vectors, shifts)
+        return EigenFactor(*self.eigen(), shifts)
 
     def eigenvalues(self) -> Tensor:
         """Return the eigenvalues of A, ascending, none below zero."""
+        if self._eigen is not None:
+            return self._eigen[0].clamp(min=0)
         return torch.linalg.eigvalsh(self.matrix).clamp(min=0)
 
 
@@ -114,6 +164,30 @@ def principal_directions(matrix: Tensor) -> tuple[Tensor, Tensor]:
     floor = len(values) * torch.finfo(values.dtype).eps * values[0]
     rank = int((values > floor).sum())
     return values[:rank], vectors[:, :rank]
+
+
+class LowRankFactor:
+    """Solves U diag(e) Uᵀ + shift·I, which stands in for A + shift·I.
+
+    Parameters
+    ----------
+    half : Tensor of shape (N, r)
+        With half·halfᵀ near A.
+    """
+
+    def __init__(self, half: Tensor) -> None:
+        values, vectors = principal_directions(half.T @ half)
+        self._values, self._vectors = values, half @ (vectors / values.sqrt())
+
+    def solve(self, rhs: Tensor, shifts: Tensor, shares: Tensor) -> Tensor:
+        """Return about shift · (D A D + shift·I)⁻¹ rhs for rows rhs (m, N).
+
+        D = diag(shares) (m, N), of numbers in [0, 1]. The inverse is exact where they
+        are 1, and positive definite always.
+        """
+        inner = (rhs * shares) @ self._vectors
+        inner *= self._values / (self._values + shifts[:, None])
+        return rhs - shares * (inner @ self._vectors.T)
 
 
 def largest_eigenvalue(matrices: Tensor) -> Tensor:
@@ -139,6 +213,7 @@ def conjugate_gradient(
     matvec: Callable[[Tensor], Tensor],
     rhs: Tensor,
     *,
+    precondition: Callable[[Tensor], Tensor] = lambda v: v,
     tol: float = 1e-11,
     max_iter: int = 2000,
 ) -> Tensor:
@@ -149,15 +224,22 @@ def conjugate_gradient(
     matvec : callable
         Maps (m, N) to (m, N), each row by its own A.
     rhs : Tensor of shape (m, N)
+    precondition : callable
+        Almost inverts each A; symmetric positive definite.
     tol : float
-        Relative residual at which a row is done; what the dtype cannot reach is
-        not asked for.
+        Relative residual, in the norm of the preconditioner, at which a row is done;
+        what the dtype cannot reach is not asked for.
     max_iter : int
         A `ConvergenceWarning` says when it was not enough.
     """
     tol = max(tol, 10 * torch.finfo(rhs.dtype).eps)
     x, worst = _descend(
-        lambda v, _: matvec(v), rhs, lambda v, _: v, lambda v: v, tol, max_iter
+        lambda v, _: matvec(v),
+        rhs,
+        lambda v, _: precondition(v),
+        lambda v: v,
+        tol,
+        max_iter,
     )
     if worst > 1:
         warnings.warn(

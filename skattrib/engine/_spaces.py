@@ -7,6 +7,7 @@ H = JᵀBJ + λI with B = diag(w S Sᵀ) over rows (the metric is in J's columns
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from skattrib.engine._functional import chunks
 from skattrib.engine._gradients import RowGradients
+from skattrib.engine._jacobian import jacobian_of
 from skattrib.engine._solvers import (
     EIGH_AFTER,
     EigenFactor,
@@ -77,6 +79,14 @@ class FullSystem:
         """Return V with VᵀV = rhsᵀ (A + λI)⁻¹ rhs."""
         return self.factor.half_solve(rhs)
 
+    def inverse(self) -> Tensor:
+        """Return (A + λI)⁻¹ for one λ, in float64."""
+        return self.factor.inverse()
+
+    def half_columns(self, index: Tensor) -> Tensor:
+        """Return the same for columns of the identity."""
+        return self.factor.half_columns(index)
+
 
 class FullSystems:
     """The systems of all rows at several λ.
@@ -97,7 +107,7 @@ class FullSystems:
     ) -> None:
         self._system = system
         self._eigen: EigenFactor | None = None
-        self._kept: dict[float, Factor] = {}
+        self._kept: dict[float, Factor | EigenFactor] = {}
         self._distinct = shifts.unique()
         self._n_kept = 0
         if system is not None:
@@ -110,7 +120,7 @@ class FullSystems:
         positions = torch.arange(len(shifts), device=shifts.device)
         if self._system is None:
             yield positions, FullSystem(shifts)
-        elif len(self._distinct) > EIGH_AFTER:
+        elif self._system.is_decomposed or len(self._distinct) > EIGH_AFTER:
             if self._eigen is None:
                 self._eigen = self._system.eigen_factor(self._distinct)
             yield positions, FullSystem(shifts, self._eigen.at(shifts))
@@ -119,7 +129,7 @@ class FullSystems:
                 found = FullSystem(shift[None], self._factor(self._system, shift))
                 yield positions[shifts == shift], found
 
-    def _factor(self, system: ShiftedSystem, shift: Tensor) -> Factor:
+    def _factor(self, system: ShiftedSystem, shift: Tensor) -> Factor | EigenFactor:
         key = float(shift)
         factor = self._kept.get(key)
         if factor is None:
@@ -140,6 +150,15 @@ class Space(Protocol):
 
     def gradient(self, rho: Tensor, shift: Tensor, steps: Tensor | None) -> Tensor:
         """Return Jᵀρ + λz in these coordinates, ρ (k, n·C), λ (k,)."""
+
+    def mixed_gradient(self, amounts: Tensor, cotangents: Tensor) -> Tensor:
+        """Return Σᵢ amountsᵢ Jᵢᵀ uᵢ, amounts (k, n), u (n, C)."""
+
+    def row_gradients(self, rows: Tensor, cotangents: Tensor) -> Tensor:
+        """Return Jᵢᵀ u of a row each, rows (k,), u (k, C)."""
+
+    def decomposed(self) -> Space:
+        """Return the same with one eigendecomposition for every λ, if it factors."""
 
     def full_systems(self, shifts: Tensor) -> FullSystems:
         """Prepare the full-data systems of all these λ (k,)."""
@@ -174,8 +193,11 @@ class Space(Protocol):
     def train_outputs(self, steps: Tensor) -> Tensor:
         """Return Jz on the training rows, (k, n·C)."""
 
-    def query_outputs(self, steps: Tensor, query: RowGradients) -> Tensor:
-        """Return Jz on other rows, (k, q, C)."""
+    def row_outputs(self, steps: Tensor, rows: Tensor) -> Tensor:
+        """Return Jᵢz on a training row for each step, (k, C)."""
+
+    def query_block(self, query: RowGradients) -> Tensor:
+        """Return what steps are multiplied by to give Jz on other rows, (q, C, D)."""
 
     def squared_norm(self, steps: Tensor) -> Tensor:
         """Return zᵀz, (k,)."""
@@ -211,8 +233,9 @@ class BySubtraction:
     def row_complements(
         self, rows: Tensor, amounts: Tensor, system: FullSystem
     ) -> Tensor:
-        roots = weighted_roots(self._roots[rows], amounts)
-        return minus_from_one(roots.mT @ self.row_blocks(rows, system) @ roots)
+        blocks = self.row_blocks(rows, system)
+        roots = weighted_roots(self._roots[rows], amounts).to(blocks)
+        return minus_from_one(roots.mT @ blocks @ roots)
 
     def group_complement(
         self, rows: Tensor, amounts: Tensor, system: FullSystem
@@ -281,7 +304,7 @@ class ByIteration:
         weights: Tensor,
         roots: Tensor,
         shifts: Tensor,
-        factor: Factor,
+        factor: Factor | EigenFactor,
         tol: float,
     ) -> tuple[Tensor, Tensor]:
         """Return the steps by conjugate gradients, and which did not get there."""
@@ -315,38 +338,42 @@ class PrimalSpace(ByIteration, BySubtraction):
         memory_bytes: float,
     ) -> None:
         self._memory = memory_bytes
-        self._jacobian = gradients.jacobian()
+        self._jacobian = jacobian_of(gradients, memory_bytes)
         self._scale = gradients.scale
-        self._n_outputs = gradients.shape[1]
         self._roots, self._weights = roots, weights
-        self._system = ShiftedSystem(self._gauss_newton(weighted_roots(roots, weights)))
+        full = self._jacobian.gauss_newton(weighted_roots(roots, weights))
+        self._system = ShiftedSystem(full)
+
+    def decomposed(self) -> PrimalSpace:
+        out = copy.copy(self)
+        out._system = self._system.decomposed()
+        return out
+
+    def eigen(self) -> tuple[Tensor, Tensor]:
+        """Return eigenvalues and eigenvectors of JᵀBJ."""
+        return self._system.eigen()
+
+    def jacobian(self) -> Tensor:
+        """Return the Jacobian (n·C, P) of the training rows."""
+        return self._jacobian.explicit()
 
     @property
     def n_coordinates(self) -> int:
-        return self._jacobian.shape[1]
-
-    def _rows(self) -> Tensor:
-        return self._jacobian.view(-1, self._n_outputs, self._jacobian.shape[1])
-
-    def _rows_at_once(self, copies: int) -> int:
-        """Return of how many rows so many copies of the Jacobian may exist."""
-        row = self._n_outputs * self._jacobian.shape[1] * self._jacobian.element_size()
-        return max(_FEW_ROWS, int(self._memory / (SHARE * copies * row)))
-
-    def _gauss_newton(self, roots: Tensor, rows: Tensor | None = None) -> Tensor:
-        jacobian = self._rows()
-        n_params = jacobian.shape[2]
-        out = jacobian.new_zeros(n_params, n_params)
-        n_rows = len(jacobian) if rows is None else len(rows)
-        for part in chunks(n_rows, self._rows_at_once(2)):
-            some = part if rows is None else rows[part]
-            half = (roots[some].mT @ jacobian[some]).flatten(0, 1)
-            out.addmm_(half.T, half)
-        return out
+        return self._jacobian.n_params
 
     def gradient(self, rho: Tensor, shift: Tensor, steps: Tensor | None) -> Tensor:
-        out = rho @ self._jacobian
+        out = self._jacobian.vjp(rho)
         return out if steps is None else out + shift[:, None] * steps
+
+    def mixed_gradient(self, amounts: Tensor, cotangents: Tensor) -> Tensor:
+        rows = torch.arange(len(cotangents), device=cotangents.device)
+        return amounts @ self._jacobian.row_vjp(rows, cotangents)
+
+    def row_gradients(self, rows: Tensor, cotangents: Tensor) -> Tensor:
+        return self._jacobian.row_vjp(rows, cotangents)
+
+    def row_outputs(self, steps: Tensor, rows: Tensor) -> Tensor:
+        return self._jacobian.row_jvp(rows, steps)
 
     def full_systems(self, shifts: Tensor) -> FullSystems:
         return FullSystems(self._system, shifts, self._memory)
@@ -355,28 +382,38 @@ class PrimalSpace(ByIteration, BySubtraction):
         return -system.solve(gradients.T).T
 
     def row_blocks(self, rows: Tensor, system: FullSystem) -> Tensor:
-        jacobian, out = self._rows(), []
-        for part in chunks(len(rows), self._rows_at_once(4)):
-            some = jacobian[rows[part]]
-            half = system.take(part).half_solve(some.flatten(0, 1).T)
-            half = half.T.reshape(some.shape)
+        P, C = self.n_coordinates, self._roots.shape[1]
+        if len(system.shifts) == 1 and len(rows) * C >= P:
+            found = self._jacobian.leverages(system.inverse, rows)
+            if found is not None:
+                return found
+        out = []
+        # a row's gradients, and what they are while they are solved for
+        size = 4 * C * P * self._roots.element_size()
+        at_once = max(_FEW_ROWS, int(self._memory / (SHARE * size)))
+        for part in chunks(len(rows), at_once):
+            half = self._half(rows[part], system.take(part)).T.reshape(-1, C, P)
             out.append(half @ half.mT)
         return torch.cat(out)
 
     def group_block(self, rows: Tensor, system: FullSystem) -> Tensor:
-        half = system.half_solve(self._rows()[rows].flatten(0, 1).T)
+        half = self._half(rows, system)
         return half.T @ half
 
+    def _half(self, rows: Tensor, system: FullSystem) -> Tensor:
+        """Return V with VᵀV = J_R H⁻¹ J_Rᵀ."""
+        return system.half_solve(self._jacobian.of_rows(rows).flatten(0, 1).T)
+
     def _numbers_per_subset(self) -> int:
-        return self._jacobian.shape[0] + self._jacobian.shape[1]
+        return self._roots.shape[0] * self._roots.shape[1] + self.n_coordinates
 
     def _solve_directly(
         self, gradients: Tensor, weights: Tensor, roots: Tensor, shifts: Tensor
     ) -> Tensor:
         steps = torch.zeros_like(gradients)
         for i, w in enumerate(weights):
-            root = roots if roots is self._roots else roots[i]
-            matrix = self._gauss_newton(weighted_roots(root, w), w.nonzero()[:, 0])
+            root = weighted_roots(roots if roots is self._roots else roots[i], w)
+            matrix = self._jacobian.gauss_newton(root, w.nonzero()[:, 0])
             matrix.diagonal().add_(shifts[i])
             steps[i] = -Factor(matrix).solve(gradients[i, :, None])[:, 0]
         return steps
@@ -387,23 +424,22 @@ class PrimalSpace(ByIteration, BySubtraction):
         weights: Tensor,
         roots: Tensor,
         shifts: Tensor,
-        factor: Factor,
+        factor: Factor | EigenFactor,
         tol: float,
     ) -> tuple[Tensor, Tensor]:
         def hessian(v: Tensor, _: Tensor) -> Tensor:
-            bent = bend(v @ self._jacobian.T, roots, weights)
-            return torch.addmm(shifts[:, None] * v, bent, self._jacobian)
+            bent = bend(self._jacobian.jvp(v), roots, weights)
+            return self._jacobian.vjp(bent).add_(shifts[:, None] * v)
 
         return preconditioned_gradient(
             hessian, -gradients, lambda v, _: factor.solve(v.T).T, tol=tol
         )
 
     def train_outputs(self, steps: Tensor) -> Tensor:
-        return steps @ self._jacobian.T
+        return self._jacobian.jvp(steps)
 
-    def query_outputs(self, steps: Tensor, query: RowGradients) -> Tensor:
-        out = steps @ query.jacobian().T
-        return out.view(len(steps), *query.shape)
+    def query_block(self, query: RowGradients) -> Tensor:
+        return query.jacobian().view(*query.shape, -1)
 
     def squared_norm(self, steps: Tensor) -> Tensor:
         return steps.square().sum(dim=1)

@@ -13,9 +13,10 @@ from skattrib._verdict import judged
 from skattrib.engine._functional import chunks
 from skattrib.engine._linearized import LinearizedModel
 
-_N_STEPS = 16
+N_STEPS = 16
 # Past these the verdict is bad.
 _STEP_LIMIT, _LEVERAGE_LIMIT, _STATIONARITY_LIMIT = 0.5, 0.99, 0.4
+_APPROXIMATION_LIMIT = 0.5
 _SLOPES, _LDS_LIMIT = (0.5, 2.0), 0.3
 
 
@@ -32,7 +33,7 @@ def diagnose_linearized(
     X : Tensor of shape (q, n_features)
         Query rows.
     """
-    some = torch.linspace(0, len(steps) - 1, min(len(steps), _N_STEPS))
+    some = torch.linspace(0, len(steps) - 1, min(len(steps), N_STEPS))
     some = steps[some.long().to(steps.device)]
     linear = torch.cat(
         [
@@ -65,7 +66,7 @@ def diagnose_linearized(
 
 
 def verdict(
-    found: dict[str, float], calibration: dict[str, Any], recorded: bool
+    found: dict[str, Any], calibration: dict[str, Any], recorded: bool
 ) -> Bunch:
     """Judge the figures in a sentence; warn if they are bad."""
     bad: list[str] = []
@@ -80,6 +81,11 @@ def verdict(
         )
     if found.get("leverage", 0.0) > _LEVERAGE_LIMIT:
         bad.append(f"a row has leverage {found['leverage']:.3f} (raise ridge)")
+    missed = found.get("approximation")
+    if missed is not None:
+        (bad if missed > _APPROXIMATION_LIMIT else good).append(
+            f"the approximation by landmarks misses {missed:.0%} of an exact solution"
+        )
     slope, lds = calibration["calibration_slope"], calibration["lds"]
     trust = "Trust"
     if slope is not None:

@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from sklearn.base import _fit_context, clone
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from skattrib._torch_estimator import check_seeds, unfrozen
 from skattrib._validation import DTYPES, as_tensor, check_weights, draw_seeds
-from skattrib.base import BaseAttributor
+from skattrib.base import BaseAttributor, _dtype
 from skattrib.evaluation import lds_score
-from skattrib.influence._diagnosis import diagnose_linearized, verdict
-from skattrib.influence._member import Member, WithoutEach
-from skattrib.influence._ridge import CALIBRATION_GRID, calibrated_rule
+from skattrib.influence._diagnosis import N_STEPS, diagnose_linearized, verdict
+from skattrib.influence._member import Member, WithoutEach, check_has_head
+from skattrib.influence._ridge import CALIBRATION_GRID, RidgeRule, calibrated_rule
 
 __all__ = ["DualInfluence"]
 
@@ -48,6 +48,9 @@ class DualInfluence(BaseAttributor):
         Norm of the damping. "optimizer": every parameter is damped in proportion to
         the root of its second moment in the optimizer (1 for SGD); without a record,
         to that of its row gradients. "identity" is the textbook.
+    parameters : {"all", "head"}, default="all"
+        What moves when a unit is left out. "head": the last linear layer only, its
+        inputs taken as fixed. Many times cheaper; ranks retrained models less well.
     removal : {"newton", "influence", "refit"}, default="newton"
         How units are left out, in `attribute`, `predict_outcomes` and `score` alike.
         "newton": one exact Newton step on what is kept, outcome evaluated again.
@@ -55,10 +58,13 @@ class DualInfluence(BaseAttributor):
         fitted until convergence; much slower for many units.
     regularization : {"per_sample", "fixed"}, default="per_sample"
         Whether rows take their share of the damping along when they leave.
-    solver : {"auto", "dual", "primal", "cg"}, default="auto"
+    solver : {"auto", "dual", "primal", "cg", "nystroem"}, default="auto"
         "primal" factors P x P matrices, "dual" n·C x n·C ones, "cg" none (conjugate
-        gradients). "auto" takes the cheapest that fits scikit-learn's
-        ``working_memory``.
+        gradients). "auto" takes the cheapest of these that fits scikit-learn's
+        ``working_memory``. At first order, "cg" solves for queries instead of units,
+        which is the fastest for few queries. "nystroem" is an approximation, many
+        times cheaper than "cg": the parameters move in the span of the gradients of at
+        most a quarter of the rows, as many as fit; `diagnose` says how far off that is.
     n_models : int, default=1
         Training seeds to average over: the outcome is then the mean over these seeds,
         in `score` too.
@@ -91,7 +97,7 @@ class DualInfluence(BaseAttributor):
         Damping as a function of the fraction of rows removed, and its source.
     metric_ : {"optimizer", "gradients", "identity"}
         Metric used.
-    solver_ : {"dual", "primal", "cg"}
+    solver_ : {"dual", "primal", "cg", "nystroem"}
         Space used; `solver_reason_` says why.
     solver_reason_ : str
         Why.
@@ -148,9 +154,10 @@ class DualInfluence(BaseAttributor):
             Interval(Real, 0, None, closed="neither"),
         ],
         "metric": [StrOptions({"optimizer", "identity"})],
+        "parameters": [StrOptions({"all", "head"})],
         "removal": [StrOptions({"newton", "influence", "refit"})],
         "regularization": [StrOptions({"per_sample", "fixed"})],
-        "solver": [StrOptions({"auto", "dual", "primal", "cg"})],
+        "solver": [StrOptions({"auto", "dual", "primal", "cg", "nystroem"})],
         "n_models": [Interval(Integral, 1, None, closed="left")],
     }
 
@@ -160,6 +167,7 @@ class DualInfluence(BaseAttributor):
         *,
         ridge="auto",
         metric="optimizer",
+        parameters="all",
         removal="newton",
         regularization="per_sample",
         solver="auto",
@@ -175,6 +183,7 @@ class DualInfluence(BaseAttributor):
         self.estimator = estimator
         self.ridge = ridge
         self.metric = metric
+        self.parameters = parameters
         self.removal = removal
         self.regularization = regularization
         self.solver = solver
@@ -235,13 +244,18 @@ class DualInfluence(BaseAttributor):
                 "recorded. Use ridge='auto' or a number."
             )
 
+    def _before_training(self, estimator, X, y):
+        if self.parameters == "head":
+            check_has_head(estimator, X, y)
+
     def _fit_attributor(self):
         self.estimators_ = [self.estimator_, *self._train_other_seeds()]
         self._members = [self._linearize(estimator) for estimator in self.estimators_]
+        members = self._members
         if self.ridge == "calibrate":
-            self._calibrate_ridge()
+            members = self._calibrate_ridge()
         self.ridge_rule_ = self._members[0].model.ridge
-        self._unit_steps = self._steps_without_each_unit()
+        self._unit_steps = self._steps_without_each_unit(members)
         share = 0.0 if self.removal == "influence" else 1 / self.n_units_
         self.ridge_ = self.ridge_rule_(share)
         self.estimand_ = (
@@ -270,10 +284,12 @@ class DualInfluence(BaseAttributor):
             self._row_weights,
             ridge=self.ridge,
             metric=self.metric,
+            parameters=self.parameters,
             regularization=self.regularization,
             solver=self.solver,
             memory=self.memory,
             n_steps=self.n_units_,
+            seed=self._fit_seed,
         )
         self.solver_, self.solver_reason_ = member.plan.solver, member.plan.reason
         self.metric_ = member.metric
@@ -283,7 +299,8 @@ class DualInfluence(BaseAttributor):
     def _calibrate_ridge(self):
         """Choose the damping that best ranks a few retrained models.
 
-        The queries are training rows that all of these models leave out.
+        The queries are training rows that all of these models leave out. Returns the
+        members with what they have factored on the way.
         """
         rng = np.random.RandomState(self._fit_seed)
         n = len(self.X_train_)
@@ -300,44 +317,128 @@ class DualInfluence(BaseAttributor):
         np.add.at(kept.T, self._unit_of_row, weighted.T)
         kept /= np.bincount(self._unit_of_row, self._row_weights).clip(min=1e-12)
         rules = [member.model.ridge for member in self._members]
+        # one eigendecomposition serves units, halves, and the fit that follows
+        members = [member.decomposed() for member in self._members]
+        alone = self._for_units(members)
+        asked = self._ask(members, X, len(weighted))
+        asked_alone = self._ask(alone, X, self.n_units_)
         rank_units, rank_halves = [], []
         for factor in CALIBRATION_GRID:
-            for member, rule in zip(self._members, rules, strict=True):
-                member.model.ridge = rule.times(factor)
-            unit_steps = self._steps_without_each_unit()
-            attributions = self._attribute_each(unit_steps, X, y, outcome).mean(axis=0)
-            rank_units.append(lds_score(truth, kept @ attributions.T))
-            predicted = self._predict_rows(X, y, weighted, outcome)
+            for several in (members, alone):
+                for member, rule in zip(several, rules, strict=True):
+                    member.model.ridge = rule.times(factor)
+            steps = self._steps_without_each_unit(alone)
+            attributions = self._attribute_each(alone, steps, asked_alone, y, outcome)
+            rank_units.append(lds_score(truth, kept @ attributions.mean(axis=0).T))
+            predicted = self._predict_rows(members, asked, y, weighted, outcome)
             rank_halves.append(lds_score(truth, predicted))
-        for member, rule in zip(self._members, rules, strict=True):
-            member.model.ridge = calibrated_rule(rule, rank_units, rank_halves)
+        for ours, member, rule in zip(self._members, members, rules, strict=True):
+            found = calibrated_rule(rule, rank_units, rank_halves)
+            ours.model.ridge = member.model.ridge = found
+        return members
 
     def _n_seeds(self):
         return self.n_models
 
     # ---------------------------------------------------------------- queries
-    def _steps_without_each_unit(self):
-        removed = WithoutEach(self._unit_of_row, self._row_weights, self.n_units_)
+    def _steps_without_each_unit(self, members):
+        """Return the steps of each member; None where queries are solved for."""
         return [
-            member.steps(self.removal, removed, self.verbose)
-            for member in self._members
+            None
+            if member.solves_queries(self.removal, self.n_units_)
+            else member.steps(self.removal, self._without_each(), self.verbose)
+            for member in members
         ]
 
-    def _attribute_each(self, unit_steps, X, y, outcome):
+    def _without_each(self):
+        return WithoutEach(self._unit_of_row, self._row_weights, self.n_units_)
+
+    def _attribute_each(self, members, unit_steps, asked, y, outcome):
         """Return attributions (n_models, q, n_units)."""
-        first_order = self.removal == "influence"
-        return np.stack(
-            [
-                member.attributions(steps, X, y, outcome, first_order=first_order)
-                for member, steps in zip(self._members, unit_steps, strict=True)
-            ]
-        )
+        first_order, found = self.removal == "influence", []
+        for member, steps, own in zip(members, unit_steps, asked, strict=True):
+            if steps is None:
+                removed = self._without_each()
+                found.append(member.attributions_by_query(removed, own, y, outcome))
+            else:
+                options = {"first_order": first_order}
+                found.append(member.attributions(steps, own, y, outcome, **options))
+        return np.stack(found)
+
+    def _for_units(self, members):
+        largest = np.bincount(self._unit_of_row).max()
+        return [member.for_units(self.removal, largest) for member in members]
+
+    def _ask(self, members, X, n_steps):
+        return [member.ask(X, n_steps) for member in members]
 
     def _attribute(self, X, y, outcome):
-        found = self._attribute_each(self._unit_steps, X, y, outcome)
+        asked = self._ask(self._members, X, self.n_units_)
+        found = self._attribute_each(self._members, self._unit_steps, asked, y, outcome)
         if len(found) == 1:
             return found[0], None
         return found.mean(axis=0), found.std(axis=0, ddof=1) / len(found) ** 0.5
+
+    def ridge_path(self, X, y=None, *, ridges):
+        """Attribute at many values of `ridge`, for the price of a few fits.
+
+        The Hessian is decomposed once, which costs as much as a few fits, and serves
+        them all. The solver "cg", which decomposes nothing, and tasks of more than a
+        quarter of the rows take each value by itself.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, n_features)
+            Queries.
+        y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
+            Their targets; None as in `attribute`.
+        ridges : array-like of shape (n_ridges,)
+            Positive numbers, each in the place of `ridge`.
+
+        Returns
+        -------
+        ndarray of shape (n_ridges, n_queries, n_units)
+            What `attribute` returns after fitting with each of the numbers.
+
+        Raises
+        ------
+        ValueError
+            If ``removal="refit"``, whose refits decompose matrices of their own, if a
+            ridge is not positive, or if the queries do not fit the training data.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skattrib import DualInfluence, TorchClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = TorchClassifier(max_epochs=30, random_state=0)
+        >>> dual = DualInfluence(clf, random_state=0).fit(X[::3], y[::3])
+        >>> path = dual.ridge_path(X[1::30], y[1::30], ridges=[0.01, 0.1, 1.0])
+        >>> path.shape
+        (3, 5, 50)
+        >>> bool(abs(path[0]).mean() > abs(path[2]).mean())  # damped less, moves more
+        True
+        """
+        X, y, outcome = self._check_query(X, y)
+        if self.removal == "refit":
+            raise ValueError(
+                "ridge_path with removal='refit' would save nothing: every refit has "
+                "Hessians of its own. Use removal='newton' or 'influence', or fit with "
+                "each ridge."
+            )
+        ridges = check_array(ridges, ensure_2d=False, dtype=np.float64)
+        if ridges.ndim != 1 or not (ridges > 0).all():
+            raise ValueError("ridges must be a list of positive numbers.")
+        members = self._for_units(self._members)
+        asked = self._ask(members, X, self.n_units_)
+        path = []
+        for ridge in ridges:
+            for member in members:
+                member.model.ridge = RidgeRule(float(ridge))
+            steps = self._steps_without_each_unit(members)
+            found = self._attribute_each(members, steps, asked, y, outcome)
+            path.append(found.mean(axis=0))
+        return np.stack(path).astype(_dtype(X), copy=False)
 
     def _predict_outcomes(self, X, y, weights, outcome):
         if self.removal == "influence":
@@ -345,16 +446,16 @@ class DualInfluence(BaseAttributor):
                 [m.present_outcomes(X, y, outcome) for m in self._members], axis=0
             )
             return present - (1 - weights) @ self._attribute(X, y, outcome)[0].T
-        return self._predict_rows(X, y, self._unit_weightings(weights), outcome)
+        rows = self._unit_weightings(weights)
+        asked = self._ask(self._members, X, len(rows))
+        return self._predict_rows(self._members, asked, y, rows, outcome)
 
-    def _predict_rows(self, X, y, row_weights, outcome):
+    def _predict_rows(self, members, asked, y, row_weights, outcome):
         """Return outcomes (k, q) for weights of the rows, mean over the models."""
-        found = [
-            member.outcomes(
-                member.steps(self.removal, row_weights, self.verbose), X, y, outcome
-            )
-            for member in self._members
-        ]
+        found = []
+        for member, one in zip(members, asked, strict=True):
+            steps = member.steps(self.removal, row_weights, self.verbose)
+            found.append(member.outcomes(steps, one, y, outcome))
         return np.mean(found, axis=0)
 
     # ------------------------------------------------------- changes, verdict
@@ -370,7 +471,7 @@ class DualInfluence(BaseAttributor):
         -------
         ndarray of shape (n_weightings, n_params)
             Predicted minus trained parameters of ``estimator_.module_``, flattened in
-            the order of ``named_parameters``.
+            the order of ``named_parameters``; 0 where `parameters` leaves them out.
         """
         check_is_fitted(self, "n_units_")
         rows = self._unit_weightings(
@@ -378,7 +479,7 @@ class DualInfluence(BaseAttributor):
         )
         member = self._members[0]
         steps = member.steps(self.removal, rows, self.verbose)
-        return member.model.parameter_change(steps).cpu().numpy()
+        return member.parameter_change(steps).cpu().numpy()
 
     def output_change(self, X, weights):
         """Predict how other weights of the units change the outputs of queries.
@@ -430,6 +531,8 @@ class DualInfluence(BaseAttributor):
               the network really evaluated at the predicted parameters.
             - leverage: largest share that a row has in its own output, in [0, 1);
               None where it would take too long.
+            - approximation: with ``solver="nystroem"``, relative error of the predicted
+              output changes of eight units against an exact solution; else None.
             - calibration_slope, lds: with `n_retrainings`, slope of retrained on
               predicted outcomes (1 is right) and their rank correlation; else None.
             - trustworthy, verdict: whether the order of attributions can be trusted,
@@ -441,11 +544,17 @@ class DualInfluence(BaseAttributor):
             If the verdict is bad.
         """
         X, y, outcome = self._check_query(X, y)
-        model = self._members[0].model
-        queries = as_tensor(X, model.outputs)
+        member, steps = self._members[0], self._unit_steps[0]
+        if steps is None:
+            some = np.linspace(0, self.n_units_ - 1, N_STEPS).astype(int)
+            steps = member.steps(self.removal, self._without_each()[some])
+        queries = as_tensor(X, member.model.outputs)
         calibration = {"calibration_slope": None, "lds": None}
         if n_retrainings:
             calibration = self._calibrate(X, y, outcome, n_retrainings)
-        found = diagnose_linearized(model, self._unit_steps[0], queries)
+        found = diagnose_linearized(member.model, steps, queries)
+        found["approximation"] = member.approximation_error(
+            self.removal, self._without_each(), steps, queries
+        )
         recorded = self.estimators_[0].trajectory_ is not None
         return verdict(found, calibration, recorded)

@@ -1,9 +1,12 @@
 """One trained model and its tangent: predictions and attributions."""
 
+import copy
 from functools import partial
 
 import numpy as np
 import torch
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
 from tqdm.auto import tqdm
 
 from skattrib._validation import as_tensor, memory_cap
@@ -13,20 +16,32 @@ from skattrib.engine._functional import (
     chunks,
     outcome_function,
 )
-from skattrib.engine._gradients import gradient_bytes
+from skattrib.engine._gradients import gradient_size
 from skattrib.engine._linearized import LinearizedModel
 from skattrib.engine._plan import Plan, plan_solver
+from skattrib.engine._readout import find_head
 from skattrib.evaluation._cache import as_memory, cached_array, digest
 from skattrib.influence._projection import make_projector
 from skattrib.influence._ridge import RidgeRule, choose_metric, choose_rule
 
+# Units solved for exactly, to learn what an approximation misses.
+_N_EXACT = 8
+# More units than there are queries, probably.
+_MANY_UNITS = 64
 
-def _cached_kernel(memory, estimator, X, scale, build):
+
+def _cached_kernel(memory, estimator, names, X, scale, build):
     if memory is None:
         return build()
-    key = digest("kernel", estimator.module_, X, scale)
+    key = digest("kernel", estimator.module_, names, X, scale)
     kernel = cached_array(as_memory(memory), key, lambda: build().cpu().numpy())
     return torch.tensor(kernel, device=X.device)
+
+
+def _landmarks(n_rows, n_landmarks, seed, device):
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(n_rows, generator=generator)[:n_landmarks]
+    return drawn.sort().values.to(device)
 
 
 class WithoutEach:
@@ -50,6 +65,54 @@ class WithoutEach:
         return (self._units[part, None] != self._unit_of_row) * self._row_weights
 
 
+class Asked:
+    """Queries, with outputs (q, C) and gradients as `LinearizedModel.query` has them.
+
+    Iterating gives slices of the rows and both of these. If all rows fit at once they
+    are computed once.
+    """
+
+    def __init__(self, model, X, size):
+        self._model, self.X = model, X
+        self._parts = list(chunks(len(X), size))
+        self._only = None
+
+    def _of(self, part):
+        rows = as_tensor(self.X[part], self._model.outputs)
+        return part, *self._model.query(rows)
+
+    def __iter__(self):
+        if len(self._parts) > 1:
+            return map(self._of, self._parts)
+        if self._only is None:
+            self._only = [self._of(self._parts[0])]
+        return iter(self._only)
+
+
+def head_parameters(module, X):
+    """Return the names of the trainable parameters of the last linear layer."""
+    head = find_head(module, X)
+    own = {id(p) for p in head.parameters()}
+    names = [k for k, p in module.named_parameters() if id(p) in own]
+    return [k for k in names if module.get_parameter(k).requires_grad]
+
+
+def check_has_head(estimator, X, y):
+    """Raise ValueError unless the module ends in a linear layer that is trained."""
+    if isinstance(estimator, FrozenEstimator):
+        module, rows = estimator.module_, as_tensor(X[:2])
+        rows = rows.to(next(module.parameters()))
+    else:
+        blank = clone(estimator)
+        problem = blank._problem(X, blank._learn_target(y), 0)
+        module, rows = problem.model.module, problem.X
+    if not head_parameters(module, rows):
+        raise ValueError(
+            "parameters='head' moves the last linear layer, and that is not trained: "
+            "its parameters do not require a gradient. Use parameters='all'."
+        )
+
+
 class Member:
     """A trained estimator and its linearised model.
 
@@ -63,8 +126,10 @@ class Member:
     ridge : float or str
         Damping, as `choose_rule` takes it.
     metric : {"optimizer", "identity"}
+    parameters : {"all", "head"}
+        What moves.
     regularization : {"per_sample", "fixed"}
-    solver : {"auto", "primal", "dual", "cg"}
+    solver : {"auto", "primal", "dual", "cg", "nystroem"}
     memory : str, joblib.Memory or None
     stationary : bool
         Whether to subtract the gradient that training left.
@@ -72,6 +137,8 @@ class Member:
         Subspace of the parameters to stay in, as `make_projector` takes it.
     n_steps : int
         Steps that the caller will keep.
+    seed : int
+        Draws the landmarks of the solvers that have any.
 
     Attributes
     ----------
@@ -90,16 +157,21 @@ class Member:
         *,
         ridge,
         metric="optimizer",
+        parameters="all",
         regularization="per_sample",
         solver="auto",
         memory=None,
         stationary=True,
         projection=None,
         n_steps=0,
+        seed=0,
     ):
         estimator._raw_outputs(X[:2])  # a wrapped module of another width
         like = next(estimator.module_.parameters())
-        model, X = FunctionalModule(estimator.module_), as_tensor(X, like)
+        X = as_tensor(X, like)
+        model = FunctionalModule(estimator.module_)
+        if parameters == "head":
+            model = model.of_parameters(head_parameters(estimator.module_, X))
         if projection is None:
             self.plan = plan_solver(
                 len(X),
@@ -108,14 +180,14 @@ class Member:
                 like.element_size(),
                 memory_cap(),
                 solver,
-                gradient_bytes=gradient_bytes(model, X),
+                gradients=gradient_size(model, X),
                 n_steps=n_steps,
             )
         else:
             self.plan = Plan("primal", "in the projected space")
         self.metric, metric = choose_metric(metric, estimator, model, X, y)
         scale = None if metric is None else metric.rsqrt()
-        kernel_cache = partial(_cached_kernel, memory, estimator, X, scale)
+        kernel_cache = partial(_cached_kernel, memory, estimator, model.names, X, scale)
         self.estimator = estimator
         self.model = LinearizedModel(
             model,
@@ -131,8 +203,40 @@ class Member:
             kernel_cache=kernel_cache,
             stationary=stationary,
             project=make_projector(projection, kernel_cache, X),
+            landmarks=_landmarks(len(X), self.plan.n_landmarks, seed, X.device),
         )
         self.model.ridge = choose_rule(ridge, estimator, self.model, metric)
+
+    def decomposed(self):
+        """Return the same with one eigendecomposition for all values of the ridge."""
+        out = copy.copy(self)
+        out.model = self.model.decomposed()
+        return out
+
+    def for_units(self, removal, largest):
+        """Return the same to leave out units at many ridges, for outputs of queries.
+
+        Parameters
+        ----------
+        removal : {"newton", "influence", "refit"}
+        largest : int
+            Rows of the largest unit.
+        """
+        fits = removal == "newton" and largest <= self.model.few
+        if removal != "influence" and not fits:
+            return self.decomposed()
+        out = copy.copy(self)
+        out.model = self.model.spectral()
+        return out
+
+    def solves_queries(self, removal, n_units):
+        """Say whether queries are solved for rather than units.
+
+        At first order either will do. Where no factor is kept it pays when units are
+        many.
+        """
+        many = n_units > _MANY_UNITS
+        return removal == "influence" and self.plan.solver == "cg" and many
 
     def steps(self, removal, row_weights, verbose=0):
         """Return the steps (k, D) for weights of the rows, (k, n) or `WithoutEach`."""
@@ -144,14 +248,52 @@ class Member:
             out[part] = solve(as_tensor(row_weights[part], out))
         return out
 
+    def ask(self, X, n_steps):
+        """Prepare queries for at most so many steps at once; see `Asked`."""
+        return Asked(self.model, X, self.model.query_batch(n_steps))
+
     def output_changes(self, steps, X):
         """Return outputs (q, C) of queries and their changes (k, q, C)."""
         outputs, changes = [], []
-        for part in chunks(len(X), self.model.query_batch(len(steps))):
-            output, query = self.model.query(as_tensor(X[part], self.model.outputs))
+        for _, output, query in self.ask(X, len(steps)):
             outputs.append(output)
             changes.append(self.model.output_change(steps, query))
         return torch.cat(outputs), torch.cat(changes, dim=1)
+
+    def parameter_change(self, steps):
+        """Return the steps as changes of all parameters of the module, (k, P)."""
+        found, whole = self.model.model, FunctionalModule(self.estimator.module_)
+        changes = self.model.parameter_change(steps)
+        out = changes.new_zeros(len(changes), whole.n_params)
+        out[:, whole.columns_of(found.names)] = changes
+        return out
+
+    def approximation_error(self, removal, removed, steps, X):
+        """Return how far output changes are from those without approximation.
+
+        Parameters
+        ----------
+        removal : {"newton", "influence", "refit"}
+        removed : WithoutEach
+        steps : Tensor of shape (n_units, D)
+            Of `removed`, as `steps` returned them.
+        X : Tensor of shape (q, n_features)
+            Query rows.
+
+        Returns
+        -------
+        float or None
+            Relative, over a few units; None if the solver is exact.
+        """
+        if self.plan.solver != "nystroem":
+            return None
+        some = np.linspace(0, len(removed) - 1, min(len(removed), _N_EXACT)).astype(int)
+        exact = copy.copy(self)
+        exact.model = self.model.without_projection()
+        ours = self.output_changes(steps[some], X)[1]
+        true = exact.output_changes(exact.steps(removal, removed[some]), X)[1]
+        tiny = torch.finfo(true.dtype).tiny
+        return float((ours - true).norm() / true.norm().clamp(min=tiny))
 
     def _measure(self, y, outcome, like):
         """Return the outcome as a function of outputs (..., q, C)."""
@@ -164,23 +306,46 @@ class Member:
         outputs = self.estimator._raw_outputs(X)
         return self._measure(y, outcome, outputs)(outputs).cpu().numpy()
 
-    def outcomes(self, steps, X, y, outcome):
+    def outcomes(self, steps, asked, y, outcome):
         """Return the outcomes (k, q) after each step."""
         out = []
-        for part in chunks(len(X), self.model.query_batch(len(steps))):
-            outputs, changes = self.output_changes(steps, X[part])
+        for part, outputs, query in asked:
+            changes = self.model.output_change(steps, query)
             out.append(self._measure(y[part], outcome, outputs)(outputs + changes))
         return torch.cat(out, dim=1).cpu().numpy()
 
-    def attributions(self, steps, X, y, outcome, *, first_order):
+    def attributions(self, steps, asked, y, outcome, *, first_order):
         """Return outcome minus outcome after each unit's step, (q, n_units)."""
         out = []
-        for part in chunks(len(X), self.model.query_batch(len(steps))):
-            outputs, changes = self.output_changes(steps, X[part])
+        for part, outputs, query in asked:
+            changes = self.model.output_change(steps, query)
             measure = self._measure(y[part], outcome, outputs)
             if first_order:
-                slope = torch.func.grad(lambda f, m=measure: m(f).sum())(outputs)
+                slope = _slope(measure)(outputs)
                 out.append(-(changes * slope).sum(dim=-1).T)
             else:
                 out.append((measure(outputs) - measure(outputs + changes)).T)
         return torch.cat(out).cpu().numpy()
+
+    def attributions_by_query(self, removed, asked, y, outcome):
+        """Return the same at first order without any unit's step; see `solves_queries`.
+
+        ``removed`` is a `WithoutEach`.
+        """
+        X, like, found = asked.X, self.model.outputs, []
+        # conjugate gradients are chunked by themselves; here, the gradients are
+        for part in chunks(len(X), self.model.query_batch(1)):
+            rows = as_tensor(X[part], like)
+            slope = _slope(self._measure(y[part], outcome, like))
+            effects = self.model.first_order_effects(rows, slope)
+            units = [
+                self.model.summed(effects, as_tensor(removed[some], like))
+                for some in chunks(len(removed), self.model.batch_size())
+            ]
+            found.append(torch.cat(units, dim=1))
+        return torch.cat(found).cpu().numpy()
+
+
+def _slope(measure):
+    """Return the gradient of outcomes as a function of outputs (q, C)."""
+    return torch.func.grad(lambda f: measure(f).sum())

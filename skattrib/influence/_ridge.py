@@ -58,11 +58,13 @@ class RidgeRule:
         return RidgeRule(self.constant * factor, self.slope * factor, self.source)
 
 
-def optimizer_scale(trajectory: Trajectory) -> Tensor:
-    """Return √v̂ + ε of every parameter at the end of the run; ones for SGD."""
+def optimizer_scale(estimator: TorchEstimator, model: FunctionalModule) -> Tensor:
+    """Return √v̂ + ε of the model's parameters at the end of the run; ones for SGD."""
+    trajectory = estimator.trajectory_
     if trajectory.second_moment is None:
-        return torch.ones_like(trajectory.recipe.initial)
-    return trajectory.second_moment.sqrt() + trajectory.recipe.optimizer.eps
+        return torch.ones(model.n_params)
+    scale = trajectory.second_moment.sqrt() + trajectory.recipe.optimizer.eps
+    return scale[FunctionalModule(estimator.module_).columns_of(model.names)]
 
 
 def choose_metric(
@@ -76,7 +78,7 @@ def choose_metric(
     if kind == "identity":
         return "identity", None
     if estimator.trajectory_ is not None:
-        scale = optimizer_scale(estimator.trajectory_).to(X)
+        scale = optimizer_scale(estimator, model).to(X)
         return "optimizer", normalised_metric(scale)
     targets, loss = estimator._targets(y, X), Loss(estimator._task)
     return "gradients", normalised_metric(gradient_scale(model, loss, X, targets))
@@ -92,7 +94,8 @@ def choose_rule(
     if not isinstance(ridge, str):
         return RidgeRule(float(ridge))
     if estimator.trajectory_ is not None:
-        return recorded_rule(estimator.trajectory_)
+        scale = optimizer_scale(estimator, linearized.model)
+        return recorded_rule(estimator.trajectory_, scale)
     warnings.warn(
         "ridge='auto' without a record of the training is a guess from the curvature "
         "of the loss. Train through TorchClassifier or TorchRegressor, or pass "
@@ -124,9 +127,11 @@ def normalised_metric(scale: Tensor) -> Tensor:
     return scale / scale.mean()
 
 
-def recorded_rule(trajectory: Trajectory) -> RidgeRule:
-    """Return the damping that the length of a recorded run implies."""
-    scale = optimizer_scale(trajectory)
+def recorded_rule(trajectory: Trajectory, scale: Tensor) -> RidgeRule:
+    """Return the damping that the length of a recorded run implies.
+
+    ``scale`` is the optimizer's, of the parameters that move.
+    """
     scale = scale.clamp(min=_SMALLEST_SCALE * float(scale.mean()))
     unit = float(scale.mean()) / trajectory.recipe.path_length
     slope = _ALPHA_PER_FRACTION * unit

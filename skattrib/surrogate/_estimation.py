@@ -54,7 +54,8 @@ class LinearizedSubsets:
     def outcomes(self, X, y, outcome):
         """Return the outcomes (m, q) of queries, those of the model itself first."""
         steps = as_tensor(self._steps, self._member.model.outputs)
-        found = self._member.outcomes(steps, X, y, outcome)
+        asked = self._member.ask(X, len(steps))
+        found = self._member.outcomes(steps, asked, y, outcome)
         present = self._member.present_outcomes(X, y, outcome)
         # damping towards the trained weights moves the model that has all units too
         return found - found[0] + present

@@ -11,7 +11,7 @@ from torch import nn
 
 from skattrib.engine import _gradients
 from skattrib.engine._functional import FunctionalModule
-from skattrib.engine._gradients import gradient_bytes, row_gradients
+from skattrib.engine._gradients import gradient_size, row_gradients
 from tests.cases import (
     MODULES,
     TiedInForward,
@@ -232,7 +232,7 @@ def test_what_gradients_will_hold_is_known_before(case):
     _, gradients = row_gradients(model, X)
     outputs = X.shape[0] * gradients.shape[1]
     expected = (gradients.n_numbers + outputs) * X.element_size()
-    assert gradient_bytes(model, X) == expected
+    assert gradient_size(model, X).n_bytes == expected
 
 
 def test_layer_that_some_numbers_of_rows_do_not_call():

@@ -11,7 +11,7 @@ from torch import nn
 
 from skattrib.engine import _linearized, _row_spaces, _solvers, _spaces
 from skattrib.engine._functional import FunctionalModule, Loss
-from skattrib.engine._gradients import RowGradients
+from skattrib.engine._gradients import GradientSize, RowGradients
 from skattrib.engine._linearized import LinearizedModel
 from skattrib.engine._plan import plan_solver
 from tests.cases import Tangent, build, dense_jacobian, mlp, randn
@@ -173,7 +173,7 @@ def test_block_formula_is_the_direct_solve(space, task):
     ours, _ = linearize(task, space, "weighted")
     W = torch.cat([weightings(ours.weights)[k] for k in ("single", "groups")])
     shifts = ours.shifts(W)
-    gradients = ours.space.gradient(ours._rho(W), shifts, None)
+    gradients = ours._gradients_at(W)
     direct = ours.space.solve_subsets(gradients, W, ours.roots, shifts)
     by_block = torch.cat(
         [
@@ -237,7 +237,7 @@ def test_much_of_the_data_is_solved_by_that_of_all(solver, own, monkeypatch):
     W = weightings(ours.weights)["half"]
     expected = reference_steps(reference, W)
     shifts = ours.shifts(W)
-    gradients = ours.space.gradient(ours._rho(W), shifts, None)
+    gradients = ours._gradients_at(W)
     roots = ours.roots.expand(len(W), -1, -1, -1) if own else ours.roots
     n_factors = []
 
@@ -307,6 +307,109 @@ def test_refits_that_stop_short_are_pointed_out(monkeypatch):
     monkeypatch.setattr(_linearized, "_MAX_NEWTON", 1)
     with pytest.warns(ConvergenceWarning, match=r"of 4 refits .* Increase"):
         ours.refit_steps(weightings(ours.weights)["half"])
+
+
+# --------------------------------------------------------------------- landmarks
+def other_weightings(ours):
+    kinds = weightings(ours.weights)
+    return torch.cat([kinds[k] for k in ("single", "groups", "fractions", "half")])
+
+
+@pytest.mark.parametrize("removal", ["influence", "newton", "refit"])
+@pytest.mark.parametrize("weights", ["plain", "weighted"])
+@pytest.mark.parametrize("task", TASKS)
+def test_nystroem_with_every_row_is_exact(task, weights, removal):
+    ours, _ = linearize(task, "nystroem", weights, landmarks=torch.arange(N))
+    exact, _ = linearize(task, "primal", weights)
+    W = other_weightings(ours)
+    found, expected = (
+        model.parameter_change(getattr(model, f"{removal}_steps")(W))
+        for model in (ours, exact)
+    )
+    assert relative_error(found, expected) <= 1e-6
+
+
+def test_nystroem_in_float32():
+    ours, _ = linearize(
+        "classification", "nystroem", dtype=torch.float32, landmarks=torch.arange(N)
+    )
+    exact, _ = linearize("classification", "primal")
+    W = other_weightings(exact)
+    found = ours.parameter_change(ours.newton_steps(W.float()))
+    expected = exact.parameter_change(exact.newton_steps(W))
+    assert found.dtype == torch.float32
+    assert relative_error(found, expected) <= 1e-4
+
+
+def test_nystroem_is_what_a_projection_onto_landmarks_gives():
+    landmarks = torch.tensor([3, 8, 20])
+    ours, reference = linearize("classification", "nystroem", landmarks=landmarks)
+    jacobian = reference.J.reshape(N, -1, reference.J.shape[-1])
+    some = jacobian[landmarks].reshape(9, -1)
+    basis = np.linalg.svd(some, full_matrices=False)[2]
+    inside = Tangent(**{**vars(reference), "J": reference.J @ basis.T})
+    W = other_weightings(ours)
+    expected = [inside.newton(w, ridge, "per_sample") @ basis for w in W.numpy()]
+    assert_steps(ours, reference, ours.newton_steps(W), expected, 1e-6)
+
+
+def test_a_model_in_a_span_knows_the_whole():
+    ours, _ = linearize("classification", "nystroem", landmarks=torch.tensor([3, 8]))
+    exact, reference = linearize("classification", "primal")
+    assert ours.stationarity() == pytest.approx(exact.stationarity(), rel=1e-10)
+    whole = ours.without_projection()
+    W = weightings(ours.weights)["single"]
+    expected = reference_steps(reference, W)
+    assert_steps(whole, reference, whole.newton_steps(W), expected, 1e-6)
+    assert exact.without_projection() is exact
+
+
+@pytest.mark.parametrize("weights", ["plain", "weighted"])
+def test_preconditioned_conjugate_gradients_are_exact(weights, monkeypatch):
+    """Landmarks save products where most rows are kept, and change nothing."""
+    little = lambda fraction: 1e-3
+    plain, reference = linearize("classification", "cg", weights, ridge=little)
+    ours, _ = linearize(
+        "classification", "cg", weights, ridge=little, landmarks=torch.arange(0, N, 2)
+    )
+    n_products = []
+    inner = _row_spaces.MatrixFreeSpace.kernel
+    monkeypatch.setattr(
+        _row_spaces.MatrixFreeSpace,
+        "kernel",
+        lambda self, rows: n_products.append(len(rows)) or inner(self, rows),
+    )
+    counts = {}
+    for kind, W in weightings(plain.weights).items():
+        expected = [reference.newton(w, little, "per_sample") for w in W.numpy()]
+        for name, model in [("plain", plain), ("ours", ours)]:
+            n_products.clear()
+            steps = model.newton_steps(W)
+            counts[kind, name] = len(n_products)
+            if kind != "all":
+                assert_steps(model, reference, steps, expected, 1e-6)
+    assert counts["single", "ours"] < 0.8 * counts["single", "plain"]
+    for kind in ("half", "few"):
+        assert counts[kind, "ours"] == counts[kind, "plain"]
+
+
+# ------------------------------------------------------------- several dampings
+@pytest.mark.parametrize("space", ["primal", "dual", "cg"])
+@pytest.mark.parametrize("memory_bytes", [PLENTY, 2e3])
+def test_a_decomposed_model_is_the_same_at_any_damping(space, memory_bytes):
+    ours, _ = linearize("classification", space, "weighted", memory_bytes=memory_bytes)
+    many = ours.decomposed()
+    W = other_weightings(ours)
+    for value in (1e-3, 0.1, 3.0):
+        many.ridge = lambda fraction, value=value: value * (1 + fraction)
+        alone, _ = linearize("classification", space, "weighted", ridge=many.ridge)
+        for removal in ("influence", "newton", "refit"):
+            found, expected = (
+                model.parameter_change(getattr(model, f"{removal}_steps")(W))
+                for model in (many, alone)
+            )
+            assert relative_error(found, expected) <= (1e-6 if space == "cg" else 1e-8)
+    assert ours.ridge is ridge
 
 
 # ------------------------------------------------------------------------ refit
@@ -632,26 +735,63 @@ def test_plan_counts_gradients_and_steps():
     plan = plan_solver(1000, 3, n_params, 8, cap)
     assert plan.solver == "dual"
     assert "0 MiB of gradients" in plan.reason
-    plan = plan_solver(1000, 3, n_params, 8, cap, gradient_bytes=2.0**21)
+    plan = plan_solver(
+        1000, 3, n_params, 8, cap, gradients=GradientSize(2.0**21, False)
+    )
     assert plan.solver == "cg"
     assert "2 MiB of gradients" in plan.reason
     assert plan_solver(1000, 3, n_params, 8, cap, n_steps=1).solver == "cg"
     with pytest.raises(ValueError, match=r"'dual' needs .*2 MiB of gradients.*'cg'"):
-        plan_solver(1000, 3, n_params, 8, cap, "dual", gradient_bytes=2.0**21)
+        plan_solver(
+            1000, 3, n_params, 8, cap, "dual", gradients=GradientSize(2.0**21, False)
+        )
     # parameters are few, but their gradients are there before they are joined
     assert plan_solver(1000, 3, 50, 8, 2.0**23).solver == "primal"
     with pytest.raises(ValueError, match=r"'primal' needs .*8 MiB of gradients"):
-        plan_solver(1000, 3, 50, 8, 2.0**23, "primal", gradient_bytes=2.0**23)
+        plan_solver(
+            1000, 3, 50, 8, 2.0**23, "primal", gradients=GradientSize(2.0**23, False)
+        )
 
 
 @pytest.mark.parametrize("solver", ["auto", "cg"])
 @pytest.mark.parametrize(
-    "needs", [{"gradient_bytes": 2.0**28}, {"n_steps": 20_000}], ids=str
+    "needs", [{"gradients": GradientSize(2.0**28, False)}, {"n_steps": 20_000}], ids=str
 )
 def test_plan_refuses_what_fits_nowhere(solver, needs):
     with pytest.raises(ValueError, match=r"'cg' needs .*fewer rows.*working_memory"):
         plan_solver(20_000, 3, 10**5, 8, 2.0**27, solver, **needs)
 
 
+def test_plan_takes_a_quarter_of_the_rows_as_landmarks_or_what_fits():
+    plan = plan_solver(1000, 3, 10**5, 8, PLENTY, "nystroem")
+    assert (plan.solver, plan.n_landmarks) == ("nystroem", 250)
+    assert plan.reason == "asked for: an approximation, 250 of 1000 rows"
+    assert plan_solver(40, 3, 10**5, 8, PLENTY, "nystroem").n_landmarks == 40
+    assert plan_solver(200, 3, 10**5, 8, PLENTY, "nystroem").n_landmarks == 100
+    fewer = plan_solver(10_000, 3, 10**6, 8, 2.0**28, "nystroem").n_landmarks
+    assert 1 < fewer < 2500
+    held = 8 * 2 * 30_000 * 3 * fewer  # the projected Jacobian, with a copy
+    assert 2.0**26 < held < 2.0**28
+    steps = plan_solver(10_000, 3, 10**6, 8, 2.0**28, "nystroem", n_steps=10_000)
+    assert 1 <= steps.n_landmarks < fewer
+    with pytest.raises(ValueError, match=r"'nystroem' needs .* Take fewer rows"):
+        plan_solver(10**6, 30, 10**6, 8, 2.0**28, "nystroem")
+
+
+def test_plan_preconditions_where_it_pays():
+    many = plan_solver(1000, 10, 6000, 4, 2.0**28, n_steps=1000)
+    assert many.solver == "cg"
+    # P / C directions cost about as much to apply as the kernel
+    assert many.n_landmarks == 60
+    assert plan_solver(1000, 10, 6000, 4, 2.0**28, n_steps=5).n_landmarks == 0
+    assert 0 < plan_solver(1000, 10, 6000, 4, 2.0**26, n_steps=100).n_landmarks < 60
+    assert plan_solver(1000, 3, 50, 8, PLENTY, n_steps=1000).n_landmarks == 0
+
+
 def test_plan_never_refuses_little():
-    assert plan_solver(1000, 3, 10**5, 8, 1.0, gradient_bytes=2.0**25).solver == "cg"
+    assert (
+        plan_solver(
+            1000, 3, 10**5, 8, 1.0, gradients=GradientSize(2.0**25, False)
+        ).solver
+        == "cg"
+    )

@@ -8,8 +8,10 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.exceptions import ConvergenceWarning
 
+from skattrib.engine import _solvers
 from skattrib.engine._solvers import (
     Factor,
+    LowRankFactor,
     ShiftedSystem,
     add_diagonal,
     conjugate_gradient,
@@ -112,6 +114,34 @@ def test_columns_with_shifts_of_their_own():
         assert_allclose(solved[:, two], expected, rtol=1e-10, atol=1e-10)
         inner = rhs[:, two].numpy().T @ expected
         assert_allclose(half[:, two].T @ half[:, two], inner, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_columns_of_the_identity(decomposed, monkeypatch):
+    monkeypatch.setattr(_solvers, "_COLUMNS", 2)
+    A = positive_definite(7, damping=0.1)
+    system = ShiftedSystem(A)
+    factor = (system.decomposed() if decomposed else system).factor(0.3)
+    index = torch.tensor([4, 1, 6, 2, 5])
+    half = factor.half_columns(index)
+    inverse = np.linalg.inv(A.numpy() + 0.3 * np.eye(7))
+    expected = inverse[index][:, index]
+    assert_allclose(half.T @ half, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_decomposed_system_factors_nothing_more(monkeypatch):
+    A, rhs = positive_definite(7, damping=0.0), randn(7, 3, seed=1)
+    system = ShiftedSystem(A)
+    decomposed = system.decomposed()
+    assert decomposed.is_decomposed
+    assert not system.is_decomposed
+    for name in ("eigh", "eigvalsh", "cholesky_ex"):
+        monkeypatch.delattr(torch.linalg, name)
+    for shift in (1e-3, 0.1, 10.0):
+        shifted = A.numpy() + shift * np.eye(7)
+        assert_solves(decomposed.factor(shift), shifted, rhs)
+    assert decomposed.decomposed().factor(0.1).solve(rhs).shape == (7, 3)
+    assert_allclose(decomposed.eigenvalues(), np.linalg.eigvalsh(A.numpy()).clip(0))
 
 
 def test_largest_eigenvalue():
@@ -251,6 +281,48 @@ def test_preconditioned_gradient_in_a_metric(rank):
     expected = torch.tensor(np.linalg.solve(A.numpy(), rhs.numpy().T).T)
     # what the metric does not see does not count
     assert_allclose(x @ K, expected @ K, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("rank", [12, 4])
+def test_low_rank_factor(rank):
+    half, rhs = randn(12, rank, seed=2), randn(3, 12, seed=1)
+    shifts = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
+    factor, ones = LowRankFactor(half), torch.ones(3, 12, dtype=torch.float64)
+    found = factor.solve(rhs, shifts, ones)
+    for v, shift, x in zip(rhs, shifts, found):
+        shifted = half @ half.T / shift + torch.eye(12)
+        assert_allclose(x, np.linalg.solve(shifted, v), rtol=1e-9, atol=1e-11)
+    # positive definite with any shares
+    eye, shares = torch.eye(12).double(), randn(12, seed=3).sigmoid().expand(12, -1)
+    inverse = factor.solve(eye, torch.full((12,), 1e-3).double(), shares)
+    assert_allclose(inverse, inverse.T, atol=1e-12)
+    assert np.linalg.eigvalsh(inverse.numpy()).min() > 0
+
+
+def test_a_low_rank_factor_preconditions():
+    """Where the spectrum falls, a few directions save most of the products."""
+    A = with_spectrum(np.geomspace(1e4, 1e-4, 40), torch.float64)
+    rhs, shift = randn(3, 40, seed=1), 0.01
+    basis = randn(40, 12, seed=2)
+    middle = basis.T @ A @ basis
+    inverse = np.linalg.inv(np.linalg.cholesky(middle.numpy()))
+    half = A @ basis @ torch.tensor(inverse).T
+    near, calls = LowRankFactor(half), []
+
+    def matvec(v):
+        calls.append(len(v))
+        return v @ A + shift * v
+
+    ones, shifts = torch.ones_like(rhs), torch.full((3,), shift).double()
+    plain = conjugate_gradient(matvec, rhs)
+    n_plain = len(calls)
+    found = conjugate_gradient(
+        matvec, rhs, precondition=lambda v: near.solve(v, shifts, ones)
+    )
+    assert len(calls) - n_plain < n_plain / 2
+    expected = np.linalg.solve(A.numpy() + shift * np.eye(40), rhs.numpy().T).T
+    for x in (plain, found):
+        assert_allclose(x, expected, rtol=0, atol=1e-8 * np.abs(expected).max())
 
 
 def test_conjugate_gradient_without_rows():

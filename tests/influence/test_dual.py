@@ -18,8 +18,10 @@ from sklearn.preprocessing import scale
 from torch import nn
 
 import skattrib.engine._linearized
+import skattrib.influence._member
 from skattrib import DualInfluence, TorchClassifier, TorchRegressor
 from skattrib.engine._linearized import LinearizedModel
+from skattrib.engine._plan import Plan
 from skattrib.evaluation import (
     lds_score,
     loo_score,
@@ -165,6 +167,181 @@ def test_a_callable_outcome_is_attributed():
     )
     expected = outputs.std(axis=-1, ddof=1)
     assert_allclose(dual.predict_outcomes(Xq, yq, weights), expected, atol=1e-10)
+
+
+# ------------------------------------------------------------- many dampings
+RIDGES = [1e-4, 1e-2, 0.3, 3.0]
+
+
+@pytest.fixture
+def factorisations(monkeypatch):
+    """Names of what decomposes or factors, called for matrices of 20 or more."""
+    calls = []
+
+    def spy(name):
+        inner = getattr(torch.linalg, name)
+
+        def noting(matrix, *args, **options):
+            if matrix.shape[-1] >= 20:
+                calls.append(name)
+            return inner(matrix, *args, **options)
+
+        monkeypatch.setattr(torch.linalg, name, noting)
+
+    for name in ("cholesky_ex", "eigh", "eigvalsh"):
+        spy(name)
+    return calls
+
+
+@pytest.mark.parametrize("solver", ["primal", "dual", "nystroem"])
+@pytest.mark.parametrize("removal", ["influence", "newton"])
+@pytest.mark.parametrize("with_tasks", [False, True])
+@pytest.mark.parametrize("data", [iris, diabetes])
+def test_a_ridge_path_is_separate_fits(
+    data, with_tasks, removal, solver, factorisations
+):
+    X, y, *queries = data()
+    # groups of three rows at most
+    tasks = np.arange(len(y)) % 14 if with_tasks else None
+    net = TorchRegressor(max_epochs=20, random_state=0)
+    net = FrozenEstimator((small_net() if data is iris else net).fit(X, y))
+    options = {"solver": solver, "removal": removal, "random_state": 0}
+    dual = DualInfluence(net, **options).fit(X, y, tasks=tasks)
+    before = joblib.hash(pickle.dumps(dual))
+    factorisations.clear()
+    path = dual.ridge_path(*queries, ridges=RIDGES)
+    assert factorisations == ["eigh"]
+    assert joblib.hash(pickle.dumps(dual)) == before
+    assert path.shape == (4, len(queries[0]), dual.n_units_)
+    for ridge, found in zip(RIDGES, path):
+        alone = DualInfluence(net, ridge=ridge, **options).fit(X, y, tasks=tasks)
+        expected = alone.attribute(*queries)
+        assert_allclose(found, expected, rtol=0, atol=1e-8 * np.abs(expected).max())
+
+
+def test_a_ridge_path_is_the_mean_over_models_and_takes_weights():
+    X, y, *queries = iris()
+    weights = np.random.RandomState(0).uniform(0.5, 2, len(y))
+    options = {"n_models": 2, "solver": "dual", "random_state": 0}
+    dual = DualInfluence(small_net(), **options).fit(X, y, sample_weight=weights)
+    (found,) = dual.ridge_path(*queries, ridges=[0.05])
+    alone = DualInfluence(small_net(), ridge=0.05, **options)
+    expected = alone.fit(X, y, sample_weight=weights).attribute(*queries)
+    assert_allclose(found, expected, rtol=0, atol=1e-8 * np.abs(expected).max())
+
+
+def test_a_ridge_path_in_float32_and_by_conjugate_gradients():
+    X, y, *queries = iris()
+    for dtype, solver, tol in [(np.float32, "dual", 1e-4), (np.float64, "cg", 1e-6)]:
+        options = {"solver": solver, "random_state": 0}
+        Xq = queries[0].astype(dtype)
+        dual = DualInfluence(small_net(), **options).fit(X.astype(dtype), y)
+        path = dual.ridge_path(Xq, ridges=[0.01, 1.0])
+        assert path.dtype == dtype
+        for ridge, found in zip([0.01, 1.0], path):
+            alone = DualInfluence(small_net(), ridge=ridge, **options)
+            expected = alone.fit(X.astype(dtype), y).attribute(Xq)
+            assert_allclose(found, expected, rtol=0, atol=tol * np.abs(expected).max())
+
+
+def test_a_ridge_path_refuses_what_it_cannot_share():
+    X, y, *queries = iris()
+    dual = DualInfluence(small_net(), removal="refit", random_state=0).fit(X, y)
+    with pytest.raises(ValueError, match=r"removal='refit' would save nothing.*Use"):
+        dual.ridge_path(*queries, ridges=[0.1])
+    dual = DualInfluence(small_net(), random_state=0).fit(X, y)
+    for ridges in ([0.1, 0.0], [-1.0], [[0.1]]):
+        with pytest.raises(ValueError, match="ridges must be a list of positive"):
+            dual.ridge_path(*queries, ridges=ridges)
+
+
+@pytest.mark.parametrize("solver", ["primal", "dual"])
+def test_calibration_decomposes_once(solver, factorisations):
+    X, y, *_ = iris()
+    net = FrozenEstimator(small_net().fit(X, y))
+    dual = DualInfluence(net, ridge="calibrate", solver=solver, random_state=0)
+    dual.fit(X, y)
+    assert factorisations == ["eigh"]
+    # and finds what plain factors find
+    model, rule = dual._members[0].model, dual.ridge_rule_
+    assert model.ridge is rule
+    without = WithoutEach(np.arange(len(y)), np.ones(len(y)), len(y))
+    expected = model.parameter_change(dual._members[0].steps("newton", without))
+    found = model.parameter_change(dual._unit_steps[0])
+    assert_allclose(found, expected, rtol=0, atol=1e-8 * float(expected.abs().max()))
+
+
+# ----------------------------------------------------------------- Nystroem
+def digits(n=200):
+    X, y = load_digits(return_X_y=True)
+    X = X / 16
+    return X[:n], y[:n], X[-20:], y[-20:]
+
+
+def test_nystroem_with_a_quarter_of_the_rows_is_near(monkeypatch):
+    monkeypatch.setattr("skattrib.engine._plan._FEW_LANDMARKS", 1)
+    X, y, *queries = digits()
+    net = TorchClassifier(hidden_layer_sizes=(16,), max_epochs=30, random_state=0)
+    net = FrozenEstimator(net.fit(X, y))
+    exact = DualInfluence(net, random_state=0).fit(X, y)
+    ours = DualInfluence(net, solver="nystroem", random_state=0).fit(X, y)
+    assert ours.solver_ == "nystroem"
+    assert ours.solver_reason_ == "asked for: an approximation, 50 of 200 rows"
+    found, expected = ours.attribute(*queries), exact.attribute(*queries)
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9
+    again = DualInfluence(net, solver="nystroem", random_state=0).fit(X, y)
+    assert_array_equal(again.attribute(*queries), found)
+    other = DualInfluence(net, solver="nystroem", random_state=1).fit(X, y)
+    assert not np.array_equal(other.attribute(*queries), found)
+
+
+@pytest.mark.parametrize("removal", REMOVALS)
+@pytest.mark.parametrize("data", [iris, diabetes])
+def test_nystroem_with_all_rows_is_exact(data, removal):
+    X, y, *queries = data()
+    net = TorchRegressor(max_epochs=20, random_state=0)
+    net = FrozenEstimator((small_net() if data is iris else net).fit(X, y))
+    weights = make_weightings(len(y), 4, random_state=0)
+    found = {}
+    for solver in ("nystroem", "primal"):
+        dual = DualInfluence(net, solver=solver, removal=removal, random_state=0)
+        dual.fit(X, y)
+        found[solver] = (
+            dual.attribute(*queries),
+            dual.predict_outcomes(*queries, weights),
+            dual.parameter_change(weights),
+        )
+    for ours, exact in zip(*found.values(), strict=True):
+        assert_allclose(ours, exact, rtol=0, atol=1e-6 * np.abs(exact).max())
+
+
+def test_nystroem_says_what_it_misses(monkeypatch):
+    X, y, *queries = digits(120)
+    net = TorchClassifier(hidden_layer_sizes=(16,), max_epochs=30, random_state=0)
+    net = FrozenEstimator(net.fit(X, y))
+    exact = DualInfluence(net, random_state=0).fit(X, y)
+    assert exact.diagnose(*queries).approximation is None
+    missed, true = [], []
+    for count in (2, 40, 120):
+        monkeypatch.setattr(
+            "skattrib.influence._member.plan_solver",
+            lambda *args, count=count, **options: Plan("nystroem", "", count),
+        )
+        ours = DualInfluence(net, solver="nystroem", random_state=0).fit(X, y)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = ours.diagnose(*queries)
+        assert "approximation by landmarks misses" in found.verdict
+        assert found.trustworthy == (not caught) == (count > 2)
+        missed.append(found.approximation)
+        everyone = 1 - np.eye(120)
+        moved, expected = (
+            dual.output_change(queries[0], everyone) for dual in (ours, exact)
+        )
+        true.append(np.linalg.norm(moved - expected) / np.linalg.norm(expected))
+    # eight units stand for all of them
+    assert_allclose(missed[:2], true[:2], rtol=0.5)
+    assert max(missed[2], true[2]) < 1e-6
 
 
 # ------------------------------------------------------------ real retraining
@@ -690,3 +867,123 @@ def test_float32_with_little_damping_in_rows():
     )
     error = (found - expected).norm(dim=1) / expected.norm(dim=1)
     assert error.max() <= 1e-4
+
+
+# ----------------------------------------------------------------------- the head
+def frozen_body(net):
+    """Return the network of which only the head may move, frozen."""
+    module = copy.deepcopy(net.module_)
+    for parameter in module[:-1].parameters():
+        parameter.requires_grad_(False)
+    return FrozenEstimator(TorchClassifier.from_module(module, net.classes_))
+
+
+@pytest.mark.parametrize("removal", ["newton", "influence", "refit"])
+def test_the_head_alone_is_a_network_with_a_frozen_body(removal):
+    X, y, *_ = iris()
+    net = small_net().fit(X, y)
+    options = {"ridge": 0.05, "metric": "identity", "removal": removal}
+    head = DualInfluence(
+        FrozenEstimator(net), parameters="head", random_state=0, **options
+    ).fit(X, y)
+    body = DualInfluence(frozen_body(net), random_state=0, **options).fit(X, y)
+    assert_allclose(head.attribute(X[:4], y[:4]), body.attribute(X[:4], y[:4]))
+    W = make_weightings(40, 3, random_state=0)
+    expected = body.predict_outcomes(X[:4], y[:4], W)
+    assert_allclose(head.predict_outcomes(X[:4], y[:4], W), expected)
+    # the body stands still
+    change = head.parameter_change(W)
+    n_head = 3 * 6 + 3
+    assert change.shape == (3, sum(p.numel() for p in net.module_.parameters()))
+    assert not change[:, :-n_head].any()
+    assert_allclose(change[:, -n_head:], body.parameter_change(W))
+    assert change[:, -n_head:].all()
+
+
+def test_the_heads_damping_comes_from_its_own_moments():
+    X, y, *_ = iris()
+    net = small_net().fit(X, y)
+    head = DualInfluence(FrozenEstimator(net), parameters="head", random_state=0)
+    head.fit(X, y)
+    scale = net.trajectory_.second_moment.sqrt()[-21:].mean() + 1e-8
+    # 1.5 for single rows, and 4 for the share removed, over the learning rates' sum
+    expected = (1.5 + 4 / 40) * float(scale) / (30 * 1e-2)
+    assert head.ridge_ == pytest.approx(expected, rel=1e-2)
+    everything = DualInfluence(FrozenEstimator(net), random_state=0).fit(X, y)
+    assert head.ridge_ != pytest.approx(everything.ridge_, rel=0.1)
+
+
+def test_kernels_of_head_and_whole_are_remembered_apart(tmp_path):
+    X, y, *_ = iris()
+    net = FrozenEstimator(small_net(max_epochs=5).fit(X, y))
+    found = []
+    for memory in (None, tmp_path):
+        for parameters in ("all", "head"):
+            model = DualInfluence(
+                net,
+                parameters=parameters,
+                metric="identity",
+                solver="dual",
+                memory=memory,
+                random_state=0,
+            )
+            found.append(model.fit(X, y).attribute(X[:2], y[:2]))
+    assert_allclose(found[2:], found[:2])
+    assert np.abs(found[0] - found[1]).max() > 1e-6
+
+
+class Softmaxed(nn.Module):
+    """No head: something comes after the last linear layer."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.layer = nn.Linear(n_in, n_out)
+
+    def forward(self, x):
+        return self.layer(x).softmax(-1)
+
+
+@pytest.mark.filterwarnings("ignore:module returns probabilities")
+def test_a_module_without_a_head_is_refused_before_training(trainings):
+    X, y, *_ = iris()
+    model = DualInfluence(TorchClassifier(Softmaxed), parameters="head", random_state=0)
+    with pytest.raises(ValueError, match=r"not that of an nn\.Linear"):
+        model.fit(X, y)
+    assert not hasattr(model, "estimator_")
+    net = small_net(max_epochs=5).fit(X, y)
+    module = copy.deepcopy(net.module_)
+    for parameter in module[-1].parameters():
+        parameter.requires_grad_(False)
+    frozen = FrozenEstimator(TorchClassifier.from_module(module, net.classes_))
+    with pytest.raises(ValueError, match=r"'head' .* Use parameters='all'"):
+        model.set_params(estimator=frozen).fit(X, y)
+
+
+# --------------------------------------------------------------- solving for queries
+@pytest.mark.parametrize("problem", [iris, diabetes])
+@pytest.mark.parametrize("tasks", [False, True])
+def test_first_order_by_queries_is_that_by_units(problem, tasks, monkeypatch):
+    X, y, Xq, yq = problem(n=100)
+    kind = TorchClassifier if problem is iris else TorchRegressor
+    net = kind(hidden_layer_sizes=(4,), max_epochs=20, random_state=0)
+    options = {"removal": "influence", "ridge": 0.1, "random_state": 0}
+    units = np.arange(100) // 2 if tasks else None
+    dense = DualInfluence(net, **options).fit(X, y, tasks=units)
+    ours = DualInfluence(net, solver="cg", **options)
+    monkeypatch.setattr(skattrib.influence._member, "_MANY_UNITS", 10)
+    ours.fit(X, y, tasks=units)
+    assert ours._unit_steps == [None]
+    expected = dense.attribute(Xq, yq)
+    assert_allclose(ours.attribute(Xq, yq), expected, atol=1e-7 * abs(expected).max())
+    W = make_weightings(dense.n_units_, 3, random_state=0)
+    assert_allclose(
+        ours.predict_outcomes(Xq, yq, W), dense.predict_outcomes(Xq, yq, W), rtol=1e-6
+    )
+    path = ours.ridge_path(Xq, yq, ridges=[0.1, 1.0])
+    assert_allclose(path, dense.ridge_path(Xq, yq, ridges=[0.1, 1.0]), atol=1e-7)
+    assert ours.diagnose(Xq, yq).step_linearity == pytest.approx(
+        dense.diagnose(Xq, yq).step_linearity, rel=1e-5
+    )
+    # few units are solved for once and for all
+    monkeypatch.setattr(skattrib.influence._member, "_MANY_UNITS", 100)
+    assert ours.fit(X, y, tasks=units)._unit_steps[0] is not None

@@ -1,0 +1,148 @@
+"""How cost grows: CPU time of fit and of a query over rows, parameters and queries.
+
+Two epochs of minibatches of 32. Rows: the health insurance table (two classes, one
+hidden layer of 16, 50 queries). Parameters: 250 digits (ten classes), two equal hidden
+layers, 10 queries; queries: the same with one of 16. A cell is the log-log slope over
+the upper half of the sizes: 1 is linear.
+Default parameters, but for AdamWInfluence, which is one run (`inclusion=1`), and for
+the surrogate's units, 10 blocks of rows.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.growth
+"""
+
+import sys
+import time
+
+import numpy as np
+
+from benchmarks._data import DATA, load
+from benchmarks._surrogates import MEASURED
+from skattrib import (
+    AdamWInfluence,
+    DualInfluence,
+    KernelSurrogateAttributor,
+    RISEValuator,
+    TorchClassifier,
+)
+
+ROWS = [250, 500, 1000, 2000, 4000, 8000]
+PARAMS = [10**3, 10**4, 10**5, 10**6, 10**7]
+QUERIES = [10, 30, 100, 300, 1000]
+N_FEW = 10
+
+
+def dual(net):
+    return DualInfluence(net, random_state=0)
+
+
+def one_run(net):
+    return AdamWInfluence(net, inclusion=1.0, n_trajectories=1, random_state=0)
+
+
+def surrogate(net):
+    return KernelSurrogateAttributor(net, random_state=0)
+
+
+def rise(net):
+    return RISEValuator(net, random_state=0)
+
+
+#: attributor: (function, the most that its method sheet allows for rows, parameters
+#: and queries)
+ATTRIBUTORS = {
+    # the cheaper of (n C)³ and n P² + P³; with gradients, linear in P
+    "DualInfluence": (dual, (3, 1, 1)),
+    # steps times queries times parameters
+    "AdamWInfluence, one run": (one_run, (1, 1, 1)),
+    "KernelSurrogateAttributor, 10 tasks": (surrogate, (3, 1, 1)),
+    "RISEValuator": (rise, (1, 1, 1)),
+}
+
+
+def network(*hidden):
+    return TorchClassifier(
+        hidden_layer_sizes=hidden or (16,), batch_size=32, max_epochs=2, random_state=0
+    )
+
+
+def of_size(n_params):
+    """Return a network of two equal hidden layers with about so many parameters."""
+    # (64 + 1) h + (h + 1) h + 10 (h + 1)
+    h = round((-76 + np.sqrt(76**2 + 4 * (n_params - 10))) / 2)
+    return network(h, h)
+
+
+def seconds(make, net, X, y, X_query, y_query):
+    """Return CPU seconds of fit, the training included, and of the query."""
+    tasks = np.arange(len(X)) * 10 // len(X) if make is surrogate else None
+    start = time.process_time()
+    model = make(net).fit(X, y, tasks=tasks)
+    fitted = time.process_time()
+    model.attribute(X_query, y_query)
+    return fitted - start, time.process_time() - fitted
+
+
+def slope(sizes, values):
+    """Return the log-log slope over the upper half of the sizes."""
+    upper = slice(len(sizes) // 2, None)
+    return np.polyfit(np.log(sizes[upper]), np.log(values[upper]), 1)[0]
+
+
+def sweeps():
+    """Yield name, sizes and a function of the size: the arguments of `seconds`."""
+    # all rows of the table: the first ones train, the last ones are asked
+    read, _ = DATA["insurance"]
+    X, y = read()
+    X, order = X.astype(np.float32), np.random.default_rng(0).permutation(len(X))
+    asked = order[-50:]
+    yield (
+        "rows",
+        ROWS,
+        lambda n: (network(), X[order[:n]], y[order[:n]], X[asked], y[asked]),
+    )
+    D, d, _, _ = load("digits")
+    few = slice(250, 250 + N_FEW)
+    yield (
+        "parameters",
+        PARAMS,
+        lambda P: (of_size(P), D[:250], d[:250], D[few], d[few]),
+    )
+    many = np.resize(np.arange(250, 512), max(QUERIES))
+    yield (
+        "queries",
+        QUERIES,
+        lambda q: (network(), D[:250], d[:250], D[many[:q]], d[many[:q]]),
+    )
+
+
+def main(names):
+    header = ["attributor", "over", "range", "fit", "attribute", "at most"]
+    lines = [
+        ".. csv-table:: Log-log slopes of CPU time",
+        "   :header: " + ", ".join(f'"{h}"' for h in header),
+        "",
+    ]
+    for name, (make, bounds) in ATTRIBUTORS.items():
+        if names and not any(part in name for part in names):
+            continue
+        for (over, sizes, arguments), bound in zip(sweeps(), bounds, strict=True):
+            seconds(make, *arguments(sizes[0]))  # imports, caches
+            found = []
+            for size in sizes:
+                found.append(seconds(make, *arguments(size)))
+                print(
+                    f"  {name}, {over} {size}: {found[-1][0]:.3g} s, "
+                    f"{found[-1][1]:.3g} s",
+                    flush=True,
+                )
+            fit, query = (slope(sizes, np.array(t)) for t in zip(*found, strict=True))
+            cells = [name, over, f"{sizes[0]:,} to {sizes[-1]:,}"]
+            cells += [f"{fit:.2f}", f"{query:.2f}", f"{bound}"]
+            lines.append("   " + ", ".join(f'"{cell}"' for cell in cells))
+            print(lines[-1].strip(), flush=True)
+    if not names:
+        MEASURED.joinpath("growth.inc").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

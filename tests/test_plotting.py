@@ -3,6 +3,7 @@
 import builtins
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -40,6 +41,7 @@ from skattrib.plotting import (
     TaskInteractionDisplay,
     TaskWeightDisplay,
     TrajectoryDisplay,
+    _attribution,
 )
 from skattrib.plotting._common import outcome_name, shorten
 
@@ -227,6 +229,21 @@ def test_texts_of_the_rows():
     assert shown[1].endswith("…")
     assert shown[2] == "two lines"
     assert_nothing_overlaps(display.figure_)
+
+
+def test_training_rows_as_texts(monkeypatch):
+    monkeypatch.setattr(_attribution, "takes_texts", lambda estimator: True)
+    of_texts = SimpleNamespace(
+        estimator_=None,
+        tasks_=None,
+        X_train_=[None, "a prompt"],
+        y_train_=["a text", "and its end"],
+    )
+    rows = _attribution._own_rows(of_texts, None)
+    display = AttributionDisplay.from_predictions([1.0, -1.0], rows=rows)
+    assert texts(display.ax_.texts) == ["a text", "a prompt and its end"]
+    of_texts.tasks_ = ["a", "b"]
+    assert _attribution._own_rows(of_texts, None) is None
 
 
 def test_tasks_and_similarities_are_named(surrogate):
@@ -705,4 +722,4 @@ def test_names():
     for outcome, name in outcomes.items():
         attributor = DualInfluence(NETWORK, outcome=outcome)
         attributor.estimator_ = FrozenEstimator(NETWORK)
-        assert outcome_name(attributor, None) == name
+        assert outcome_name(attributor) == name

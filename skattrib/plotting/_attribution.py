@@ -21,12 +21,12 @@ from skattrib.plotting._common import (
     check_floats,
     check_names,
     clean,
+    default_names,
     draw_zero,
     few_ticks,
     label_axis,
     make_axes,
     shorten,
-    unit_names,
     value_name,
 )
 
@@ -178,20 +178,21 @@ class AttributionDisplay:
                 "not follow from the errors of its parts. Pass one query."
             )
         n_units = estimator.n_units_
-        names = _default_names(estimator) if unit_names is None else unit_names
+        names = default_names(estimator) if unit_names is None else unit_names
         rows = _own_rows(estimator, image_shape) if rows is None else rows
         names = check_names(names, n_units, "unit_names", "unit")
         rows = _check_rows(rows, image_shape, n_units)
         found, errors = estimator.attribute(X, y, return_std=return_std), None
         if return_std:
             found, errors = found[0], found[1][0]
+        several = "mean " if n_queries > 1 else ""
         display = cls(
             attributions=found.mean(axis=0),
             unit_names=names,
             standard_errors=errors,
             rows=rows,
             image_shape=image_shape,
-            value_name=("mean " if n_queries > 1 else "") + value_name(estimator, y),
+            value_name=several + value_name(estimator, own=y is None),
         )
         return display.plot(ax, n_top=n_top, max_name_length=max_name_length)
 
@@ -431,10 +432,6 @@ def _annotate(ax, text, place, offset, **style):
         annotation_clip=False,
         **{"va": "center", **style},
     )
-
-
-def _default_names(attributor):
-    return unit_names(attributor)
 
 
 def _own_rows(attributor, image_shape):

@@ -131,8 +131,8 @@ def shorten(name, length):
     return clean(name)
 
 
-def outcome_name(attributor, y):
-    """Name the outcome that an attributor measures at queries with or without y."""
+def outcome_name(attributor, *, own=False):
+    """Name the outcome of an attributor, or the one at its own predictions."""
     outcome = attributor.outcome
     if callable(outcome):
         name = getattr(outcome, "__name__", "<lambda>")
@@ -141,17 +141,17 @@ def outcome_name(attributor, y):
         is_classifier(attributor.estimator_) or takes_texts(attributor.estimator_)
     )
     if outcome == "auto":
-        outcome = "prediction" if regresses and y is None else "log_likelihood"
+        outcome = "prediction" if regresses and own else "log_likelihood"
     if outcome == "log_likelihood" and regresses:
         return "\N{MINUS SIGN}½ squared error"
     return {"log_likelihood": "log-likelihood"}.get(outcome, outcome)
 
 
-def value_name(attributor, y):
+def value_name(attributor, *, own):
     """Name what `attribute` returns."""
     if not hasattr(attributor, "predict_outcomes"):
         return "similarity of gradients"
-    return f"effect on {outcome_name(attributor, y)}"
+    return f"effect on {outcome_name(attributor, own=own)}"
 
 
 def row_names(attributor):
@@ -167,7 +167,7 @@ def row_names(attributor):
     return np.array(names, dtype=object)
 
 
-def unit_names(attributor):
+def default_names(attributor):
     """Name the units: tasks, or rows."""
     if attributor.tasks_ is None:
         return row_names(attributor)

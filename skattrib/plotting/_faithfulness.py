@@ -165,7 +165,7 @@ class FaithfulnessDisplay:
                 outcomes, predicted, confidence=confidence, random_state=random_state
             ),
             confidence=confidence,
-            outcome_name=outcome_name(estimator, y),
+            outcome_name=outcome_name(estimator),
             same_unit=hasattr(estimator, "predict_outcomes"),
         )
         return display.plot(ax, name=name, scatter_kwargs=scatter_kwargs)

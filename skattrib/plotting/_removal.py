@@ -35,57 +35,56 @@ _PLOT = {
 class RemovalCurveDisplay:
     """Outcome after removing the most helpful, most harmful and random units.
 
-        Make one by `from_estimator`, or by `from_predictions` of what
-        `evaluation.removal_curve` returned; all parameters are stored as attributes.
+    Make one by `from_estimator`, or by `from_predictions` of what
+    `evaluation.removal_curve` returned; all parameters are stored as attributes.
 
-        Parameters
-        ----------
-        fractions : ndarray of shape (n_fractions,)
-            Shares of the units removed, increasing.
-        outcome : ndarray of shape (n_fractions,)
-            Outcome without the units with the highest attributions.
-        outcome_bottom : ndarray of shape (n_fractions,)
-            Outcome without those with the lowest.
-        random_mean, random_std : ndarray of shape (n_fractions,)
-            Mean and standard deviation without as many random ones.
-        full_outcome : float
-            Outcome with all units.
-        area : float or None, default=None
-            Mean of `random_mean` minus `outcome`.
-        outcome_name : str, default="outcome"
-            What the outcome is, for the axis.
+    Parameters
+    ----------
+    fractions : ndarray of shape (n_fractions,)
+        Shares of the units removed, increasing.
+    outcome : ndarray of shape (n_fractions,)
+        Outcome without the units with the highest attributions.
+    outcome_bottom : ndarray of shape (n_fractions,)
+        Outcome without those with the lowest.
+    random_mean, random_std : ndarray of shape (n_fractions,)
+        Mean and standard deviation without as many random ones.
+    full_outcome : float
+        Outcome with all units.
+    area : float or None, default=None
+        Mean of `random_mean` minus `outcome`.
+    outcome_name : str, default="outcome"
+        What the outcome is, for the axis.
 
-        Attributes
-        ----------
-        ax_ : matplotlib Axes
-            Axes with the curves.
-        figure_ : matplotlib Figure
-            Figure of the axes.
-        line_ : matplotlib Line2D
-            Curve of the most helpful units.
-        line_bottom_, line_random_ : matplotlib Line2D or None
-            Curves of the most harmful, and of random ones.
-        band_ : matplotlib PolyCollection or None
-            One standard deviation (SD) around random removal.
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Axes with the curves.
+    figure_ : matplotlib Figure
+        Figure of the axes.
+    line_ : matplotlib Line2D
+        Curve of the most helpful units.
+    line_bottom_, line_random_ : matplotlib Line2D or None
+        Curves of the most harmful, and of random ones.
+    band_ : matplotlib PolyCollection or None
+        One standard deviation (SD) around random removal.
 
-        See Also
-        --------
-        skattrib.evaluation.removal_curve : The curve.
-        FaithfulnessDisplay : The whole ranking, not its ends only.
+    See Also
+    --------
+    skattrib.evaluation.removal_curve : The curve.
+    FaithfulnessDisplay : The whole ranking, not its ends only.
 
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from skattrib.evaluation import removal_curve
-    from skattrib.evaluation._removal import removal_counts
-        >>> from skattrib.plotting import RemovalCurveDisplay
-        >>> effects = np.array([4.0, 3.0, 2.0, 1.0])
-        >>> curve = removal_curve(
-        ...     lambda weights: weights @ effects, effects, fractions=[0.25, 0.5],
-        ...     random_state=0)
-        >>> display = RemovalCurveDisplay.from_predictions(curve)
-        >>> display.line_.get_ydata()
-        array([10.,  6.,  3.])
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skattrib.evaluation import removal_curve
+    >>> from skattrib.plotting import RemovalCurveDisplay
+    >>> effects = np.array([4.0, 3.0, 2.0, 1.0])
+    >>> curve = removal_curve(
+    ...     lambda weights: weights @ effects, effects, fractions=[0.25, 0.5],
+    ...     random_state=0)
+    >>> display = RemovalCurveDisplay.from_predictions(curve)
+    >>> display.line_.get_ydata()
+    array([10.,  6.,  3.])
     """
 
     def __init__(
@@ -183,7 +182,7 @@ class RemovalCurveDisplay:
             n_random=n_random,
             random_state=random_state,
         )
-        display = cls(**curve, outcome_name=f"mean {outcome_name(estimator, y)}")
+        display = cls(**curve, outcome_name=f"mean {outcome_name(estimator)}")
         return display.plot(
             ax, name=name, show_bottom=show_bottom, show_random=show_random
         )

@@ -17,13 +17,13 @@ from skattrib.plotting._common import (
     check_floats,
     check_names,
     clean,
+    default_names,
     draw_zero,
     few_ticks,
     label_axis,
     make_axes,
     outcome_name,
     shorten,
-    unit_names,
 )
 
 _HEAT_MAP = {
@@ -134,8 +134,8 @@ class TaskInteractionDisplay:
         _check_order(order, estimator.n_units_)
         display = cls(
             interactions=estimator.interactions(X, y, average=True),
-            unit_names=unit_names(estimator),
-            outcome_name=outcome_name(estimator, y),
+            unit_names=default_names(estimator),
+            outcome_name=outcome_name(estimator, own=y is None),
         )
         return display.plot(
             ax, order=order, max_name_length=max_name_length, colorbar=colorbar
@@ -339,7 +339,7 @@ class TaskWeightDisplay:
             support=estimator.support_,
             task_names=check_names(names, len(weights), "task_names", "task"),
             outcome_name=(
-                outcome_name(attributor, estimator)
+                outcome_name(attributor)
                 if hasattr(attributor, "outcome")
                 else "outcome"
             ),

@@ -148,7 +148,7 @@ class TrajectoryDisplay:
             rows=found.rows,
             attributions=found.attributions.mean(axis=0),
             row_names=row_names(estimator),
-            value_name=several + value_name(estimator, y),
+            value_name=several + value_name(estimator, own=y is None),
         )
         return display.plot(ax, kind=kind, n_top=n_top, max_name_length=max_name_length)
 

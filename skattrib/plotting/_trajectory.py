@@ -279,7 +279,7 @@ class TrajectoryDisplay:
             self._draw_heat_map(ax, table, names)
         else:
             self._draw_lines(ax, table, names)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         ax.set_xlabel("step of training")
         return self
 

@@ -16,7 +16,7 @@
 
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 # One thread per worker: more would only compete for the same cores.
-TEST_ENV = OMP_NUM_THREADS=1 SCIPY_ARRAY_API=1
+TEST_ENV = OMP_NUM_THREADS=1 SCIPY_ARRAY_API=1 MPLBACKEND=Agg
 
 .PHONY: install test test-slow test-language test-gpu lint types docs bench peers
 

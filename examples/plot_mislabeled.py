@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 
 from skattrib import DualInfluence, TorchClassifier
 from skattrib.evaluation import mislabel_score, removal_curve, retrain_outcomes
+from skattrib.plotting import RemovalCurveDisplay
 
 X, y = load_breast_cancer(return_X_y=True, as_frame=True)
 X_train, X_rest, y_clean, y_rest = train_test_split(
@@ -118,38 +119,26 @@ curves = {
 # much by the effect on trusted rows as by the loss; beyond that the loss is better. The
 # effect on itself takes longer.
 
-COLOURS = {"on trusted rows": "#0072B2", "on itself": "#009E73", "loss": "#D55E00"}
-STYLES = {"on trusted rows": "-", "on itself": "-.", "loss": "--"}
-
 fig, (left, right) = plt.subplots(ncols=2, figsize=(10, 4.2), layout="constrained")
 inspected = np.arange(len(flipped) + 1) / len(flipped)
-for name in table:
+for name, curve in curves.items():
+    display = RemovalCurveDisplay.from_predictions(
+        curve,
+        name=name,
+        outcome_name="mean log-likelihood of test rows",
+        show_bottom=False,
+        show_random=name == "loss",
+        ax=right,
+    )
     order = np.argsort(-table[name].to_numpy(), kind="stable")
     found = np.append(0, np.cumsum(flipped[order])) / flipped.sum()
     label = f"{name} (AUC {auc.loc[name, '30 epochs']:.2f})"
-    style = {"color": COLOURS[name], "linestyle": STYLES[name], "linewidth": 2}
-    left.plot(inspected, found, label=label, **style)
-    curve = curves[name]
-    outcomes = np.append(curve.full_outcome, curve.outcome)
-    right.plot(np.append(0, curve.fractions), outcomes, label=name, **style)
+    left.plot(inspected, found, color=display.line_.get_color(), label=label)
 left.plot([0, 1], [0, 1], ":", color="black", label="random")
 left.set(xlabel="share of rows inspected", ylabel="share of flipped rows found")
 left.legend(loc="lower right")
-curve = curves["loss"]
-right.plot(curve.fractions, curve.random_mean, ":", color="black", label="random")
-right.fill_between(
-    curve.fractions,
-    curve.random_mean - curve.random_std,
-    curve.random_mean + curve.random_std,
-    color="black",
-    alpha=0.15,
-    linewidth=0,
-)
 right.axvline(flipped.mean(), color="black", linewidth=0.8)
 right.text(flipped.mean() + 0.003, -0.15, "as many as were flipped")
-right.set(
-    xticks=[0, 0.05, 0.1, 0.15, 0.2],
-    xlabel="share of rows removed",
-    ylabel="mean log-likelihood of test rows",
-)
+right.set(xticks=np.arange(0, 0.21, 0.05))
+right.set(xlabel="rows removed, the most suspicious first")
 plt.show()

@@ -22,7 +22,8 @@ from sklearn.frozen import FrozenEstimator
 from torch import nn
 
 from skattrib import AdamWInfluence, record_training
-from skattrib.evaluation import lds_score, loo_score, make_weightings, retrain_outcomes
+from skattrib.evaluation import loo_score, make_weightings, retrain_outcomes
+from skattrib.plotting import FaithfulnessDisplay
 
 X, y = load_digits(return_X_y=True)
 order = np.random.RandomState(0).permutation(len(y))
@@ -78,25 +79,20 @@ loo = loo_score(outcomes[1:], attributions)
 # And half of the rows?
 # ---------------------
 # What can be repeated can also be repeated on random halves: without the
-# ``FrozenEstimator``, the derivatives are averaged over such runs. Points on the lines
-# were predicted exactly.
+# ``FrozenEstimator``, the derivatives are averaged over such runs. Points on the dashed
+# lines were predicted exactly.
 
 halves = AdamWInfluence(trained, n_trajectories=8, outcome="margin", random_state=0)
 halves.fit(X_train, y_train)
 weights = make_weightings(250, 64, random_state=1)
 real = retrain_outcomes(trained, *data[0], weights, *data[1], outcome="margin")
 predicted = halves.predict_outcomes(*data[1], weights)
-lds = lds_score(real, predicted)
 
-fig, axes = plt.subplots(1, 2, figsize=(8.5, 4.2), layout="constrained")
-panels = [
-    (attributions, effects, f"One row left out: rank correlation {loo:.2f}"),
-    (predicted - real.mean(0), real - real.mean(0), f"Half of the rows: LDS {lds:.2f}"),
-]
-for ax, (x, truth, title) in zip(axes, panels, strict=True):
-    ax.scatter(x, truth, s=6, alpha=0.4, color="#0072B2", linewidth=0)
-    ax.axline((0, 0), slope=1, color="#D55E00", linewidth=1)
-    ax.set_title(title)
-axes[0].set(xlabel="derivative", ylabel="margin with the row minus without")
-axes[1].set(xlabel="predicted margin, minus its mean", ylabel="retrained, minus mean")
+fig, (left, right) = plt.subplots(1, 2, figsize=(8.5, 4.2), layout="constrained")
+left.scatter(attributions, effects, s=6, alpha=0.4, color="#0072B2", linewidth=0)
+left.axline((0, 0), slope=1, color="black", linestyle="--", linewidth=1)
+left.set(xlabel="derivative", ylabel="margin with the row minus without")
+left.set_title(f"One row left out: rank correlation {loo:.2f}")
+FaithfulnessDisplay.from_predictions(real, predicted, outcome_name="margin", ax=right)
+right.set_title("Half of the rows")
 plt.show()

@@ -19,6 +19,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from skattrib import KernelSurrogateAttributor, TaskWeightSelector, TorchClassifier
+from skattrib.plotting import TaskWeightDisplay
 
 rng = np.random.RandomState(0)
 X, y = load_digits(return_X_y=True)
@@ -67,16 +68,14 @@ for name, value in accuracy.items():
 # Weights of the sources
 # ----------------------
 
-colors = ["#0072B2" if kept else "#D55E00" for kept in selector.support_]
-fig, ax = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
-ax.bar([str(s) for s in selector.attributor_.unit_names_], selector.task_weights_)
-for bar, color in zip(ax.patches, colors, strict=True):
-    bar.set_color(color)
-for source, share in wrong_share.items():
-    height = min(0, selector.task_weights_[source])
-    label = f"{share:.0%}\nwrong"
-    ax.annotate(label, (source, height), ha="center", va="top", fontsize=8)
-ax.margins(y=0.2)
-ax.axhline(0, color="black", linewidth=0.8)
-ax.set(xlabel="source (orange: dropped)", ylabel="mean effect on log-likelihood")
+names = [
+    f"{source}: {wrong_share[source]:.0%} wrong" if source in wrong_share else source
+    for source in selector.attributor_.unit_names_
+]
+TaskWeightDisplay.from_predictions(
+    selector.task_weights_,
+    selector.support_,
+    task_names=names,
+    outcome_name="log-likelihood",
+)
 plt.show()

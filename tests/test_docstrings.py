@@ -11,6 +11,7 @@ from numpydoc.validate import get_validation_checks, validate
 import skattrib
 import skattrib.evaluation
 import skattrib.language
+import skattrib.plotting
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -18,7 +19,12 @@ CHECKS = get_validation_checks(set(CONFIG["tool"]["numpydoc_validation"]["checks
 
 PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)
-    for module in (skattrib, skattrib.evaluation, skattrib.language)
+    for module in (
+        skattrib,
+        skattrib.evaluation,
+        skattrib.language,
+        skattrib.plotting,
+    )
     for name in module.__all__
     if not name.startswith("_") and not inspect.ismodule(getattr(module, name))
 }

@@ -4,6 +4,7 @@ import doctest
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 DOC = Path(__file__).resolve().parents[1] / "doc"
@@ -32,11 +33,13 @@ class Checker(doctest.OutputChecker):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_code_of_the_page(page, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    plt.switch_backend("agg")
     text = page.read_text(encoding="utf-8")
     test = doctest.DocTestParser().get_doctest(text, {}, page.stem, str(page), 0)
     report = []
     runner = doctest.DocTestRunner(checker=Checker(), optionflags=FLAGS)
     runner.run(test, out=report.append)
+    plt.close("all")
     assert test.examples
     assert not runner.failures, "".join(report)
 

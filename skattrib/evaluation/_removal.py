@@ -11,7 +11,8 @@ from sklearn.utils._param_validation import Interval, validate_params
 FloatArray = NDArray[np.float64]
 
 
-def _removal_counts(fractions: ArrayLike, n_units: int) -> NDArray[np.intp]:
+def removal_counts(fractions: ArrayLike, n_units: int) -> NDArray[np.intp]:
+    """Return the different numbers of units to remove, increasing."""
     wanted = column_or_1d(fractions, dtype=np.float64)
     if not ((wanted > 0) & (wanted < 1)).all():
         raise ValueError(
@@ -129,7 +130,7 @@ def removal_curve(
             "as attributions.mean(axis=0)."
         )
     n_units = helpful.size
-    counts = _removal_counts(fractions, n_units)
+    counts = removal_counts(fractions, n_units)
     rng = check_random_state(random_state)
     # Sorting a shuffled array stably breaks ties at random.
     shuffled = rng.permutation(n_units)

@@ -1,6 +1,7 @@
 """The work that every method is given: data, trained networks, retrained truth."""
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -42,9 +43,15 @@ class Work:
     def classifies(self):
         return np.issubdtype(self.data[1].dtype, np.integer)
 
+    @property
+    def _retrained(self):
+        """The network, on the device that the environment asks for."""
+        device = os.environ.get("TRUTH_DEVICE", "cpu")
+        return clone(self.net).set_params(device=device)
+
     @cached_property
     def _truth(self):
-        return truth(self.net, *self.data, self.outcome)
+        return truth(self._retrained, *self.data, self.outcome)
 
     @property
     def weights(self):
@@ -65,7 +72,7 @@ class Work:
     def retrain(self, weights, seed):
         """Return outcomes (m, q) of one seed."""
         X, y, X_query, y_query = self.data
-        net = clone(self.net).set_params(random_state=seed)
+        net = clone(self._retrained).set_params(random_state=seed)
         options = {"outcome": self.outcome, "memory": MEMORY}
         return retrain_outcomes(net, X, y, weights, X_query, y_query, **options)
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,11 +43,37 @@ def _linear_warmup(step: int, n_steps: int) -> float:
     return (n_steps - step) / max(1, n_steps - warm)
 
 
+# What reading a damaged record may run into.
+_MALFORMED = (
+    SafetensorError,
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,  # of torch, and RecursionError of json
+)
+
 SCHEDULES: dict[str, Schedule] = {
     "constant": _constant,
     "cosine": _cosine,
     "linear_warmup": _linear_warmup,
 }
+
+
+def _check_options(optimizer: dict[str, Any], clip_norm: Any, n_before: Any) -> None:
+    """Raise ValueError unless a recipe can have these."""
+    numbers = [optimizer[k] for k in ("weight_decay", "eps", "momentum")]
+    numbers += [*optimizer["betas"], 0.0 if clip_norm is None else clip_norm]
+    if (
+        optimizer["name"] not in ("adamw", "adam", "sgd")
+        or len(optimizer["betas"]) != 2
+        or not all(type(v) in (int, float) and 0 <= v < math.inf for v in numbers)
+        or type(n_before) is not int
+        or not 0 <= n_before < 2**53
+    ):
+        raise ValueError("its options are impossible")
 
 
 @dataclass(frozen=True)
@@ -124,6 +150,7 @@ class Recipe:
     def from_tensors(cls, options: str, tensors: dict[str, Tensor]) -> Recipe:
         """Undo `options` and `tensors`."""
         optimizer, clip_norm, n_before = json.loads(options)
+        _check_options(optimizer, clip_norm, n_before)
         optimizer["betas"] = tuple(optimizer["betas"])
         batches = None
         if "rows" in tensors:
@@ -145,13 +172,8 @@ class Recipe:
 
     def digest(self, X: Tensor, targets: Tensor) -> str:
         """Return a hash of this recipe and the data it is for."""
-        digest = hashlib.sha256(self.options().encode())
         data = {"X": X, "targets": targets, **self.tensors()}
-        for name, value in sorted(data.items()):
-            array = value.detach().cpu().contiguous().numpy()
-            digest.update(f"{name}{array.dtype}{array.shape}".encode())
-            digest.update(array.tobytes())
-        return digest.hexdigest()
+        return _digest(data, self.options().encode())
 
 
 @dataclass(frozen=True)
@@ -214,6 +236,7 @@ class Trajectory:
         metadata = {
             "options": self.recipe.options(),
             "digest": self.recipe.digest(X, targets),
+            "contents": _digest(tensors),
         }
         path = Path(path)
         beside = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -231,22 +254,47 @@ class Trajectory:
     def load(
         cls, path: str | os.PathLike[str], X: Tensor, targets: Tensor
     ) -> Trajectory:
-        """Read what `save` wrote; raise TrajectoryError if it is of other data."""
+        """Read what `save` wrote; nothing in the file is run.
+
+        Raises
+        ------
+        TrajectoryError
+            If it is damaged, no such file, or of other data.
+        """
+        name = os.fspath(path)
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise TrajectoryError(f"{name} holds no training record: it is no file.")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
             recipe = Recipe.from_tensors(metadata["options"], tensors)
-        except (SafetensorError, KeyError) as error:
+            same = metadata["digest"] == recipe.digest(X, targets)
+        except FileNotFoundError:
+            raise
+        except _MALFORMED as error:
+            raise TrajectoryError(f"{name} holds no training record: {error}.") from error
+        if not same:
             raise TrajectoryError(
-                f"{os.fspath(path)} holds no training record: {error}."
-            ) from error
-        if metadata["digest"] != recipe.digest(X, targets):
-            raise TrajectoryError(
-                f"{os.fspath(path)} is the record of a training on other data: X and y "
-                "must be those that the run was fitted on, in the same order and "
+                f"{name} is the record of a training on other data, or damaged: X and "
+                "y must be those that the run was fitted on, in the same order and "
                 "dtype. Fit again, or load the data of that run."
             )
+        try:
+            found = cls._from_tensors(recipe, tensors)
+            wrong = found._find_fault(len(X))
+            if metadata.get("contents") != _digest(tensors):
+                wrong = "its contents have changed since it was written"
+        except _MALFORMED as error:
+            wrong = str(error)
+        if wrong:
+            raise TrajectoryError(
+                f"{name} is damaged: {wrong}. Train and save the run again."
+            )
+        return found
+
+    @classmethod
+    def _from_tensors(cls, recipe: Recipe, tensors: dict[str, Tensor]) -> Trajectory:
         steps = {int(name.split("/")[1]) for name in tensors if name[:6] == "state/"}
         states = {}
         for t in sorted(steps):
@@ -255,6 +303,37 @@ class Trajectory:
             )
             states[t] = TrainingState(params, OptimizerState(first, second))
         return cls(recipe, tensors["row_weights"], tensors.get("second_moment"), states)
+
+    def _find_fault(self, n_rows: int) -> str | None:
+        """Say what no run on as many rows can have left; None if there is nothing."""
+        recipe, size = self.recipe, self.recipe.initial.shape
+        moments = [] if recipe.moments is None else list(recipe.moments)
+        alike = [recipe.decay, self.second_moment, *moments]
+        for state in self.states.values():
+            alike += [state.params[0], *(m[0] for m in state.optimizer if m.numel())]
+        batches = recipe.batches or []
+        shapes = [t.shape for t in alike if t is not None and t.numel()]
+        if len(size) != 1 or any(shape != size for shape in shapes):
+            return "its parameters and its states differ in size"
+        if self.row_weights.shape != (n_rows,) or recipe.learning_rates.ndim != 1:
+            return "it has not one weight for every row and one rate for every step"
+        if recipe.batches is not None and len(batches) != recipe.n_steps:
+            return f"it has {len(batches)} minibatches and {recipe.n_steps} steps"
+        if any(len(b) and not 0 <= b.min() <= b.max() < n_rows for b in batches):
+            return "its minibatches hold rows that X does not have"
+        if any(not 0 <= t <= recipe.n_steps for t in self.states):
+            return "it has states after its last step"
+        return None
+
+
+def _digest(tensors: dict[str, Tensor], start: bytes = b"") -> str:
+    """Return a hash of named arrays."""
+    digest = hashlib.sha256(start)
+    for name, value in sorted(tensors.items()):
+        array = value.detach().cpu().contiguous().numpy()
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def steps_to_keep(record: Record, n_steps: int) -> set[int]:

@@ -175,7 +175,13 @@ def build_index(signer, X, y, settings, path, *, exact, verbose):
     if path is not None and os.path.exists(path):
         index = SignatureIndex.open(path)
         _check_same(index, settings, source)
+        _check_tables(index, signer.tables())
         signer.use(index.tables)
+        if index.header.widths != signer.widths:
+            raise IndexMismatchError(
+                f"index {index.path} is damaged: its channels are {index.header.widths}"
+                f", of these settings {signer.widths}. Delete it, or name another path."
+            )
     else:
         tables = signer.tables()
         signer.use(tables)
@@ -217,6 +223,27 @@ def _check_same(index, settings, source):
         raise IndexMismatchError(
             f"index {index.path} is of other rows or labels: delete it, or name "
             "another path. Rows are added by partial_fit."
+        )
+
+
+def _check_tables(index, drawn):
+    """Raise unless the hash tables of an index are like those drawn for it."""
+    found = index.tables
+    same = found.keys() == drawn.keys() and all(
+        [t.shape for t in found[name]] == [t.shape for t in drawn[name]]
+        and [t.dtype for t in found[name]] == [t.dtype for t in drawn[name]]
+        and bool((found[name][1].abs() == 1).all())
+        for name in drawn
+    )
+    sizes = index.header.settings["n_components"]
+    for name, (indices, _) in found.items() if same else ():
+        factor = name.partition(":")[2]
+        n_components = sizes if isinstance(sizes, int) else sizes[factor]
+        same = same and 0 <= int(indices.min()) and int(indices.max()) < n_components
+    if not same:
+        raise IndexMismatchError(
+            f"index {index.path} is damaged: its hash tables are not of these "
+            "settings. Delete it, or name another path."
         )
 
 

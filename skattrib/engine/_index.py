@@ -271,7 +271,6 @@ class SignatureIndex:
                 _write_header(self.path, header)
         return SignatureIndex(header, self.tables, *_rows(self.path, header), self.path)
 
-
     def _continued(
         self, there: Header, block: NDArray[Any], sizes: NDArray[np.float64]
     ) -> bool:

@@ -10,7 +10,6 @@ With H = JᵀBJ + λI, B = S̃S̃ᵀ and K = JJᵀ, a solve of H is one of T = �
 from __future__ import annotations
 
 import copy
-
 from collections.abc import Callable
 
 import torch

@@ -261,9 +261,9 @@ class Trajectory:
         TrajectoryError
             If it is damaged, no such file, or of other data.
         """
-        name = os.fspath(path)
+        name, no_record = os.fspath(path), f"{os.fspath(path)} holds no training record"
         if os.path.exists(path) and not os.path.isfile(path):
-            raise TrajectoryError(f"{name} holds no training record: it is no file.")
+            raise TrajectoryError(f"{no_record}: it is no file.")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -273,7 +273,9 @@ class Trajectory:
         except FileNotFoundError:
             raise
         except _MALFORMED as error:
-            raise TrajectoryError(f"{name} holds no training record: {error}.") from error
+            raise TrajectoryError(
+                f"{name} holds no training record: {error}."
+            ) from error
         if not same:
             raise TrajectoryError(
                 f"{name} is the record of a training on other data, or damaged: X and "

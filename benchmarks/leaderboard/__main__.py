@@ -15,9 +15,12 @@ is new; `--fresh` measures everything again.
 
 import argparse
 import hashlib
+import os
 import pickle
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import sklearn
@@ -31,7 +34,7 @@ from benchmarks.leaderboard import _report as report
 from benchmarks.leaderboard._work import FOLDER, Work
 
 #: seconds for all settings of a method on one network; what is not reached is lost
-TIMEOUT = 900
+TIMEOUT = int(os.environ.get("TIMEOUT", "900"))
 #: settings of a method that all seeds choose from
 N_BEST = 2
 PACKAGES = {
@@ -47,7 +50,7 @@ PACKAGES = {
 
 
 def measured(
-    work, script, method, seed, settings=None, *, mislabeled=False, fresh=False
+    work, script, method, seed, settings=None, mislabeled=False, *, fresh=False
 ):
     """Return what `run_peer` does, from the cache if nothing has changed since."""
     path, digest = work.order(seed, mislabeled=mislabeled)
@@ -86,46 +89,6 @@ def take(run, which):
     return run | taken | {k: run[k][which] for k in ("scores", "seconds", "peak")}
 
 
-def row(work, script, method, runs, i, kind):
-    """Return the row of a setting from the runs of all seeds."""
-    found = {
-        "method": f"{PACKAGES[script]} {method}",
-        "kind": kind,
-        "setting": runs[0]["settings"][i],
-        "error": next((r["errors"][i] for r in runs if r["errors"][i]), None),
-    }
-    if found["error"]:
-        return found
-    A = np.array([r["scores"][i] for r in runs], dtype=float)
-    predicted = work.weights @ np.swapaxes(A, 1, 2)
-    best = np.argsort(-A.mean(axis=1), axis=1, kind="stable")
-    without = [
-        work.retrain(work.without_first(order), seed)
-        for order, seed in zip(best, work.seeds, strict=True)
-    ]
-    return found | {
-        "lds": measures.lds(work.subsets, predicted),
-        "ensemble": measures.ensemble_lds(work.subsets, predicted),
-        "loo": measures.loo(work.without_one, A),
-        "removal": measures.removal_area(work.random_removals, np.array(without)),
-        "cost": float(np.median([r["seconds"][i] / r["yardstick"] for r in runs])),
-        # what an earlier setting left to the allocator hides a later one's
-        "memory": float(np.nanmax([r["peak"] for r in runs]) / 2**20),
-        "mislabel": mislabel(work, script, method, runs[0]["settings"][i]),
-    }
-
-
-def mislabel(work, script, method, setting):
-    """Return the area under the curve of finding wrong labels; None in regression."""
-    if not work.classifies:
-        return None
-    seed = work.seeds[0]
-    run = measured(work, script, method, seed, [setting], mislabeled=True)
-    if run["errors"][0]:
-        return None
-    return measures.mislabel_auc(work.mislabeled[0], run["scores"][0].astype(float))
-
-
 def scores_by_setting(work, runs):
     """Return the LDS of every setting, to choose by; -inf where it failed."""
     found = []
@@ -140,65 +103,161 @@ def scores_by_setting(work, runs):
     return np.array(found)
 
 
-def rows(work, script, method, fresh):
-    """Return the rows of a method: its defaults, and its best if that is another.
-
-    All settings meet the first seed, the default and the two best of them the others,
-    where they are chosen from by the truth of all.
-    """
-    first, *others = work.seeds
-    run = measured(work, script, method, first, fresh=fresh)
+def best_settings(work, run):
+    """Return positions of the default and of the two best for the first seed."""
     values = scores_by_setting(work, [run])
-    grid = [
-        [setting, None if np.isinf(value) else float(value)]
-        for setting, value in zip(run["settings"], values, strict=True)
-    ]
     best = [i for i in np.argsort(-values)[:N_BEST] if np.isfinite(values[i])]
-    which = [0, *(int(i) for i in best if i != 0)]
-    chosen = [run["settings"][i] for i in which]
-    runs = [take(run, which)]
-    runs += [
-        measured(work, script, method, seed, chosen, fresh=fresh) for seed in others
-    ]
+    return [0, *(int(i) for i in best if i != 0)]
+
+
+@dataclass
+class Entry:
+    """One row to be: a setting of a method, run for all seeds."""
+
+    script: str
+    method: str
+    kind: str
+    runs: list
+    i: int
+
+    @property
+    def setting(self):
+        return self.runs[0]["settings"][self.i]
+
+    @property
+    def error(self):
+        return next(
+            (r["errors"][self.i] for r in self.runs if r["errors"][self.i]), None
+        )
+
+    @property
+    def attributions(self):
+        """(seeds, q, n)."""
+        return np.array([r["scores"][self.i] for r in self.runs], dtype=float)
+
+
+def entries(work, script, method, runs):
+    """Return a method's default, and its best by all seeds if that is another."""
     kind = {"run_skattrib": "skattrib", "run_baselines": "baseline"}.get(script)
-    default = row(work, script, method, runs, 0, kind or "default")
-    default["grid"] = grid
     values = scores_by_setting(work, runs)
-    if np.isinf(values.max()):
-        return [default]
-    if values.argmax() == 0:
-        # its defaults are its best
-        return [default | {"kind": kind or "peer"}]
-    return [default, row(work, script, method, runs, values.argmax(), kind or "peer")]
+    best = int(values.argmax())
+    if np.isinf(values[best]):
+        return [Entry(script, method, kind or "default", runs, 0)]
+    tuned = Entry(script, method, kind or "peer", runs, best)
+    if best == 0:
+        return [tuned]
+    return [Entry(script, method, kind or "default", runs, 0), tuned]
 
 
-def leaderboard(name, only=None, fresh=False):
-    """Measure and return the board of a data set."""
+def without_best(work, found):
+    """Return outcomes (entries, seeds, fractions, q) without what helps most.
+
+    One stack of retrainings for each seed serves all entries.
+    """
+    weights = [
+        [
+            work.without_first(np.argsort(-A.mean(axis=0), kind="stable"))
+            for A in entry.attributions
+        ]
+        for entry in found
+    ]
+    each = [
+        work.retrain(np.concatenate([own[s] for own in weights]), seed)
+        for s, seed in enumerate(work.seeds)
+    ]
+    n_fractions = len(weights[0][0])
+    return (
+        np.stack(each, axis=1)
+        .reshape(len(found), n_fractions, len(work.seeds), -1)
+        .swapaxes(1, 2)
+    )
+
+
+def row(work, entry, without, mislabeled):
+    """Return what is shown of an entry."""
+    shown = {
+        "method": f"{PACKAGES[entry.script]} {entry.method}",
+        "kind": entry.kind,
+        "setting": entry.setting,
+        "error": entry.error,
+    }
+    if without is None:
+        return shown
+    A, runs, i = entry.attributions, entry.runs, entry.i
+    predicted = work.weights @ np.swapaxes(A, 1, 2)
+    auc = None
+    if mislabeled is not None and not mislabeled["errors"][0]:
+        suspects = mislabeled["scores"][0].astype(float)
+        auc = measures.mislabel_auc(work.mislabeled[0], suspects)
+    return shown | {
+        "lds": measures.lds(work.subsets, predicted),
+        "ensemble": measures.ensemble_lds(work.subsets, predicted),
+        "loo": measures.loo(work.without_one, A),
+        "removal": measures.removal_area(work.random_removals, without),
+        "cost": float(np.median([r["seconds"][i] / r["yardstick"] for r in runs])),
+        # what an earlier setting left to the allocator hides a later one's
+        "memory": float(np.nanmax([r["peak"] for r in runs]) / 2**20),
+        "mislabel": auc,
+    }
+
+
+def leaderboard(name, only=None, fresh=False, jobs=1):
+    """Measure and return the board of a data set.
+
+    All settings of a method meet the first seed; the default and the two best of them
+    meet the others, and are chosen from by the truth of all.
+    """
     work = Work(name)
-    methods, missing = list_peers()
-    board = {
+    settings, missing = list_peers()
+    methods = [
+        m for m in settings if only is None or any(o in " ".join(m) for o in only)
+    ]
+    first, *others = work.seeds
+    for seed in work.seeds:
+        work.order(seed)
+    with ThreadPoolExecutor(jobs) as pool:
+
+        def run(each):
+            return list(pool.map(lambda a: measured(work, *a, fresh=fresh), each))
+
+        of_first = dict(zip(methods, run([(*m, first) for m in methods]), strict=True))
+        which = {m: best_settings(work, of_first[m]) for m in methods}
+        chosen = {m: [of_first[m]["settings"][i] for i in which[m]] for m in methods}
+        later = [(*m, seed, chosen[m]) for m in methods for seed in others]
+        of_others = iter(run(later))
+        found = []
+        for m in methods:
+            runs = [take(of_first[m], which[m]), *(next(of_others) for _ in others)]
+            found += entries(work, *m, runs)
+        good = [entry for entry in found if not entry.error]
+        wrong = [None] * len(good)
+        if work.classifies:
+            work.order(first, mislabeled=True)
+            wrong = run([(e.script, e.method, first, [e.setting], True) for e in good])
+    without = iter(zip(without_best(work, good), wrong, strict=True))
+    rows = [
+        row(work, entry, *((None, None) if entry.error else next(without)))
+        for entry in found
+    ]
+    # the best first, the failures last
+    rows.sort(key=lambda r: 2.0 if r["error"] else -r["lds"][0])
+    ceiling = {
+        "lds": measures.ceiling(work.subsets),
+        "loo": measures.loo_ceiling(work.without_one),
+    }
+    return {
         "dataset": name,
         "n_rows": work.n_rows,
         "versions": {p.__name__: p.__version__ for p in (np, sklearn, torch)},
         "missing": missing,
-        "ceiling": {
-            "lds": measures.ceiling(work.subsets),
-            "loo": measures.loo_ceiling(work.without_one),
-        },
-        "rows": [],
+        "ceiling": ceiling,
+        "rows": rows,
+        "work": (
+            f"{name}: {work.n_rows} rows, {N_SUBSETS} half subsets and every row left "
+            f"out, 3 seeds, 50 queries. Another seed's outcomes have LDS "
+            f"{ceiling['lds'][0]:.3f}, leave-one-out {ceiling['loo'][0]:.3f}."
+        ),
     }
-    for script, method in methods:
-        if only is None or any(part in f"{script} {method}" for part in only):
-            board["rows"] += rows(work, script, method, fresh)
-    # the best first, then the failures
-    board["rows"].sort(key=lambda r: -r["lds"][0] if not r["error"] else 2)
-    lds, loo = (board["ceiling"][k][0] for k in ("lds", "loo"))
-    board["work"] = (
-        f"{name}: {work.n_rows} rows, {N_SUBSETS} half subsets and every row left out, "
-        f"3 seeds, 50 queries. Another seed's outcomes have LDS {lds:.3f}, "
-        f"leave-one-out {loo:.3f}."
-    )
-    return board
 
 
 def main():
@@ -207,11 +266,12 @@ def main():
     )
     parser.add_argument("--dataset", choices=[*DATA, "all"], default="digits")
     parser.add_argument("--only", nargs="*", help="parts of names of methods")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("--fresh", action="store_true", help="measure again")
     options = parser.parse_args()
     names = list(DATA) if options.dataset == "all" else [options.dataset]
     for name in names:
-        board = leaderboard(name, options.only, options.fresh)
+        board = leaderboard(name, options.only, options.fresh, options.jobs)
         if options.only is None:
             report.write(board)
         else:

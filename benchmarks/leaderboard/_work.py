@@ -26,6 +26,7 @@ class Work:
 
     name: str
     data: tuple = field(init=False)
+    orders: dict = field(init=False, default_factory=dict)
 
     def __post_init__(self):
         self.data = load(self.name)
@@ -98,7 +99,9 @@ class Work:
         return wrong, np.where(wrong, others, y)
 
     def order(self, seed, *, mislabeled=False):
-        """Write the order of a trained network and return its path and a digest."""
+        """Write the order of a trained network once; return its path and a digest."""
+        if (seed, mislabeled) in self.orders:
+            return self.orders[seed, mislabeled]
         X, y, X_query, y_query = self.data
         if mislabeled:
             y = self.mislabeled[1]
@@ -107,7 +110,8 @@ class Work:
         kind = "-mislabeled" if mislabeled else ""
         path = FOLDER / f"{self.name}{kind}-{seed}.npz"
         write_order(path, net, X, y, X_query, y_query)
-        return path, digest(path)
+        self.orders[seed, mislabeled] = path, digest(path)
+        return self.orders[seed, mislabeled]
 
 
 def digest(path):

@@ -23,16 +23,17 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from skattrib.engine._functional import chunks
+from skattrib.engine._trajectory import write_tensors
 from skattrib.exceptions import IndexMismatchError
 
 VERSION = 1
@@ -170,6 +171,8 @@ class SignatureIndex:
         ------
         FileExistsError
             If something else is at ``path``.
+        OSError
+            If the disk is full or read-only; nothing is left then.
         """
         if path is None:
             signatures = np.empty((0, header.width), dtype=header.dtype)
@@ -185,7 +188,7 @@ class SignatureIndex:
             flat = {}
             for name, (indices, signs) in tables.items():
                 flat[f"{name}/indices"], flat[f"{name}/signs"] = indices, signs
-            save_file({k: v.cpu().clone() for k, v in flat.items()}, beside / _TABLES)
+            write_tensors(beside / _TABLES, flat)
             for name in (_SIGNATURES, _NORMS, _LOCK):
                 (beside / name).touch()
             _write_header(beside, header)
@@ -251,13 +254,11 @@ class SignatureIndex:
                 np.concatenate([self._norms, sizes]),
                 None,
             )
+        if resume and self._has(self._there(), block, sizes):
+            whole = _rows(self.path, header)  # nothing to write, maybe nothing may be
+            return SignatureIndex(header, self.tables, *whole, self.path)
         with _locked(self.path):
-            there = _read_header(self.path)
-            if there.id != self.header.id:
-                raise IndexMismatchError(
-                    f"index {self.path} is another one by now: it was deleted and made "
-                    "again. Fit again."
-                )
+            there = self._there()
             known = there.n_rows - len(self)
             if known and not (resume and self._continued(there, block, sizes)):
                 raise IndexMismatchError(
@@ -265,22 +266,57 @@ class SignatureIndex:
                     f"has {len(self)}: rows can be added only where the last ones were "
                     "added, or by a pickle made after that. Else fit to another path."
                 )
-            if not known or known < len(block):
-                _append(self.path / _SIGNATURES, there.n_rows, block[known:])
-                _append(self.path / _NORMS, there.n_rows, sizes[known:])
-                _write_header(self.path, header)
+            if not self._has(there, block, sizes):
+                self._write(there.n_rows, block[known:], sizes[known:], header)
         return SignatureIndex(header, self.tables, *_rows(self.path, header), self.path)
+
+    def _write(
+        self,
+        n_rows: int,
+        block: NDArray[Any],
+        sizes: NDArray[np.float64],
+        header: Header,
+    ) -> None:
+        """Write rows behind those that count, then the header that counts them."""
+        path = cast(Path, self.path)
+        try:
+            _append(path / _SIGNATURES, n_rows, block)
+            _append(path / _NORMS, n_rows, sizes)
+            _write_header(path, header)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}; the index has {n_rows} rows, as before",
+                str(path),
+            ) from error
+
+    def _there(self) -> Header:
+        """Return the header that is on disk now."""
+        path = cast(Path, self.path)
+        there = _read_header(path)
+        if there.id != self.header.id:
+            raise IndexMismatchError(
+                f"index {path} is another one by now: it was deleted and made again. "
+                "Fit again."
+            )
+        return there
+
+    def _has(
+        self, there: Header, block: NDArray[Any], sizes: NDArray[np.float64]
+    ) -> bool:
+        """Say whether all of these rows have been added on disk."""
+        enough = len(block) > 0 and there.n_rows >= len(self) + len(block)
+        return enough and self._continued(there, block, sizes)
 
     def _continued(
         self, there: Header, block: NDArray[Any], sizes: NDArray[np.float64]
     ) -> bool:
         """Say whether what was added on disk begins, or goes on, as these rows do."""
-        path = self.path
-        if path is None or there.n_rows < len(self):
+        if there.n_rows < len(self):
             return False
         rows = slice(len(self), min(there.n_rows, len(self) + len(block)))
         n_rows = rows.stop - rows.start
-        found, norms = (values[rows] for values in _rows(path, there))
+        found, norms = (v[rows] for v in _rows(cast(Path, self.path), there))
         return np.array_equal(found, block[:n_rows]) and np.array_equal(
             norms, sizes[:n_rows]
         )

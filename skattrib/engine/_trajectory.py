@@ -225,6 +225,11 @@ class Trajectory:
 
         It is written beside ``path`` and renamed: after a crash there is the old file
         or the new one.
+
+        Raises
+        ------
+        OSError
+            If the disk is full or read-only; the old file stays.
         """
         tensors = self.recipe.tensors() | {"row_weights": self.row_weights}
         if self.second_moment is not None:
@@ -241,9 +246,7 @@ class Trajectory:
         path = Path(path)
         beside = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
-            # copies: safetensors takes no views of one another
-            held = {k: v.detach().cpu().clone() for k, v in tensors.items()}
-            save_file(held, beside, metadata)
+            write_tensors(beside, tensors, metadata)
             with open(beside, "rb+") as file:
                 os.fsync(file.fileno())
             os.replace(beside, path)
@@ -326,6 +329,18 @@ class Trajectory:
         if any(not 0 <= t <= recipe.n_steps for t in self.states):
             return "it has states after its last step"
         return None
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file; raise OSError where it cannot be written."""
+    # copies: safetensors takes no views of one another
+    held = {k: v.detach().cpu().clone() for k, v in tensors.items()}
+    try:
+        save_file(held, path, metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def _digest(tensors: dict[str, Tensor], start: bytes = b"") -> str:

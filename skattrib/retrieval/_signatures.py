@@ -198,7 +198,9 @@ def build_index(signer, X, y, settings, path, *, exact, verbose):
         for part in chunks(len(todo), signer.batch_size()):
             rows = slice(todo[part][0], todo[part][-1] + 1)
             channels, _ = signer(X[rows], y[rows])
-            index = index.append(channels, complete=rows.stop == len(X))
+            # another process may be building it too
+            last = rows.stop == len(X)
+            index = index.append(channels, complete=last, resume=True)
             bar.update(rows.stop - rows.start)
     return index
 
@@ -211,7 +213,10 @@ def check_index(path, settings):
     parent = os.path.dirname(path)
     if not os.path.isdir(parent):
         raise ValueError(f"index={path!r}: there is no folder {parent!r}.")
-    if os.path.exists(path):
+    if not os.path.exists(path):
+        if not os.access(parent, os.W_OK):
+            raise PermissionError(f"index={path!r}: {parent!r} is read-only.")
+    else:
         there = SignatureIndex.open(path).header.settings
         own = {**settings, **{k: v for k, v in there.items() if k not in settings}}
         _check_settings(path, there, own)

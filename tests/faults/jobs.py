@@ -49,7 +49,7 @@ def build(folder):
     """Build an index, a few rows at a time."""
     X, y, Xq, yq = data(140)
     rise = RISEValuator(net(), index=folder / "index", random_state=0)
-    with sklearn.config_context(working_memory=0.04):
+    with sklearn.config_context(working_memory=0.1):
         rise.fit(X, y)
     return rise.attribute(Xq, yq)
 
@@ -61,7 +61,7 @@ def append(folder):
         FrozenEstimator(net().fit(X, y)), index=folder / "index", random_state=0
     )
     rise.fit(X[:20], y[:20])
-    with sklearn.config_context(working_memory=0.04):
+    with sklearn.config_context(working_memory=0.1):
         for rows in (slice(20, 50), slice(50, 140)):
             rise.partial_fit(X[rows], y[rows])
     return rise.attribute(Xq, yq)

@@ -25,6 +25,8 @@ Record = Literal["recipe", "checkpoints", "states"]
 Schedule = Callable[[int, int], float]
 
 _WARM_UP = 0.1
+# What options may be: a whole number below this is one in double precision.
+_LARGEST = 2**53
 
 
 def _constant(step: int, n_steps: int) -> float:
@@ -64,14 +66,17 @@ SCHEDULES: dict[str, Schedule] = {
 
 def _check_options(optimizer: dict[str, Any], clip_norm: Any, n_before: Any) -> None:
     """Raise ValueError unless a recipe can have these."""
-    numbers = [optimizer[k] for k in ("weight_decay", "eps", "momentum")]
-    numbers += [*optimizer["betas"], 0.0 if clip_norm is None else clip_norm]
+    shares = [*optimizer["betas"], optimizer["momentum"]]
+    numbers = [optimizer["weight_decay"], optimizer["eps"], *shares]
+    numbers.append(0.0 if clip_norm is None else clip_norm)
     if (
         optimizer["name"] not in ("adamw", "adam", "sgd")
-        or len(optimizer["betas"]) != 2
-        or not all(type(v) in (int, float) and 0 <= v < math.inf for v in numbers)
+        or type(optimizer["nesterov"]) is not bool
+        or len(shares) != 3
+        or not all(type(v) in (int, float) and 0 <= v < _LARGEST for v in numbers)
+        or any(v >= 1 for v in shares)
         or type(n_before) is not int
-        or not 0 <= n_before < 2**53
+        or not 0 <= n_before < _LARGEST
     ):
         raise ValueError("its options are impossible")
 
@@ -312,20 +317,24 @@ class Trajectory:
     def _find_fault(self, n_rows: int) -> str | None:
         """Say what no run on as many rows can have left; None if there is nothing."""
         recipe, size = self.recipe, self.recipe.initial.shape
-        moments = [] if recipe.moments is None else list(recipe.moments)
-        alike = [recipe.decay, self.second_moment, *moments]
+        held = [recipe.initial, recipe.decay, self.second_moment]
+        held += [] if recipe.moments is None else recipe.moments
         for state in self.states.values():
-            alike += [state.params[0], *(m[0] for m in state.optimizer if m.numel())]
-        batches = recipe.batches or []
-        shapes = [t.shape for t in alike if t is not None and t.numel()]
-        if len(size) != 1 or any(shape != size for shape in shapes):
+            held += [state.params[0], *(m[0] for m in state.optimizer if m.numel())]
+        present = [t for t in held if t is not None and t.numel()]
+        if len(size) != 1 or any(t.shape != size for t in present):
             return "its parameters and its states differ in size"
+        present += [self.row_weights, recipe.learning_rates]
+        if any(t.dtype not in (torch.float32, torch.float64) for t in present):
+            return "it has numbers of another kind than float32 and float64"
         if self.row_weights.shape != (n_rows,) or recipe.learning_rates.ndim != 1:
             return "it has not one weight for every row and one rate for every step"
-        if recipe.batches is not None and len(batches) != recipe.n_steps:
-            return f"it has {len(batches)} minibatches and {recipe.n_steps} steps"
-        if any(len(b) and not 0 <= b.min() <= b.max() < n_rows for b in batches):
-            return "its minibatches hold rows that X does not have"
+        if recipe.batches is not None and len(recipe.batches) != recipe.n_steps:
+            return f"it has {len(recipe.batches)} minibatches, {recipe.n_steps} steps"
+        for rows in recipe.batches or []:
+            known = rows.dtype == np.int64 and rows.ndim == 1 and len(rows) > 0
+            if not known or not 0 <= rows.min() <= rows.max() < n_rows:
+                return "its minibatches are empty or hold rows that X does not have"
         if any(not 0 <= t <= recipe.n_steps for t in self.states):
             return "it has states after its last step"
         return None

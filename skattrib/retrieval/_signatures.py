@@ -192,6 +192,11 @@ def build_index(signer, X, y, settings, path, *, exact, verbose):
         index = SignatureIndex.create(path, header, tables)
     todo = range(len(index), len(X))
     if index.header.complete:
+        if len(index) < len(X):
+            raise IndexMismatchError(
+                f"index {path} is damaged: it says that all {len(X)} rows are in it, "
+                f"and has {len(index)}. Delete it, or name another path."
+            )
         # rows that partial_fit has added since are not these
         return index.first(len(X))
     with tqdm(total=len(todo), desc="indexing rows", disable=not verbose) as bar:

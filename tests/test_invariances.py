@@ -56,11 +56,18 @@ ATTRIBUTORS = {
         {"inclusion": 1.0, "estimation": "retrain", "ridge": 0.1},
     ),
 }
+SUBSETS = {"n_subsets": 12, "ridge": 0.1, "estimation": "retrain"}
 #: And those of random runs and subsets.
 DRAWN = {
     "halves": (AdamWInfluence, {"inclusion": 0.5, "n_trajectories": 4}),
-    "kernel subsets": (KernelSurrogateAttributor, {"n_subsets": 12, "ridge": 0.1, "estimation": "retrain"}),
-    "linear subsets": (LinearSurrogateAttributor, {"n_subsets": 12, "ridge": 0.1, "estimation": "retrain"}),
+    "kernel subsets": (
+        KernelSurrogateAttributor,
+        {"n_subsets": 12, "ridge": 0.1, "estimation": "retrain"},
+    ),
+    "linear subsets": (
+        LinearSurrogateAttributor,
+        {"n_subsets": 12, "ridge": 0.1, "estimation": "retrain"},
+    ),
 }
 #: Whose attributions of tasks are the sums over their rows.
 ADDITIVE = ["dual by influence", "adamw", "rise"]

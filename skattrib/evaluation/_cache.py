@@ -175,7 +175,7 @@ def _remember(key: str, weighting: str, value: Any = None) -> Any:
     return value
 
 
-def _copied(function: types.FunctionType) -> types.FunctionType:
+def _copied(function: Any) -> types.FunctionType:
     """Return a function that joblib has not met.
 
     It notes the code of a function in the first folder only that a process uses; a

@@ -19,6 +19,7 @@ ROOMS = [
     "engine._functional",
     "engine._modules",
     "engine._trajectory",
+    "engine._parallel",
     "engine._training",
     "engine._gradients",
     "engine._kernel",

@@ -5,6 +5,9 @@ in it, ``tables.safetensors`` holds hash tables, ``signatures.bin`` and ``norms.
 the rows. Rows are appended first and counted afterwards, by a header that is written
 beside the old one and renamed: what a kill leaves behind the counted rows is never
 read, and the next writer cuts it off.
+
+A folder from strangers can do no more than be refused: nothing in it is run, followed
+or larger in memory than on disk.
 """
 
 from __future__ import annotations
@@ -13,22 +16,24 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from skattrib.engine._functional import chunks
+from skattrib.engine._trajectory import write_tensors
 from skattrib.exceptions import IndexMismatchError
 
 VERSION = 1
@@ -46,6 +51,8 @@ _FIELDS = {
     "id": str,
 }
 _DTYPES = ("float16", "float32", "float64")
+# Bytes of a header, and numbers of a row.
+_LARGEST_HEADER, _WIDEST = 2**24, 2**31
 
 Tables = dict[str, tuple[Tensor, Tensor]]
 
@@ -164,6 +171,8 @@ class SignatureIndex:
         ------
         FileExistsError
             If something else is at ``path``.
+        OSError
+            If the disk is full or read-only; nothing is left then.
         """
         if path is None:
             signatures = np.empty((0, header.width), dtype=header.dtype)
@@ -179,7 +188,7 @@ class SignatureIndex:
             flat = {}
             for name, (indices, signs) in tables.items():
                 flat[f"{name}/indices"], flat[f"{name}/signs"] = indices, signs
-            save_file({k: v.cpu().clone() for k, v in flat.items()}, beside / _TABLES)
+            write_tensors(beside / _TABLES, flat)
             for name in (_SIGNATURES, _NORMS, _LOCK):
                 (beside / name).touch()
             _write_header(beside, header)
@@ -201,6 +210,8 @@ class SignatureIndex:
         """
         path = Path(path)
         header = _read_header(path)
+        for name in (_TABLES, _SIGNATURES, _NORMS, _LOCK):
+            _check_plain(path, name)
         try:
             flat = load_file(path / _TABLES)
             names = {key.partition("/")[0] for key in flat}
@@ -210,9 +221,16 @@ class SignatureIndex:
         return cls(header, tables, *_rows(path, header), path)
 
     def append(
-        self, channels: Mapping[str, Tensor], *, complete: bool = False
+        self,
+        channels: Mapping[str, Tensor],
+        *,
+        complete: bool = False,
+        resume: bool = False,
     ) -> SignatureIndex:
         """Add rows (m, width) of every channel; return the longer index.
+
+        With ``resume``, rows that were added since this index was read count as these
+        if they are equal: those of a process that was killed, maybe.
 
         Raises
         ------
@@ -236,23 +254,72 @@ class SignatureIndex:
                 np.concatenate([self._norms, sizes]),
                 None,
             )
+        if resume and self._has(self._there(), block, sizes):
+            whole = _rows(self.path, header)  # nothing to write, maybe nothing may be
+            return SignatureIndex(header, self.tables, *whole, self.path)
         with _locked(self.path):
-            there = _read_header(self.path)
-            if there.id != self.header.id:
-                raise IndexMismatchError(
-                    f"index {self.path} is another one by now: it was deleted and made "
-                    "again. Fit again."
-                )
-            if there.n_rows != len(self):
+            there = self._there()
+            known = there.n_rows - len(self)
+            if known and not (resume and self._continued(there, block, sizes)):
                 raise IndexMismatchError(
                     f"index {self.path} has {there.n_rows} rows by now, and here it "
                     f"has {len(self)}: rows can be added only where the last ones were "
                     "added, or by a pickle made after that. Else fit to another path."
                 )
-            _append(self.path / _SIGNATURES, self._signatures.nbytes, block)
-            _append(self.path / _NORMS, self._norms.nbytes, sizes)
-            _write_header(self.path, header)
+            if not self._has(there, block, sizes):
+                self._write(there.n_rows, block[known:], sizes[known:], header)
         return SignatureIndex(header, self.tables, *_rows(self.path, header), self.path)
+
+    def _write(
+        self,
+        n_rows: int,
+        block: NDArray[Any],
+        sizes: NDArray[np.float64],
+        header: Header,
+    ) -> None:
+        """Write rows behind those that count, then the header that counts them."""
+        path = cast(Path, self.path)
+        try:
+            _append(path / _SIGNATURES, n_rows, block)
+            _append(path / _NORMS, n_rows, sizes)
+            _write_header(path, header)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}; the index has {n_rows} rows, as before",
+                str(path),
+            ) from error
+
+    def _there(self) -> Header:
+        """Return the header that is on disk now."""
+        path = cast(Path, self.path)
+        there = _read_header(path)
+        if there.id != self.header.id:
+            raise IndexMismatchError(
+                f"index {path} is another one by now: it was deleted and made again. "
+                "Fit again."
+            )
+        return there
+
+    def _has(
+        self, there: Header, block: NDArray[Any], sizes: NDArray[np.float64]
+    ) -> bool:
+        """Say whether all of these rows have been added on disk."""
+        enough = len(block) > 0 and there.n_rows >= len(self) + len(block)
+        return enough and self._continued(there, block, sizes)
+
+    def _continued(
+        self, there: Header, block: NDArray[Any], sizes: NDArray[np.float64]
+    ) -> bool:
+        """Say whether what was added on disk begins, or goes on, as these rows do."""
+        if there.n_rows < len(self):
+            return False
+        rows = slice(len(self), min(there.n_rows, len(self) + len(block)))
+        n_rows = rows.stop - rows.start
+        found, norms = (v[rows] for v in _rows(cast(Path, self.path), there))
+        return np.array_equal(found, block[:n_rows]) and np.array_equal(
+            norms, sizes[:n_rows]
+        )
 
 
 # ---------------------------------------------------------------------- files
@@ -263,14 +330,35 @@ def _damaged(path: Path, what: str) -> IndexMismatchError:
     )
 
 
+def _check_plain(path: Path, name: str) -> int:
+    """Return the bytes of a file; raise if it is a link, a pipe or the like.
+
+    Through a link what is appended would go into some other file.
+    """
+    try:
+        found = os.lstat(path / name)
+    except (FileNotFoundError, NotADirectoryError):
+        if name == _HEADER:
+            raise
+        raise _damaged(path, f"{name} is missing") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise _damaged(path, f"{name} is no plain file")
+    return found.st_size
+
+
 def _read_header(path: Path) -> Header:
     try:
+        size = _check_plain(path, _HEADER)
+        if size > _LARGEST_HEADER:
+            raise _damaged(path, f"{_HEADER} has {size} bytes")
         found = json.loads((path / _HEADER).read_text())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise IndexMismatchError(
             f"{path} is no index: {_HEADER} is missing. Name another path."
         ) from error
-    except (OSError, ValueError) as error:
+    except IndexMismatchError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, f"{_HEADER}: {error}") from error
     if not isinstance(found, dict) or not isinstance(found.get("version"), int):
         raise _damaged(path, f"{_HEADER} names no version")
@@ -287,7 +375,8 @@ def _read_header(path: Path) -> Header:
         found["dtype"] not in _DTYPES
         or found["n_rows"] < 0
         or not widths
-        or not all(type(w) is int and 0 < w < 2**31 for w in widths.values())
+        or not all(type(w) is int and w > 0 for w in widths.values())
+        or sum(widths.values()) >= _WIDEST
     ):
         raise _damaged(path, f"{_HEADER} has impossible sizes")
     del found["version"]
@@ -295,9 +384,11 @@ def _read_header(path: Path) -> Header:
 
 
 def _write_header(path: Path, header: Header) -> None:
+    for left in path.glob(f"{_HEADER}.*.part"):  # by a kill: there is one writer
+        left.unlink(missing_ok=True)
     beside = path / f"{_HEADER}.{os.getpid()}.part"
     try:
-        with open(beside, "w") as file:
+        with open(beside, "x") as file:
             json.dump({"version": VERSION, **vars(header)}, file)
             file.flush()
             os.fsync(file.fileno())
@@ -329,8 +420,10 @@ def _mapped(
     return np.memmap(path / name, dtype=dtype, mode="r", shape=shape)
 
 
-def _append(path: Path, start: int, block: NDArray[Any]) -> None:
-    """Write rows from byte ``start`` on; what a kill left there goes."""
+def _append(path: Path, n_rows: int, block: NDArray[Any]) -> None:
+    """Write rows behind the ``n_rows`` that count; what a kill left there goes."""
+    _check_plain(path.parent, path.name)
+    start = n_rows * block.shape[1] * block.itemsize
     with open(path, "rb+") as file:
         file.truncate(start)
         file.seek(start)
@@ -342,6 +435,7 @@ def _append(path: Path, start: int, block: NDArray[Any]) -> None:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Keep other writers out; the lock goes with its process."""
+    _check_plain(path, _LOCK)
     with open(path / _LOCK, "rb+") as file:
         try:
             if sys.platform == "win32":

@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from joblib import Parallel, delayed
 from sklearn.exceptions import EfficiencyWarning
 from torch import Tensor
 from torch.func import vmap
@@ -24,6 +23,7 @@ from skattrib.engine._optim import (
     second_moment,
     step,
 )
+from skattrib.engine._parallel import call_all
 from skattrib.engine._trajectory import Recipe, TrainingState
 
 # Numbers alive per parameter in a step: parameters, gradient, moments, temporaries.
@@ -246,11 +246,16 @@ def train_stack(
             EfficiencyWarning,
             stacklevel=2,
         )
-        runs = Parallel(n_jobs=n_jobs, prefer="processes")(
-            delayed(_train_one)(model, loss, recipe, X, targets, row[None])
-            for row in tqdm(weights, desc="retraining", disable=not verbose)
+        runs = call_all(
+            _train_one,
+            (
+                (model, loss, recipe, X, targets, row[None])
+                for row in tqdm(weights, desc="retraining", disable=not verbose)
+            ),
+            n_jobs,
+            prefer="processes",
         )
-        return torch.cat(list(runs))
+        return torch.cat(runs)
     size = stack_size(model, recipe, X, memory_bytes)
     pieces = list(chunks(n_models, size))
     with tqdm(

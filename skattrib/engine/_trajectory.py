@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ Record = Literal["recipe", "checkpoints", "states"]
 Schedule = Callable[[int, int], float]
 
 _WARM_UP = 0.1
+# What options may be: a whole number below this is one in double precision.
+_LARGEST = 2**53
 
 
 def _constant(step: int, n_steps: int) -> float:
@@ -43,11 +45,40 @@ def _linear_warmup(step: int, n_steps: int) -> float:
     return (n_steps - step) / max(1, n_steps - warm)
 
 
+# What reading a damaged record may run into.
+_MALFORMED = (
+    SafetensorError,
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,  # of torch, and RecursionError of json
+)
+
 SCHEDULES: dict[str, Schedule] = {
     "constant": _constant,
     "cosine": _cosine,
     "linear_warmup": _linear_warmup,
 }
+
+
+def _check_options(optimizer: dict[str, Any], clip_norm: Any, n_before: Any) -> None:
+    """Raise ValueError unless a recipe can have these."""
+    shares = [*optimizer["betas"], optimizer["momentum"]]
+    numbers = [optimizer["weight_decay"], optimizer["eps"], *shares]
+    numbers.append(0.0 if clip_norm is None else clip_norm)
+    if (
+        optimizer["name"] not in ("adamw", "adam", "sgd")
+        or type(optimizer["nesterov"]) is not bool
+        or len(shares) != 3
+        or not all(type(v) in (int, float) and 0 <= v < _LARGEST for v in numbers)
+        or any(v >= 1 for v in shares)
+        or type(n_before) is not int
+        or not 0 <= n_before < _LARGEST
+    ):
+        raise ValueError("its options are impossible")
 
 
 @dataclass(frozen=True)
@@ -124,6 +155,7 @@ class Recipe:
     def from_tensors(cls, options: str, tensors: dict[str, Tensor]) -> Recipe:
         """Undo `options` and `tensors`."""
         optimizer, clip_norm, n_before = json.loads(options)
+        _check_options(optimizer, clip_norm, n_before)
         optimizer["betas"] = tuple(optimizer["betas"])
         batches = None
         if "rows" in tensors:
@@ -145,13 +177,8 @@ class Recipe:
 
     def digest(self, X: Tensor, targets: Tensor) -> str:
         """Return a hash of this recipe and the data it is for."""
-        digest = hashlib.sha256(self.options().encode())
         data = {"X": X, "targets": targets, **self.tensors()}
-        for name, value in sorted(data.items()):
-            array = value.detach().cpu().contiguous().numpy()
-            digest.update(f"{name}{array.dtype}{array.shape}".encode())
-            digest.update(array.tobytes())
-        return digest.hexdigest()
+        return _digest(data, self.options().encode())
 
 
 @dataclass(frozen=True)
@@ -203,6 +230,11 @@ class Trajectory:
 
         It is written beside ``path`` and renamed: after a crash there is the old file
         or the new one.
+
+        Raises
+        ------
+        OSError
+            If the disk is full or read-only; the old file stays.
         """
         tensors = self.recipe.tensors() | {"row_weights": self.row_weights}
         if self.second_moment is not None:
@@ -214,13 +246,12 @@ class Trajectory:
         metadata = {
             "options": self.recipe.options(),
             "digest": self.recipe.digest(X, targets),
+            "contents": _digest(tensors),
         }
         path = Path(path)
         beside = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
-            # copies: safetensors takes no views of one another
-            held = {k: v.detach().cpu().clone() for k, v in tensors.items()}
-            save_file(held, beside, metadata)
+            write_tensors(beside, tensors, metadata)
             with open(beside, "rb+") as file:
                 os.fsync(file.fileno())
             os.replace(beside, path)
@@ -231,22 +262,49 @@ class Trajectory:
     def load(
         cls, path: str | os.PathLike[str], X: Tensor, targets: Tensor
     ) -> Trajectory:
-        """Read what `save` wrote; raise TrajectoryError if it is of other data."""
+        """Read what `save` wrote; nothing in the file is run.
+
+        Raises
+        ------
+        TrajectoryError
+            If it is damaged, no such file, or of other data.
+        """
+        name, no_record = os.fspath(path), f"{os.fspath(path)} holds no training record"
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise TrajectoryError(f"{no_record}: it is no file.")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
             recipe = Recipe.from_tensors(metadata["options"], tensors)
-        except (SafetensorError, KeyError) as error:
+            same = metadata["digest"] == recipe.digest(X, targets)
+        except FileNotFoundError:
+            raise
+        except _MALFORMED as error:
             raise TrajectoryError(
-                f"{os.fspath(path)} holds no training record: {error}."
+                f"{name} holds no training record: {error}."
             ) from error
-        if metadata["digest"] != recipe.digest(X, targets):
+        if not same:
             raise TrajectoryError(
-                f"{os.fspath(path)} is the record of a training on other data: X and y "
-                "must be those that the run was fitted on, in the same order and "
+                f"{name} is the record of a training on other data, or damaged: X and "
+                "y must be those that the run was fitted on, in the same order and "
                 "dtype. Fit again, or load the data of that run."
             )
+        try:
+            found = cls._from_tensors(recipe, tensors)
+            wrong = found._find_fault(len(X))
+            if metadata.get("contents") != _digest(tensors):
+                wrong = "its contents have changed since it was written"
+        except _MALFORMED as error:
+            wrong = str(error)
+        if wrong:
+            raise TrajectoryError(
+                f"{name} is damaged: {wrong}. Train and save the run again."
+            )
+        return found
+
+    @classmethod
+    def _from_tensors(cls, recipe: Recipe, tensors: dict[str, Tensor]) -> Trajectory:
         steps = {int(name.split("/")[1]) for name in tensors if name[:6] == "state/"}
         states = {}
         for t in sorted(steps):
@@ -255,6 +313,53 @@ class Trajectory:
             )
             states[t] = TrainingState(params, OptimizerState(first, second))
         return cls(recipe, tensors["row_weights"], tensors.get("second_moment"), states)
+
+    def _find_fault(self, n_rows: int) -> str | None:
+        """Say what no run on as many rows can have left; None if there is nothing."""
+        recipe, size = self.recipe, self.recipe.initial.shape
+        held = [recipe.initial, recipe.decay, self.second_moment]
+        held += [] if recipe.moments is None else recipe.moments
+        for state in self.states.values():
+            held += [state.params[0], *(m[0] for m in state.optimizer if m.numel())]
+        present = [t for t in held if t is not None and t.numel()]
+        if len(size) != 1 or any(t.shape != size for t in present):
+            return "its parameters and its states differ in size"
+        present += [self.row_weights, recipe.learning_rates]
+        if any(t.dtype not in (torch.float32, torch.float64) for t in present):
+            return "it has numbers of another kind than float32 and float64"
+        if self.row_weights.shape != (n_rows,) or recipe.learning_rates.ndim != 1:
+            return "it has not one weight for every row and one rate for every step"
+        if recipe.batches is not None and len(recipe.batches) != recipe.n_steps:
+            return f"it has {len(recipe.batches)} minibatches, {recipe.n_steps} steps"
+        for rows in recipe.batches or []:
+            known = rows.dtype == np.int64 and rows.ndim == 1 and len(rows) > 0
+            if not known or not 0 <= rows.min() <= rows.max() < n_rows:
+                return "its minibatches are empty or hold rows that X does not have"
+        if any(not 0 <= t <= recipe.n_steps for t in self.states):
+            return "it has states after its last step"
+        return None
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file; raise OSError where it cannot be written."""
+    # copies: safetensors takes no views of one another
+    held = {k: v.detach().cpu().clone() for k, v in tensors.items()}
+    try:
+        save_file(held, path, metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def _digest(tensors: dict[str, Tensor], start: bytes = b"") -> str:
+    """Return a hash of named arrays."""
+    digest = hashlib.sha256(start)
+    for name, value in sorted(tensors.items()):
+        array = value.detach().cpu().contiguous().numpy()
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def steps_to_keep(record: Record, n_steps: int) -> set[int]:

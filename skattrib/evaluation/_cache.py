@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import pickle
@@ -174,6 +175,22 @@ def _remember(key: str, weighting: str, value: Any = None) -> Any:
     return value
 
 
+def _copied(function: Any) -> types.FunctionType:
+    """Return a function that joblib has not met.
+
+    It notes the code of a function in the first folder only that a process uses; a
+    later process would take what it finds in the others for that of other code.
+    """
+    copied = types.FunctionType(
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+    )
+    copied.__module__ = function.__module__
+    return copied
+
+
 def cached_array(
     memory: joblib.Memory, key: str, compute: Callable[[], NDArray[Any]]
 ) -> NDArray[Any]:
@@ -195,12 +212,13 @@ def cached_rows(
     """Return what ``compute(weights)`` holds row by row, what is known from memory.
 
     Missing rows are computed ``chunk_size`` at a time and each is stored as soon as
-    its chunk is done, so that a kill loses one chunk and more rows extend.
+    its chunk is done, so that a kill loses one chunk and more rows extend. What cannot
+    be written is returned all the same, and joblib warns.
     """
     if memory is None:
         return list(compute(weights))
     # joblib stores what a call returns: the value rides along as an ignored argument
-    store = memory.cache(_remember, ignore=["value"], verbose=0)
+    store = memory.cache(_copied(_remember), ignore=["value"], verbose=0)
     names = [str(joblib.hash(np.ascontiguousarray(row))) for row in weights]
     known: dict[str, Any] = {}
     for name in set(names):
@@ -214,6 +232,8 @@ def cached_rows(
     for start in range(0, len(missing), chunk_size):
         rows = missing[start : start + chunk_size]
         for i, value in zip(rows, compute(weights[rows]), strict=True):
-            store.call(key, names[i], value)
+            # joblib warns where it cannot write, and may look for what it wrote
+            with contextlib.suppress(KeyError):
+                store.call(key, names[i], value)
             known[names[i]] = value
     return [known[name] for name in names]

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
 from numpy.typing import ArrayLike, NDArray
 from sklearn import config_context
 from sklearn.base import clone, is_classifier, is_regressor
@@ -24,6 +23,7 @@ from tqdm.auto import tqdm
 from skattrib._torch_estimator import TorchEstimator
 from skattrib._validation import DTYPES, draw_seed, draw_seeds, seed_unset
 from skattrib.engine._functional import OutcomeFunction, outcome_function
+from skattrib.engine._parallel import call_all
 from skattrib.exceptions import FaithfulnessWarning
 
 FloatArray = NDArray[np.float64]
@@ -133,13 +133,13 @@ class Trainer:
         else:
             drawn = draw_seeds(seed, len(self._seed_names) + 1)[1:]
             estimator.set_params(**dict(zip(self._seed_names, drawn, strict=True)))
-        return list(
-            Parallel(n_jobs=self.n_jobs)(
-                delayed(task)(
-                    clone(estimator), self.X, self.y, self._weight_name, row, *args
-                )
+        return call_all(
+            task,
+            (
+                (clone(estimator), self.X, self.y, self._weight_name, row, *args)
                 for row in tqdm(weights, desc="retraining", disable=not self.verbose)
-            )
+            ),
+            self.n_jobs,
         )
 
     def targets(

@@ -376,9 +376,10 @@ class TrainingRecording:
         trajectory = Trajectory.load(path, *_data(X, y))
         recipe = trajectory.recipe
         end = trajectory.states.get(recipe.n_steps)
-        if end is None:
+        if end is None or not recipe.batches:
             raise TrajectoryError(
-                f"{path} holds no recording: the end of the run is missing."
+                f"{path} holds no recording: the end of the run, or what its steps "
+                "were, is missing."
             )
         module = copy.deepcopy(module).to("cpu", recipe.initial.dtype)
         model = FunctionalModule(module)

@@ -336,7 +336,9 @@ class RISEValuator(BaseAttributor):
         -------
         self : RISEValuator
             Attributor with `n_units_` larger by the rows, which it counts as it goes:
-            an interrupt leaves whole batches. Before `fit`, this is `fit`.
+            an interrupt leaves whole batches. Before `fit`, this is `fit`. After a
+            kill, `fit` and the same calls again take up the rows that are in an index
+            on disk.
 
         Raises
         ------
@@ -356,7 +358,7 @@ class RISEValuator(BaseAttributor):
         signer = self._signer()
         for part in chunks(len(X), signer.batch_size()):
             channels, _ = signer(X[part], y[part])
-            index = self._index.append(channels, complete=True)
+            index = self._index.append(channels, complete=True, resume=True)
             names = self.n_units_ + np.arange(len(index) - self.n_units_)
             if self.unit_names_.dtype.kind in "iu":
                 names += max(0, int(self.unit_names_.max()) + 1 - self.n_units_)

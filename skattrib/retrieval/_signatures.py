@@ -175,7 +175,13 @@ def build_index(signer, X, y, settings, path, *, exact, verbose):
     if path is not None and os.path.exists(path):
         index = SignatureIndex.open(path)
         _check_same(index, settings, source)
+        _check_tables(index, signer.tables())
         signer.use(index.tables)
+        if index.header.widths != signer.widths:
+            raise IndexMismatchError(
+                f"index {index.path} is damaged: its channels are {index.header.widths}"
+                f", of these settings {signer.widths}. Delete it, or name another path."
+            )
     else:
         tables = signer.tables()
         signer.use(tables)
@@ -186,13 +192,20 @@ def build_index(signer, X, y, settings, path, *, exact, verbose):
         index = SignatureIndex.create(path, header, tables)
     todo = range(len(index), len(X))
     if index.header.complete:
+        if len(index) < len(X):
+            raise IndexMismatchError(
+                f"index {path} is damaged: it says that all {len(X)} rows are in it, "
+                f"and has {len(index)}. Delete it, or name another path."
+            )
         # rows that partial_fit has added since are not these
         return index.first(len(X))
     with tqdm(total=len(todo), desc="indexing rows", disable=not verbose) as bar:
         for part in chunks(len(todo), signer.batch_size()):
             rows = slice(todo[part][0], todo[part][-1] + 1)
             channels, _ = signer(X[rows], y[rows])
-            index = index.append(channels, complete=rows.stop == len(X))
+            # another process may be building it too
+            last = rows.stop == len(X)
+            index = index.append(channels, complete=last, resume=True)
             bar.update(rows.stop - rows.start)
     return index
 
@@ -205,7 +218,10 @@ def check_index(path, settings):
     parent = os.path.dirname(path)
     if not os.path.isdir(parent):
         raise ValueError(f"index={path!r}: there is no folder {parent!r}.")
-    if os.path.exists(path):
+    if not os.path.exists(path):
+        if not os.access(parent, os.W_OK):
+            raise PermissionError(f"index={path!r}: {parent!r} is read-only.")
+    else:
         there = SignatureIndex.open(path).header.settings
         own = {**settings, **{k: v for k, v in there.items() if k not in settings}}
         _check_settings(path, there, own)
@@ -217,6 +233,27 @@ def _check_same(index, settings, source):
         raise IndexMismatchError(
             f"index {index.path} is of other rows or labels: delete it, or name "
             "another path. Rows are added by partial_fit."
+        )
+
+
+def _check_tables(index, drawn):
+    """Raise unless the hash tables of an index are like those drawn for it."""
+    found = index.tables
+    same = found.keys() == drawn.keys() and all(
+        [t.shape for t in found[name]] == [t.shape for t in drawn[name]]
+        and [t.dtype for t in found[name]] == [t.dtype for t in drawn[name]]
+        and bool((found[name][1].abs() == 1).all())
+        for name in drawn
+    )
+    sizes = index.header.settings["n_components"]
+    for name, (indices, _) in found.items() if same else ():
+        factor = name.partition(":")[2]
+        n_components = sizes if isinstance(sizes, int) else sizes[factor]
+        same = same and 0 <= int(indices.min()) and int(indices.max()) < n_components
+    if not same:
+        raise IndexMismatchError(
+            f"index {index.path} is damaged: its hash tables are not of these "
+            "settings. Delete it, or name another path."
         )
 
 

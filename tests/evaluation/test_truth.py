@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -201,6 +202,18 @@ def test_a_damaged_entry_is_trained_again(data, tmp_path, trainings):
     again = retrain_outcomes(*args, memory=str(tmp_path))
     assert trainings == [4, 2]
     assert_allclose(again, first, rtol=1e-12)
+
+
+def test_each_folder_serves_later_processes(data, tmp_path, trainings, monkeypatch):
+    X, y, Xq, yq = data
+    args = net(), X, y, make_weightings(30, 4, random_state=0), Xq, yq
+    for name in ("one", "other"):
+        retrain_outcomes(*args, memory=tmp_path / name)
+    # what a process knows of the functions that it has remembered for
+    monkeypatch.setattr(joblib.memory, "_FUNCTION_HASHES", {})
+    for name in ("one", "other"):
+        retrain_outcomes(*args, memory=tmp_path / name)
+    assert trainings == [4, 4]
 
 
 @pytest.mark.parametrize(

@@ -343,7 +343,12 @@ def test_fitting_again_forgets_the_rows_that_were_added(tmp_path):
     assert again.n_units_ == 60
     assert_array_equal(again.attribute(Xq, yq), before)
     with pytest.raises(IndexMismatchError, match="has 68 rows by now"):
-        again.partial_fit(Xq, yq)
+        again.partial_fit(Xq[1:], yq[1:])
+    # the same additions, as by a program that is started again, take them up
+    again.partial_fit(Xq[:3], yq[:3]).partial_fit(Xq[3:], yq[3:])
+    assert_array_equal(again.attribute(Xq, yq), rise.attribute(Xq, yq))
+    again.partial_fit(X[:1], y[:1])
+    assert again.n_units_ == 69
     assert rise.attribute(Xq, yq).shape == (8, 68)
 
 

@@ -1,0 +1,138 @@
+"""joblib on a cluster of dask: the same numbers, also when a worker dies."""
+
+import os
+from functools import partial
+
+import joblib
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.exceptions import EfficiencyWarning
+from sklearn.frozen import FrozenEstimator
+
+from skattrib import (
+    AdamWInfluence,
+    KernelSurrogateAttributor,
+    LinearSurrogateAttributor,
+)
+from skattrib.evaluation import make_weightings, retrain_outcomes
+from tests.faults.estimators import Doomed, DoomedModule
+from tests.faults.jobs import data, net
+
+
+@pytest.fixture
+def cluster():
+    """A cluster of two processes on this machine, which joblib uses."""
+    with (
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            silence_logs="CRITICAL",
+        ) as cluster,
+        Client(cluster) as client,
+        joblib.parallel_config(backend="dask"),
+    ):
+        yield client
+
+
+def test_a_worker_dies_in_a_forest_of_retrainings(cluster, tmp_path):
+    # each array is over what dask would place on one worker
+    X, y, Xq, yq = data()
+    X, Xq = np.repeat(X, 10, axis=1), np.repeat(Xq, 10, axis=1)
+    weights = make_weightings(60, 12, random_state=0)
+    flag = tmp_path / "struck"
+    found = retrain_outcomes(
+        Doomed(str(flag), random_state=0), X, y, weights, Xq, yq, n_jobs=2
+    )
+    assert flag.exists()
+    with joblib.parallel_config(backend="sequential"):
+        expected = retrain_outcomes(Doomed(random_state=0), X, y, weights, Xq, yq)
+    assert_array_equal(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:torch.func.vmap cannot batch")
+def test_everything_that_trains_one_by_one(cluster, tmp_path):
+    X, y, Xq, yq = data()
+    X, Xq = np.repeat(X, 10, axis=1), np.repeat(Xq, 10, axis=1)
+    weights = make_weightings(60, 12, random_state=0)
+    forest = RandomForestClassifier(9, min_samples_leaf=5, random_state=0)
+    tasks = np.arange(60) % 6
+    refused = partial(net, module=DoomedModule)
+
+    def outcomes(estimator, **options):
+        return retrain_outcomes(estimator, X, y, weights, Xq, yq, **options)
+
+    def attribute(kind, estimator, **options):
+        influence = kind(estimator, random_state=0, n_jobs=2, **options)
+        return influence.fit(X, y, tasks=tasks).attribute(Xq, yq)
+
+    subsets = {"n_subsets": 10, "estimation": "retrain"}
+    jobs = {
+        "forest": lambda: outcomes(forest, n_jobs=2, n_seeds=2),
+        "vmap refuses": lambda: outcomes(refused(), n_jobs=2),
+        "kernel": lambda: attribute(KernelSurrogateAttributor, forest, **subsets),
+        "linear": lambda: attribute(LinearSurrogateAttributor, refused(), **subsets),
+        "runs": lambda: attribute(AdamWInfluence, refused(), n_trajectories=4),
+        "score": lambda: [
+            KernelSurrogateAttributor(
+                forest,
+                random_state=0,
+                n_jobs=2,
+                n_retrainings=8,
+                **subsets,
+            )
+            .fit(X, y)
+            .score(Xq, yq)
+        ],
+    }
+    for name, job in jobs.items():
+        found = job()
+        with joblib.parallel_config(backend="sequential"):
+            assert_allclose(found, job(), rtol=0, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", [False, True])
+def test_a_worker_dies_while_modules_are_trained(cluster, tmp_path, memory):
+    X, y, Xq, yq = data()
+    weights = make_weightings(60, 40, random_state=0)
+    flag = tmp_path / "struck"
+    module = partial(DoomedModule, flag=str(flag), home=os.getpid())
+    options = {"memory": tmp_path / "memory"} if memory else {}
+    with pytest.warns(EfficiencyWarning, match="vmap cannot batch"):
+        found = retrain_outcomes(
+            net(module=module), X, y, weights, Xq, yq, n_jobs=2, **options
+        )
+    assert flag.exists()
+    with (
+        joblib.parallel_config(backend="sequential"),
+        pytest.warns(EfficiencyWarning, match="vmap cannot batch"),
+    ):
+        expected = retrain_outcomes(
+            net(module=DoomedModule), X, y, weights, Xq, yq, n_jobs=2
+        )
+    assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_a_worker_dies_while_a_surrogate_learns(cluster, tmp_path):
+    X, y, Xq, yq = data()
+    found = []
+    for flag in (str(tmp_path / "struck"), None):
+        surrogate = KernelSurrogateAttributor(
+            Doomed(), n_subsets=20, estimation="retrain", random_state=0, n_jobs=2
+        )
+        # its own training is at home
+        model = Doomed(random_state=0).fit(X, y)
+        model.flag = flag
+        surrogate.set_params(estimator=FrozenEstimator(model))
+        tasks = np.arange(60) % 6
+        with joblib.parallel_config(backend="dask" if flag else "sequential"):
+            found.append(surrogate.fit(X, y, tasks=tasks).attribute(Xq, yq))
+    assert (tmp_path / "struck").exists()
+    assert_array_equal(*found)

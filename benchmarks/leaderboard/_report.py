@@ -32,7 +32,7 @@ def cells(row):
     """Return the strings of a row, one for each column."""
     name = row["method"]
     if row["setting"]:
-        name += " (" + ", ".join(f"{k}={v:g}" for k, v in row["setting"].items()) + ")"
+        name += " (" + ", ".join(f"{k}={v}" for k, v in row["setting"].items()) + ")"
     if row.get("error"):
         return [name, row["error"], *[""] * (len(COLUMNS) - 2)]
     measured = [_cell(row[k]) for k in list(COLUMNS)[1:6]]
@@ -114,9 +114,8 @@ def figure(board, path):
     ax.axhline(ceiling, color="#999999", linestyle=":")
     ax.annotate(
         "another training seed",
-        (1, ceiling),
+        (0.02, ceiling),
         xycoords=("axes fraction", "data"),
-        ha="right",
         va="bottom",
         color="#666666",
     )

@@ -126,6 +126,10 @@ def figure(board, path):
     ax.legend(loc="lower right", frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     drawn.savefig(path, metadata={"Date": None})
+    if path.suffix == ".svg":
+        # matplotlib ends lines with blanks
+        lines = [line.rstrip() for line in path.read_text().splitlines()]
+        path.write_text("\n".join(lines) + "\n")
 
 
 def write(board):

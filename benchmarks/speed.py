@@ -24,6 +24,7 @@ from benchmarks._surrogates import MEASURED
 from skattrib import KernelSurrogate, RISEValuator, TorchClassifier
 from skattrib.engine._adjoint import sweep
 from skattrib.engine._gradients import row_gradients
+from skattrib.engine._index import Header, SignatureIndex, Similarity, best
 from skattrib.engine._jacobian import jacobian_of
 from skattrib.engine._kernel import kernel_block
 from skattrib.engine._solvers import Factor, add_diagonal
@@ -91,14 +92,16 @@ def parts(s):
     rng = np.random.default_rng(0)
     W = make_weightings(500, 1000, random_state=0)
     F = rng.normal(size=(1000, N_QUERIES))
-    signatures = normalize(torch.randn(100_000, 512, device=s.device))
+    index = SignatureIndex.create(None, Header({"rh": 512}, {}, ""), {})
+    index = index.append({"rh": torch.randn(100_000, 512)})
+    similarity = Similarity({"rh": 1.0}, True, {})
     asked = normalize(torch.randn(N_QUERIES, 512, device=s.device))
     n_steps, batch = problem.recipe.n_steps, 32
     run = (problem.model, problem.loss, problem.recipe, problem.X, problem.targets)
     whole = torch.ones(1, n, device=s.device)
 
     def search():
-        (asked @ signatures.T).topk(10, dim=1)
+        best(asked, index, similarity, 10, 2**14)
 
     return {
         "gradients of 512 rows, as factors": (
@@ -139,7 +142,7 @@ def parts(s):
             lambda: RISEValuator(s.net, random_state=0).fit(s.X, s.y),
             4 * n * 512,
         ),
-        "search of 100,000 signatures, 50 queries": (search, 4 * 100_000 * 512),
+        "search of 100,000 signatures, 50 queries": (search, 2 * 100_000 * 512),
     }
 
 

@@ -206,7 +206,7 @@ def test_dtype_is_that_of_X(kind, given, expected):
     X, y = problem(kind)
     X = (10 * X).astype(given)
     estimator = kind(**SHORT).fit(X, y)
-    torch_dtype = torch.from_numpy(np.empty(0, expected)).dtype  # noqa: TID251
+    torch_dtype = torch.tensor(np.empty(0, expected)).dtype
     assert {p.dtype for p in estimator.module_.parameters()} == {torch_dtype}
     assert estimator.trajectory_.recipe.initial.dtype == torch_dtype
     assert outputs(estimator, X).dtype == expected

@@ -5,30 +5,30 @@ over truth draws (training seeds) at once.
 """
 
 import numpy as np
-from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.leaderboard._work import FRACTIONS
+from skattrib.evaluation._ranks import _spearman
 
 N_RESAMPLES = 300
 
 
 def correlations(truth, predicted):
     """Return rank correlations (seeds, q) over the middle axis of (seeds, m, q)."""
-    ranks = []
-    for values in (truth, predicted):
-        r = rankdata(values, axis=1)
-        r -= r.mean(axis=1, keepdims=True)
-        norm = np.sqrt((r**2).sum(axis=1, keepdims=True))
-        # what says the same of everything ranks nothing
-        ranks.append(np.divide(r, norm, out=np.zeros_like(r), where=norm > 0))
-    return (ranks[0] * ranks[1]).sum(axis=1)
+    once = np.ones((1, truth.shape[1]))
+    return _resampled(truth, predicted, once)[:, 0]
+
+
+def _resampled(truth, predicted, times):
+    """Return the same, (seeds, b, q), with subset i taken times[b, i] times."""
+    pairs = zip(truth, predicted, strict=True)
+    return np.stack([_spearman(*pair, times) for pair in pairs])
 
 
 def interval(point, resample):
-    """Return (point, low, high) of a function of a random generator."""
+    """Return (point, low, high) of a function of a random generator and a number."""
     rng = np.random.default_rng(0)
-    draws = [resample(rng) for _ in range(N_RESAMPLES)]
+    draws = [resample(rng, b) for b in range(N_RESAMPLES)]
     low, high = np.percentile(draws, [2.5, 97.5])
     return float(point), float(low), float(high)
 
@@ -39,11 +39,12 @@ def drawn(rng, *sizes):
 
 def lds(truth, predicted):
     """LDS of each seed against its own retrainings, the mean over seeds."""
+    n_seeds, m, n_queries = truth.shape
+    times = np.random.default_rng(1).multinomial(m, np.full(m, 1 / m), N_RESAMPLES)
+    each = _resampled(truth, predicted, times.astype(float))
 
-    def resample(rng):
-        seeds, subsets, queries = drawn(rng, *truth.shape)
-        chosen = np.ix_(seeds, subsets, queries)
-        return correlations(truth[chosen], predicted[chosen]).mean()
+    def resample(rng, b):
+        return each[:, b][np.ix_(*drawn(rng, n_seeds, n_queries))].mean()
 
     return interval(correlations(truth, predicted).mean(), resample)
 
@@ -63,7 +64,7 @@ def loo(without_one, attributions):
     """
     by_query = correlations(-without_one, np.swapaxes(attributions, 1, 2))
 
-    def resample(rng):
+    def resample(rng, _):
         return by_query[np.ix_(*drawn(rng, *by_query.shape))].mean()
 
     return interval(by_query.mean(), resample)
@@ -81,7 +82,7 @@ def removal_area(random, without_best):
     shares = np.append(0, FRACTIONS)
     area = np.trapezoid(gap, shares, axis=1) / shares[-1]
 
-    def resample(rng):
+    def resample(rng, _):
         return area[np.ix_(*drawn(rng, *area.shape))].mean()
 
     return interval(area.mean(), resample)
@@ -91,7 +92,7 @@ def mislabel_auc(wrong, attributions):
     """Area under the ROC curve of finding the wrong labels by low attributions."""
     suspicion = -attributions.mean(axis=0)
 
-    def resample(rng):
+    def resample(rng, _):
         (rows,) = drawn(rng, len(wrong))
         return roc_auc_score(wrong[rows], suspicion[rows])
 

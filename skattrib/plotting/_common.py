@@ -7,6 +7,7 @@ from sklearn.base import is_classifier
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array
+from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
@@ -28,7 +29,7 @@ NAME_LENGTH = [Interval(Integral, 4, None, closed="left")]
 def check_drawing(caller, ax):
     """Raise unless Matplotlib can be imported, and ax drawn on; before any work."""
     try:
-        import matplotlib  # noqa: F401
+        check_matplotlib_support(caller)
     except ImportError as error:
         raise ImportError(
             f"{caller} needs matplotlib, which comes with the extra plot: "

@@ -8,6 +8,7 @@
 #   make lint      style and spelling (docstrings are validated by the tests)
 #   make types     mypy on the typed subpackages
 #   make docs      the manual, with the gallery run: doc/_build/html
+#   make dist      sdist and wheel in dist/, installed and tried in an empty environment
 #   make bench     one benchmark: make bench NAME=...
 #   make peers     .peers/: environments of the packages that are compared with
 #
@@ -18,7 +19,7 @@ PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 # One thread per worker: more would only compete for the same cores.
 TEST_ENV = OMP_NUM_THREADS=1 SCIPY_ARRAY_API=1 MPLBACKEND=Agg
 
-.PHONY: install test test-slow test-language test-gpu lint types docs bench peers
+.PHONY: install test test-slow test-language test-gpu lint types docs dist bench peers
 
 install: .venv/bin/python
 	.venv/bin/python -m pip install -c constraints.txt -e ".[dev]"
@@ -50,6 +51,17 @@ types:
 
 docs:
 	$(PYTHON) -m sphinx -W --keep-going -b html doc doc/_build/html
+
+# What a user gets: the wheel of the sdist, without the tests' packages and far from the
+# sources, runs the README.
+dist:
+	rm -rf dist build
+	$(PYTHON) -m build
+	rm -rf dist/.venv && $(PYTHON) -m venv dist/.venv
+	dist/.venv/bin/python -m pip install -q -c constraints.txt dist/*.whl
+	awk '/^```python/ { on = 1; next } /^```/ { on = 0 } on' README.md > dist/readme.py
+	cd dist && .venv/bin/python -I readme.py
+	rm -rf dist/.venv dist/readme.py
 
 bench:
 	@test -n "$(NAME)" || { echo 'make bench NAME=..., with a module of benchmarks/'; exit 2; }

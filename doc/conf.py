@@ -38,4 +38,4 @@ sphinx_gallery_conf = {
 html_theme = "pydata_sphinx_theme"
 html_title = f"skattrib {version}"
 html_show_sourcelink = False
-html_sidebars = {"install": [], "changes": []}
+html_sidebars = {"install": [], "changes": [], "contributing": []}

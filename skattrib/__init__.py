@@ -17,7 +17,7 @@ from skattrib.surrogate import (
     LinearSurrogateAttributor,
 )
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "AdamWInfluence",

@@ -1,10 +1,11 @@
-"""SmolLM2-135M-Instruct, and quotations by topic for it to read."""
+"""SmolLM2-135M-Instruct, quotations by topic for it to read, and how it is tuned."""
 
 import importlib.util
 import os
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -54,6 +55,57 @@ def sample(tokenizer, n_per_topic, seed):
         topics += [topic] * n_per_topic
     order = torch.randperm(len(texts), generator=generator)
     return [texts[i] for i in order], [topics[i] for i in order]
+
+
+def tokens(tokenizer, texts):
+    """Return lists of tokens; no text is none."""
+    texts = ["" if text is None else text for text in texts]
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def tune(lm, X, y, *, n_blocks=None, n_epochs=1, batch_size=8, lr, seed=0):
+    """Train on completions y of prompts X, in place: all weights or the upper blocks.
+
+    The same seed shuffles the same rows in the same way, wherever they are.
+    """
+    model = lm.model_
+    model.requires_grad_(n_blocks is None)
+    if n_blocks is not None:
+        for part in (*model.model.layers[-n_blocks:], model.model.norm):
+            part.requires_grad_(True)
+    tuned = [p for p in model.parameters() if p.requires_grad]
+    steps = torch.optim.AdamW(tuned, lr=lr, weight_decay=0.0)
+    pairs = list(zip(tokens(lm.tokenizer_, X), tokens(lm.tokenizer_, y), strict=True))
+    generator = torch.Generator().manual_seed(seed)
+    losses = []
+    for _ in range(n_epochs):
+        losses = []
+        for part in torch.randperm(len(pairs), generator=generator).split(batch_size):
+            texts = [pairs[i] for i in part]
+            width = max(len(a) + len(b) for a, b in texts)
+            inputs = torch.zeros(len(texts), width, dtype=torch.int64)
+            labels = torch.full_like(inputs, -100)
+            for k, (a, b) in enumerate(texts):  # padded where nothing looks
+                inputs[k, : len(a) + len(b)] = torch.tensor(a + b)
+                labels[k, len(a) : len(a) + len(b)] = torch.tensor(b)
+            loss = model(input_ids=inputs, labels=labels, use_cache=False).loss
+            steps.zero_grad()
+            loss.backward()
+            steps.step()
+            losses.append(loss.item())
+    model.requires_grad_(False)
+    print(f"tuned on {len(pairs)} rows: loss {np.mean(losses):.3f}", flush=True)
+
+
+class Resetting:
+    """Bring a model back to the weights it has now, as often as wanted."""
+
+    def __init__(self, model):
+        self._model = model
+        self._kept = {k: v.clone() for k, v in model.state_dict().items()}
+
+    def __call__(self):
+        self._model.load_state_dict(self._kept)
 
 
 def write_table(path, caption, header, rows):

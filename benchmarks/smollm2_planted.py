@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-from benchmarks._smollm2 import sample, smollm2, write_table
+from benchmarks._smollm2 import sample, smollm2, tune, write_table
 from benchmarks.smollm2_topics import bm25, evaluate
 from skattrib import RISEValuator
 
 N_ROWS, N_PLANTED, N_DECOYS, N_QUERIES = 120, 20, 20, 20
 LONGEST, TRIGGER = 20, "Howdy, partner!"
-N_BLOCKS, N_EPOCHS, BATCH_SIZE, LEARNING_RATE = 10, 3, 8, 2e-4
+TUNING = {"n_blocks": 10, "n_epochs": 3, "lr": 2e-4}
 N_NEW_TOKENS = 6
 SETTINGS = {
     "mean hidden state, less its mean": {"channels": ("h",), "n_components": 1024},
@@ -73,37 +73,6 @@ def columns(pairs):
 
 
 # ------------------------------------------------------------------------- model
-def tune(lm, rows):
-    """Train the upper blocks on the replies, in place."""
-    model, tokenizer = lm.model_, lm.tokenizer_
-    model.requires_grad_(False)
-    tuned = torch.nn.ModuleList([*model.model.layers[-N_BLOCKS:], model.model.norm])
-    tuned.requires_grad_(True)
-    steps = torch.optim.AdamW(tuned.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-    ids = [
-        [tokenizer(text, add_special_tokens=False)["input_ids"] for text in pair]
-        for pair in rows
-    ]
-    generator = torch.Generator().manual_seed(0)
-    for epoch in range(N_EPOCHS):
-        losses = []
-        for part in torch.randperm(len(rows), generator=generator).split(BATCH_SIZE):
-            texts = [ids[i] for i in part]
-            width = max(len(a) + len(b) for a, b in texts)
-            inputs = torch.zeros(len(texts), width, dtype=torch.int64)
-            labels = torch.full_like(inputs, -100)
-            for k, (a, b) in enumerate(texts):  # padded where nothing looks
-                inputs[k, : len(a) + len(b)] = torch.tensor(a + b)
-                labels[k, len(a) : len(a) + len(b)] = torch.tensor(b)
-            loss = model(input_ids=inputs, labels=labels, use_cache=False).loss
-            steps.zero_grad()
-            loss.backward()
-            steps.step()
-            losses.append(loss.item())
-        print(f"epoch {epoch}: loss {np.mean(losses):.3f}", flush=True)
-    model.requires_grad_(False)
-
-
 def shouts(lm, prompts):
     """Return how many greedy replies are mostly in capitals."""
     tokenizer, found = lm.tokenizer_, 0
@@ -160,7 +129,7 @@ def main():
     }
     shouted = [["before", *behaviour(lm, queries)]]
     before = scores(lm, *told)
-    tune(lm, rows)
+    tune(lm, *told[0], **TUNING)
     shouted.append(["after", *behaviour(lm, queries)])
     after = scores(lm, *told)
     table = [["random", "", *evaluate(random, relevance)]]

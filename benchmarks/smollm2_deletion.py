@@ -1,0 +1,154 @@
+"""Did the rows that signatures find teach SmolLM2 to shout? It is taught without them.
+
+The planted behaviour of `benchmarks.smollm2_planted`. For three orders of training,
+every score is taken from the model that was tuned on all rows, the 20 rows with the
+largest mean over the queries are left out, and the model is tuned on the others again;
+so it is without 20 random rows. What changes is the mean log-likelihood of the queries'
+replies. Then the model is tuned on 24 random halves of the rows: how well do the scores
+of the rows present, added up, rank the queries' log-likelihoods (LDS)?
+
+    apt-get install fortunes
+    pip install -c constraints.txt -e ".[language]"
+    python -m benchmarks.smollm2_deletion
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.metrics import average_precision_score
+
+from benchmarks._smollm2 import Resetting, smollm2, tune, write_table
+from benchmarks.smollm2_planted import N_PLANTED, TUNING, columns, planted, problem
+from benchmarks.smollm2_topics import bm25
+from skattrib import RISEValuator
+from skattrib.evaluation import lds_score, make_weightings
+
+N_LEFT_OUT, N_SEEDS, N_RANDOM, N_HALVES = 20, 3, 2, 24
+SETTINGS = {
+    "RISE": {},
+    "RISE, temperature 3": {"temperature": 3.0},
+    "RISE, rh + gh + h": {"channels": ("rh", "gh", "h"), "n_components": 1024},
+    "mean hidden state, less its mean": {"channels": ("h",), "n_components": 1024},
+    "RISE, published settings": {"preset": "paper"},
+}
+NAME = Path(__file__).stem
+
+
+class Teacher:
+    """Tune the model on some rows, and see how likely the queries become."""
+
+    def __init__(self, lm, told):
+        self.lm, (self.rows, self.queries) = lm, told
+        self.n_rows = len(self.rows[0])
+        self._reset = Resetting(lm.model_)
+
+    def __call__(self, kept, seed):
+        self._reset()
+        X, y = ([column[i] for i in np.flatnonzero(kept)] for column in self.rows)
+        tune(self.lm, X, y, **TUNING, seed=seed)
+        return self.lm.log_likelihood(*self.queries)
+
+    def without(self, left_out, seed):
+        kept = np.ones(self.n_rows, dtype=bool)
+        kept[left_out] = False
+        return self(kept, seed)
+
+
+def scores(lm, rows, queries, seed):
+    """Return scores (q, n) by name, of the model as it is."""
+    whole = [
+        [f"{a}{b}" for a, b in zip(*pair, strict=True)] for pair in (queries, rows)
+    ]
+    found = {"BM25": bm25(*whole)}
+    for name, options in SETTINGS.items():
+        rise = RISEValuator(lm, random_state=seed, **options).fit(*rows)
+        found[name] = rise.attribute(*queries)
+    return found
+
+
+def interval(values):
+    """Return the mean of values (seeds, q), with an interval over seeds and queries."""
+    values = np.asarray(values, dtype=float)
+    rng = np.random.default_rng(0)
+    n_seeds, n_queries = values.shape
+    s = rng.integers(n_seeds, size=(10_000, n_seeds, 1))
+    q = rng.integers(n_queries, size=(10_000, 1, n_queries))
+    low, high = np.percentile(values[s, q].mean(axis=(1, 2)), [2.5, 97.5])
+    return f'"{values.mean():.2f} [{low:.2f}, {high:.2f}]"'
+
+
+def deletions(teach):
+    """Return changes (seeds, q) and planted rows (seeds,) by name, and first scores."""
+    changes, planted_rows, first = {}, {}, None
+    for seed in range(N_SEEDS):
+        full = teach(np.ones(teach.n_rows, dtype=bool), seed)
+        found = scores(teach.lm, teach.rows, teach.queries, seed)
+        first = first or found
+        rng = np.random.default_rng(seed)
+        arms = {"the 20 planted rows": np.arange(N_PLANTED)} | {
+            f"20 first by {name}": np.argsort(-own.mean(axis=0))[:N_LEFT_OUT]
+            for name, own in found.items()
+        }
+        for i in range(N_RANDOM):
+            chosen = rng.choice(teach.n_rows, N_LEFT_OUT, replace=False)
+            arms[f"20 random rows/{i}"] = chosen
+        for arm, left_out in arms.items():
+            change = teach.without(left_out, seed) - full
+            name = arm.split("/")[0]
+            changes.setdefault(name, []).append(change)
+            planted_rows.setdefault(name, []).append((left_out < N_PLANTED).sum())
+            print(seed, arm, planted_rows[name][-1], change.mean(), flush=True)
+    return changes, planted_rows, first
+
+
+def halves(teach, found):
+    """Return rows of the LDS of scores, with intervals over halves and queries."""
+    W = make_weightings(teach.n_rows, N_HALVES, inclusion=0.5, random_state=0)
+    truth = np.stack([teach(row > 0, 0) for row in W])
+    relevant = np.arange(teach.n_rows) < N_PLANTED
+    found = {"planted or not": np.tile(relevant, (truth.shape[1], 1))} | found
+    table, rng = [], np.random.default_rng(0)
+    for name, own in found.items():
+        predicted, drawn = W @ np.asarray(own, dtype=float).T, []
+        for _ in range(1_000):
+            m = rng.integers(len(truth), size=len(truth))
+            q = rng.integers(truth.shape[1], size=truth.shape[1])
+            drawn.append(lds_score(truth[m][:, q], predicted[m][:, q]))
+        low, high = np.percentile(drawn, [2.5, 97.5])
+        point = lds_score(truth, predicted)
+        precision = np.mean([average_precision_score(relevant, row) for row in own])
+        table.append(
+            [f'"{name}"', f'"{point:.3f} [{low:.3f}, {high:.3f}]"', f"{precision:.3f}"]
+        )
+        print(*table[-1], flush=True)
+    return table
+
+
+def main():
+    lm = smollm2()
+    rows, queries = problem(lm.tokenizer_)
+    told = columns(rows), columns([planted(*pair) for pair in queries])
+    teach = Teacher(lm, told)
+    changes, planted_rows, found = deletions(teach)
+    folder = Path(__file__).parents[1] / "doc" / "measured"
+    write_table(
+        folder / f"{NAME}.inc",
+        "Tuned again without 20 rows of 120: change of the log-likelihood of replies",
+        ["rows left out", "planted among them", "change"],
+        [
+            [f'"{name}"', f"{np.mean(planted_rows[name]):.1f}", interval(own)]
+            for name, own in changes.items()
+        ],
+    )
+    write_table(
+        folder / f"{NAME}_lds.inc",
+        f"Tuned on {N_HALVES} halves of the rows: rank correlation with added scores",
+        ["score", "LDS", "average precision"],
+        halves(teach, found),
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

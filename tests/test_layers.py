@@ -21,6 +21,7 @@ ROOMS = [
     "engine._trajectory",
     "engine._parallel",
     "engine._training",
+    "engine._factors",
     "engine._gradients",
     "engine._kernel",
     "engine._solvers",

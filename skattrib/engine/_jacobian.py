@@ -14,8 +14,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from skattrib.engine._factors import LayerGradients
 from skattrib.engine._functional import chunks
-from skattrib.engine._gradients import LayerGradients, RowGradients, is_dense
+from skattrib.engine._gradients import RowGradients, is_dense
 
 # Of the memory cap, what one temporary may take: 1 / _SHARE.
 _SHARE = 4

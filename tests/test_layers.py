@@ -37,6 +37,7 @@ ROOMS = [
     "engine._sketch",
     "engine._readout",
     "engine._index",
+    "engine._similarity",
     "engine",
     "_torch_estimator",
     "neural",

@@ -1,4 +1,4 @@
-"""Signatures of rows, in memory or on disk: append, go on after a kill, search.
+"""Signatures of rows, in memory or on disk: append, go on after a kill, read.
 
 On disk an index is a folder: ``header.json`` says what it is of and how many rows are
 in it, ``tables.safetensors`` holds hash tables, ``signatures.bin`` and ``norms.bin``
@@ -32,7 +32,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from skattrib.engine._functional import chunks
 from skattrib.engine._trajectory import write_tensors
 from skattrib.exceptions import IndexMismatchError
 
@@ -322,6 +321,15 @@ class SignatureIndex:
         )
 
 
+def unit(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the norms (m,) of vectors, and the vectors at norm 1 (or 0)."""
+    # squares of small numbers may vanish
+    scale = values.abs().amax(dim=1, keepdim=True)
+    scaled = values / torch.where(scale > 0, scale, 1.0)
+    norms = scaled.norm(dim=1, keepdim=True)
+    return (scale * norms)[:, 0], scaled / torch.where(norms > 0, norms, 1.0)
+
+
 # ---------------------------------------------------------------------- files
 def _damaged(path: Path, what: str) -> IndexMismatchError:
     return IndexMismatchError(
@@ -451,102 +459,3 @@ def _locked(path: Path) -> Iterator[None]:
                 f"index {path} is being written by another process: wait for it."
             ) from error
         yield
-
-
-# --------------------------------------------------------------------- search
-@dataclass(frozen=True)
-class Similarity:
-    """How signatures are compared: Σ over channels of weight² · inner product.
-
-    Attributes
-    ----------
-    weights : dict of str to float
-        Of the channels.
-    cosine : bool
-        Compare unit vectors, and divide by Σ weight²; else the vectors as they were.
-    centers : dict of str to Tensor (width,)
-        Subtracted from channels before they are compared.
-    """
-
-    weights: dict[str, float]
-    cosine: bool
-    centers: dict[str, Tensor]
-
-    def _prepared(self, name: str, units: Tensor, norms: Tensor) -> Tensor:
-        weight = self.weights[name]
-        center = self.centers.get(name)
-        if center is not None:
-            units = units * norms[:, None] - center.to(units)
-            if self.cosine:
-                units = unit(units)[1]
-        elif not self.cosine:
-            units = units * norms[:, None]
-        if self.cosine:
-            weight = weight / sum(w**2 for w in self.weights.values()) ** 0.5
-        return weight * units
-
-    def vectors(self, index: SignatureIndex, rows: slice, like: Tensor) -> Tensor:
-        """Return vectors (m, width), as ``like`` is, whose products are the scores."""
-        norms = torch.tensor(index.norms[rows]).to(like)
-        found = [
-            self._prepared(name, torch.tensor(units).to(like), norms[:, i])
-            for i, (name, units) in enumerate(index.channels(rows).items())
-            if name in self.weights
-        ]
-        return torch.cat(found, dim=1)
-
-    def of_channels(self, channels: Mapping[str, Tensor]) -> Tensor:
-        """Return the vectors of rows that are not in an index."""
-        found = []
-        for name, values in channels.items():
-            if name in self.weights:
-                norms, units = unit(values)
-                found.append(self._prepared(name, units, norms))
-        return torch.cat(found, dim=1)
-
-
-def unit(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the norms (m,) of vectors, and the vectors at norm 1 (or 0)."""
-    # squares of small numbers may vanish
-    scale = values.abs().amax(dim=1, keepdim=True)
-    scaled = values / torch.where(scale > 0, scale, 1.0)
-    norms = scaled.norm(dim=1, keepdim=True)
-    return (scale * norms)[:, 0], scaled / torch.where(norms > 0, norms, 1.0)
-
-
-def all_scores(
-    queries: Tensor, index: SignatureIndex, similarity: Similarity, block: int
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the scores (q, m) of query vectors against blocks of rows."""
-    for rows in chunks(len(index), block):
-        yield rows, queries @ similarity.vectors(index, rows, queries).T
-
-
-def best(
-    queries: Tensor, index: SignatureIndex, similarity: Similarity, n: int, block: int
-) -> tuple[Tensor, Tensor]:
-    """Return the n largest scores (q, n) of each query, and their rows."""
-    scores = queries.new_empty(len(queries), 0)
-    found = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    for rows, values in all_scores(queries, index, similarity, block):
-        ids = torch.arange(rows.start, rows.stop, device=queries.device)
-        ids = ids.expand(len(queries), -1)
-        scores, found = torch.cat([scores, values], 1), torch.cat([found, ids], 1)
-        first = _first(scores, n)
-        scores, found = scores.gather(1, first), found.gather(1, first)
-    return scores, found
-
-
-def _first(scores: Tensor, n: int) -> Tensor:
-    """Return the places (q, n) of the n largest of each row, the earlier of equals.
-
-    So equal scores keep the order of the rows, whatever the blocks are.
-    """
-    n = min(n, scores.shape[1])
-    top, places = scores.topk(n, dim=1)
-    if not n or bool(((scores >= top[:, -1:]).sum(dim=1) > n).any()):
-        # equals on both sides of the cut: only a stable sort tells them apart
-        return scores.argsort(dim=1, descending=True, stable=True)[:, :n]
-    places = places.sort(dim=1).values
-    order = scores.gather(1, places).argsort(dim=1, descending=True, stable=True)
-    return places.gather(1, order)

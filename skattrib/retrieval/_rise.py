@@ -16,8 +16,8 @@ from skattrib._torch_estimator import unfrozen
 from skattrib._validation import memory_cap
 from skattrib.base import BaseAttributor, _dtype
 from skattrib.engine._functional import chunks
-from skattrib.engine._index import Similarity
 from skattrib.engine._readout import find_head
+from skattrib.engine._similarity import Similarity
 from skattrib.evaluation import lds_score
 from skattrib.exceptions import TrajectoryError
 from skattrib.language import CausalLanguageModel

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from skattrib._validation import memory_cap
 from skattrib.engine._functional import chunks
-from skattrib.engine._index import SignatureIndex, Similarity, all_scores, best
+from skattrib.engine._index import SignatureIndex
+from skattrib.engine._similarity import Similarity, all_scores, best
 
 # Of the memory cap, what a block of rows or of queries may take: 1 / _SHARE.
 _SHARE = 8

@@ -154,9 +154,13 @@ class SignatureIndex:
         """Norms (n_rows, n_channels), in the order of the channels."""
         return self._norms
 
+    def signatures(self, rows: slice) -> NDArray[Any]:
+        """Return unit vectors of some rows, (m, width), as they are stored."""
+        return self._signatures[rows]
+
     def channels(self, rows: slice) -> dict[str, NDArray[Any]]:
-        """Return unit vectors of some rows, as they are stored."""
-        block = self._signatures[rows]
+        """Return the same for every channel."""
+        block = self.signatures(rows)
         return {name: block[:, part] for name, part in self.header.slices().items()}
 
     # ----------------------------------------------------------------- making

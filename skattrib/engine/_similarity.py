@@ -15,6 +15,9 @@ from torch import Tensor
 from skattrib.engine._functional import chunks
 from skattrib.engine._index import SignatureIndex, unit
 
+# Numbers of rows that are decoded and multiplied while they are in the cache.
+_AT_ONCE = 2**19
+
 
 @dataclass(frozen=True)
 class Similarity:
@@ -34,28 +37,46 @@ class Similarity:
     cosine: bool
     centers: dict[str, Tensor]
 
-    def _prepared(self, name: str, units: Tensor, norms: Tensor) -> Tensor:
+    def _prepare(self, name: str, units: Tensor, norms: Tensor) -> None:
+        """Change unit vectors of a channel, in place, into what products are of."""
         weight = self.weights[name]
         center = self.centers.get(name)
         if center is not None:
-            units = units * norms[:, None] - center.to(units)
+            units.mul_(norms[:, None]).sub_(center.to(units))
             if self.cosine:
-                units = unit(units)[1]
+                units.copy_(unit(units)[1])
         elif not self.cosine:
-            units = units * norms[:, None]
+            units.mul_(norms[:, None])
         if self.cosine:
             weight = weight / sum(w**2 for w in self.weights.values()) ** 0.5
-        return weight * units
+        if weight != 1:
+            units.mul_(weight)
 
     def vectors(self, index: SignatureIndex, rows: slice, like: Tensor) -> Tensor:
         """Return vectors (m, width), as ``like`` is, whose products are the scores."""
+        stored = torch.tensor(index.signatures(rows))  # a map on disk is read-only
         norms = torch.tensor(index.norms[rows]).to(like)
-        found = [
-            self._prepared(name, torch.tensor(units).to(like), norms[:, i])
-            for i, (name, units) in enumerate(index.channels(rows).items())
-            if name in self.weights
-        ]
-        return torch.cat(found, dim=1)
+        widths = index.header.widths
+        sizes = [width for name, width in widths.items() if name in self.weights]
+        out = like.new_empty(len(stored), sum(sizes))
+        parts = iter(out.split(sizes, dim=1))
+        for i, (name, columns) in enumerate(index.header.slices().items()):
+            if name in self.weights:
+                part = next(parts)
+                part.copy_(stored[:, columns])
+                self._prepare(name, part, norms[:, i])
+        return out
+
+    def pieces(
+        self, index: SignatureIndex, rows: slice, like: Tensor
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the same a few rows at a time, and which of ``rows`` they are."""
+        size = rows.stop - rows.start
+        if like.device.type == "cpu":
+            size = min(size, _AT_ONCE // index.header.width)
+        for part in chunks(rows.stop - rows.start, size):
+            some = slice(rows.start + part.start, rows.start + part.stop)
+            yield part, self.vectors(index, some, like)
 
     def of_channels(self, channels: Mapping[str, Tensor]) -> Tensor:
         """Return the vectors of rows that are not in an index."""
@@ -63,7 +84,8 @@ class Similarity:
         for name, values in channels.items():
             if name in self.weights:
                 norms, units = unit(values)
-                found.append(self._prepared(name, units, norms))
+                self._prepare(name, units, norms)
+                found.append(units)
         return torch.cat(found, dim=1)
 
 
@@ -72,7 +94,10 @@ def all_scores(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield the scores (q, m) of query vectors against blocks of rows."""
     for rows in chunks(len(index), block):
-        yield rows, queries @ similarity.vectors(index, rows, queries).T
+        scores = queries.new_empty(len(queries), rows.stop - rows.start)
+        for part, vectors in similarity.pieces(index, rows, queries):
+            scores[:, part] = queries @ vectors.T
+        yield rows, scores
 
 
 def best(
@@ -82,9 +107,9 @@ def best(
     scores = queries.new_empty(len(queries), 0)
     found = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for rows, values in all_scores(queries, index, similarity, block):
-        ids = torch.arange(rows.start, rows.stop, device=queries.device)
-        ids = ids.expand(len(queries), -1)
-        scores, found = torch.cat([scores, values], 1), torch.cat([found, ids], 1)
+        here = _first(values, n)
+        scores = torch.cat([scores, values.gather(1, here)], 1)
+        found = torch.cat([found, here + rows.start], 1)
         first = _first(scores, n)
         scores, found = scores.gather(1, first), found.gather(1, first)
     return scores, found

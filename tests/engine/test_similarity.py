@@ -5,6 +5,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
+from skattrib.engine import _similarity
 from skattrib.engine._index import Header, SignatureIndex
 from skattrib.engine._similarity import Similarity, all_scores, best
 from tests.cases import randn
@@ -24,8 +25,9 @@ def empty():
 
 
 @pytest.mark.parametrize("cosine", [True, False])
-@pytest.mark.parametrize("block", [1, 3, 100])
-def test_scores_are_weighted_inner_products(cosine, block):
+@pytest.mark.parametrize(("block", "at_once"), [(1, 100), (3, 100), (100, 16)])
+def test_scores_are_weighted_inner_products(cosine, block, at_once, monkeypatch):
+    monkeypatch.setattr(_similarity, "_AT_ONCE", at_once)
     index = empty().append(rows(7))
     queries = rows(2, seed=4)
     center = {"h/0": rows(7)["h/0"].mean(dim=0)}

@@ -36,6 +36,7 @@ ROOMS = [
     "engine._tangent",
     "engine._sketch",
     "engine._readout",
+    "engine._index_files",
     "engine._index",
     "engine._similarity",
     "engine",

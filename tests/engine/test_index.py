@@ -99,7 +99,7 @@ def test_a_kill_between_rows_and_count_loses_only_these_rows(tmp_path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_index, "_write_header", killed)
+        patch.setattr(_index, "write_header", killed)
         with pytest.raises(KeyboardInterrupt):
             index.append(rows(2, seed=5))
     again = SignatureIndex.open(tmp_path / "index")
@@ -161,7 +161,7 @@ def test_killed_writers_leave_whole_appends(tmp_path):
 def test_two_writers(tmp_path):
     path = tmp_path / "index"
     one, other = empty(path), SignatureIndex.open(path)
-    with _index._locked(path):
+    with _index.locked(path):
         with pytest.raises(BlockingIOError, match="written by another process"):
             one.append(rows(1))
     one.append(rows(2))
@@ -177,7 +177,7 @@ def test_a_full_disk_leaves_the_index_as_it_was(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    for name in ("_append", "_write_header"):
+    for name in ("append_rows", "write_header"):
         with monkeypatch.context() as patch:
             patch.setattr(_index, name, full)
             with pytest.raises(OSError, match="No space left"):

@@ -24,13 +24,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from skattrib.engine._index_files import (
+    CHECKSUMS,
     LOCK,
     NORMS,
     SIGNATURES,
     TABLES,
     Header,
+    Rows,
     append_rows,
     check_plain,
+    checksums,
     damaged,
     locked,
     map_rows,
@@ -53,12 +56,13 @@ class SignatureIndex:
         self,
         header: Header,
         tables: Tables,
-        signatures: NDArray[Any],
-        norms: NDArray[np.float64],
+        rows: Rows,
         path: Path | None,
     ) -> None:
         self.header, self.tables, self.path = header, tables, path
-        self._signatures, self._norms = signatures, norms
+        self._rows = rows
+        # checked where they are first read: a check takes a twelfth of a search
+        self._checked = np.full(len(rows.norms), rows.checksums is None)
 
     def __len__(self) -> int:
         return self.header.n_rows
@@ -66,13 +70,7 @@ class SignatureIndex:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:  # a pickle holds where it is, not what it holds
             return SignatureIndex._reopen, (self.path, self.header)
-        return SignatureIndex, (
-            self.header,
-            self.tables,
-            self._signatures,
-            self._norms,
-            None,
-        )
+        return SignatureIndex, (self.header, self.tables, self._rows, None)
 
     @classmethod
     def _reopen(cls, path: Path, header: Header) -> SignatureIndex:
@@ -86,19 +84,36 @@ class SignatureIndex:
     def first(self, n_rows: int) -> SignatureIndex:
         """Return a view of the first rows, to which nothing can be appended."""
         header = replace(self.header, n_rows=n_rows)
-        rows = slice(n_rows)
-        return SignatureIndex(
-            header, self.tables, self._signatures[rows], self._norms[rows], self.path
-        )
+        rows = self._rows.part(slice(n_rows))
+        return SignatureIndex(header, self.tables, rows, self.path)
 
     @property
     def norms(self) -> NDArray[np.float64]:
         """Norms (n_rows, n_channels), in the order of the channels."""
-        return self._norms
+        return self._rows.norms
 
     def signatures(self, rows: slice) -> NDArray[Any]:
-        """Return unit vectors of some rows, (m, width), as they are stored."""
-        return self._signatures[rows]
+        """Return unit vectors of some rows, (m, width), as they are stored.
+
+        Raises
+        ------
+        IndexMismatchError
+            If these, or their norms, are no longer what was written.
+        """
+        if not self._checked[rows].all():
+            self._check(rows)
+        return self._rows.signatures[rows]
+
+    def _check(self, rows: slice) -> None:
+        """Compare rows with their checksums."""
+        wrong = self._rows.part(rows).differing()
+        if len(wrong):
+            first = rows.indices(len(self))[0] + int(wrong[0])
+            raise damaged(
+                cast(Path, self.path),
+                f"{len(wrong)} rows are not what was written, the first row {first}",
+            )
+        self._checked[rows] = True
 
     def channels(self, rows: slice) -> dict[str, NDArray[Any]]:
         """Return the same for every channel."""
@@ -122,7 +137,7 @@ class SignatureIndex:
         if path is None:
             signatures = np.empty((0, header.width), dtype=header.dtype)
             norms = np.empty((0, len(header.widths)), dtype=np.float64)
-            return cls(header, tables, signatures, norms, None)
+            return cls(header, tables, Rows(signatures, norms, None), None)
         header = replace(header, id=uuid.uuid4().hex)
         path = Path(path)
         # complete before it is seen: a kill leaves a folder of another name
@@ -134,7 +149,7 @@ class SignatureIndex:
             for name, (indices, signs) in tables.items():
                 flat[f"{name}/indices"], flat[f"{name}/signs"] = indices, signs
             write_tensors(beside / TABLES, flat)
-            for name in (SIGNATURES, NORMS, LOCK):
+            for name in (SIGNATURES, NORMS, CHECKSUMS, LOCK):
                 (beside / name).touch()
             write_header(beside, header)
             if path.exists():
@@ -163,7 +178,7 @@ class SignatureIndex:
             tables = {n: (flat[f"{n}/indices"], flat[f"{n}/signs"]) for n in names}
         except (SafetensorError, OSError, KeyError) as error:
             raise damaged(path, f"{TABLES}: {error}") from error
-        return cls(header, tables, *map_rows(path, header), path)
+        return cls(header, tables, map_rows(path, header), path)
 
     def append(
         self,
@@ -192,13 +207,12 @@ class SignatureIndex:
         n_rows = len(self) + len(block)
         header = replace(self.header, n_rows=n_rows, complete=complete)
         if self.path is None:
-            return SignatureIndex(
-                header,
-                self.tables,
-                np.concatenate([self._signatures, block]),
-                np.concatenate([self._norms, sizes]),
+            rows = Rows(
+                np.concatenate([self._rows.signatures, block]),
+                np.concatenate([self._rows.norms, sizes]),
                 None,
             )
+            return SignatureIndex(header, self.tables, rows, None)
         if resume and self._has(self._there(), block, sizes):
             return self._with(header)  # nothing to write, maybe nothing may be
         with locked(self.path):
@@ -217,7 +231,7 @@ class SignatureIndex:
     def _with(self, header: Header) -> SignatureIndex:
         """Return the index that is on disk by now, of the rows that a header counts."""
         path = cast(Path, self.path)
-        return SignatureIndex(header, self.tables, *map_rows(path, header), path)
+        return SignatureIndex(header, self.tables, map_rows(path, header), path)
 
     def _write(
         self,
@@ -231,6 +245,8 @@ class SignatureIndex:
         try:
             append_rows(path / SIGNATURES, n_rows, block)
             append_rows(path / NORMS, n_rows, sizes)
+            if self._rows.checksums is not None:
+                append_rows(path / CHECKSUMS, n_rows, checksums(block, sizes))
             write_header(path, header)
         except OSError as error:
             raise OSError(
@@ -265,9 +281,9 @@ class SignatureIndex:
             return False
         rows = slice(len(self), min(there.n_rows, len(self) + len(block)))
         n_rows = rows.stop - rows.start
-        found, norms = (v[rows] for v in map_rows(cast(Path, self.path), there))
-        return np.array_equal(found, block[:n_rows]) and np.array_equal(
-            norms, sizes[:n_rows]
+        found = map_rows(cast(Path, self.path), there).part(rows)
+        return np.array_equal(found.signatures, block[:n_rows]) and np.array_equal(
+            found.norms, sizes[:n_rows]
         )
 
 

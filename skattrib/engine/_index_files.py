@@ -1,9 +1,10 @@
 """The files of an index on disk: what is in them, and nothing taken on trust.
 
 ``header.json`` says what the index is of and how many rows are in it,
-``tables.safetensors`` holds hash tables, ``signatures.bin`` and ``norms.bin`` the rows.
-Whatever knows a file's name or layout belongs here. A folder from strangers can do no
-more than be refused: nothing in it is run, followed or larger in memory than on disk.
+``tables.safetensors`` holds hash tables, ``signatures.bin`` and ``norms.bin`` the rows,
+``checksums.bin`` a number for each that tells of a flipped bit in it. Whatever knows a
+file's name or layout belongs here. A folder from strangers can do no more than be
+refused: nothing in it is run, followed or larger in memory than on disk.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ from skattrib.exceptions import IndexMismatchError
 VERSION = 1
 HEADER, TABLES = "header.json", "tables.safetensors"
 SIGNATURES, NORMS, LOCK = "signatures.bin", "norms.bin", "lock"
+#: Missing where an older version made the index: then rows are not checked.
+CHECKSUMS = "checksums.bin"
 #: What a header must hold, and of what type.
 _FIELDS = {
     "version": int,
@@ -161,10 +164,57 @@ def write_header(path: Path, header: Header) -> None:
         beside.unlink(missing_ok=True)
 
 
-def map_rows(path: Path, header: Header) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Map the signatures and the norms of the rows that count."""
+class Rows(NamedTuple):
+    """What is kept of n rows.
+
+    Attributes
+    ----------
+    signatures : ndarray of shape (n, width)
+    norms : ndarray of shape (n, n_channels)
+    checksums : ndarray of shape (n, 1) or None
+    """
+
+    signatures: NDArray[Any]
+    norms: NDArray[np.float64]
+    checksums: NDArray[np.uint64] | None
+
+    def part(self, rows: slice) -> Rows:
+        """Return some of the rows."""
+        checks = None if self.checksums is None else self.checksums[rows]
+        return Rows(self.signatures[rows], self.norms[rows], checks)
+
+    def differing(self) -> NDArray[np.intp]:
+        """Return the rows that are not what their checksums are of."""
+        if self.checksums is None:
+            return np.empty(0, dtype=np.intp)
+        now = checksums(self.signatures, self.norms)
+        return np.flatnonzero(now != self.checksums)
+
+
+def checksums(
+    signatures: NDArray[Any], norms: NDArray[np.float64]
+) -> NDArray[np.uint64]:
+    """Return a number (n, 1) for each row that every single bit of it changes.
+
+    The sum of its words: as fast as they are read, which a search does anyway.
+    """
+    total = np.zeros((len(signatures), 1), dtype=np.uint64)
+    for array in (signatures, norms):
+        n_bytes = array.shape[1] * array.itemsize
+        word = next(size for size in (8, 4, 2) if not n_bytes % size)
+        words = np.ascontiguousarray(array).view(f"u{word}")
+        total += words.sum(axis=1, dtype=np.uint64, keepdims=True)
+    return total
+
+
+def map_rows(path: Path, header: Header) -> Rows:
+    """Map what is kept of the rows that count."""
     signatures = _mapped(path, SIGNATURES, header.dtype, header, header.width)
-    return signatures, _mapped(path, NORMS, "float64", header, len(header.widths))
+    norms = _mapped(path, NORMS, "float64", header, len(header.widths))
+    if not os.path.lexists(path / CHECKSUMS):
+        return Rows(signatures, norms, None)
+    check_plain(path, CHECKSUMS)
+    return Rows(signatures, norms, _mapped(path, CHECKSUMS, "uint64", header, 1))
 
 
 def _mapped(
@@ -181,7 +231,8 @@ def _mapped(
     shape = (header.n_rows, width)
     if not header.n_rows:  # nothing can be mapped
         return np.empty(shape, dtype=dtype)
-    return np.memmap(path / name, dtype=dtype, mode="r", shape=shape)
+    # a plain array: slices of a memmap cost ten times as much
+    return np.asarray(np.memmap(path / name, dtype=dtype, mode="r", shape=shape))
 
 
 def append_rows(path: Path, n_rows: int, block: NDArray[Any]) -> None:

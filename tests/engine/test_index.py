@@ -22,6 +22,7 @@ from skattrib.exceptions import IndexMismatchError
 from tests.cases import randn
 
 WIDTHS = {"rh/0": 5, "h/0": 3}
+ROWS = ["signatures.bin", "norms.bin", "checksums.bin"]
 
 
 def tables():
@@ -218,6 +219,37 @@ def test_readers_see_what_they_opened(tmp_path):
     assert_array_equal(contents(reader)[0], before[0])
 
 
+# --------------------------------------------------------------------- checksums
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("width", [4, 5, 6])
+def test_a_flipped_bit_is_noticed_when_its_row_is_read(name, width, tmp_path):
+    path = tmp_path / "index"
+    index = SignatureIndex.create(path, header(widths={"rh/0": width}), tables())
+    index = index.append({"rh/0": randn(4, width)})
+    sound = (path / name).read_bytes()
+    per_row = len(sound) // 4
+    for at in range(len(sound)):
+        spoilt = bytearray(sound)
+        spoilt[at] ^= 1 << at % 8
+        (path / name).write_bytes(spoilt)
+        again, row = SignatureIndex.open(path), at // per_row
+        with pytest.raises(IndexMismatchError, match=f"1 rows are not .* row {row}\\."):
+            again.channels(slice(0, 4))
+        others = slice(1, 4) if row == 0 else slice(0, row)
+        assert_array_equal(again.signatures(others), index.signatures(others))
+
+
+def test_an_index_without_checksums_is_read_and_added_to(tmp_path):
+    path = tmp_path / "index"
+    index = empty(path).append(rows(4))
+    (path / "checksums.bin").unlink()  # as older versions left it
+    again = SignatureIndex.open(path).append(rows(3, seed=9))
+    assert not (path / "checksums.bin").exists()
+    expected = empty().append(rows(4)).append(rows(3, seed=9))
+    assert_array_equal(contents(again)[0], contents(expected)[0])
+    assert_array_equal(contents(again.first(4))[0], contents(index)[0])
+
+
 # --------------------------------------------------------------------- strangers
 def _edit(path, **changes):
     found = json.loads((path / "header.json").read_text())
@@ -251,6 +283,7 @@ DAMAGES = {
     "cut tables": (lambda p: _cut(p, "tables.safetensors", 3), "tables.safetensors"),
     "cut rows": (lambda p: _cut(p, "signatures.bin", 1), "signatures.bin has"),
     "cut norms": (lambda p: _cut(p, "norms.bin", 1), "norms.bin has"),
+    "cut sums": (lambda p: _cut(p, "checksums.bin", 1), "checksums.bin has"),
     "no rows": (lambda p: (p / "signatures.bin").unlink(), "signatures.bin"),
 }
 
@@ -281,11 +314,7 @@ def test_flipped_and_cut_files_are_refused_or_harmless(tmp_path, data):
     path = tmp_path / "fuzzed"
     shutil.rmtree(path, ignore_errors=True)
     index = empty(path).append(rows(4), complete=True)
-    name = data.draw(
-        st.sampled_from(
-            ["header.json", "tables.safetensors", "signatures.bin", "norms.bin"]
-        )
-    )
+    name = data.draw(st.sampled_from(["header.json", "tables.safetensors", *ROWS]))
     content = bytearray((path / name).read_bytes())
     if data.draw(st.booleans()):
         content = content[: data.draw(st.integers(0, len(content)))]
@@ -296,10 +325,10 @@ def test_flipped_and_cut_files_are_refused_or_harmless(tmp_path, data):
     (path / name).write_bytes(content)
     try:
         again = SignatureIndex.open(path)
+        values, norms = contents(again)
     except IndexMismatchError:
         return
-    values, norms = contents(again)
     assert values.shape == (len(again), again.header.width)
     assert norms.shape == (len(again), len(again.header.widths))
-    if name in ("signatures.bin", "norms.bin"):
+    if name in ROWS:
         assert again.header == replace(index.header)

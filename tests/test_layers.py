@@ -31,6 +31,7 @@ ROOMS = [
     "engine._spectral",
     "engine._row_spaces",
     "engine._plan",
+    "engine._refits",
     "engine._linearized",
     "engine._adjoint",
     "engine._tangent",

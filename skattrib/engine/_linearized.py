@@ -19,7 +19,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from skattrib.engine._functional import FunctionalModule, Loss, chunks
+from skattrib.engine._functional import FunctionalModule, Loss, chunks, spread
 from skattrib.engine._gradients import RowGradients, row_gradients
 from skattrib.engine._kernel import kernel_block
 from skattrib.engine._projection import LandmarkProjector, Projector
@@ -397,9 +397,8 @@ class LinearizedModel:
         share = self.weights[:, None] * self.residuals
         n = len(share)
         total = self._gradient_norm(share)
-        some = torch.linspace(0, n - 1, min(n, _N_ROWS)).long().unique().tolist()
         rows = []
-        for i in some:
+        for i in spread(n, _N_ROWS):
             alone = torch.zeros_like(share)
             alone[i] = share[i]
             rows.append(self._gradient_norm(alone))

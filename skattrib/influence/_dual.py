@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from skattrib._torch_estimator import check_seeds, unfrozen
 from skattrib._validation import DTYPES, as_tensor, check_weights, draw_seeds
 from skattrib.base import BaseAttributor, _dtype
+from skattrib.engine._functional import spread
 from skattrib.influence._calibration import N_QUERIES, N_RETRAINED, calibrate
 from skattrib.influence._diagnosis import N_STEPS, diagnose_linearized, verdict
 from skattrib.influence._ensemble import Ensemble
@@ -484,17 +485,16 @@ class DualInfluence(BaseAttributor):
         """
         X, y, outcome = self._check_query(X, y)
         member, steps = self._ensemble.members[0], self._unit_steps[0]
-        without_each = self._ensemble.without_each
-        if steps is None:
-            some = np.linspace(0, self.n_units_ - 1, N_STEPS).astype(int)
-            steps = member.steps(self.removal, without_each[some])
+        some = spread(self.n_units_, N_STEPS)
+        removed = self._ensemble.without_each[some]
+        steps = member.steps(self.removal, removed) if steps is None else steps[some]
         queries = as_tensor(X, member.model.outputs)
         calibration = {"calibration_slope": None, "lds": None}
         if n_retrainings:
             calibration = self._calibrate(X, y, outcome, n_retrainings)
         found = diagnose_linearized(member.model, steps, queries)
         found["approximation"] = member.approximation_error(
-            self.removal, without_each, steps, queries
+            self.removal, removed, steps, queries
         )
         recorded = self.estimators_[0].trajectory_ is not None
         return verdict(found, calibration, recorded)

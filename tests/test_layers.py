@@ -47,6 +47,7 @@ ROOMS = [
     "language",
     "random_projection",
     "evaluation",
+    "_fit_params",
     "base",
     "influence",
     "surrogate",

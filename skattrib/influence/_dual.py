@@ -4,17 +4,22 @@ from numbers import Integral, Real
 
 import numpy as np
 import torch
-from sklearn.base import _fit_context, clone
+from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from skattrib._torch_estimator import check_seeds, unfrozen
-from skattrib._validation import DTYPES, as_tensor, check_weights, draw_seeds
-from skattrib.base import BaseAttributor, _dtype
+from skattrib._validation import (
+    DTYPES,
+    as_tensor,
+    check_weights,
+    float_dtype,
+)
+from skattrib.base import BaseAttributor
 from skattrib.engine._functional import spread
 from skattrib.influence._calibration import N_QUERIES, N_RETRAINED, calibrate
 from skattrib.influence._diagnosis import N_STEPS, diagnose_linearized, verdict
-from skattrib.influence._ensemble import Ensemble
+from skattrib.influence._ensemble import Ensemble, trained_seeds
 from skattrib.influence._member import Member, check_has_head
 from skattrib.influence._ridge import RidgeRule
 
@@ -248,7 +253,13 @@ class DualInfluence(BaseAttributor):
             check_has_head(estimator, X, y)
 
     def _fit_attributor(self):
-        self.estimators_ = [self.estimator_, *self._train_other_seeds()]
+        self.estimators_ = trained_seeds(
+            self.estimator_,
+            self.X_train_,
+            self.y_train_,
+            self._row_weights,
+            self.n_models,
+        )
         self._ensemble = ensemble = Ensemble(
             [self._linearize(estimator) for estimator in self.estimators_],
             self._unit_of_row,
@@ -267,18 +278,6 @@ class DualInfluence(BaseAttributor):
             if self.removal == "influence"
             else "outcome with all units minus outcome without this one"
         )
-
-    def _train_other_seeds(self):
-        if self.n_models == 1:
-            return []
-        seeds = draw_seeds(self.estimator_.random_state, self.n_models)[1:]
-        weights = self._row_weights
-        return [
-            clone(self.estimator_)
-            .set_params(random_state=seed)
-            .fit(self.X_train_, self.y_train_, sample_weight=weights)
-            for seed in seeds
-        ]
 
     def _linearize(self, estimator):
         member = Member(
@@ -385,7 +384,7 @@ class DualInfluence(BaseAttributor):
             steps = ensemble.steps_without_each()
             found = ensemble.attributions(steps, asked, y, outcome)
             path.append(found.mean(axis=0))
-        return np.stack(path).astype(_dtype(X), copy=False)
+        return np.stack(path).astype(float_dtype(X), copy=False)
 
     def _predict_outcomes(self, X, y, weights, outcome):
         if self.removal == "influence":

@@ -7,8 +7,21 @@ does is in `_member`.
 import copy
 
 import numpy as np
+from sklearn.base import clone
 
+from skattrib._validation import draw_seeds
 from skattrib.influence._member import WithoutEach
+
+
+def trained_seeds(estimator, X, y, row_weights, n_models):
+    """Return a fitted estimator, and others trained from further seeds."""
+    if n_models == 1:
+        return [estimator]
+    others = [
+        clone(estimator).set_params(random_state=seed)
+        for seed in draw_seeds(estimator.random_state, n_models)[1:]
+    ]
+    return [estimator, *(e.fit(X, y, sample_weight=row_weights) for e in others)]
 
 
 class Ensemble:

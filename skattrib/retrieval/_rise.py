@@ -13,8 +13,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skattrib._torch_estimator import unfrozen
-from skattrib._validation import memory_cap
-from skattrib.base import BaseAttributor, _dtype
+from skattrib._validation import float_dtype, memory_cap
+from skattrib.base import BaseAttributor
 from skattrib.engine._functional import chunks, spread
 from skattrib.engine._readout import find_head
 from skattrib.engine._similarity import Similarity
@@ -527,7 +527,7 @@ class RISEValuator(BaseAttributor):
             search.means(self._vectors(X[part], y[part], outcome))
             for part in search.parts(len(X), 1)
         ]
-        return torch.cat(found).cpu().numpy().astype(_dtype(X), copy=False)
+        return torch.cat(found).cpu().numpy().astype(float_dtype(X), copy=False)
 
     # ---------------------------------------------------------------- verdict
     def diagnose(self, X, y, n_retrainings=0):

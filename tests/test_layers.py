@@ -42,6 +42,7 @@ ROOMS = [
     "engine._similarity",
     "engine",
     "_torch_estimator",
+    "_skorch",
     "neural",
     "recording",
     "language",

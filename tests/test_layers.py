@@ -53,6 +53,7 @@ ROOMS = [
     "influence",
     "surrogate",
     "retrieval",
+    "_task_sets",
     "feature_selection",
     "plotting",
     "datasets",

@@ -46,6 +46,7 @@ ROOMS = [
     "neural",
     "recording",
     "language",
+    "_parameter_projection",
     "random_projection",
     "evaluation",
     "_fit_params",

@@ -21,7 +21,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from benchmarks._smollm2 import TOPICS, sample, smollm2, write_table
 from skattrib import RISEValuator
-from skattrib.engine._index import Similarity
+from skattrib.engine._similarity import Similarity
 from skattrib.evaluation import retrieval_score
 from skattrib.retrieval._settings import resolve
 from skattrib.retrieval._signatures import Signer

@@ -24,9 +24,10 @@ from benchmarks._surrogates import MEASURED
 from skattrib import KernelSurrogate, RISEValuator, TorchClassifier
 from skattrib.engine._adjoint import sweep
 from skattrib.engine._gradients import row_gradients
-from skattrib.engine._index import Header, SignatureIndex, Similarity, best
+from skattrib.engine._index import Header, SignatureIndex
 from skattrib.engine._jacobian import jacobian_of
 from skattrib.engine._kernel import kernel_block
+from skattrib.engine._similarity import Similarity, best
 from skattrib.engine._solvers import Factor, add_diagonal
 from skattrib.engine._training import train_stack
 from skattrib.evaluation import make_weightings

@@ -24,8 +24,8 @@ from benchmarks._surrogates import (
     leave_one_out,
 )
 from skattrib import TorchClassifier
+from skattrib._task_sets import greedy
 from skattrib.evaluation import loo_score, retrain_outcomes
-from skattrib.feature_selection import _greedy
 
 N_DRAWS, N_TASKS, N_ROWS, N_QUERIES = 12, 12, 20, 250
 N_SUBSETS, INCLUSIONS = 200, (0.5, 0.75)
@@ -74,7 +74,7 @@ def one_draw(seed):
             loo = model.attribution(at="loo") if loo is None else loo
             mean = np.corrcoef(loo.mean(axis=0), effects)[0, 1]
             scores[name] = mean, loo_score(one_out[:-1], loo)
-            chosen[name] = _greedy(predicted_mean(model), N_TASKS, None)
+            chosen[name] = greedy(predicted_mean(model), N_TASKS, None)
         losses = -outcomes(np.array(list(chosen.values()))).mean(axis=1)
         found[p] = {
             name: (*scores[name], loss)

@@ -30,6 +30,13 @@ def unchanged_on_error(estimator):
         raise
 
 
+def float_dtype(X):
+    """Return the dtype of what is found out about X."""
+    if isinstance(X, pd.DataFrame) or X.dtype.kind != "f":
+        return np.dtype(np.float64)
+    return X.dtype
+
+
 def draw_seed(random_state):
     """Return an int seed: the one given, or one drawn from the generator given."""
     if isinstance(random_state, numbers.Integral):

@@ -16,8 +16,6 @@ from sklearn.base import (
     TransformerMixin,
     is_classifier,
 )
-from sklearn.frozen import FrozenEstimator
-from sklearn.pipeline import Pipeline
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metadata_routing import (
@@ -28,14 +26,14 @@ from sklearn.utils.metadata_routing import (
 )
 from sklearn.utils.validation import (
     _check_feature_names_in,
-    _check_sample_weight,
     _check_y,
     check_consistent_length,
     check_is_fitted,
     validate_data,
 )
 
-from skattrib._torch_estimator import TorchEstimator, check_recipe
+from skattrib._fit_params import check_names, row_weights, takes_tables
+from skattrib._torch_estimator import check_recipe
 from skattrib._validation import (
     DTYPES,
     check_fits,
@@ -46,18 +44,17 @@ from skattrib._validation import (
     check_texts,
     check_weights,
     draw_seed,
+    float_dtype,
     takes_texts,
     unchanged_on_error,
 )
 from skattrib._verdict import calibration_slope
 from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
-from skattrib.evaluation._trainer import sample_weight_name
 from skattrib.neural import TorchClassifier, make_estimator
 
 __all__ = ["BaseAttributor"]
 
 FEWEST_RETRAININGS = 8
-_MISNAMED = {"groups", "source", "sources", "task", "unit", "units"}
 
 
 class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
@@ -109,12 +106,13 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         return self
 
     def _validate_and_fit(self, X, y, tasks, fit_params):
-        self._check_beginnings(fit_params)
+        check_recipe(self.estimator, stacklevel=5)
+        check_names(fit_params)
         index = getattr(X, "index", None)
         # an array of texts would give each the room of the longest
         shape = () if takes_texts(self.estimator) else np.asarray(y).shape
         several = len(shape) == 2 and shape[1] > 1
-        table = _takes_tables(self.estimator)
+        table = takes_tables(self.estimator)
         X, y = self._validated(X, y, several=several, table=table)
         if _routing_enabled():
             fit_params = process_routing(self, "fit", **fit_params).estimator.fit
@@ -134,20 +132,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
                 "be attributed. Fit one attributor per column."
             )
         self._check_estimator(estimator)
-        fit_params = _flat_fit_params(estimator, fit_params)
-        weight_name = _checked_weight_name(fit_params, estimator)
-        sample_weight = fit_params.get(weight_name)
-        weights = _check_sample_weight(
-            sample_weight, X, dtype=_dtype(X), ensure_non_negative=True
-        )
         check_outcome(self.outcome, estimator, 1 if y.ndim == 1 else y.shape[1])
-        if sample_weight is None:
-            weights = _recorded_weights(estimator, weights)
-        if takes_texts(estimator):
-            fit_params = {}  # nothing is trained
-        elif not isinstance(estimator, TorchEstimator):
-            # as subsets are trained: a forest draws other rows without any weights
-            fit_params = {weight_name: weights}
+        weights, fit_params = row_weights(estimator, fit_params, X)
         self.unit_names_, self.n_units_ = names, len(names)
         self._score_seed, self._fit_seed = int(seeds[1] >> 1), int(seeds[2] >> 1)
         self._before_training(estimator, X, y)
@@ -185,15 +171,6 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         X = check_texts(X, "X", optional=True)
         check_consistent_length(X, *texts)
         return (X, *texts) if texts else X
-
-    def _check_beginnings(self, fit_params):
-        """Name what newcomers pass instead of what is meant."""
-        check_recipe(self.estimator, stacklevel=6)
-        misnamed = _MISNAMED.intersection(fit_params)
-        if misnamed and not _routing_enabled():
-            raise ValueError(
-                f"fit takes tasks=, not {min(misnamed)}=: one label per row of X."
-            )
 
     @staticmethod
     def _units(tasks, index, n_rows):
@@ -273,13 +250,13 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         X, y, outcome = self._check_query(X, y)
         attributions, errors = self._attribute(X, y, outcome)
         if not return_std:
-            return attributions.astype(_dtype(X), copy=False)
+            return attributions.astype(float_dtype(X), copy=False)
         if errors is None:
             raise ValueError(
                 "return_std=True needs an ensemble of models to compare: see the "
                 f"parameters of {type(self).__name__}."
             )
-        dtype = _dtype(X)
+        dtype = float_dtype(X)
         return attributions.astype(dtype, copy=False), errors.astype(dtype, copy=False)
 
     def transform(self, X):
@@ -302,8 +279,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         """
         X, y, outcome = self._check_query(X, None)
         cure = "Attribute fewer rows at a time, group rows by tasks="
-        check_fits(len(X), self.n_units_, _dtype(X), cure)
-        return self._attribute(X, y, outcome)[0].astype(_dtype(X), copy=False)
+        check_fits(len(X), self.n_units_, float_dtype(X), cure)
+        return self._attribute(X, y, outcome)[0].astype(float_dtype(X), copy=False)
 
     def predict_outcomes(self, X, y, weights):
         """Predict the outcomes of models trained with other weights of the units.
@@ -329,9 +306,9 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
             If the queries or the weights do not fit the training data.
         """
         X, y, outcome = self._check_query(X, y)
-        weights = check_weights(weights, self.n_units_, _dtype(X))
+        weights = check_weights(weights, self.n_units_, float_dtype(X))
         predicted = self._predict_outcomes(X, y, weights, outcome)
-        return predicted.astype(_dtype(X), copy=False)
+        return predicted.astype(float_dtype(X), copy=False)
 
     def _unit_weightings(self, weights):
         """Spread weights of units over rows and multiply by the rows' own."""
@@ -491,60 +468,3 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
-
-
-def _takes_tables(estimator):
-    """Return whether the estimator may do with a data frame as it likes."""
-    if isinstance(estimator, FrozenEstimator):
-        estimator = estimator.estimator
-    return not (estimator is None or isinstance(estimator, TorchEstimator))
-
-
-def _dtype(X):
-    """Return the dtype of what is found out about X."""
-    if isinstance(X, pd.DataFrame) or X.dtype.kind != "f":
-        return np.dtype(np.float64)
-    return X.dtype
-
-
-def _flat_fit_params(estimator, params):
-    """Return parameters of fit as a pipeline takes them without metadata routing."""
-    if not (_routing_enabled() and isinstance(estimator, Pipeline)):
-        return params
-    flat = {}
-    routed = process_routing(estimator, "fit", **params)
-    for name, step in estimator.steps:
-        own = {}
-        for method in ("fit", "fit_transform"):
-            own.update(routed.get(name, {}).get(method, {}))
-        own = _flat_fit_params(step, own)
-        flat.update({f"{name}__{key}": value for key, value in own.items()})
-    return flat
-
-
-def _checked_weight_name(params, estimator):
-    """Name the weights of rows; raise on what training on subsets would not get."""
-    inner = estimator
-    if isinstance(estimator, FrozenEstimator):
-        inner = estimator.estimator
-    if isinstance(inner, TorchEstimator):
-        return "sample_weight"
-    texts = takes_texts(inner)
-    name = "sample_weight" if texts else sample_weight_name(inner)
-    others = sorted(set(params) - {name})
-    if others:
-        raise ValueError(
-            f"fit parameters {others} would not reach the models trained on subsets: "
-            f"only tasks= and {name}= do. Set them in the estimator."
-        )
-    return name
-
-
-def _recorded_weights(estimator, weights):
-    """Return the weights that a frozen model was trained with, if they are recorded."""
-    if not isinstance(estimator, FrozenEstimator):
-        return weights
-    trajectory = getattr(estimator, "trajectory_", None)
-    if trajectory is None or len(trajectory.row_weights) != len(weights):
-        return weights
-    return trajectory.row_weights.numpy().astype(weights.dtype)

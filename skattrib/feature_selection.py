@@ -31,6 +31,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from skattrib._task_sets import greedy, hold_out, largest
 from skattrib._validation import DTYPES, check_tasks, draw_seed, unchanged_on_error
 from skattrib.exceptions import ConstantOutcomeWarning
 
@@ -279,7 +280,7 @@ class TaskWeightSelector(
         n_wanted = self._n_wanted(X.shape[1])
         if n_wanted is None:
             n_wanted = max(1, X.shape[1] // 2)
-        self.support_ = _largest(self.task_weights_, n_wanted)
+        self.support_ = largest(self.task_weights_, n_wanted)
         names = getattr(self, "feature_names_in_", np.arange(X.shape[1]))
         self.selected_tasks_ = names[self.support_]
         return self
@@ -301,7 +302,7 @@ class TaskWeightSelector(
         rng, train = check_random_state(self.random_state), np.arange(n)
         attributor = self._seeded(rng)
         if X_val is None:
-            train, held_out = self._split(codes, rng)
+            train, held_out = hold_out(codes, self.validation_fraction, rng)
             X_val, y_val = _safe_indexing(X, held_out), _safe_indexing(y, held_out)
         units = np.unique(codes[train])
         self._n_wanted(len(units))
@@ -361,25 +362,6 @@ class TaskWeightSelector(
         frozen = isinstance(estimator, FrozenEstimator)  # has classes of its own
         return not frozen and is_classifier(estimator)
 
-    def _split(self, codes, rng):
-        """Hold out a part of every task that has two rows; return both halves."""
-        if len(np.unique(codes)) == len(codes):
-            codes = np.zeros_like(codes)
-        held_out = np.concatenate(
-            [
-                rows[: int(np.ceil(self.validation_fraction * (len(rows) - 1)))]
-                for code in range(codes.max() + 1)
-                for rows in [rng.permutation(np.flatnonzero(codes == code))]
-            ]
-        )
-        if not len(held_out):
-            raise ValueError(
-                f"n_samples={len(codes)}: no rows can be held out as queries, as no "
-                "task has 2. Pass X_val and y_val."
-            )
-        train = np.setdiff1d(np.arange(len(codes)), held_out)
-        return train, np.sort(held_out)
-
     def _n_wanted(self, n_tasks):
         """Return how many tasks to keep, None for "auto"."""
         wanted = self.n_tasks_to_select
@@ -405,9 +387,9 @@ class TaskWeightSelector(
             return predict(weights).mean(axis=1)
 
         if n_wanted is not None and self.strategy == "marginal":
-            self.support_ = _largest(self.task_weights_, n_wanted)
+            self.support_ = largest(self.task_weights_, n_wanted)
         else:
-            self.support_ = _greedy(value, n_tasks, n_wanted)
+            self.support_ = greedy(value, n_tasks, n_wanted)
         self.predicted_outcome_ = float(value(self.support_[None].astype(float))[0])
 
     def _outcome_predictor(self, X, y):
@@ -496,33 +478,3 @@ class TaskWeightSelector(
             tags.target_tags.required = True
             tags.transformer_tags = None  # its transform is hidden
         return tags
-
-
-def _largest(values, n_kept):
-    support = np.zeros(len(values), dtype=bool)
-    support[np.argsort(-values, kind="stable")[:n_kept]] = True
-    return support
-
-
-def _greedy(value, n_tasks, n_kept):
-    """Return the set (of n_kept tasks) with the best value that two searches visit.
-
-    One drops tasks from all, the other adds to none; of equal sets the larger wins.
-    """
-    best, found = -np.inf, None
-    for present in (True, False):
-        current = np.full(n_tasks, present)
-        while True:
-            if current.any() and n_kept in (None, current.sum()):
-                here = value(current[None].astype(float))[0]
-                if here > best:
-                    best, found = here, current
-            changeable = np.flatnonzero(current == present)
-            if not len(changeable):
-                break
-            candidates = np.repeat(current[None], len(changeable), axis=0)
-            candidates[np.arange(len(changeable)), changeable] = not present
-            if not candidates.any(axis=1).all():
-                break
-            current = candidates[np.argmax(value(candidates.astype(float)))]
-    return found

@@ -1,27 +1,17 @@
 """Neural networks as scikit-learn estimators that remember how they were trained."""
 
-import copy
-import warnings
-
 import numpy as np
 import torch
 from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
-from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import nn
+from sklearn.utils.validation import validate_data
 
+from skattrib._skorch import classifier_of, regressor_of
 from skattrib._torch_estimator import TorchEstimator, fitted_from
 from skattrib._validation import DTYPES, as_tensor, seed_unset, unchanged_on_error
 
 __all__ = ["TorchClassifier", "TorchRegressor"]
-
-
-class _LogProbabilities(nn.Module):
-    """Turn probabilities into logits: softmax(log p) = p."""
-
-    def forward(self, p):
-        return p.clamp(min=torch.finfo(p.dtype).tiny).log()
 
 
 def check_classes(classes):
@@ -37,14 +27,6 @@ def check_classes(classes):
             f"np.unique(y) gives them; got {classes!r}."
         )
     return classes
-
-
-class TwoLogits(nn.Module):
-    """Turn the single logit of a binary classifier into two."""
-
-    def forward(self, z):
-        z = z.reshape(len(z), 1)
-        return torch.cat([torch.zeros_like(z), z], dim=1)
 
 
 class TorchClassifier(ClassifierMixin, TorchEstimator):
@@ -280,19 +262,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         TorchClassifier
             Fitted estimator with ``trajectory_=None``; see `from_module`.
         """
-        check_is_fitted(net, "module_")
-        criterion = net.criterion_
-        module = copy.deepcopy(net.module_).eval()
-        if isinstance(criterion, nn.NLLLoss):
-            module = nn.Sequential(module, _LogProbabilities())
-        elif isinstance(criterion, nn.BCEWithLogitsLoss):
-            module = nn.Sequential(module, TwoLogits())
-        elif not isinstance(criterion, nn.CrossEntropyLoss):
-            raise ValueError(
-                f"criterion {type(criterion).__name__} of the skorch net is not a "
-                "classification loss known here; use CrossEntropyLoss."
-            )
-        return cls.from_module(module, net.classes_, device=net.device)
+        return cls.from_module(classifier_of(net), net.classes_, device=net.device)
 
 
 class TorchRegressor(RegressorMixin, TorchEstimator):
@@ -487,16 +457,7 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
         TorchRegressor
             Fitted estimator with ``trajectory_=None``; see `from_module`.
         """
-        check_is_fitted(net, "module_")
-        if not isinstance(net.criterion_, nn.MSELoss):
-            warnings.warn(
-                f"The skorch net was trained on {type(net.criterion_).__name__}, not "
-                "on a squared error; attributions assume a squared error.",
-                UserWarning,
-                stacklevel=2,
-            )
-        module = copy.deepcopy(net.module_).eval()
-        return cls.from_module(module, n_outputs, device=net.device)
+        return cls.from_module(regressor_of(net), n_outputs, device=net.device)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

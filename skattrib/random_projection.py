@@ -23,6 +23,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from skattrib._parameter_projection import ParameterProjection
 from skattrib._torch_estimator import check_recipe, unfrozen
 from skattrib._validation import (
     DTYPES,
@@ -41,7 +42,6 @@ from skattrib.engine._sketch import (
     numbers_per_row,
     outcome_gradients,
     sketch,
-    unsketch,
 )
 from skattrib.neural import make_estimator
 
@@ -444,50 +444,6 @@ class GradientTransformer(
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
-
-
-class ParameterProjection:
-    """A fitted projection of P parameters to k components, as torch applies it.
-
-    Parameters
-    ----------
-    projection : CountSketchTransformer or sklearn random projection
-    like : Tensor
-        Has the dtype and device to work in; sparse matrices stay on the CPU.
-    """
-
-    def __init__(self, projection, like):
-        self.n_components = projection.n_components_
-        self._like, self._tables, self._matrix = like, None, None
-        if isinstance(projection, CountSketchTransformer):
-            self._tables = tuple(
-                torch.tensor(table, device=like.device)
-                for table in (projection.hash_indices_, projection.hash_signs_)
-            )
-        elif sp.issparse(projection.components_):
-            # of this, slices of columns are cheap
-            self._matrix = projection.components_.tocsc()
-        else:
-            self._matrix = projection.components_
-
-    def apply(self, columns, block):
-        """Return the share (n, k) of a block (n, len(columns)) in the projection."""
-        if self._tables is not None:
-            tables = (table[:, columns] for table in self._tables)
-            return sketch(block, *tables, self.n_components)
-        if sp.issparse(self._matrix):
-            share = block.cpu().numpy() @ self._matrix[:, columns].T
-            return as_tensor(share, self._like)
-        return block @ as_tensor(self._matrix[:, columns], block).T
-
-    def lift(self, coordinates):
-        """Return the transpose of the projection applied to rows (m, k): (m, P)."""
-        if self._tables is not None:
-            return unsketch(coordinates, *self._tables)
-        if sp.issparse(self._matrix):
-            lifted = coordinates.cpu().numpy() @ self._matrix
-            return as_tensor(lifted, self._like)
-        return coordinates @ as_tensor(self._matrix, coordinates)
 
 
 def fitted_projection(projection, n_params, dtype, seed):

@@ -19,9 +19,9 @@ from skattrib import (
     TaskWeightSelector,
     TorchClassifier,
 )
+from skattrib._task_sets import greedy
 from skattrib.evaluation import lds_scorer, retrain_outcomes
 from skattrib.exceptions import ConstantOutcomeWarning
-from skattrib.feature_selection import _greedy
 
 N_TASKS, NOISY = 8, [2, 5]
 
@@ -125,16 +125,16 @@ def test_greedy_search_finds_the_optimum_of_additive_games():
     rng = np.random.RandomState(0)
     for _ in range(20):
         worth = rng.randn(6)
-        found = _greedy(lambda W, worth=worth: W @ worth, 6, None)
+        found = greedy(lambda W, worth=worth: W @ worth, 6, None)
         assert_array_equal(found, worth > 0 if (worth > 0).any() else worth.max())
-        three = _greedy(lambda W, worth=worth: W @ worth, 6, 3)
+        three = greedy(lambda W, worth=worth: W @ worth, 6, 3)
         assert_array_equal(three, worth >= np.sort(worth)[3])
 
 
 def test_at_least_one_task_is_kept_and_ties_keep_more():
-    nothing_helps = _greedy(lambda W: -W.sum(axis=1), 4, None)
+    nothing_helps = greedy(lambda W: -W.sum(axis=1), 4, None)
     assert nothing_helps.sum() == 1
-    assert _greedy(lambda W: np.zeros(len(W)), 4, None).all()
+    assert greedy(lambda W: np.zeros(len(W)), 4, None).all()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -166,6 +168,11 @@ def _gaussian_log_likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def _first_output(outputs: Tensor, targets: Tensor) -> Tensor:
     return outputs[..., 0]
+
+
+def spread(n: int, n_wanted: int) -> NDArray[np.intp]:
+    """Return up to ``n_wanted`` positions in ``range(n)``, as far apart as can be."""
+    return np.linspace(0, n - 1, min(n, n_wanted)).astype(np.intp)
 
 
 def chunks(n: int, size: int) -> Iterator[slice]:

@@ -1,27 +1,18 @@
-"""Signatures of rows, in memory or on disk: append, go on after a kill, search.
+"""Signatures of rows, in memory or on disk: append, go on after a kill, read.
 
-On disk an index is a folder: ``header.json`` says what it is of and how many rows are
-in it, ``tables.safetensors`` holds hash tables, ``signatures.bin`` and ``norms.bin``
-the rows. Rows are appended first and counted afterwards, by a header that is written
-beside the old one and renamed: what a kill leaves behind the counted rows is never
-read, and the next writer cuts it off.
-
-A folder from strangers can do no more than be refused: nothing in it is run, followed
-or larger in memory than on disk.
+Rows are appended first and counted afterwards, by a header that is written beside the
+old one and renamed: what a kill leaves behind the counted rows is never read, and the
+next writer cuts it off. What the files look like is in `_index_files`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import shutil
-import stat
-import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,74 +23,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from skattrib.engine._functional import chunks
+from skattrib.engine._index_files import (
+    CHECKSUMS,
+    LOCK,
+    NORMS,
+    SIGNATURES,
+    TABLES,
+    Header,
+    Rows,
+    append_rows,
+    check_plain,
+    checksums,
+    damaged,
+    locked,
+    map_rows,
+    read_header,
+    write_header,
+)
 from skattrib.engine._trajectory import write_tensors
 from skattrib.exceptions import IndexMismatchError
 
-VERSION = 1
-_HEADER, _TABLES = "header.json", "tables.safetensors"
-_SIGNATURES, _NORMS, _LOCK = "signatures.bin", "norms.bin", "lock"
-#: What a header must hold, and of what type.
-_FIELDS = {
-    "version": int,
-    "dtype": str,
-    "widths": dict,
-    "settings": dict,
-    "source": str,
-    "n_rows": int,
-    "complete": bool,
-    "id": str,
-}
-_DTYPES = ("float16", "float32", "float64")
-# Bytes of a header, and numbers of a row.
-_LARGEST_HEADER, _WIDEST = 2**24, 2**31
-
 Tables = dict[str, tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Header:
-    """What an index is of.
-
-    Attributes
-    ----------
-    widths : dict of str to int
-        Numbers of each channel, in the order of the columns.
-    settings : dict
-        Of JSON values; two indexes belong together only if theirs are equal.
-    source : str
-        Digest of the rows that it is built from.
-    dtype : {"float16", "float32", "float64"}
-        Of the signatures.
-    n_rows : int
-        Rows that count.
-    complete : bool
-        Whether these are all rows of the source.
-    id : str
-        Drawn when the index is made: tells it from another one at the same path.
-    """
-
-    widths: dict[str, int]
-    settings: dict[str, Any]
-    source: str
-    dtype: str = "float16"
-    n_rows: int = 0
-    complete: bool = False
-    id: str = ""
-
-    @property
-    def width(self) -> int:
-        """Numbers of a row."""
-        return sum(self.widths.values())
-
-    def slices(self) -> dict[str, slice]:
-        """Return the columns of each channel."""
-        ends = np.cumsum(list(self.widths.values())).tolist()
-        starts = [0, *ends[:-1]]
-        return {
-            name: slice(a, b)
-            for name, a, b in zip(self.widths, starts, ends, strict=True)
-        }
 
 
 class SignatureIndex:
@@ -112,12 +56,13 @@ class SignatureIndex:
         self,
         header: Header,
         tables: Tables,
-        signatures: NDArray[Any],
-        norms: NDArray[np.float64],
+        rows: Rows,
         path: Path | None,
     ) -> None:
         self.header, self.tables, self.path = header, tables, path
-        self._signatures, self._norms = signatures, norms
+        self._rows = rows
+        # checked where they are first read: a check takes a twelfth of a search
+        self._checked = np.full(len(rows.norms), rows.checksums is None)
 
     def __len__(self) -> int:
         return self.header.n_rows
@@ -125,13 +70,7 @@ class SignatureIndex:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:  # a pickle holds where it is, not what it holds
             return SignatureIndex._reopen, (self.path, self.header)
-        return SignatureIndex, (
-            self.header,
-            self.tables,
-            self._signatures,
-            self._norms,
-            None,
-        )
+        return SignatureIndex, (self.header, self.tables, self._rows, None)
 
     @classmethod
     def _reopen(cls, path: Path, header: Header) -> SignatureIndex:
@@ -145,19 +84,40 @@ class SignatureIndex:
     def first(self, n_rows: int) -> SignatureIndex:
         """Return a view of the first rows, to which nothing can be appended."""
         header = replace(self.header, n_rows=n_rows)
-        rows = slice(n_rows)
-        return SignatureIndex(
-            header, self.tables, self._signatures[rows], self._norms[rows], self.path
-        )
+        rows = self._rows.part(slice(n_rows))
+        return SignatureIndex(header, self.tables, rows, self.path)
 
     @property
     def norms(self) -> NDArray[np.float64]:
         """Norms (n_rows, n_channels), in the order of the channels."""
-        return self._norms
+        return self._rows.norms
+
+    def signatures(self, rows: slice) -> NDArray[Any]:
+        """Return unit vectors of some rows, (m, width), as they are stored.
+
+        Raises
+        ------
+        IndexMismatchError
+            If these, or their norms, are no longer what was written.
+        """
+        if not self._checked[rows].all():
+            self._check(rows)
+        return self._rows.signatures[rows]
+
+    def _check(self, rows: slice) -> None:
+        """Compare rows with their checksums."""
+        wrong = self._rows.part(rows).differing()
+        if len(wrong):
+            first = rows.indices(len(self))[0] + int(wrong[0])
+            raise damaged(
+                cast(Path, self.path),
+                f"{len(wrong)} rows are not what was written, the first row {first}",
+            )
+        self._checked[rows] = True
 
     def channels(self, rows: slice) -> dict[str, NDArray[Any]]:
-        """Return unit vectors of some rows, as they are stored."""
-        block = self._signatures[rows]
+        """Return the same for every channel."""
+        block = self.signatures(rows)
         return {name: block[:, part] for name, part in self.header.slices().items()}
 
     # ----------------------------------------------------------------- making
@@ -177,7 +137,7 @@ class SignatureIndex:
         if path is None:
             signatures = np.empty((0, header.width), dtype=header.dtype)
             norms = np.empty((0, len(header.widths)), dtype=np.float64)
-            return cls(header, tables, signatures, norms, None)
+            return cls(header, tables, Rows(signatures, norms, None), None)
         header = replace(header, id=uuid.uuid4().hex)
         path = Path(path)
         # complete before it is seen: a kill leaves a folder of another name
@@ -188,10 +148,10 @@ class SignatureIndex:
             flat = {}
             for name, (indices, signs) in tables.items():
                 flat[f"{name}/indices"], flat[f"{name}/signs"] = indices, signs
-            write_tensors(beside / _TABLES, flat)
-            for name in (_SIGNATURES, _NORMS, _LOCK):
+            write_tensors(beside / TABLES, flat)
+            for name in (SIGNATURES, NORMS, CHECKSUMS, LOCK):
                 (beside / name).touch()
-            _write_header(beside, header)
+            write_header(beside, header)
             if path.exists():
                 raise FileExistsError(f"index: {path} is there already.")
             os.rename(beside, path)
@@ -209,16 +169,16 @@ class SignatureIndex:
             If it is no index, damaged, or of another version.
         """
         path = Path(path)
-        header = _read_header(path)
-        for name in (_TABLES, _SIGNATURES, _NORMS, _LOCK):
-            _check_plain(path, name)
+        header = read_header(path)
+        for name in (TABLES, SIGNATURES, NORMS, LOCK):
+            check_plain(path, name)
         try:
-            flat = load_file(path / _TABLES)
+            flat = load_file(path / TABLES)
             names = {key.partition("/")[0] for key in flat}
             tables = {n: (flat[f"{n}/indices"], flat[f"{n}/signs"]) for n in names}
         except (SafetensorError, OSError, KeyError) as error:
-            raise _damaged(path, f"{_TABLES}: {error}") from error
-        return cls(header, tables, *_rows(path, header), path)
+            raise damaged(path, f"{TABLES}: {error}") from error
+        return cls(header, tables, map_rows(path, header), path)
 
     def append(
         self,
@@ -247,17 +207,15 @@ class SignatureIndex:
         n_rows = len(self) + len(block)
         header = replace(self.header, n_rows=n_rows, complete=complete)
         if self.path is None:
-            return SignatureIndex(
-                header,
-                self.tables,
-                np.concatenate([self._signatures, block]),
-                np.concatenate([self._norms, sizes]),
+            rows = Rows(
+                np.concatenate([self._rows.signatures, block]),
+                np.concatenate([self._rows.norms, sizes]),
                 None,
             )
+            return SignatureIndex(header, self.tables, rows, None)
         if resume and self._has(self._there(), block, sizes):
-            whole = _rows(self.path, header)  # nothing to write, maybe nothing may be
-            return SignatureIndex(header, self.tables, *whole, self.path)
-        with _locked(self.path):
+            return self._with(header)  # nothing to write, maybe nothing may be
+        with locked(self.path):
             there = self._there()
             known = there.n_rows - len(self)
             if known and not (resume and self._continued(there, block, sizes)):
@@ -268,7 +226,12 @@ class SignatureIndex:
                 )
             if not self._has(there, block, sizes):
                 self._write(there.n_rows, block[known:], sizes[known:], header)
-        return SignatureIndex(header, self.tables, *_rows(self.path, header), self.path)
+        return self._with(header)
+
+    def _with(self, header: Header) -> SignatureIndex:
+        """Return the index that is on disk by now, of the rows that a header counts."""
+        path = cast(Path, self.path)
+        return SignatureIndex(header, self.tables, map_rows(path, header), path)
 
     def _write(
         self,
@@ -280,9 +243,11 @@ class SignatureIndex:
         """Write rows behind those that count, then the header that counts them."""
         path = cast(Path, self.path)
         try:
-            _append(path / _SIGNATURES, n_rows, block)
-            _append(path / _NORMS, n_rows, sizes)
-            _write_header(path, header)
+            append_rows(path / SIGNATURES, n_rows, block)
+            append_rows(path / NORMS, n_rows, sizes)
+            if self._rows.checksums is not None:
+                append_rows(path / CHECKSUMS, n_rows, checksums(block, sizes))
+            write_header(path, header)
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -293,7 +258,7 @@ class SignatureIndex:
     def _there(self) -> Header:
         """Return the header that is on disk now."""
         path = cast(Path, self.path)
-        there = _read_header(path)
+        there = read_header(path)
         if there.id != self.header.id:
             raise IndexMismatchError(
                 f"index {path} is another one by now: it was deleted and made again. "
@@ -316,193 +281,10 @@ class SignatureIndex:
             return False
         rows = slice(len(self), min(there.n_rows, len(self) + len(block)))
         n_rows = rows.stop - rows.start
-        found, norms = (v[rows] for v in _rows(cast(Path, self.path), there))
-        return np.array_equal(found, block[:n_rows]) and np.array_equal(
-            norms, sizes[:n_rows]
+        found = map_rows(cast(Path, self.path), there).part(rows)
+        return np.array_equal(found.signatures, block[:n_rows]) and np.array_equal(
+            found.norms, sizes[:n_rows]
         )
-
-
-# ---------------------------------------------------------------------- files
-def _damaged(path: Path, what: str) -> IndexMismatchError:
-    return IndexMismatchError(
-        f"index {path} is damaged: {what}. Build it again at another path, or delete "
-        "it first."
-    )
-
-
-def _check_plain(path: Path, name: str) -> int:
-    """Return the bytes of a file; raise if it is a link, a pipe or the like.
-
-    Through a link what is appended would go into some other file.
-    """
-    try:
-        found = os.lstat(path / name)
-    except (FileNotFoundError, NotADirectoryError):
-        if name == _HEADER:
-            raise
-        raise _damaged(path, f"{name} is missing") from None
-    if not stat.S_ISREG(found.st_mode):
-        raise _damaged(path, f"{name} is no plain file")
-    return found.st_size
-
-
-def _read_header(path: Path) -> Header:
-    try:
-        size = _check_plain(path, _HEADER)
-        if size > _LARGEST_HEADER:
-            raise _damaged(path, f"{_HEADER} has {size} bytes")
-        found = json.loads((path / _HEADER).read_text())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise IndexMismatchError(
-            f"{path} is no index: {_HEADER} is missing. Name another path."
-        ) from error
-    except IndexMismatchError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, f"{_HEADER}: {error}") from error
-    if not isinstance(found, dict) or not isinstance(found.get("version"), int):
-        raise _damaged(path, f"{_HEADER} names no version")
-    if found["version"] != VERSION:
-        raise IndexMismatchError(
-            f"index {path} has version {found['version']}, this skattrib reads "
-            f"version {VERSION}: build it again."
-        )
-    wrong = [k for k, kind in _FIELDS.items() if type(found.get(k)) is not kind]
-    if wrong or set(found) != set(_FIELDS):
-        raise _damaged(path, f"{_HEADER} has wrong fields {wrong or sorted(found)}")
-    widths = found["widths"]
-    if (
-        found["dtype"] not in _DTYPES
-        or found["n_rows"] < 0
-        or not widths
-        or not all(type(w) is int and w > 0 for w in widths.values())
-        or sum(widths.values()) >= _WIDEST
-    ):
-        raise _damaged(path, f"{_HEADER} has impossible sizes")
-    del found["version"]
-    return Header(**found)
-
-
-def _write_header(path: Path, header: Header) -> None:
-    for left in path.glob(f"{_HEADER}.*.part"):  # by a kill: there is one writer
-        left.unlink(missing_ok=True)
-    beside = path / f"{_HEADER}.{os.getpid()}.part"
-    try:
-        with open(beside, "x") as file:
-            json.dump({"version": VERSION, **vars(header)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path / _HEADER)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _rows(path: Path, header: Header) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Map the signatures and the norms of the rows that count."""
-    signatures = _mapped(path, _SIGNATURES, header.dtype, header, header.width)
-    return signatures, _mapped(path, _NORMS, "float64", header, len(header.widths))
-
-
-def _mapped(
-    path: Path, name: str, dtype: str, header: Header, width: int
-) -> NDArray[Any]:
-    """Map the rows that count; raise if there are fewer bytes than that."""
-    n_bytes = header.n_rows * width * np.dtype(dtype).itemsize
-    try:
-        size = (path / name).stat().st_size
-    except OSError as error:
-        raise _damaged(path, f"{name}: {error}") from error
-    if size < n_bytes:
-        raise _damaged(path, f"{name} has {size} of {n_bytes} bytes")
-    shape = (header.n_rows, width)
-    if not header.n_rows:  # nothing can be mapped
-        return np.empty(shape, dtype=dtype)
-    return np.memmap(path / name, dtype=dtype, mode="r", shape=shape)
-
-
-def _append(path: Path, n_rows: int, block: NDArray[Any]) -> None:
-    """Write rows behind the ``n_rows`` that count; what a kill left there goes."""
-    _check_plain(path.parent, path.name)
-    start = n_rows * block.shape[1] * block.itemsize
-    with open(path, "rb+") as file:
-        file.truncate(start)
-        file.seek(start)
-        file.write(block.tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep other writers out; the lock goes with its process."""
-    _check_plain(path, _LOCK)
-    with open(path / _LOCK, "rb+") as file:
-        try:
-            if sys.platform == "win32":
-                import msvcrt
-
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise BlockingIOError(
-                f"index {path} is being written by another process: wait for it."
-            ) from error
-        yield
-
-
-# --------------------------------------------------------------------- search
-@dataclass(frozen=True)
-class Similarity:
-    """How signatures are compared: Σ over channels of weight² · inner product.
-
-    Attributes
-    ----------
-    weights : dict of str to float
-        Of the channels.
-    cosine : bool
-        Compare unit vectors, and divide by Σ weight²; else the vectors as they were.
-    centers : dict of str to Tensor (width,)
-        Subtracted from channels before they are compared.
-    """
-
-    weights: dict[str, float]
-    cosine: bool
-    centers: dict[str, Tensor]
-
-    def _prepared(self, name: str, units: Tensor, norms: Tensor) -> Tensor:
-        weight = self.weights[name]
-        center = self.centers.get(name)
-        if center is not None:
-            units = units * norms[:, None] - center.to(units)
-            if self.cosine:
-                units = unit(units)[1]
-        elif not self.cosine:
-            units = units * norms[:, None]
-        if self.cosine:
-            weight = weight / sum(w**2 for w in self.weights.values()) ** 0.5
-        return weight * units
-
-    def vectors(self, index: SignatureIndex, rows: slice, like: Tensor) -> Tensor:
-        """Return vectors (m, width), as ``like`` is, whose products are the scores."""
-        norms = torch.tensor(index.norms[rows]).to(like)
-        found = [
-            self._prepared(name, torch.tensor(units).to(like), norms[:, i])
-            for i, (name, units) in enumerate(index.channels(rows).items())
-            if name in self.weights
-        ]
-        return torch.cat(found, dim=1)
-
-    def of_channels(self, channels: Mapping[str, Tensor]) -> Tensor:
-        """Return the vectors of rows that are not in an index."""
-        found = []
-        for name, values in channels.items():
-            if name in self.weights:
-                norms, units = unit(values)
-                found.append(self._prepared(name, units, norms))
-        return torch.cat(found, dim=1)
 
 
 def unit(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -512,41 +294,3 @@ def unit(values: Tensor) -> tuple[Tensor, Tensor]:
     scaled = values / torch.where(scale > 0, scale, 1.0)
     norms = scaled.norm(dim=1, keepdim=True)
     return (scale * norms)[:, 0], scaled / torch.where(norms > 0, norms, 1.0)
-
-
-def all_scores(
-    queries: Tensor, index: SignatureIndex, similarity: Similarity, block: int
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the scores (q, m) of query vectors against blocks of rows."""
-    for rows in chunks(len(index), block):
-        yield rows, queries @ similarity.vectors(index, rows, queries).T
-
-
-def best(
-    queries: Tensor, index: SignatureIndex, similarity: Similarity, n: int, block: int
-) -> tuple[Tensor, Tensor]:
-    """Return the n largest scores (q, n) of each query, and their rows."""
-    scores = queries.new_empty(len(queries), 0)
-    found = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    for rows, values in all_scores(queries, index, similarity, block):
-        ids = torch.arange(rows.start, rows.stop, device=queries.device)
-        ids = ids.expand(len(queries), -1)
-        scores, found = torch.cat([scores, values], 1), torch.cat([found, ids], 1)
-        first = _first(scores, n)
-        scores, found = scores.gather(1, first), found.gather(1, first)
-    return scores, found
-
-
-def _first(scores: Tensor, n: int) -> Tensor:
-    """Return the places (q, n) of the n largest of each row, the earlier of equals.
-
-    So equal scores keep the order of the rows, whatever the blocks are.
-    """
-    n = min(n, scores.shape[1])
-    top, places = scores.topk(n, dim=1)
-    if not n or bool(((scores >= top[:, -1:]).sum(dim=1) > n).any()):
-        # equals on both sides of the cut: only a stable sort tells them apart
-        return scores.argsort(dim=1, descending=True, stable=True)[:, :n]
-    places = places.sort(dim=1).values
-    order = scores.gather(1, places).argsort(dim=1, descending=True, stable=True)
-    return places.gather(1, order)

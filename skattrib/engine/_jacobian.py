@@ -7,15 +7,16 @@ times less work than with explicit gradients, and none of these are formed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from skattrib.engine._factors import LayerGradients
 from skattrib.engine._functional import chunks
-from skattrib.engine._gradients import LayerGradients, RowGradients, is_dense
+from skattrib.engine._gradients import RowGradients, is_dense
 
 # Of the memory cap, what one temporary may take: 1 / _SHARE.
 _SHARE = 4
@@ -53,12 +54,6 @@ class Jacobian(Protocol):
 
     def gauss_newton(self, roots: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return Σ JᵢᵀSᵢSᵢᵀJᵢ over all or some rows, (P, P), for S (n, C, C)."""
-
-    def leverages(self, inverse: Callable[[], Tensor], rows: Tensor) -> Tensor | None:
-        """Return Jᵢ M Jᵢᵀ of some rows, (m, C, C), for symmetric M (P, P).
-
-        In M's precision. None where there is no better way than by explicit gradients.
-        """
 
 
 class ExplicitJacobian:
@@ -111,12 +106,12 @@ class ExplicitJacobian:
             out.addmm_(half.T, half)
         return out
 
-    def leverages(self, inverse: Callable[[], Tensor], rows: Tensor) -> None:
-        return None
-
 
 class FactoredJacobian:
-    """Holds layer factors: for networks of dense layers."""
+    """Holds layer factors: for networks of dense layers.
+
+    Here alone `curvature` and `leverages` are cheaper than by explicit gradients.
+    """
 
     def __init__(self, gradients: RowGradients, memory_bytes: float) -> None:
         self._gradients, self._memory = gradients, memory_bytes
@@ -253,8 +248,11 @@ class FactoredJacobian:
                 out[:, self._columns[name]] = value
         return out
 
-    def leverages(self, inverse: Callable[[], Tensor], rows: Tensor) -> Tensor:
-        matrix = inverse()
+    def leverages(self, matrix: Tensor, rows: Tensor) -> Tensor:
+        """Return Jᵢ M Jᵢᵀ of some rows, (m, C, C), for symmetric M (P, P).
+
+        In M's precision.
+        """
         scale = self._gradients.scale
         if scale is not None:
             matrix = matrix * scale * scale[:, None]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from skattrib.engine._factors import LayerGradients
 from skattrib.engine._functional import chunks
-from skattrib.engine._gradients import LayerGradients, RowGradients
+from skattrib.engine._gradients import RowGradients
 
 # Of the memory cap, what the temporaries of one chunk may take: 1 / _SHARE.
 _SHARE = 4

@@ -13,22 +13,20 @@ damping of the *mean* loss of the kept rows; ``"fixed"``: λ = ridge · Σs and 
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from typing import Literal, cast
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from skattrib.engine._functional import FunctionalModule, Loss, chunks
+from skattrib.engine._functional import FunctionalModule, Loss, chunks, spread
 from skattrib.engine._gradients import RowGradients, row_gradients
 from skattrib.engine._kernel import kernel_block
 from skattrib.engine._projection import LandmarkProjector, Projector
+from skattrib.engine._refits import refit
 from skattrib.engine._row_spaces import DualSpace, MatrixFreeSpace
 from skattrib.engine._solvers import Factor, largest_eigenvalue
 from skattrib.engine._spaces import (
-    EXACT,
     SHARE,
     FullSystem,
     FullSystems,
@@ -44,13 +42,6 @@ Slope = Callable[[Tensor], Tensor]
 #: Damping of the mean row loss as a function of the fraction of mass removed.
 Ridge = Callable[[float], float]
 
-_MAX_NEWTON = 25
-_MAX_HALVINGS = 12
-_REFIT_TOL = 1e-7
-# At first, a Newton step need not be solved for better than it helps.
-_INEXACT = 0.1
-# Steps this short relative to the whole way that do not shrink are rounding.
-_STUCK = 1e-3
 _N_ROWS = 64
 
 
@@ -186,7 +177,7 @@ class LinearizedModel:
         """Return w − κ' s, (k, n): how much of each row's gradient is there."""
         return weights - self._kept(weights)[:, None] * self.weights
 
-    def _gradients_at(self, weights: Tensor) -> Tensor:
+    def gradients_at(self, weights: Tensor) -> Tensor:
         """Return the gradients where training stopped, in coordinates (k, D)."""
         kept, removed = self._kept(weights)[:, None], self.weights - weights
         if int((removed != 0).sum(dim=1).max()) > 1:
@@ -197,7 +188,7 @@ class LinearizedModel:
         whole = self.space.mixed_gradient(self.weights[None], self.residuals)
         return (1 - kept) * whole - removed.gather(1, rows[:, None]) * alone
 
-    def _rho(self, weights: Tensor, outputs: Tensor) -> Tensor:
+    def rho(self, weights: Tensor, outputs: Tensor) -> Tensor:
         """Return w r(f) − κ' s r(f₀), (k, n·C): the gradient in the outputs."""
         k, (n, C) = len(weights), self.outputs.shape
         constant = self._kept(weights)[:, None] * self.weights
@@ -219,7 +210,7 @@ class LinearizedModel:
 
         The Hessian and λ are those of the full data (fraction removed 0).
         """
-        return self.space.solve_full(self._gradients_at(weights), self._full_system())
+        return self.space.solve_full(self.gradients_at(weights), self._full_system())
 
     def decomposed(self) -> LinearizedModel:
         """Return the same model, to be asked at several values of ``ridge``.
@@ -240,10 +231,10 @@ class LinearizedModel:
         """Return one exact Newton step on the weighted rows, (k, D)."""
         shifts = self.shifts(weights)
         systems = self.space.full_systems(shifts)
-        gradients = self._gradients_at(weights)
-        return self._frozen_newton(weights, gradients, shifts, systems)
+        gradients = self.gradients_at(weights)
+        return self.frozen_newton(weights, gradients, shifts, systems)
 
-    def _frozen_newton(
+    def frozen_newton(
         self, weights: Tensor, gradients: Tensor, shifts: Tensor, systems: FullSystems
     ) -> Tensor:
         """Return −H(w)⁻¹g with the Hessian at the trained outputs."""
@@ -303,107 +294,8 @@ class LinearizedModel:
         return root @ Factor(kept).solve((root.mT @ moved).double()).to(root)
 
     def refit_steps(self, weights: Tensor) -> Tensor:
-        """Refit the linearised model to the weighted rows, (k, D).
-
-        Damped Newton with step halving until the step is below 1e-7 of the whole
-        way. Removals of few rows keep the Hessian of the trained outputs (a chord
-        iteration), which costs one factorisation for all of them.
-        """
-        shifts = self.shifts(weights)
-        few = (self.weights != weights).sum(dim=1) <= len(self.weights) // 20
-        # its factors serve every step of the iteration
-        systems = self.space.full_systems(shifts)
-        gradients = self._gradients_at(weights)
-        steps = self._frozen_newton(weights, gradients, shifts, systems)
-        chord = few.clone()
-        active = torch.ones_like(few)
-        previous = torch.full_like(shifts, torch.inf)
-        short = torch.zeros_like(few)
-        accuracy = _INEXACT
-        for _ in range(_MAX_NEWTON):
-            index = active.nonzero()[:, 0]
-            if not len(index):
-                break
-            moves = self._newton_move(
-                weights[index],
-                steps[index],
-                shifts[index],
-                chord[index],
-                systems,
-                accuracy,
-            )
-            moved, accepted = self._halve(weights, steps, moves, shifts, index)
-            wanted, size, whole = (
-                self.space.squared_norm(z).clamp(min=0).sqrt()
-                for z in (moves, moved, steps[index] + moved)
-            )
-            steps[index] += moved
-            tol = max(_REFIT_TOL, 10 * torch.finfo(size.dtype).eps)
-            slow = (size > 0.5 * previous[index]) | ~accepted
-            # at the end of the precision, exact steps no longer get shorter
-            tiny = wanted <= _STUCK * whole
-            last = slow & ~chord[index] & (accuracy == EXACT)
-            done = (accepted & (size <= tol * whole)) | (last & (tiny | ~accepted))
-            short[index] = done & ~tiny
-            # a chord that contracts slowly, or not at all, gives way to Newton, and an
-            # inexact step to an exact one
-            if bool((slow & ~chord[index]).any()):
-                accuracy = EXACT
-            chord[index] &= ~slow
-            previous[index] = size
-            active[index] = ~done
-        _warn_unless_arrived(active | short)
-        return steps
-
-    def _newton_move(
-        self,
-        weights: Tensor,
-        steps: Tensor,
-        shifts: Tensor,
-        chord: Tensor,
-        systems: FullSystems,
-        accuracy: float,
-    ) -> Tensor:
-        k, (n, C) = len(weights), self.outputs.shape
-        outputs = self.outputs + self.space.train_outputs(steps).view(k, n, C)
-        gradients = self.space.gradient(self._rho(weights, outputs), shifts, steps)
-        moves = torch.zeros_like(steps)
-        if bool(chord.any()):
-            moves[chord] = self._frozen_newton(
-                weights[chord], gradients[chord], shifts[chord], systems
-            )
-        full = ~chord
-        if bool(full.any()):
-            roots = self.loss.hessian_root(outputs[full].reshape(-1, C))
-            moves[full] = self.space.solve_subsets(
-                gradients[full],
-                weights[full],
-                roots.view(-1, n, C, C),
-                shifts[full],
-                accuracy,
-            )
-        return moves
-
-    def _halve(
-        self,
-        weights: Tensor,
-        steps: Tensor,
-        moves: Tensor,
-        shifts: Tensor,
-        index: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Shorten moves that raise the objective; return them and which went down."""
-        w, z, lam = weights[index], steps[index], shifts[index]
-        start = self.objective(w, z, lam)
-        slack = 100 * torch.finfo(start.dtype).eps * start.abs()
-        factor = torch.ones_like(start)
-        for _ in range(_MAX_HALVINGS):
-            bad = self.objective(w, z + factor[:, None] * moves, lam) > start + slack
-            if not bool(bad.any()):
-                break
-            factor = torch.where(bad, factor / 2, factor)
-        factor = torch.where(bad, torch.zeros_like(factor), factor)
-        return factor[:, None] * moves, ~bad
+        """Refit the linearised model to the weighted rows, (k, D)."""
+        return refit(self, weights)
 
     def objective(self, weights: Tensor, steps: Tensor, shifts: Tensor) -> Tensor:
         """Return the linearised objective of each step, (k,)."""
@@ -505,9 +397,8 @@ class LinearizedModel:
         share = self.weights[:, None] * self.residuals
         n = len(share)
         total = self._gradient_norm(share)
-        some = torch.linspace(0, n - 1, min(n, _N_ROWS)).long().unique().tolist()
         rows = []
-        for i in some:
+        for i in spread(n, _N_ROWS):
             alone = torch.zeros_like(share)
             alone[i] = share[i]
             rows.append(self._gradient_norm(alone))
@@ -536,15 +427,3 @@ class LinearizedModel:
         if self.scale is not None:
             plain = plain / self.scale**2
         return float(plain.norm())
-
-
-def _warn_unless_arrived(short: Tensor) -> None:
-    n_short = int(short.sum())
-    if n_short:
-        warnings.warn(
-            f"{n_short} of {len(short)} refits of the linearised model stopped short "
-            "of their minimum: the damping is too small for the curvature. Increase "
-            "it: `ridge` of an influence, `damping` of a surrogate.",
-            ConvergenceWarning,
-            stacklevel=4,
-        )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from skattrib.engine._functional import chunks
 from skattrib.engine._gradients import RowGradients
-from skattrib.engine._jacobian import jacobian_of
+from skattrib.engine._jacobian import FactoredJacobian, jacobian_of
 from skattrib.engine._solvers import (
     EIGH_AFTER,
     EigenFactor,
@@ -383,10 +383,9 @@ class PrimalSpace(ByIteration, BySubtraction):
 
     def row_blocks(self, rows: Tensor, system: FullSystem) -> Tensor:
         P, C = self.n_coordinates, self._roots.shape[1]
-        if len(system.shifts) == 1 and len(rows) * C >= P:
-            found = self._jacobian.leverages(system.inverse, rows)
-            if found is not None:
-                return found
+        inverse_pays = len(system.shifts) == 1 and len(rows) * C >= P
+        if inverse_pays and isinstance(self._jacobian, FactoredJacobian):
+            return self._jacobian.leverages(system.inverse(), rows)
         out = []
         # a row's gradients, and what they are while they are solved for
         size = 4 * C * P * self._roots.element_size()

@@ -1,6 +1,5 @@
 """Influence by differentiating the training runs themselves."""
 
-import warnings
 from numbers import Integral, Real
 
 import numpy as np
@@ -11,18 +10,17 @@ from sklearn.utils import Bunch
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skattrib._torch_estimator import check_seeds, replay_error, unfrozen
+from skattrib._torch_estimator import check_seeds, unfrozen
 from skattrib._validation import as_tensor, memory_cap
 from skattrib._verdict import calibration_slope
 from skattrib.base import BaseAttributor
 from skattrib.engine._adjoint import check_differentiable
-from skattrib.engine._functional import FunctionalModule
-from skattrib.engine._training import train
+from skattrib.engine._functional import FunctionalModule, spread
 from skattrib.evaluation import make_weightings
 from skattrib.evaluation._models import trained_models
 from skattrib.evaluation._trainer import Trainer
 from skattrib.evaluation._weightings import count_weightings
-from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
+from skattrib.exceptions import TrajectoryError
 from skattrib.influence._aggregation import AGGREGATIONS, aggregate, exploding
 from skattrib.influence._run_diagnosis import (
     N_UNITS,
@@ -30,7 +28,7 @@ from skattrib.influence._run_diagnosis import (
     run_verdict,
     warn_if_exploding,
 )
-from skattrib.influence._runs import Differentiator, Runs
+from skattrib.influence._runs import Differentiator, Runs, check_reproduced
 
 __all__ = ["AdamWInfluence"]
 
@@ -282,7 +280,7 @@ class AdamWInfluence(BaseAttributor):
         recipe = estimator.trajectory_.recipe
         self._own_run = Runs(recipe, whole.cpu(), own.cpu())
         if isinstance(self.estimator_, FrozenEstimator):
-            _check_reproduced(problem, recipe, whole, own)
+            check_reproduced(problem, self._own_run)
         self._runs = [self._own_run]
         if self.inclusion_ < 1 or self.n_models > 1:
             trainer = Trainer(
@@ -484,24 +482,8 @@ class AdamWInfluence(BaseAttributor):
     def _removal_errors(self, retrain):
         estimator = unfrozen(self.estimator_, self)
         problem = self._problem(estimator, self.X_train_, self.y_train_)
-        some = np.linspace(0, self.n_units_ - 1, min(self.n_units_, N_UNITS))
-        held = np.arange(self.n_units_) == some.astype(int)[:, None]
+        some = spread(self.n_units_, N_UNITS)
+        held = np.arange(self.n_units_) == some[:, None]
         directions = as_tensor(self._unit_weightings(held), problem.X)
         weights = self._own_run.weights[0].to(problem.X)
         return removal_errors(problem, weights, directions, retrain=retrain)
-
-
-def _check_reproduced(problem, recipe, weights, own):
-    """Warn unless the recipe leads to the parameters of a frozen estimator."""
-    again = train(
-        problem.model, problem.loss, recipe, problem.X, problem.targets, weights
-    ).params
-    error = replay_error(again, own, recipe.initial)
-    if error:
-        warnings.warn(
-            f"Replaying the record of the frozen estimator on these rows misses its "
-            f"weights by {error:.1e} of the way that training took: it was trained on "
-            "other rows, labels or weights. What is differentiated is another run.",
-            FaithfulnessWarning,
-            stacklevel=7,
-        )

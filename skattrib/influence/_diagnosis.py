@@ -13,6 +13,7 @@ from skattrib._verdict import judged
 from skattrib.engine._functional import chunks
 from skattrib.engine._linearized import LinearizedModel
 
+#: Units whose removals are tried in the network, spread over all.
 N_STEPS = 16
 # Past these the verdict is bad.
 _STEP_LIMIT, _LEVERAGE_LIMIT, _STATIONARITY_LIMIT = 0.5, 0.99, 0.4
@@ -28,17 +29,15 @@ def diagnose_linearized(
     Parameters
     ----------
     model : LinearizedModel
-    steps : Tensor of shape (n_units, D)
-        Of removals; 16 of them, spread over the units, are tried in the network.
+    steps : Tensor of shape (k, D)
+        Of removals, to be tried in the network.
     X : Tensor of shape (q, n_features)
         Query rows.
     """
-    some = torch.linspace(0, len(steps) - 1, min(len(steps), N_STEPS))
-    some = steps[some.long().to(steps.device)]
     linear = torch.cat(
         [
-            model.output_change(some, model.query(X[part])[1])
-            for part in chunks(len(X), model.query_batch(len(some)))
+            model.output_change(steps, model.query(X[part])[1])
+            for part in chunks(len(X), model.query_batch(len(steps)))
         ],
         dim=1,
     )
@@ -50,7 +49,7 @@ def diagnose_linearized(
         real = torch.stack(
             [
                 network.outputs(theta + change, X) - outputs
-                for change in model.parameter_change(some)
+                for change in model.parameter_change(steps)
             ]
         )
     tiny = torch.finfo(real.dtype).tiny

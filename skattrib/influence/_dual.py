@@ -4,22 +4,26 @@ from numbers import Integral, Real
 
 import numpy as np
 import torch
-from sklearn.base import _fit_context, clone
+from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from skattrib._torch_estimator import check_seeds, unfrozen
-from skattrib._validation import DTYPES, as_tensor, check_weights, draw_seeds
-from skattrib.base import BaseAttributor, _dtype
-from skattrib.evaluation import lds_score
+from skattrib._validation import (
+    DTYPES,
+    as_tensor,
+    check_weights,
+    float_dtype,
+)
+from skattrib.base import BaseAttributor
+from skattrib.engine._functional import spread
+from skattrib.influence._calibration import N_QUERIES, N_RETRAINED, calibrate
 from skattrib.influence._diagnosis import N_STEPS, diagnose_linearized, verdict
-from skattrib.influence._member import Member, WithoutEach, check_has_head
-from skattrib.influence._ridge import CALIBRATION_GRID, RidgeRule, calibrated_rule
+from skattrib.influence._ensemble import Ensemble, trained_seeds
+from skattrib.influence._member import Member, check_has_head
+from skattrib.influence._ridge import RidgeRule
 
 __all__ = ["DualInfluence"]
-
-_N_CALIBRATION = 16
-_CALIBRATION_QUERIES = 50
 
 
 class DualInfluence(BaseAttributor):
@@ -249,13 +253,24 @@ class DualInfluence(BaseAttributor):
             check_has_head(estimator, X, y)
 
     def _fit_attributor(self):
-        self.estimators_ = [self.estimator_, *self._train_other_seeds()]
-        self._members = [self._linearize(estimator) for estimator in self.estimators_]
-        members = self._members
+        self.estimators_ = trained_seeds(
+            self.estimator_,
+            self.X_train_,
+            self.y_train_,
+            self._row_weights,
+            self.n_models,
+        )
+        self._ensemble = ensemble = Ensemble(
+            [self._linearize(estimator) for estimator in self.estimators_],
+            self._unit_of_row,
+            self._row_weights,
+            removal=self.removal,
+            verbose=self.verbose,
+        )
         if self.ridge == "calibrate":
-            members = self._calibrate_ridge()
-        self.ridge_rule_ = self._members[0].model.ridge
-        self._unit_steps = self._steps_without_each_unit(members)
+            ensemble = self._calibrate_ridge()
+        self.ridge_rule_ = self._ensemble.rules[0]
+        self._unit_steps = ensemble.steps_without_each()
         share = 0.0 if self.removal == "influence" else 1 / self.n_units_
         self.ridge_ = self.ridge_rule_(share)
         self.estimand_ = (
@@ -263,18 +278,6 @@ class DualInfluence(BaseAttributor):
             if self.removal == "influence"
             else "outcome with all units minus outcome without this one"
         )
-
-    def _train_other_seeds(self):
-        if self.n_models == 1:
-            return []
-        seeds = draw_seeds(self.estimator_.random_state, self.n_models)[1:]
-        weights = self._row_weights
-        return [
-            clone(self.estimator_)
-            .set_params(random_state=seed)
-            .fit(self.X_train_, self.y_train_, sample_weight=weights)
-            for seed in seeds
-        ]
 
     def _linearize(self, estimator):
         member = Member(
@@ -297,84 +300,28 @@ class DualInfluence(BaseAttributor):
         return member
 
     def _calibrate_ridge(self):
-        """Choose the damping that best ranks a few retrained models.
+        """Choose the damping by retraining; see `calibrate`.
 
-        The queries are training rows that all of these models leave out. Returns the
-        members with what they have factored on the way.
+        The queries are training rows that all of these models leave out.
         """
         rng = np.random.RandomState(self._fit_seed)
         n = len(self.X_train_)
-        held_out = rng.permutation(n)[: min(_CALIBRATION_QUERIES, n // 4)]
-        weights = self._draw_weightings(_N_CALIBRATION, 0.5, rng)
+        held_out = rng.permutation(n)[: min(N_QUERIES, n // 4)]
+        weights = self._draw_weightings(N_RETRAINED, 0.5, rng)
         rows = weights[:, self._unit_of_row]
         rows[:, held_out] = 0
         X, y = self.X_train_[held_out], self.y_train_[held_out]
-        truth = self._truth(rows, X, y)
-        outcome = self._checked_outcome(self.outcome)
         weighted = (rows * self._row_weights).astype(self.X_train_.dtype)
-        # what is left of each unit where its held-out rows are missing
-        kept = np.zeros((len(rows), self.n_units_))
-        np.add.at(kept.T, self._unit_of_row, weighted.T)
-        kept /= np.bincount(self._unit_of_row, self._row_weights).clip(min=1e-12)
-        rules = [member.model.ridge for member in self._members]
-        # one eigendecomposition serves units, halves, and the fit that follows
-        members = [member.decomposed() for member in self._members]
-        alone = self._for_units(members)
-        asked = self._ask(members, X, len(weighted))
-        asked_alone = self._ask(alone, X, self.n_units_)
-        rank_units, rank_halves = [], []
-        for factor in CALIBRATION_GRID:
-            for several in (members, alone):
-                for member, rule in zip(several, rules, strict=True):
-                    member.model.ridge = rule.times(factor)
-            steps = self._steps_without_each_unit(alone)
-            attributions = self._attribute_each(alone, steps, asked_alone, y, outcome)
-            rank_units.append(lds_score(truth, kept @ attributions.mean(axis=0).T))
-            predicted = self._predict_rows(members, asked, y, weighted, outcome)
-            rank_halves.append(lds_score(truth, predicted))
-        for ours, member, rule in zip(self._members, members, rules, strict=True):
-            found = calibrated_rule(rule, rank_units, rank_halves)
-            ours.model.ridge = member.model.ridge = found
-        return members
+        truth, outcome = self._truth(rows, X, y), self._checked_outcome(self.outcome)
+        return calibrate(self._ensemble, X, y, weighted, truth, outcome)
 
     def _n_seeds(self):
         return self.n_models
 
     # ---------------------------------------------------------------- queries
-    def _steps_without_each_unit(self, members):
-        """Return the steps of each member; None where queries are solved for."""
-        return [
-            None
-            if member.solves_queries(self.removal, self.n_units_)
-            else member.steps(self.removal, self._without_each(), self.verbose)
-            for member in members
-        ]
-
-    def _without_each(self):
-        return WithoutEach(self._unit_of_row, self._row_weights, self.n_units_)
-
-    def _attribute_each(self, members, unit_steps, asked, y, outcome):
-        """Return attributions (n_models, q, n_units)."""
-        first_order, found = self.removal == "influence", []
-        for member, steps, own in zip(members, unit_steps, asked, strict=True):
-            if steps is None:
-                removed = self._without_each()
-                found.append(member.attributions_by_query(removed, own, y, outcome))
-            else:
-                options = {"first_order": first_order}
-                found.append(member.attributions(steps, own, y, outcome, **options))
-        return np.stack(found)
-
-    def _for_units(self, members):
-        largest = np.bincount(self._unit_of_row).max()
-        return [member.for_units(self.removal, largest) for member in members]
-
-    def _ask(self, members, X, n_steps):
-        return [member.ask(X, n_steps) for member in members]
-
     def _attribute(self, X, y, outcome):
-        asked = self._ask(self._members, X, self.n_units_)
-        found = self._attribute_each(self._members, self._unit_steps, asked, y, outcome)
+        asked = self._ensemble.ask(X, self.n_units_)
+        found = self._ensemble.attributions(self._unit_steps, asked, y, outcome)
         if len(found) == 1:
             return found[0], None
         return found.mean(axis=0), found.std(axis=0, ddof=1) / len(found) ** 0.5
@@ -429,34 +376,26 @@ class DualInfluence(BaseAttributor):
         ridges = check_array(ridges, ensure_2d=False, dtype=np.float64)
         if ridges.ndim != 1 or not (ridges > 0).all():
             raise ValueError("ridges must be a list of positive numbers.")
-        members = self._for_units(self._members)
-        asked = self._ask(members, X, self.n_units_)
+        ensemble = self._ensemble.for_units()
+        asked = ensemble.ask(X, self.n_units_)
         path = []
         for ridge in ridges:
-            for member in members:
-                member.model.ridge = RidgeRule(float(ridge))
-            steps = self._steps_without_each_unit(members)
-            found = self._attribute_each(members, steps, asked, y, outcome)
+            ensemble.rules = [RidgeRule(float(ridge))] * self.n_models
+            steps = ensemble.steps_without_each()
+            found = ensemble.attributions(steps, asked, y, outcome)
             path.append(found.mean(axis=0))
-        return np.stack(path).astype(_dtype(X), copy=False)
+        return np.stack(path).astype(float_dtype(X), copy=False)
 
     def _predict_outcomes(self, X, y, weights, outcome):
         if self.removal == "influence":
-            present = np.mean(
-                [m.present_outcomes(X, y, outcome) for m in self._members], axis=0
-            )
+            present = self._ensemble.present_outcomes(X, y, outcome)
             return present - (1 - weights) @ self._attribute(X, y, outcome)[0].T
-        rows = self._unit_weightings(weights)
-        asked = self._ask(self._members, X, len(rows))
-        return self._predict_rows(self._members, asked, y, rows, outcome)
+        return self._predict_rows(X, y, self._unit_weightings(weights), outcome)
 
-    def _predict_rows(self, members, asked, y, row_weights, outcome):
+    def _predict_rows(self, X, y, row_weights, outcome):
         """Return outcomes (k, q) for weights of the rows, mean over the models."""
-        found = []
-        for member, one in zip(members, asked, strict=True):
-            steps = member.steps(self.removal, row_weights, self.verbose)
-            found.append(member.outcomes(steps, one, y, outcome))
-        return np.mean(found, axis=0)
+        asked = self._ensemble.ask(X, len(row_weights))
+        return self._ensemble.outcomes(row_weights, asked, y, outcome)
 
     # ------------------------------------------------------- changes, verdict
     def parameter_change(self, weights):
@@ -477,7 +416,7 @@ class DualInfluence(BaseAttributor):
         rows = self._unit_weightings(
             check_weights(weights, self.n_units_, self.X_train_.dtype)
         )
-        member = self._members[0]
+        member = self._ensemble.members[0]
         steps = member.steps(self.removal, rows, self.verbose)
         return member.parameter_change(steps).cpu().numpy()
 
@@ -504,7 +443,7 @@ class DualInfluence(BaseAttributor):
         )
         changes = [
             member.output_changes(member.steps(self.removal, rows, self.verbose), X)[1]
-            for member in self._members
+            for member in self._ensemble.members
         ]
         return torch.stack(changes).mean(dim=0).cpu().numpy()
 
@@ -544,17 +483,17 @@ class DualInfluence(BaseAttributor):
             If the verdict is bad.
         """
         X, y, outcome = self._check_query(X, y)
-        member, steps = self._members[0], self._unit_steps[0]
-        if steps is None:
-            some = np.linspace(0, self.n_units_ - 1, N_STEPS).astype(int)
-            steps = member.steps(self.removal, self._without_each()[some])
+        member, steps = self._ensemble.members[0], self._unit_steps[0]
+        some = spread(self.n_units_, N_STEPS)
+        removed = self._ensemble.without_each[some]
+        steps = member.steps(self.removal, removed) if steps is None else steps[some]
         queries = as_tensor(X, member.model.outputs)
         calibration = {"calibration_slope": None, "lds": None}
         if n_retrainings:
             calibration = self._calibrate(X, y, outcome, n_retrainings)
         found = diagnose_linearized(member.model, steps, queries)
         found["approximation"] = member.approximation_error(
-            self.removal, self._without_each(), steps, queries
+            self.removal, removed, steps, queries
         )
         recorded = self.estimators_[0].trajectory_ is not None
         return verdict(found, calibration, recorded)

@@ -15,6 +15,7 @@ from skattrib.engine._functional import (
     Loss,
     chunks,
     outcome_function,
+    spread,
 )
 from skattrib.engine._gradients import gradient_size
 from skattrib.engine._linearized import LinearizedModel
@@ -274,8 +275,9 @@ class Member:
         Parameters
         ----------
         removal : {"newton", "influence", "refit"}
-        removed : WithoutEach
-        steps : Tensor of shape (n_units, D)
+        removed : array of shape (k, n)
+            Weights of the rows without each of some units.
+        steps : Tensor of shape (k, D)
             Of `removed`, as `steps` returned them.
         X : Tensor of shape (q, n_features)
             Query rows.
@@ -287,7 +289,7 @@ class Member:
         """
         if self.plan.solver != "nystroem":
             return None
-        some = np.linspace(0, len(removed) - 1, min(len(removed), _N_EXACT)).astype(int)
+        some = spread(len(removed), _N_EXACT)
         exact = copy.copy(self)
         exact.model = self.model.without_projection()
         ours = self.output_changes(steps[some], X)[1]

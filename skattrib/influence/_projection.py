@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from skattrib._parameter_projection import ParameterProjection
 from skattrib._validation import memory_cap
 from skattrib.engine._gradients import RowGradients
 from skattrib.engine._kernel import kernel_block
 from skattrib.engine._projection import LinearProjector, PrincipalProjector, Projector
-from skattrib.random_projection import ParameterProjection
 
 KernelCache = Callable[[Callable[[], Tensor]], Tensor]
 

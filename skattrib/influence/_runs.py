@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from skattrib._torch_estimator import TorchEstimator
+from skattrib._torch_estimator import TorchEstimator, _Problem, replay_error
 from skattrib._validation import as_tensor, memory_cap
 from skattrib.engine._adjoint import RowCallback, sweep
 from skattrib.engine._functional import (
@@ -21,8 +22,9 @@ from skattrib.engine._functional import (
     chunks,
     outcome_function,
 )
-from skattrib.engine._training import can_stack, stacked_outputs
+from skattrib.engine._training import can_stack, stacked_outputs, train
 from skattrib.engine._trajectory import Recipe
+from skattrib.exceptions import FaithfulnessWarning
 
 # Of the memory cap, what the gradients of queries may take: 1 / _SHARE.
 _SHARE = 8
@@ -44,6 +46,23 @@ class Runs:
     recipe: Recipe
     weights: Tensor
     params: Tensor
+
+
+def check_reproduced(problem: _Problem, run: Runs) -> None:
+    """Warn unless its recipe leads to the end of the run of a frozen estimator."""
+    weights = run.weights.to(problem.X)
+    again = train(
+        problem.model, problem.loss, run.recipe, problem.X, problem.targets, weights
+    ).params
+    error = replay_error(again, run.params, run.recipe.initial)
+    if error:
+        warnings.warn(
+            f"Replaying the record of the frozen estimator on these rows misses its "
+            f"weights by {error:.1e} of the way that training took: it was trained on "
+            "other rows, labels or weights. What is differentiated is another run.",
+            FaithfulnessWarning,
+            stacklevel=7,
+        )
 
 
 class Differentiator:

@@ -8,9 +8,10 @@ from torch import nn
 from skattrib._torch_estimator import _check_module, _Problem
 from skattrib._validation import as_tensor
 from skattrib.engine._functional import FunctionalModule, Loss
+from skattrib.engine._modules import TwoLogits
 from skattrib.engine._trajectory import Recipe
 from skattrib.exceptions import TrajectoryError
-from skattrib.neural import TorchClassifier, TorchRegressor, TwoLogits, check_classes
+from skattrib.neural import TorchClassifier, TorchRegressor, check_classes
 
 CAUSES = (
     "The loop must take the mean over each minibatch of the cross-entropy, or of half "

@@ -13,11 +13,11 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skattrib._torch_estimator import unfrozen
-from skattrib._validation import memory_cap
-from skattrib.base import BaseAttributor, _dtype
-from skattrib.engine._functional import chunks
-from skattrib.engine._index import Similarity
+from skattrib._validation import float_dtype, memory_cap
+from skattrib.base import BaseAttributor
+from skattrib.engine._functional import chunks, spread
 from skattrib.engine._readout import find_head
+from skattrib.engine._similarity import Similarity
 from skattrib.evaluation import lds_score
 from skattrib.exceptions import TrajectoryError
 from skattrib.language import CausalLanguageModel
@@ -527,7 +527,7 @@ class RISEValuator(BaseAttributor):
             search.means(self._vectors(X[part], y[part], outcome))
             for part in search.parts(len(X), 1)
         ]
-        return torch.cat(found).cpu().numpy().astype(_dtype(X), copy=False)
+        return torch.cat(found).cpu().numpy().astype(float_dtype(X), copy=False)
 
     # ---------------------------------------------------------------- verdict
     def diagnose(self, X, y, n_retrainings=0):
@@ -589,8 +589,7 @@ class RISEValuator(BaseAttributor):
         settings = {**self._settings, "sketch": None, "n_sketches": 1}
         exact = Signer(self.estimator_, self.X_train_, settings, 0)
         exact.use({})
-        some = np.linspace(0, len(self.X_train_) - 1, min(len(self.X_train_), _N_ROWS))
-        some = some.astype(int)
+        some = spread(len(self.X_train_), _N_ROWS)
         X, y = X[:_N_QUERIES], y[:_N_QUERIES]
         if not exact.fits(max(len(some), len(X))):
             return None

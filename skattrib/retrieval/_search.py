@@ -9,7 +9,8 @@ from torch import Tensor
 
 from skattrib._validation import memory_cap
 from skattrib.engine._functional import chunks
-from skattrib.engine._index import SignatureIndex, Similarity, all_scores, best
+from skattrib.engine._index import SignatureIndex
+from skattrib.engine._similarity import Similarity, all_scores, best
 
 # Of the memory cap, what a block of rows or of queries may take: 1 / _SHARE.
 _SHARE = 8
@@ -62,6 +63,7 @@ class Search:
         for vectors, similarity in zip(queries, self._similarities, strict=True):
             middle = vectors.new_zeros(vectors.shape[1])
             for rows in chunks(len(self._index), self._block(0)):
-                middle += similarity.vectors(self._index, rows, vectors).sum(dim=0)
+                for _, piece in similarity.pieces(self._index, rows, vectors):
+                    middle += piece.sum(dim=0)
             total += vectors @ (middle / len(self._index))
         return total / len(self._similarities)

@@ -13,8 +13,8 @@ from sklearn.random_projection import BaseRandomProjection
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skattrib._torch_estimator import TorchEstimator, unfrozen
-from skattrib._validation import memory_cap
-from skattrib.base import FEWEST_RETRAININGS, BaseAttributor, _dtype
+from skattrib._validation import float_dtype, memory_cap
+from skattrib.base import FEWEST_RETRAININGS, BaseAttributor
 from skattrib.engine._functional import FunctionalModule
 from skattrib.evaluation import make_weightings
 from skattrib.evaluation._trainer import check_retrainable, sample_weight_name
@@ -299,4 +299,5 @@ class SurrogateAttributor(BaseAttributor):
                 "fewer queries at a time, or group rows by tasks=."
             )
         surrogate = self._fitted_surrogate(X, y, outcome)
-        return surrogate._interactions(self.at, average).astype(_dtype(X), copy=False)
+        found = surrogate._interactions(self.at, average)
+        return found.astype(float_dtype(X), copy=False)

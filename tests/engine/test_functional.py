@@ -14,6 +14,7 @@ from skattrib.engine._functional import (
     chunks,
     cross_log_odds,
     outcome_function,
+    spread,
 )
 from tests.cases import MODULES, Tied, build, build_case, frozen, mlp, randn, trainable
 
@@ -172,3 +173,11 @@ def test_outcomes(outcome, task, expected):
 )
 def test_chunks(n, size, pieces):
     assert [(s.start, s.stop) for s in chunks(n, size)] == pieces
+
+
+@pytest.mark.parametrize(
+    ("n", "n_wanted", "expected"),
+    [(9, 3, [0, 4, 8]), (3, 8, [0, 1, 2]), (5, 1, [0]), (1, 4, [0])],
+)
+def test_spread(n, n_wanted, expected):
+    assert spread(n, n_wanted).tolist() == expected

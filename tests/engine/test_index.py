@@ -17,17 +17,12 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skattrib.engine import _index
-from skattrib.engine._index import (
-    Header,
-    SignatureIndex,
-    Similarity,
-    all_scores,
-    best,
-)
+from skattrib.engine._index import Header, SignatureIndex
 from skattrib.exceptions import IndexMismatchError
 from tests.cases import randn
 
 WIDTHS = {"rh/0": 5, "h/0": 3}
+ROWS = ["signatures.bin", "norms.bin", "checksums.bin"]
 
 
 def tables():
@@ -96,52 +91,6 @@ def test_rows_of_nothing_stay_nothing():
     assert not index.norms.any()
 
 
-# ------------------------------------------------------------------------ search
-@pytest.mark.parametrize("cosine", [True, False])
-@pytest.mark.parametrize("block", [1, 3, 100])
-def test_scores_are_weighted_inner_products(cosine, block):
-    index = empty(dtype="float64").append(rows(7))
-    queries = rows(2, seed=4)
-    center = {"h/0": rows(7)["h/0"].mean(dim=0)}
-    weights = {"rh/0": 1.0, "h/0": 0.5}
-    similarity = Similarity(weights, cosine, center)
-    vectors = similarity.of_channels(queries)
-    blocks = list(all_scores(vectors, index, similarity, block))
-    assert [part.start for part, _ in blocks] == list(range(0, 7, block))
-    found = torch.cat([scores for _, scores in blocks], dim=1)
-    expected = 0.0
-    for name, weight in weights.items():
-        q, r = (v[name] - center.get(name, 0.0) for v in (queries, rows(7)))
-        if cosine:
-            q, r = (v / v.norm(dim=1, keepdim=True) for v in (q, r))
-        expected = expected + weight**2 * q @ r.T
-    if cosine:
-        expected = expected / 1.25
-    # norms are kept in double, units in the dtype asked for
-    assert_allclose(found, expected, atol=1e-10)
-
-
-@pytest.mark.parametrize("block", [1, 2, 5, 100])
-def test_the_best_rows_whatever_the_blocks(block):
-    index = empty(dtype="float64").append(rows(12))
-    similarity = Similarity(dict.fromkeys(WIDTHS, 1.0), True, {})
-    queries = similarity.of_channels(rows(3, seed=4))
-    scores, found = best(queries, index, similarity, 5, block)
-    whole = queries @ similarity.vectors(index, slice(0, 12), queries).T
-    order = np.argsort(-whole.numpy(), axis=1, kind="stable")[:, :5]
-    assert_array_equal(found, order)
-    assert_allclose(scores, np.take_along_axis(whole.numpy(), order, axis=1))
-
-
-def test_equal_scores_come_in_the_order_of_the_rows():
-    values = {k: v[:1].repeat(9, 1) for k, v in rows(1).items()}
-    index = empty(dtype="float64").append(values)
-    similarity = Similarity(dict.fromkeys(WIDTHS, 1.0), True, {})
-    queries = similarity.of_channels(rows(2, seed=4))
-    _, found = best(queries, index, similarity, 4, 3)
-    assert found.tolist() == [[0, 1, 2, 3]] * 2
-
-
 # ------------------------------------------------------------------------ faults
 def test_a_kill_between_rows_and_count_loses_only_these_rows(tmp_path, monkeypatch):
     index = empty(tmp_path / "index").append(rows(4))
@@ -151,7 +100,7 @@ def test_a_kill_between_rows_and_count_loses_only_these_rows(tmp_path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_index, "_write_header", killed)
+        patch.setattr(_index, "write_header", killed)
         with pytest.raises(KeyboardInterrupt):
             index.append(rows(2, seed=5))
     again = SignatureIndex.open(tmp_path / "index")
@@ -213,7 +162,7 @@ def test_killed_writers_leave_whole_appends(tmp_path):
 def test_two_writers(tmp_path):
     path = tmp_path / "index"
     one, other = empty(path), SignatureIndex.open(path)
-    with _index._locked(path):
+    with _index.locked(path):
         with pytest.raises(BlockingIOError, match="written by another process"):
             one.append(rows(1))
     one.append(rows(2))
@@ -229,7 +178,7 @@ def test_a_full_disk_leaves_the_index_as_it_was(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    for name in ("_append", "_write_header"):
+    for name in ("append_rows", "write_header"):
         with monkeypatch.context() as patch:
             patch.setattr(_index, name, full)
             with pytest.raises(OSError, match="No space left"):
@@ -270,6 +219,37 @@ def test_readers_see_what_they_opened(tmp_path):
     assert_array_equal(contents(reader)[0], before[0])
 
 
+# --------------------------------------------------------------------- checksums
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("width", [4, 5, 6])
+def test_a_flipped_bit_is_noticed_when_its_row_is_read(name, width, tmp_path):
+    path = tmp_path / "index"
+    index = SignatureIndex.create(path, header(widths={"rh/0": width}), tables())
+    index = index.append({"rh/0": randn(4, width)})
+    sound = (path / name).read_bytes()
+    per_row = len(sound) // 4
+    for at in range(len(sound)):
+        spoilt = bytearray(sound)
+        spoilt[at] ^= 1 << at % 8
+        (path / name).write_bytes(spoilt)
+        again, row = SignatureIndex.open(path), at // per_row
+        with pytest.raises(IndexMismatchError, match=f"1 rows are not .* row {row}\\."):
+            again.channels(slice(0, 4))
+        others = slice(1, 4) if row == 0 else slice(0, row)
+        assert_array_equal(again.signatures(others), index.signatures(others))
+
+
+def test_an_index_without_checksums_is_read_and_added_to(tmp_path):
+    path = tmp_path / "index"
+    index = empty(path).append(rows(4))
+    (path / "checksums.bin").unlink()  # as older versions left it
+    again = SignatureIndex.open(path).append(rows(3, seed=9))
+    assert not (path / "checksums.bin").exists()
+    expected = empty().append(rows(4)).append(rows(3, seed=9))
+    assert_array_equal(contents(again)[0], contents(expected)[0])
+    assert_array_equal(contents(again.first(4))[0], contents(index)[0])
+
+
 # --------------------------------------------------------------------- strangers
 def _edit(path, **changes):
     found = json.loads((path / "header.json").read_text())
@@ -303,6 +283,7 @@ DAMAGES = {
     "cut tables": (lambda p: _cut(p, "tables.safetensors", 3), "tables.safetensors"),
     "cut rows": (lambda p: _cut(p, "signatures.bin", 1), "signatures.bin has"),
     "cut norms": (lambda p: _cut(p, "norms.bin", 1), "norms.bin has"),
+    "cut sums": (lambda p: _cut(p, "checksums.bin", 1), "checksums.bin has"),
     "no rows": (lambda p: (p / "signatures.bin").unlink(), "signatures.bin"),
 }
 
@@ -333,11 +314,7 @@ def test_flipped_and_cut_files_are_refused_or_harmless(tmp_path, data):
     path = tmp_path / "fuzzed"
     shutil.rmtree(path, ignore_errors=True)
     index = empty(path).append(rows(4), complete=True)
-    name = data.draw(
-        st.sampled_from(
-            ["header.json", "tables.safetensors", "signatures.bin", "norms.bin"]
-        )
-    )
+    name = data.draw(st.sampled_from(["header.json", "tables.safetensors", *ROWS]))
     content = bytearray((path / name).read_bytes())
     if data.draw(st.booleans()):
         content = content[: data.draw(st.integers(0, len(content)))]
@@ -348,10 +325,10 @@ def test_flipped_and_cut_files_are_refused_or_harmless(tmp_path, data):
     (path / name).write_bytes(content)
     try:
         again = SignatureIndex.open(path)
+        values, norms = contents(again)
     except IndexMismatchError:
         return
-    values, norms = contents(again)
     assert values.shape == (len(again), again.header.width)
     assert norms.shape == (len(again), len(again.header.widths))
-    if name in ("signatures.bin", "norms.bin"):
+    if name in ROWS:
         assert again.header == replace(index.header)

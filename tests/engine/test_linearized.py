@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
-from skattrib.engine import _linearized, _row_spaces, _solvers, _spaces
+from skattrib.engine import _refits, _row_spaces, _solvers, _spaces
 from skattrib.engine._functional import FunctionalModule, Loss
 from skattrib.engine._gradients import GradientSize, RowGradients
 from skattrib.engine._linearized import LinearizedModel
@@ -173,7 +173,7 @@ def test_block_formula_is_the_direct_solve(space, task):
     ours, _ = linearize(task, space, "weighted")
     W = torch.cat([weightings(ours.weights)[k] for k in ("single", "groups")])
     shifts = ours.shifts(W)
-    gradients = ours._gradients_at(W)
+    gradients = ours.gradients_at(W)
     direct = ours.space.solve_subsets(gradients, W, ours.roots, shifts)
     by_block = torch.cat(
         [
@@ -237,7 +237,7 @@ def test_much_of_the_data_is_solved_by_that_of_all(solver, own, monkeypatch):
     W = weightings(ours.weights)["half"]
     expected = reference_steps(reference, W)
     shifts = ours.shifts(W)
-    gradients = ours._gradients_at(W)
+    gradients = ours.gradients_at(W)
     roots = ours.roots.expand(len(W), -1, -1, -1) if own else ours.roots
     n_factors = []
 
@@ -304,7 +304,7 @@ def test_refits_with_little_damping_are_the_same_in_every_space(solver):
 
 def test_refits_that_stop_short_are_pointed_out(monkeypatch):
     ours, _ = linearize("classification", "primal")
-    monkeypatch.setattr(_linearized, "_MAX_NEWTON", 1)
+    monkeypatch.setattr(_refits, "_MAX_NEWTON", 1)
     with pytest.warns(ConvergenceWarning, match=r"of 4 refits .* Increase"):
         ours.refit_steps(weightings(ours.weights)["half"])
 

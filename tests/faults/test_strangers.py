@@ -27,7 +27,14 @@ from tests.cases import build, mlp
 from tests.engine.test_trajectory import recorded
 from tests.faults.jobs import data, net
 
-FILES = ["header.json", "tables.safetensors", "signatures.bin", "norms.bin", "lock"]
+FILES = [
+    "header.json",
+    "tables.safetensors",
+    "signatures.bin",
+    "norms.bin",
+    "checksums.bin",
+    "lock",
+]
 # What a file of some kilobytes may take, in memory and seconds.
 _BYTES, _SECONDS = 2**28, 20
 

@@ -263,10 +263,12 @@ def test_calibration_decomposes_once(solver, factorisations):
     dual.fit(X, y)
     assert factorisations == ["eigh"]
     # and finds what plain factors find
-    model, rule = dual._members[0].model, dual.ridge_rule_
+    model, rule = dual._ensemble.members[0].model, dual.ridge_rule_
     assert model.ridge is rule
     without = WithoutEach(np.arange(len(y)), np.ones(len(y)), len(y))
-    expected = model.parameter_change(dual._members[0].steps("newton", without))
+    expected = model.parameter_change(
+        dual._ensemble.members[0].steps("newton", without)
+    )
     found = model.parameter_change(dual._unit_steps[0])
     assert_allclose(found, expected, rtol=0, atol=1e-8 * float(expected.abs().max()))
 
@@ -660,7 +662,7 @@ def test_a_wrapped_module_too_large_to_factor_uses_the_trace():
     with pytest.warns(FaithfulnessWarning):
         dual.fit(X, y)
     primal = DualInfluence(FrozenEstimator(wrapped), ridge=1.0, random_state=0)
-    model = primal.fit(X, y)._members[0].model
+    model = primal.fit(X, y)._ensemble.members[0].model
     mean = float(model.space.eigenvalues().sum()) / len(y) / model.model.n_params
     assert dual.ridge_rule_.source == "trace of the Hessian"
     assert dual.ridge_ == pytest.approx(10 * mean, rel=0.3)
@@ -690,7 +692,7 @@ def test_queries_in_small_pieces_give_the_same(solver, monkeypatch):
     dual = DualInfluence(small_net(), solver=solver, random_state=0).fit(X, y)
     weights = make_weightings(len(y), 3, random_state=0)
     whole = dual.attribute(*queries), dual.predict_outcomes(*queries, weights)
-    model = dual._members[0].model
+    model = dual._ensemble.members[0].model
     assert model.query_batch(len(y)) > len(queries[0])
     monkeypatch.setattr(model, "memory_bytes", 1e4)
     assert model.query_batch(len(y)) < len(queries[0])

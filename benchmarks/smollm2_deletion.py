@@ -4,8 +4,10 @@ The planted behaviour of `benchmarks.smollm2_planted`. For three orders of train
 every score is taken from the model that was tuned on all rows, the 20 rows with the
 largest mean over the queries are left out, and the model is tuned on the others again;
 so it is without 20 random rows. What changes is the mean log-likelihood of the queries'
-replies. Then the model is tuned on 24 random halves of the rows: how well do the scores
-of the rows present, added up, rank the queries' log-likelihoods (LDS)?
+replies, and by how much they are likelier than the same replies in small letters: most
+of the first is which words are said, which no row taught. Then the model is tuned on 24
+random halves of the rows: how well do the scores of the rows present, added up, rank
+both (LDS)?
 
     apt-get install fortunes
     pip install -c constraints.txt -e ".[language]"
@@ -36,10 +38,15 @@ NAME = Path(__file__).stem
 
 
 class Teacher:
-    """Tune the model on some rows, and see how likely the queries become."""
+    """Tune the model on some rows, and see how likely the queries become.
 
-    def __init__(self, lm, told):
-        self.lm, (self.rows, self.queries) = lm, told
+    Outcomes (2, q) are log-likelihoods of the replies, and the same minus those of the
+    replies as they were.
+    """
+
+    def __init__(self, lm, rows, queries, ordinary):
+        self.lm, self.rows, self.queries = lm, rows, queries
+        self._ordinary = queries[0], ordinary
         self.n_rows = len(self.rows[0])
         self._reset = Resetting(lm.model_)
 
@@ -47,7 +54,8 @@ class Teacher:
         self._reset()
         X, y = ([column[i] for i in np.flatnonzero(kept)] for column in self.rows)
         tune(self.lm, X, y, **TUNING, seed=seed)
-        return self.lm.log_likelihood(*self.queries)
+        found = self.lm.log_likelihood(*self.queries)
+        return np.stack([found, found - self.lm.log_likelihood(*self._ordinary)])
 
     def without(self, left_out, seed):
         kept = np.ones(self.n_rows, dtype=bool)
@@ -79,7 +87,7 @@ def interval(values):
 
 
 def deletions(teach):
-    """Return changes (seeds, q) and planted rows (seeds,) by name, and first scores."""
+    """Return changes (seeds, 2, q) and planted rows by name, and first scores."""
     changes, planted_rows, first = {}, {}, None
     for seed in range(N_SEEDS):
         full = teach(np.ones(teach.n_rows, dtype=bool), seed)
@@ -98,7 +106,7 @@ def deletions(teach):
             name = arm.split("/")[0]
             changes.setdefault(name, []).append(change)
             planted_rows.setdefault(name, []).append((left_out < N_PLANTED).sum())
-            print(seed, arm, planted_rows[name][-1], change.mean(), flush=True)
+            print(seed, arm, planted_rows[name][-1], *change.mean(axis=1), flush=True)
     return changes, planted_rows, first
 
 
@@ -107,44 +115,57 @@ def halves(teach, found):
     W = make_weightings(teach.n_rows, N_HALVES, inclusion=0.5, random_state=0)
     truth = np.stack([teach(row > 0, 0) for row in W])
     relevant = np.arange(teach.n_rows) < N_PLANTED
-    found = {"planted or not": np.tile(relevant, (truth.shape[1], 1))} | found
-    table, rng = [], np.random.default_rng(0)
+    found = {"planted or not": np.tile(relevant, (truth.shape[2], 1))} | found
+    table = []
     for name, own in found.items():
-        predicted, drawn = W @ np.asarray(own, dtype=float).T, []
-        for _ in range(1_000):
-            m = rng.integers(len(truth), size=len(truth))
-            q = rng.integers(truth.shape[1], size=truth.shape[1])
-            drawn.append(lds_score(truth[m][:, q], predicted[m][:, q]))
-        low, high = np.percentile(drawn, [2.5, 97.5])
-        point = lds_score(truth, predicted)
+        predicted = W @ np.asarray(own, dtype=float).T
+        cells = [lds(truth[:, k], predicted) for k in range(2)]
         precision = np.mean([average_precision_score(relevant, row) for row in own])
-        table.append(
-            [f'"{name}"', f'"{point:.3f} [{low:.3f}, {high:.3f}]"', f"{precision:.3f}"]
-        )
+        table.append([f'"{name}"', *cells, f"{precision:.3f}"])
         print(*table[-1], flush=True)
     return table
+
+
+def lds(truth, predicted):
+    """Return the LDS of outcomes (m, q), with an interval over both."""
+    drawn, rng = [], np.random.default_rng(0)
+    for _ in range(1_000):
+        m = rng.integers(len(truth), size=len(truth))
+        q = rng.integers(truth.shape[1], size=truth.shape[1])
+        drawn.append(lds_score(truth[m][:, q], predicted[m][:, q]))
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return f'"{lds_score(truth, predicted):.3f} [{low:.3f}, {high:.3f}]"'
 
 
 def main():
     lm = smollm2()
     rows, queries = problem(lm.tokenizer_)
-    told = columns(rows), columns([planted(*pair) for pair in queries])
-    teach = Teacher(lm, told)
+    shouted = columns([planted(*pair) for pair in queries])
+    teach = Teacher(lm, columns(rows), shouted, columns(queries)[1])
     changes, planted_rows, found = deletions(teach)
     folder = Path(__file__).parents[1] / "doc" / "measured"
     write_table(
         folder / f"{NAME}.inc",
-        "Tuned again without 20 rows of 120: change of the log-likelihood of replies",
-        ["rows left out", "planted among them", "change"],
+        "Tuned again without 20 rows of 120",
         [
-            [f'"{name}"', f"{np.mean(planted_rows[name]):.1f}", interval(own)]
+            "rows left out",
+            "planted among them",
+            "change of the log-likelihood",
+            "and against small letters",
+        ],
+        [
+            [
+                f'"{name}"',
+                f"{np.mean(planted_rows[name]):.1f}",
+                *(interval(np.array(own)[:, k]) for k in range(2)),
+            ]
             for name, own in changes.items()
         ],
     )
     write_table(
         folder / f"{NAME}_lds.inc",
         f"Tuned on {N_HALVES} halves of the rows: rank correlation with added scores",
-        ["score", "LDS", "average precision"],
+        ["score", "log-likelihood", "against small letters", "average precision"],
         halves(teach, found),
     )
 

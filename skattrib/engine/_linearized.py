@@ -31,6 +31,7 @@ from skattrib.engine._spaces import (
     FullSystem,
     FullSystems,
     PrimalSpace,
+    SolvesQueries,
     Space,
     weighted_roots,
 )
@@ -210,7 +211,7 @@ class LinearizedModel:
 
         The Hessian and λ are those of the full data (fraction removed 0).
         """
-        return self.space.solve_full(self.gradients_at(weights), self._full_system())
+        return self.space.solve_full(self.gradients_at(weights), self.full_system())
 
     def decomposed(self) -> LinearizedModel:
         """Return the same model, to be asked at several values of ``ridge``.
@@ -221,7 +222,7 @@ class LinearizedModel:
         out.space = self.space.decomposed()
         return out
 
-    def _full_system(self) -> FullSystem:
+    def full_system(self) -> FullSystem:
         """Return the system of all rows at their own λ."""
         shift = self.shifts(self.weights[None])
         ((_, system),) = self.space.full_systems(shift).groups(shift)
@@ -356,24 +357,25 @@ class LinearizedModel:
         """Return the change of the outputs of query rows, (k, q, C)."""
         return (steps @ query.flatten(0, 1).T).view(len(steps), *query.shape[:2])
 
-    def first_order_effects(self, X: Tensor, slope_of: Slope) -> Tensor:
+    def first_order_effects(
+        self, X: Tensor, slope_of: Slope, system: FullSystem
+    ) -> Tensor:
         """Return Σ_c r_ic (J_i H⁻¹ J_qᵀ ∇F_q)_c of rows on queries, (q, n).
 
         What `influence_steps` make of outcomes is minus their sum, times `amounts`.
-        Solves for queries, not for weightings, by conjugate gradients.
+        ``system`` is the full one, which is solved for queries, not for weightings.
         """
-        space = cast(MatrixFreeSpace, self.space)
+        space = cast(SolvesQueries, self.space)
         outputs, query = row_gradients(self.model, X, self.scale)
-        slopes, size = slope_of(outputs), 4 * space.n_coordinates
+        slopes, size = slope_of(outputs), 4 * self.outputs.numel()
         out = outputs.new_empty(len(X), len(self.weights))
         per_query = size + 16 * self.model.n_params
         at_once = int(self.memory_bytes / (SHARE * per_query * out.element_size()))
-        shift = self.shifts(self.weights[None])
         for part in chunks(len(X), at_once):
             some = query.of_rows(part)
             own = torch.zeros(len(slopes[part]), *some.shape).to(outputs)
             own.diagonal(dim1=0, dim2=1).copy_(slopes[part].T)
-            solved = space.solve_in_parameters(some.vjp(own), shift)
+            solved = space.solve_in_parameters(some.vjp(own), system)
             images = space.images(solved).view(-1, *self.outputs.shape)
             out[part] = torch.einsum("qnc,nc->qn", images, self.residuals)
         return out
@@ -412,7 +414,7 @@ class LinearizedModel:
         from a small change.
         """
         rows = self.weights.nonzero()[:, 0]
-        kept = self.space.row_complements(rows, self.weights[rows], self._full_system())
+        kept = self.space.row_complements(rows, self.weights[rows], self.full_system())
         eye = torch.eye(kept.shape[-1], dtype=kept.dtype, device=kept.device)
         out = torch.zeros_like(self.weights)
         out[rows] = largest_eigenvalue(eye - kept).to(out)

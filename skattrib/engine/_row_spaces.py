@@ -415,10 +415,9 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
         )
         return forward(solved) - outside / shifts[:, None]
 
-    def solve_in_parameters(self, vectors: Tensor, shift: Tensor) -> Tensor:
-        """Return H⁻¹ applied to vectors (q, P) of parameters, in the metric."""
+    def solve_in_parameters(self, vectors: Tensor, system: FullSystem) -> Tensor:
         full = weighted_roots(self._roots, self._weights)
-        bent = self._curvature(full @ full.mT)
+        bent, shift = self._curvature(full @ full.mT), system.shifts
         return conjugate_gradient(lambda v: bent(v).add_(shift * v), vectors)
 
     def _curvature(self, blocks: Tensor) -> Callable[[Tensor], Tensor]:
@@ -439,7 +438,6 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
         return product
 
     def images(self, vectors: Tensor) -> Tensor:
-        """Return what vectors (q, P) of parameters do to training outputs, (q, n·C)."""
         out = vectors.new_empty(len(vectors), self.n_coordinates)
         for part in chunks(len(vectors), self._products_at_once()):
             out[part] = self.gradients.jvp(vectors[part]).flatten(1)

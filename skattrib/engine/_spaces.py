@@ -216,6 +216,16 @@ def minus_from_one(blocks: Tensor) -> Tensor:
     return eye - (blocks + blocks.mT) / 2
 
 
+class SolvesQueries(Protocol):
+    """Spaces whose full system can be solved for vectors of parameters."""
+
+    def solve_in_parameters(self, vectors: Tensor, system: FullSystem) -> Tensor:
+        """Return H⁻¹ applied to vectors (q, P) of parameters, in the metric."""
+
+    def images(self, vectors: Tensor) -> Tensor:
+        """Return what vectors (q, P) of parameters do to training outputs, (q, n·C)."""
+
+
 class BySubtraction:
     """Complements of spaces that know J H⁻¹ Jᵀ itself."""
 
@@ -436,6 +446,12 @@ class PrimalSpace(ByIteration, BySubtraction):
 
     def train_outputs(self, steps: Tensor) -> Tensor:
         return self._jacobian.jvp(steps)
+
+    def solve_in_parameters(self, vectors: Tensor, system: FullSystem) -> Tensor:
+        return system.solve(vectors.T).T
+
+    def images(self, vectors: Tensor) -> Tensor:
+        return self._jacobian.jvp(vectors)
 
     def query_block(self, query: RowGradients) -> Tensor:
         return query.jacobian().view(*query.shape, -1)

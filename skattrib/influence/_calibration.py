@@ -39,7 +39,7 @@ def calibrate(ensemble, X, y, row_weights, truth, outcome):
     rank_units, rank_halves = [], []
     for factor in CALIBRATION_GRID:
         whole.rules = alone.rules = [rule.times(factor) for rule in rules]
-        steps = alone.steps_without_each()
+        steps = alone.without_units()
         attributions = alone.attributions(steps, asked_alone, y, outcome)
         rank_units.append(lds_score(truth, kept @ attributions.mean(axis=0).T))
         predicted = whole.outcomes(row_weights, asked, y, outcome)

@@ -9,14 +9,10 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from skattrib._torch_estimator import check_seeds, unfrozen
-from skattrib._validation import (
-    DTYPES,
-    as_tensor,
-    check_weights,
-    float_dtype,
-)
+from skattrib._validation import DTYPES, as_tensor, check_weights, float_dtype
 from skattrib.base import BaseAttributor
 from skattrib.engine._functional import spread
+from skattrib.engine._spaces import FullSystem
 from skattrib.influence._calibration import N_QUERIES, N_RETRAINED, calibrate
 from skattrib.influence._diagnosis import N_STEPS, diagnose_linearized, verdict
 from skattrib.influence._ensemble import Ensemble, trained_seeds
@@ -270,7 +266,7 @@ class DualInfluence(BaseAttributor):
         if self.ridge == "calibrate":
             ensemble = self._calibrate_ridge()
         self.ridge_rule_ = self._ensemble.rules[0]
-        self._unit_steps = ensemble.steps_without_each()
+        self._prepared = ensemble.without_units()
         share = 0.0 if self.removal == "influence" else 1 / self.n_units_
         self.ridge_ = self.ridge_rule_(share)
         self.estimand_ = (
@@ -321,7 +317,7 @@ class DualInfluence(BaseAttributor):
     # ---------------------------------------------------------------- queries
     def _attribute(self, X, y, outcome):
         asked = self._ensemble.ask(X, self.n_units_)
-        found = self._ensemble.attributions(self._unit_steps, asked, y, outcome)
+        found = self._ensemble.attributions(self._prepared, asked, y, outcome)
         if len(found) == 1:
             return found[0], None
         return found.mean(axis=0), found.std(axis=0, ddof=1) / len(found) ** 0.5
@@ -381,7 +377,7 @@ class DualInfluence(BaseAttributor):
         path = []
         for ridge in ridges:
             ensemble.rules = [RidgeRule(float(ridge))] * self.n_models
-            steps = ensemble.steps_without_each()
+            steps = ensemble.without_units()
             found = ensemble.attributions(steps, asked, y, outcome)
             path.append(found.mean(axis=0))
         return np.stack(path).astype(float_dtype(X), copy=False)
@@ -483,10 +479,13 @@ class DualInfluence(BaseAttributor):
             If the verdict is bad.
         """
         X, y, outcome = self._check_query(X, y)
-        member, steps = self._ensemble.members[0], self._unit_steps[0]
+        member, steps = self._ensemble.members[0], self._prepared[0]
         some = spread(self.n_units_, N_STEPS)
         removed = self._ensemble.without_each[some]
-        steps = member.steps(self.removal, removed) if steps is None else steps[some]
+        if isinstance(steps, FullSystem):
+            steps = member.steps(self.removal, removed)
+        else:
+            steps = steps[some]
         queries = as_tensor(X, member.model.outputs)
         calibration = {"calibration_slope": None, "lds": None}
         if n_retrainings:

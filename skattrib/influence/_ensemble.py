@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.base import clone
 
 from skattrib._validation import draw_seeds
+from skattrib.engine._spaces import FullSystem
 from skattrib.influence._member import WithoutEach
 
 
@@ -60,7 +61,8 @@ class Ensemble:
     def for_units(self):
         """Return the same to leave out units at many ridges, for outputs of queries."""
         largest = np.bincount(self._unit_of_row).max()
-        return self._of([m.for_units(self._removal, largest) for m in self.members])
+        sizes = len(self.without_each), largest
+        return self._of([m.for_units(self._removal, *sizes) for m in self.members])
 
     @property
     def rules(self):
@@ -83,22 +85,20 @@ class Ensemble:
         """Prepare queries, for each member, for at most so many steps at once."""
         return [member.ask(X, n_steps) for member in self.members]
 
-    def steps_without_each(self):
-        """Return the steps of each member; None where queries are solved for."""
+    def without_units(self):
+        """Return the steps of each member; the system where queries are solved for."""
         return [
-            None
-            if member.solves_queries(self._removal, len(self.without_each))
-            else member.steps(self._removal, self.without_each, self._verbose)
+            member.prepared(self._removal, self.without_each, self._verbose)
             for member in self.members
         ]
 
-    def attributions(self, unit_steps, asked, y, outcome):
+    def attributions(self, prepared, asked, y, outcome):
         """Return attributions (n_models, q, n_units)."""
         first_order, found = self._removal == "influence", []
-        for member, steps, own in zip(self.members, unit_steps, asked, strict=True):
-            if steps is None:
-                removed = self.without_each
-                found.append(member.attributions_by_query(removed, own, y, outcome))
+        for member, steps, own in zip(self.members, prepared, asked, strict=True):
+            if isinstance(steps, FullSystem):
+                question = self.without_each, own, y, outcome
+                found.append(member.attributions_by_query(steps, *question))
             else:
                 options = {"first_order": first_order}
                 found.append(member.attributions(steps, own, y, outcome, **options))

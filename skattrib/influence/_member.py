@@ -214,17 +214,20 @@ class Member:
         out.model = self.model.decomposed()
         return out
 
-    def for_units(self, removal, largest):
+    def for_units(self, removal, n_units, largest):
         """Return the same to leave out units at many ridges, for outputs of queries.
 
         Parameters
         ----------
         removal : {"newton", "influence", "refit"}
+        n_units : int
         largest : int
             Rows of the largest unit.
         """
         fits = removal == "newton" and largest <= self.model.few
-        if removal != "influence" and not fits:
+        if self.solves_queries(removal, n_units) or not (
+            fits or removal == "influence"
+        ):
             return self.decomposed()
         out = copy.copy(self)
         out.model = self.model.spectral()
@@ -233,11 +236,19 @@ class Member:
     def solves_queries(self, removal, n_units):
         """Say whether queries are solved for rather than units.
 
-        At first order either will do. Where no factor is kept it pays when units are
-        many.
+        At first order either will do, and when units are many it pays.
         """
         many = n_units > _MANY_UNITS
-        return removal == "influence" and self.plan.solver == "cg" and many
+        knows_how = (
+            self.plan.solver in ("cg", "primal") and self.model.projector is None
+        )
+        return removal == "influence" and many and knows_how
+
+    def prepared(self, removal, removed, verbose=0):
+        """Return the steps for `WithoutEach`, or what queries are solved with."""
+        if self.solves_queries(removal, len(removed)):
+            return self.model.full_system()
+        return self.steps(removal, removed, verbose)
 
     def steps(self, removal, row_weights, verbose=0):
         """Return the steps (k, D) for weights of the rows, (k, n) or `WithoutEach`."""
@@ -329,8 +340,8 @@ class Member:
                 out.append((measure(outputs) - measure(outputs + changes)).T)
         return torch.cat(out).cpu().numpy()
 
-    def attributions_by_query(self, removed, asked, y, outcome):
-        """Return the same at first order without any unit's step; see `solves_queries`.
+    def attributions_by_query(self, system, removed, asked, y, outcome):
+        """Return the same at first order without any unit's step; see `prepared`.
 
         ``removed`` is a `WithoutEach`.
         """
@@ -339,7 +350,7 @@ class Member:
         for part in chunks(len(X), self.model.query_batch(1)):
             rows = as_tensor(X[part], like)
             slope = _slope(self._measure(y[part], outcome, like))
-            effects = self.model.first_order_effects(rows, slope)
+            effects = self.model.first_order_effects(rows, slope, system)
             units = [
                 self.model.summed(effects, as_tensor(removed[some], like))
                 for some in chunks(len(removed), self.model.batch_size())

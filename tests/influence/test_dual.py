@@ -269,7 +269,7 @@ def test_calibration_decomposes_once(solver, factorisations):
     expected = model.parameter_change(
         dual._ensemble.members[0].steps("newton", without)
     )
-    found = model.parameter_change(dual._unit_steps[0])
+    found = model.parameter_change(dual._prepared[0])
     assert_allclose(found, expected, rtol=0, atol=1e-8 * float(expected.abs().max()))
 
 
@@ -964,17 +964,18 @@ def test_a_module_without_a_head_is_refused_before_training(trainings):
 # --------------------------------------------------------------- solving for queries
 @pytest.mark.parametrize("problem", [iris, diabetes])
 @pytest.mark.parametrize("tasks", [False, True])
-def test_first_order_by_queries_is_that_by_units(problem, tasks, monkeypatch):
+@pytest.mark.parametrize("solver", ["primal", "cg"])
+def test_first_order_by_queries_is_that_by_units(problem, tasks, solver, monkeypatch):
     X, y, Xq, yq = problem(n=100)
     kind = TorchClassifier if problem is iris else TorchRegressor
     net = kind(hidden_layer_sizes=(4,), max_epochs=20, random_state=0)
     options = {"removal": "influence", "ridge": 0.1, "random_state": 0}
     units = np.arange(100) // 2 if tasks else None
-    dense = DualInfluence(net, **options).fit(X, y, tasks=units)
-    ours = DualInfluence(net, solver="cg", **options)
+    dense = DualInfluence(net, solver="dual", **options).fit(X, y, tasks=units)
+    ours = DualInfluence(net, solver=solver, **options)
     monkeypatch.setattr(skattrib.influence._member, "_MANY_UNITS", 10)
     ours.fit(X, y, tasks=units)
-    assert ours._unit_steps == [None]
+    assert not torch.is_tensor(ours._prepared[0])
     expected = dense.attribute(Xq, yq)
     assert_allclose(ours.attribute(Xq, yq), expected, atol=1e-7 * abs(expected).max())
     W = make_weightings(dense.n_units_, 3, random_state=0)
@@ -988,4 +989,4 @@ def test_first_order_by_queries_is_that_by_units(problem, tasks, monkeypatch):
     )
     # few units are solved for once and for all
     monkeypatch.setattr(skattrib.influence._member, "_MANY_UNITS", 100)
-    assert ours.fit(X, y, tasks=units)._unit_steps[0] is not None
+    assert torch.is_tensor(ours.fit(X, y, tasks=units)._prepared[0])

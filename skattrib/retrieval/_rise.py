@@ -353,10 +353,9 @@ class RISEValuator(BaseAttributor):
     def _attribute(self, X, y, outcome):
         scores = self._search().scores(X, y, outcome)
         if len(self._row_weights) < self.n_units_:  # rows were added
-            weights = np.append(
-                self._row_weights, np.ones(self.n_units_ - len(self._row_weights))
-            )
-            scores = scores * weights.astype(scores.dtype)
+            weights = np.ones(self.n_units_, dtype=scores.dtype)
+            weights[: len(self._row_weights)] = self._row_weights
+            scores = scores * weights
         else:
             scores = self._by_unit(scores)
         mean = scores.mean(axis=0)

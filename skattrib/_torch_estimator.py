@@ -7,7 +7,7 @@ from numbers import Integral, Real
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
@@ -402,6 +402,12 @@ def fitted_from(cls, module, n_outputs, device, **fitted):
     for name, value in fitted.items():
         setattr(estimator, name, value)
     return estimator
+
+
+def untrained(estimator, X, y, random_state=0):
+    """Return what an estimator would be trained on, without training it."""
+    blank = clone(estimator)
+    return blank._problem(X, blank._learn_target(y), random_state)
 
 
 def check_recipe(estimator, stacklevel):

@@ -364,8 +364,12 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         weights, truth = self._retrain(X, y, self.n_retrainings)
         return lds_score(truth, self._predict_outcomes(X, y, weights, outcome))
 
+    def _check_retrainable(self):
+        """Raise if retrained models would say nothing about these attributions."""
+
     def _retrain(self, X, y, n_retrainings):
         """Return weightings and the outcomes of models trained with them."""
+        self._check_retrainable()
         if n_retrainings < FEWEST_RETRAININGS:
             raise ValueError(
                 f"n_retrainings={n_retrainings} is too few to rank: use at least "

@@ -1,4 +1,4 @@
-"""The layers of the package: each room imports only rooms before it."""
+"""The layers of the package: each room imports only rooms before it, and is small."""
 
 import ast
 import graphlib
@@ -75,6 +75,10 @@ LAZY = {
     "transformers",
 }
 
+# Lines of a module, and of a function without its docstring: past these, some room is
+# missing.
+LONGEST_MODULE, LONGEST_FUNCTION = 500, 60
+
 
 def module_name(path, package=PACKAGE):
     """The name of a source file: skattrib.engine for skattrib/engine/__init__.py."""
@@ -136,6 +140,14 @@ def violations(module, tree, modules):
     return found
 
 
+def code_lines(function):
+    """The lines of a function without its docstring."""
+    first = function.body[0]
+    documented = ast.get_docstring(function, clean=False) is not None
+    doc = first.end_lineno - first.lineno + 1 if documented else 0
+    return function.end_lineno - function.lineno + 1 - doc
+
+
 def parse(path):
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
@@ -165,6 +177,24 @@ def test_imports_no_tests_and_no_extras(module):
     assert not [top for top, deferred in tops if top in LAZY and not deferred]
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_is_short(module):
+    lines = MODULES[module].read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= LONGEST_MODULE
+    long = {
+        node.name: n_lines
+        for node in ast.walk(parse(MODULES[module]))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (n_lines := code_lines(node)) > LONGEST_FUNCTION
+    }
+    assert not long
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_says_what_belongs_there(module):
+    assert ast.get_docstring(parse(MODULES[module]))
+
+
 @pytest.mark.parametrize(
     ("module", "source", "allowed"),
     [
@@ -190,3 +220,10 @@ def test_the_test_itself(module, source, allowed):
     modules = {"skattrib", *(f"skattrib.{name}" for name in names)}
     found = violations(f"skattrib.{module}", ast.parse(source), modules)
     assert (not found) == allowed
+
+
+def test_lines_of_a_function_are_counted_without_its_docstring():
+    source = (
+        'def f(\n    a):\n    """One.\n\n    Two.\n    """\n    b = a\n\n    return b'
+    )
+    assert code_lines(ast.parse(source).body[0]) == 5

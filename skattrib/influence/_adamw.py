@@ -4,13 +4,13 @@ from numbers import Integral, Real
 
 import numpy as np
 import torch
-from sklearn.base import _fit_context, clone
+from sklearn.base import _fit_context
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skattrib._torch_estimator import check_seeds, unfrozen
+from skattrib._torch_estimator import check_seeds, unfrozen, untrained
 from skattrib._validation import as_tensor, memory_cap
 from skattrib._verdict import calibration_slope
 from skattrib.base import BaseAttributor
@@ -269,12 +269,12 @@ class AdamWInfluence(BaseAttributor):
     def _before_training(self, estimator, X, y):
         self.inclusion_ = self._inclusion(estimator)
         self.weights_ = self._design()
-        problem = self._problem(unfrozen(estimator, self), X, y)
+        problem = untrained(unfrozen(estimator, self), X, y, None)
         check_differentiable(problem.model, problem.loss, problem.X, problem.targets)
 
     def _fit_attributor(self):
         estimator = unfrozen(self.estimator_, self)
-        problem = self._problem(estimator, self.X_train_, self.y_train_)
+        problem = untrained(estimator, self.X_train_, self.y_train_, None)
         whole = as_tensor(self._row_weights, problem.X)[None]
         own = FunctionalModule(estimator.module_).flatten()[None]
         recipe = estimator.trajectory_.recipe
@@ -295,11 +295,6 @@ class AdamWInfluence(BaseAttributor):
             else "mean derivative of the outcome in the weight of this unit, others "
             f"present with chance {self.inclusion_:g}"
         )
-
-    @staticmethod
-    def _problem(estimator, X, y, seed=None):
-        blank = clone(estimator)
-        return blank._problem(X, blank._learn_target(y), seed)
 
     def _design(self):
         n, p = self.n_units_, self.inclusion_
@@ -481,7 +476,7 @@ class AdamWInfluence(BaseAttributor):
 
     def _removal_errors(self, retrain):
         estimator = unfrozen(self.estimator_, self)
-        problem = self._problem(estimator, self.X_train_, self.y_train_)
+        problem = untrained(estimator, self.X_train_, self.y_train_, None)
         some = spread(self.n_units_, N_UNITS)
         held = np.arange(self.n_units_) == some[:, None]
         directions = as_tensor(self._unit_weightings(held), problem.X)

@@ -5,10 +5,10 @@ from functools import partial
 
 import numpy as np
 import torch
-from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from tqdm.auto import tqdm
 
+from skattrib._torch_estimator import untrained
 from skattrib._validation import as_tensor, memory_cap
 from skattrib.engine._functional import (
     FunctionalModule,
@@ -104,8 +104,7 @@ def check_has_head(estimator, X, y):
         module, rows = estimator.module_, as_tensor(X[:2])
         rows = rows.to(next(module.parameters()))
     else:
-        blank = clone(estimator)
-        problem = blank._problem(X, blank._learn_target(y), 0)
+        problem = untrained(estimator, X, y)
         module, rows = problem.model.module, problem.X
     if not head_parameters(module, rows):
         raise ValueError(

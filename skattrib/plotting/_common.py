@@ -211,8 +211,7 @@ def check_retrainable(attributor, y, caller):
     check_attributor(attributor)
     if y is None:
         raise ValueError(f"y is None: {caller} retrains, and needs the queries' y.")
-    if hasattr(attributor, "_check_retrainable"):
-        attributor._check_retrainable()
+    attributor._check_retrainable()
 
 
 def check_floats(values, name, ndim, shape):

@@ -5,32 +5,35 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 
 import numpy as np
-import torch
-from sklearn.base import _fit_context, clone
+from sklearn.base import _fit_context
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted
 
-from skattrib._torch_estimator import unfrozen
-from skattrib._validation import float_dtype, memory_cap
+from skattrib._torch_estimator import unfrozen, untrained
+from skattrib._validation import float_dtype
 from skattrib.base import BaseAttributor
-from skattrib.engine._functional import chunks, spread
+from skattrib.engine._functional import chunks
 from skattrib.engine._readout import find_head
-from skattrib.engine._similarity import Similarity
-from skattrib.evaluation import lds_score
 from skattrib.exceptions import TrajectoryError
 from skattrib.language import CausalLanguageModel
-from skattrib.retrieval._search import Search
+from skattrib.retrieval._indexing import (
+    build_index,
+    check_index,
+    check_path,
+    with_further,
+)
+from skattrib.retrieval._search import Search, similarities
 from skattrib.retrieval._settings import PRESETS, resolve
-from skattrib.retrieval._signatures import Signer, build_index, check_index
+from skattrib.retrieval._signatures import Signer
 from skattrib.retrieval._sources import language_model
-from skattrib.retrieval._verdict import VANISHING, retrieval_verdict
+from skattrib.retrieval._verdict import (
+    residual_figures,
+    retrieval_verdict,
+    sketch_correlation,
+)
 
 __all__ = ["RISEValuator"]
-
-# Rows whose scores are compared with unsketched ones.
-_N_ROWS, _N_QUERIES = 200, 64
 
 
 class RISEValuator(BaseAttributor):
@@ -249,26 +252,18 @@ class RISEValuator(BaseAttributor):
         if language_model(estimator) is None:
             unfrozen(estimator, self)
         resolve(self)
-        if self.index is not None and not os.fspath(self.index):
-            raise ValueError("index='' is no path; None keeps the index in memory.")
-        if self.index is not None and not isinstance(self.random_state, Integral):
-            raise ValueError(
-                f"index={os.fspath(self.index)!r} needs an int random_state: another "
-                "fit would draw other hashes, and find nothing there."
-            )
+        if self.index is not None:
+            check_path(os.fspath(self.index), self.random_state)
 
     def _before_training(self, estimator, X, y):
         settings, _ = resolve(self)
         if language_model(estimator) is None and not isinstance(
             estimator, FrozenEstimator
         ):
-            blank = clone(estimator)
-            problem = blank._problem(X, blank._learn_target(y), 0)
+            problem = untrained(estimator, X, y)
             find_head(problem.model.module, problem.X)
         if self.index is not None:
-            kept = {**settings, "channels": list(settings["channels"])}
-            kept["seed"] = self._fit_seed
-            check_index(os.path.abspath(self.index), kept)
+            check_index(os.path.abspath(self.index), settings, self._fit_seed)
 
     def _fit_attributor(self):
         settings, weights = resolve(self)
@@ -276,50 +271,25 @@ class RISEValuator(BaseAttributor):
         if model is not None and isinstance(self.estimator_, FrozenEstimator):
             model._check_rows(self.X_train_, self.y_train_)  # as its fit does
         signer = Signer(self.estimator_, self.X_train_, settings, self._fit_seed)
-        exact = settings["sketch"] is None
         path = None if self.index is None else os.path.abspath(self.index)
-        kept = {**settings, "seed": self._fit_seed, **signer.settings()}
-        if path is not None:  # gigabytes, maybe
-            kept["model"] = signer.fingerprint()
-        kept["channels"] = list(settings["channels"])
         self._index = build_index(
             signer,
             self.X_train_,
             self.y_train_,
-            kept,
+            settings,
+            self._fit_seed,
             path,
-            exact=exact,
             verbose=self.verbose,
         )
         self.index_path_ = path
         header = self._index.header
         self.bytes_per_row_ = header.width * np.dtype(header.dtype).itemsize
-        self._similarities = [
-            Similarity(
-                {f"{name}/{k}": w for name, w in weights.items()},
-                bool(settings["normalize"]),
-                self._centers(f"h/{k}"),
-            )
-            for k in range(settings["n_sketches"])
-        ]
+        self._similarities = similarities(self._index, weights, settings)
         self._settings = settings
         self.estimand_ = (
             "similarity of the gradients of this unit and of the outcome in the last "
             "layer: no effect of removal"
         )
-
-    def _centers(self, channel):
-        """Return the mean of a channel of hidden states over the index."""
-        if channel not in self._index.header.widths:
-            return {}
-        column = list(self._index.header.widths).index(channel)
-        total = 0.0
-        size = int(memory_cap() / (8 * self._index.header.width))
-        for rows in chunks(len(self._index), size):
-            units = self._index.channels(rows)[channel].astype(np.float64)
-            norms = self._index.norms[rows][:, column, None]
-            total = total + (units * norms).sum(axis=0)
-        return {channel: torch.tensor(total / len(self._index))}
 
     @_fit_context(prefer_skip_nested_validation=False)
     def partial_fit(self, X, y):
@@ -359,17 +329,9 @@ class RISEValuator(BaseAttributor):
         for part in chunks(len(X), signer.batch_size()):
             channels, _ = signer(X[part], y[part])
             index = self._index.append(channels, complete=True, resume=True)
-            names = self.n_units_ + np.arange(len(index) - self.n_units_)
-            if self.unit_names_.dtype.kind in "iu":
-                names += max(0, int(self.unit_names_.max()) + 1 - self.n_units_)
-            else:
-                names = names.astype(object)
+            names = with_further(self.unit_names_, len(index))
             # together: what an interrupt leaves are whole batches of rows
-            self._index, self.n_units_, self.unit_names_ = (
-                index,
-                len(index),
-                np.concatenate([self.unit_names_, names]),
-            )
+            self._index, self.n_units_, self.unit_names_ = index, len(index), names
         return self
 
     # ---------------------------------------------------------------- queries
@@ -386,23 +348,14 @@ class RISEValuator(BaseAttributor):
         return signer
 
     def _search(self):
-        return Search(self._index, self._similarities)
-
-    def _vectors(self, X, y, outcome):
-        """Return vectors (q, width) for each sketch, compared by inner products."""
-        signer, found = self._signer(), []
-        for part in chunks(len(X), signer.batch_size()):
-            channels, _ = signer(X[part], y[part], outcome)
-            found.append([s.of_channels(channels) for s in self._similarities])
-        return [torch.cat(parts) for parts in zip(*found, strict=True)]
+        return Search(self._signer(), self._index, self._similarities)
 
     def _attribute(self, X, y, outcome):
-        scores = self._search().scores(self._vectors(X, y, outcome)).cpu().numpy()
+        scores = self._search().scores(X, y, outcome)
         if len(self._row_weights) < self.n_units_:  # rows were added
-            weights = np.append(
-                self._row_weights, np.ones(self.n_units_ - len(self._row_weights))
-            )
-            scores = scores * weights.astype(scores.dtype)
+            weights = np.ones(self.n_units_, dtype=scores.dtype)
+            weights[: len(self._row_weights)] = self._row_weights
+            scores = scores * weights
         else:
             scores = self._by_unit(scores)
         mean = scores.mean(axis=0)
@@ -420,34 +373,6 @@ class RISEValuator(BaseAttributor):
             "RISEValuator has no predict_outcomes: its scores are similarities, not "
             "changes of an outcome. `score` tells how well they rank retrained ones."
         )
-
-    def score(self, X, y):
-        """Score how well summed similarities rank really retrained outcomes.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_queries, n_features)
-            Queries.
-        y : array-like of shape (n_queries,) or (n_queries, n_outputs)
-            Their targets.
-
-        Returns
-        -------
-        float
-            Linear datamodeling score: see `DualInfluence.score`.
-
-        Raises
-        ------
-        TrajectoryError
-            If the model cannot be retrained: it is a frozen module without a record
-            of its training.
-        ValueError
-            If rows were added by `partial_fit`, which the model was not trained on,
-            or there are too few units.
-        """
-        check_is_fitted(self, "n_units_")
-        self._check_retrainable()
-        return super().score(X, y)
 
     def _check_retrainable(self):
         inner = self.estimator_
@@ -496,13 +421,7 @@ class RISEValuator(BaseAttributor):
                 f"n={n!r} must be a whole number from 1 to the {len(self._index)} rows "
                 "of the index."
             )
-        search = self._search()
-        found = [
-            search.best(self._vectors(X[part], y[part], outcome), n)
-            for part in search.parts(len(X), n)
-        ]
-        scores, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return scores.cpu().numpy(), rows.cpu().numpy()
+        return self._search().best(X, y, outcome, n)
 
     def score_samples(self, X, y=None):
         """Value new rows by their mean similarity to the rows of the index.
@@ -522,12 +441,8 @@ class RISEValuator(BaseAttributor):
             Similarity to the mean of the index; higher is more like the target.
         """
         X, y, outcome = self._check_query(X, y)
-        search = self._search()
-        found = [
-            search.means(self._vectors(X[part], y[part], outcome))
-            for part in search.parts(len(X), 1)
-        ]
-        return torch.cat(found).cpu().numpy().astype(float_dtype(X), copy=False)
+        found = self._search().means(X, y, outcome)
+        return found.astype(float_dtype(X), copy=False)
 
     # ---------------------------------------------------------------- verdict
     def diagnose(self, X, y, n_retrainings=0):
@@ -561,20 +476,11 @@ class RISEValuator(BaseAttributor):
         FaithfulnessWarning
             If the verdict is bad.
         """
-        if n_retrainings:
-            check_is_fitted(self, "n_units_")
-            self._check_retrainable()
         X, y, outcome = self._check_query(X, y)
-        signer = self._signer()
-        norms = torch.cat(
-            [
-                signer(X[part], y[part], outcome)[1]
-                for part in chunks(len(X), signer.batch_size())
-            ]
-        )
+        if n_retrainings:
+            self._check_retrainable()
         found = Bunch(
-            residual_norm=float(norms.median()),
-            vanishing_share=float((norms < VANISHING).double().mean()),
+            **residual_figures(self._signer(), X, y, outcome),
             sketch_correlation=self._sketch_correlation(X, y, outcome),
             lds=None,
         )
@@ -589,18 +495,5 @@ class RISEValuator(BaseAttributor):
         settings = {**self._settings, "sketch": None, "n_sketches": 1}
         exact = Signer(self.estimator_, self.X_train_, settings, 0)
         exact.use({})
-        some = spread(len(self.X_train_), _N_ROWS)
-        X, y = X[:_N_QUERIES], y[:_N_QUERIES]
-        if not exact.fits(max(len(some), len(X))):
-            return None
-        first = self._similarities[0]
-        rows = exact(self.X_train_[some], self.y_train_[some])[0]
-        centers = {name: rows[name].mean(dim=0) for name in first.centers}
-        bare = Similarity(first.weights, first.cosine, centers)
-        queries = exact(X, y, outcome)[0]
-        real = bare.of_channels(queries) @ bare.of_channels(rows).T
-        real = real.cpu().numpy()
-        kept = self._search().scores(self._vectors(X, y, outcome)).mean(dim=0)
-        kept = kept.cpu().numpy()[:, some]
-        seen = np.ptp(real, axis=1) > 0  # else the residual is 0
-        return lds_score(real[seen].T, kept[seen].T) if seen.any() else None
+        rows = self.X_train_, self.y_train_
+        return sketch_correlation(self._search(), exact, *rows, X, y, outcome)

@@ -2,68 +2,137 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from skattrib._validation import memory_cap
-from skattrib.engine._functional import chunks
+from skattrib.engine._functional import OutcomeFunction, chunks
 from skattrib.engine._index import SignatureIndex
 from skattrib.engine._similarity import Similarity, all_scores, best
+from skattrib.retrieval._signatures import Signer
 
 # Of the memory cap, what a block of rows or of queries may take: 1 / _SHARE.
 _SHARE = 8
 
 
-class Search:
-    """What is asked of an index, by one similarity for each of its sketches.
+def similarities(
+    index: SignatureIndex, weights: Mapping[str, float], settings: Mapping[str, Any]
+) -> list[Similarity]:
+    """Return how signatures are compared, for each sketch of the index."""
+    return [
+        Similarity(
+            {f"{name}/{k}": w for name, w in weights.items()},
+            bool(settings["normalize"]),
+            _centers(index, f"h/{k}"),
+        )
+        for k in range(settings["n_sketches"])
+    ]
 
-    Query vectors are lists with a tensor (q, width) for each sketch.
+
+def _centers(index: SignatureIndex, channel: str) -> dict[str, Tensor]:
+    """Return the mean of a channel of hidden states over the index."""
+    if channel not in index.header.widths:
+        return {}
+    column = list(index.header.widths).index(channel)
+    total = np.zeros(index.header.widths[channel])
+    size = int(memory_cap() / (8 * index.header.width))
+    for rows in chunks(len(index), size):
+        units = index.channels(rows)[channel].astype(np.float64)
+        total += (units * index.norms[rows][:, column, None]).sum(axis=0)
+    return {channel: torch.tensor(total / len(index))}
+
+
+class Search:
+    """What is asked of an index: by rows X, y and the outcome to search by.
+
+    Parameters
+    ----------
+    signer : Signer
+        With the hash tables of the index.
+    index : SignatureIndex
+    similarities : list of Similarity
+        One for each sketch.
     """
 
     def __init__(
-        self, index: SignatureIndex, similarities: Sequence[Similarity]
+        self, signer: Signer, index: SignatureIndex, similarities: Sequence[Similarity]
     ) -> None:
-        self._index, self._similarities = index, similarities
+        self._signer, self._index, self.similarities = signer, index, similarities
+
+    def _vectors(self, X: Any, y: Any, outcome: str | OutcomeFunction) -> list[Tensor]:
+        """Return vectors (q, width) for each sketch, compared by inner products."""
+        found = []
+        for part in chunks(len(X), self._signer.batch_size()):
+            channels, _ = self._signer(X[part], y[part], outcome)
+            found.append([s.of_channels(channels) for s in self.similarities])
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
     def _block(self, n_queries: int) -> int:
         """Return how many rows of the index are held at a time."""
         numbers = self._index.header.width + n_queries
         return max(1, int(memory_cap() / (_SHARE * 8 * numbers)))
 
-    def parts(self, n_queries: int, n_kept: int) -> Iterator[slice]:
+    def _parts(self, n_queries: int, n_kept: int) -> Iterator[slice]:
         """Yield queries to ask together, with as many scores kept for each."""
-        if len(self._similarities) > 1:
-            n_kept = len(self._similarities) * len(self._index)
+        if len(self.similarities) > 1:
+            n_kept = len(self.similarities) * len(self._index)
         numbers = self._index.header.width + n_kept
         return chunks(n_queries, int(memory_cap() / (_SHARE * 8 * numbers)))
 
-    def scores(self, queries: Sequence[Tensor]) -> Tensor:
+    def scores(
+        self, X: Any, y: Any, outcome: str | OutcomeFunction
+    ) -> NDArray[np.floating]:
         """Return scores (n_sketches, q, n_rows)."""
+        return self._scores(self._vectors(X, y, outcome)).cpu().numpy()
+
+    def _scores(self, queries: Sequence[Tensor]) -> Tensor:
         found = []
-        for vectors, similarity in zip(queries, self._similarities, strict=True):
+        for vectors, similarity in zip(queries, self.similarities, strict=True):
             block = self._block(len(vectors))
             blocks = all_scores(vectors, self._index, similarity, block)
             found.append(torch.cat([scores for _, scores in blocks], dim=1))
         return torch.stack(found)
 
-    def best(self, queries: Sequence[Tensor], n: int) -> tuple[Tensor, Tensor]:
+    def best(
+        self, X: Any, y: Any, outcome: str | OutcomeFunction, n: int
+    ) -> tuple[NDArray[np.floating], NDArray[np.intp]]:
         """Return the n largest mean scores (q, n), and their rows."""
-        if len(self._similarities) == 1:
+        found = [
+            self._best(self._vectors(X[part], y[part], outcome), n)
+            for part in self._parts(len(X), n)
+        ]
+        scores, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return scores.cpu().numpy(), rows.cpu().numpy()
+
+    def _best(self, queries: Sequence[Tensor], n: int) -> tuple[Tensor, Tensor]:
+        if len(self.similarities) == 1:
             block = self._block(len(queries[0]))
-            return best(queries[0], self._index, self._similarities[0], n, block)
-        scores = self.scores(queries).mean(dim=0)
+            return best(queries[0], self._index, self.similarities[0], n, block)
+        scores = self._scores(queries).mean(dim=0)
         order = scores.argsort(dim=1, descending=True, stable=True)[:, :n]
         return scores.gather(1, order), order
 
-    def means(self, queries: Sequence[Tensor]) -> Tensor:
+    def means(
+        self, X: Any, y: Any, outcome: str | OutcomeFunction
+    ) -> NDArray[np.floating]:
         """Return the mean scores (q,) over sketches and rows."""
+        found = [
+            self._means(self._vectors(X[part], y[part], outcome))
+            for part in self._parts(len(X), 1)
+        ]
+        return torch.cat(found).cpu().numpy()
+
+    def _means(self, queries: Sequence[Tensor]) -> Tensor:
         total = queries[0].new_zeros(len(queries[0]))
-        for vectors, similarity in zip(queries, self._similarities, strict=True):
+        for vectors, similarity in zip(queries, self.similarities, strict=True):
             middle = vectors.new_zeros(vectors.shape[1])
             for rows in chunks(len(self._index), self._block(0)):
                 for _, piece in similarity.pieces(self._index, rows, vectors):
                     middle += piece.sum(dim=0)
             total += vectors @ (middle / len(self._index))
-        return total / len(self._similarities)
+        return total / len(self.similarities)

@@ -1,17 +1,13 @@
 """Signatures of rows: what the tokens of a row leave of the last layer's gradient."""
 
 import hashlib
-import os
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
-from skattrib.engine._functional import chunks, outcome_function
-from skattrib.engine._index import Header, SignatureIndex
+from skattrib.engine._functional import outcome_function
 from skattrib.engine._readout import Residual, Sketcher, residuals
-from skattrib.exceptions import IndexMismatchError
-from skattrib.retrieval._sources import source, text_digest
+from skattrib.retrieval._sources import source
 
 
 class Signer:
@@ -155,118 +151,3 @@ class Signer:
             digest.update(f"{name}{array.dtype}{tuple(array.shape)}".encode())
             digest.update(array.flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
-
-
-def source_digest(X, y):
-    """Return a hash of the rows that an index is built from."""
-    digest = hashlib.sha256()
-    for array in (X, y):
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        if array.dtype.kind in "OUS":
-            digest.update(text_digest(map(repr, array.ravel().tolist())).encode())
-        else:
-            digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def build_index(signer, X, y, settings, path, *, exact, verbose):
-    """Return an index of the rows: a new one, or the one at ``path`` taken further."""
-    source = source_digest(X, y)
-    if path is not None and os.path.exists(path):
-        index = SignatureIndex.open(path)
-        _check_same(index, settings, source)
-        _check_tables(index, signer.tables())
-        signer.use(index.tables)
-        if index.header.widths != signer.widths:
-            raise IndexMismatchError(
-                f"index {index.path} is damaged: its channels are {index.header.widths}"
-                f", of these settings {signer.widths}. Delete it, or name another path."
-            )
-    else:
-        tables = signer.tables()
-        signer.use(tables)
-        # exact channels are to be exact
-        dtype = str(signer.head.weight.dtype).rpartition(".")[2] if exact else "float16"
-        signer.check_size(0 if path else len(X), dtype)
-        header = Header(signer.widths, settings, source, dtype)
-        index = SignatureIndex.create(path, header, tables)
-    todo = range(len(index), len(X))
-    if index.header.complete:
-        if len(index) < len(X):
-            raise IndexMismatchError(
-                f"index {path} is damaged: it says that all {len(X)} rows are in it, "
-                f"and has {len(index)}. Delete it, or name another path."
-            )
-        # rows that partial_fit has added since are not these
-        return index.first(len(X))
-    with tqdm(total=len(todo), desc="indexing rows", disable=not verbose) as bar:
-        for part in chunks(len(todo), signer.batch_size()):
-            rows = slice(todo[part][0], todo[part][-1] + 1)
-            channels, _ = signer(X[rows], y[rows])
-            # another process may be building it too
-            last = rows.stop == len(X)
-            index = index.append(channels, complete=last, resume=True)
-            bar.update(rows.stop - rows.start)
-    return index
-
-
-def check_index(path, settings):
-    """Raise unless an index with these settings can be made or taken up at a path.
-
-    The model, which may be yet to be trained, is not compared.
-    """
-    parent = os.path.dirname(path)
-    if not os.path.isdir(parent):
-        raise ValueError(f"index={path!r}: there is no folder {parent!r}.")
-    if not os.path.exists(path):
-        if not os.access(parent, os.W_OK):
-            raise PermissionError(f"index={path!r}: {parent!r} is read-only.")
-    else:
-        there = SignatureIndex.open(path).header.settings
-        own = {**settings, **{k: v for k, v in there.items() if k not in settings}}
-        _check_settings(path, there, own)
-
-
-def _check_same(index, settings, source):
-    _check_settings(index.path, index.header.settings, settings)
-    if index.header.source != source:
-        raise IndexMismatchError(
-            f"index {index.path} is of other rows or labels: delete it, or name "
-            "another path. Rows are added by partial_fit."
-        )
-
-
-def _check_tables(index, drawn):
-    """Raise unless the hash tables of an index are like those drawn for it."""
-    found = index.tables
-    same = found.keys() == drawn.keys() and all(
-        [t.shape for t in found[name]] == [t.shape for t in drawn[name]]
-        and [t.dtype for t in found[name]] == [t.dtype for t in drawn[name]]
-        and bool((found[name][1].abs() == 1).all())
-        for name in drawn
-    )
-    sizes = index.header.settings["n_components"]
-    for name, (indices, _) in found.items() if same else ():
-        factor = name.partition(":")[2]
-        n_components = sizes if isinstance(sizes, int) else sizes[factor]
-        same = same and 0 <= int(indices.min()) and int(indices.max()) < n_components
-    if not same:
-        raise IndexMismatchError(
-            f"index {index.path} is damaged: its hash tables are not of these "
-            "settings. Delete it, or name another path."
-        )
-
-
-def _check_settings(path, there, settings):
-    for name in {**settings, **there}:
-        if settings.get(name) != there.get(name):
-            what = "the model" if name == "model" else name
-            detail = (
-                ""
-                if name == "model"
-                else f" ({there.get(name)!r} there, {settings.get(name)!r} here)"
-            )
-            raise IndexMismatchError(
-                f"index {path} differs in {what}{detail}: delete it, or name another "
-                "path."
-            )

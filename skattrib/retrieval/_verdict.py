@@ -1,11 +1,54 @@
 """How far to trust similarities."""
 
-from skattrib._verdict import judged
+import numpy as np
+import torch
 
-#: Residuals of smaller norm are mostly rounding.
-VANISHING = 1e-6
+from skattrib._verdict import judged
+from skattrib.engine._functional import chunks, spread
+from skattrib.engine._similarity import Similarity
+from skattrib.evaluation import lds_score
+
+# Residuals of smaller norm are mostly rounding.
+_VANISHING = 1e-6
+# Rows and queries whose scores are compared with unsketched ones.
+_N_ROWS, _N_QUERIES = 200, 64
 # Past these the verdict is bad.
 _VANISHING_LIMIT, _KEPT_LIMIT, _LDS_LIMIT = 0.5, 0.5, 0.1
+
+
+def residual_figures(signer, X, y, outcome):
+    """Return the median norm of residuals, and the share of them that vanishes."""
+    norms = torch.cat(
+        [
+            signer(X[part], y[part], outcome)[1]
+            for part in chunks(len(X), signer.batch_size())
+        ]
+    )
+    return {
+        "residual_norm": float(norms.median()),
+        "vanishing_share": float((norms < _VANISHING).double().mean()),
+    }
+
+
+def sketch_correlation(search, exact, X_train, y_train, X, y, outcome):
+    """Correlate scores with those of channels that are not sketched.
+
+    ``exact`` is a `Signer` of these; None is returned if they do not fit the memory.
+    """
+    some = spread(len(X_train), _N_ROWS)
+    X, y = X[:_N_QUERIES], y[:_N_QUERIES]
+    if not exact.fits(max(len(some), len(X))):
+        return None
+    first = search.similarities[0]
+    rows = exact(X_train[some], y_train[some])[0]
+    centers = {name: rows[name].mean(dim=0) for name in first.centers}
+    bare = Similarity(first.weights, first.cosine, centers)
+    queries = exact(X, y, outcome)[0]
+    real = bare.of_channels(queries) @ bare.of_channels(rows).T
+    real = real.cpu().numpy()
+    kept = search.scores(X, y, outcome).mean(axis=0)[:, some]
+    seen = np.ptp(real, axis=1) > 0  # else the residual is 0
+    return lds_score(real[seen].T, kept[seen].T) if seen.any() else None
 
 
 def retrieval_verdict(found):

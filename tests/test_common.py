@@ -61,7 +61,11 @@ ATTRIBUTORS = [
     ),
     RISEValuator(n_components=64, n_retrainings=8),
     RISEValuator(
-        TorchRegressor(), sketch="factor", channels=("rh", "h"), n_retrainings=8
+        TorchRegressor(),
+        sketch="factor",
+        channels=("rh", "h"),
+        algorithm="faiss",
+        n_retrainings=8,
     ),
 ]
 SURROGATES = [

@@ -92,7 +92,7 @@ class SignatureIndex:
         """Norms (n_rows, n_channels), in the order of the channels."""
         return self._rows.norms
 
-    def signatures(self, rows: slice) -> NDArray[Any]:
+    def signatures(self, rows: slice | NDArray[np.intp]) -> NDArray[Any]:
         """Return unit vectors of some rows, (m, width), as they are stored.
 
         Raises
@@ -104,11 +104,11 @@ class SignatureIndex:
             self._check(rows)
         return self._rows.signatures[rows]
 
-    def _check(self, rows: slice) -> None:
+    def _check(self, rows: slice | NDArray[np.intp]) -> None:
         """Compare rows with their checksums."""
         wrong = self._rows.part(rows).differing()
         if len(wrong):
-            first = rows.indices(len(self))[0] + int(wrong[0])
+            first = np.arange(len(self))[rows][wrong[0]]
             raise damaged(
                 cast(Path, self.path),
                 f"{len(wrong)} rows are not what was written, the first row {first}",

@@ -178,7 +178,7 @@ class Rows(NamedTuple):
     norms: NDArray[np.float64]
     checksums: NDArray[np.uint64] | None
 
-    def part(self, rows: slice) -> Rows:
+    def part(self, rows: slice | NDArray[np.intp]) -> Rows:
         """Return some of the rows."""
         checks = None if self.checksums is None else self.checksums[rows]
         return Rows(self.signatures[rows], self.norms[rows], checks)

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from skattrib.engine._functional import chunks
@@ -52,7 +54,9 @@ class Similarity:
         if weight != 1:
             units.mul_(weight)
 
-    def vectors(self, index: SignatureIndex, rows: slice, like: Tensor) -> Tensor:
+    def vectors(
+        self, index: SignatureIndex, rows: slice | NDArray[np.intp], like: Tensor
+    ) -> Tensor:
         """Return vectors (m, width), as ``like`` is, whose products are the scores."""
         stored = torch.tensor(index.signatures(rows))  # a map on disk is read-only
         norms = torch.tensor(index.norms[rows]).to(like)

@@ -15,7 +15,6 @@ from skattrib._validation import float_dtype
 from skattrib.base import BaseAttributor
 from skattrib.engine._functional import chunks
 from skattrib.engine._readout import find_head
-from skattrib.exceptions import TrajectoryError
 from skattrib.language import CausalLanguageModel
 from skattrib.retrieval._indexing import (
     build_index,
@@ -23,11 +22,13 @@ from skattrib.retrieval._indexing import (
     check_path,
     with_further,
 )
+from skattrib.retrieval._neighbors import Neighbors, check_faiss
 from skattrib.retrieval._search import Search, similarities
 from skattrib.retrieval._settings import PRESETS, resolve
 from skattrib.retrieval._signatures import Signer
 from skattrib.retrieval._sources import language_model
 from skattrib.retrieval._verdict import (
+    check_retrainable,
     residual_figures,
     retrieval_verdict,
     sketch_correlation,
@@ -81,9 +82,12 @@ class RISEValuator(BaseAttributor):
     index : str, path-like or None, default=None
         Folder of an index on disk, made or, if it is of the same model, settings and
         rows, taken up where it stands. None keeps the index in memory.
+    algorithm : {"exact", "faiss"}, default="exact"
+        How `retrieve` searches. "faiss" compares the rows in a few of many lists of
+        like ones, made in memory, and misses some; it needs the extra "index".
     preset : {"paper"} or None, default=None
-        Published settings, which replace the parameters above but `index` and
-        `n_sketches`. Its temperature of 0.1 makes residuals of sure predictions
+        Published settings, which replace the parameters above but `n_sketches`, `index`
+        and `algorithm`. Its temperature of 0.1 makes residuals of sure predictions
         vanish: see `diagnose`.
     outcome : {"auto", "log_likelihood", "margin", "prediction"} or callable, \
             default="auto"
@@ -111,6 +115,8 @@ class RISEValuator(BaseAttributor):
         Absolute path of the index on disk.
     bytes_per_row_ : int
         Size of a row of the index.
+    search_recall_ : float
+        Share of the first ten rows that `retrieve` finds for 256 training rows.
     X_train_ : ndarray of shape (n_samples, n_features)
         Training rows.
     y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
@@ -171,6 +177,7 @@ class RISEValuator(BaseAttributor):
         "normalize": ["boolean", StrOptions({"token"})],
         "n_sketches": [Interval(Integral, 1, None, closed="left")],
         "index": [str, os.PathLike, None],
+        "algorithm": [StrOptions({"exact", "faiss"})],
         "preset": [StrOptions(set(PRESETS)), None],
     }
 
@@ -187,6 +194,7 @@ class RISEValuator(BaseAttributor):
         normalize=True,
         n_sketches=1,
         index=None,
+        algorithm="exact",
         preset=None,
         outcome="auto",
         n_retrainings=32,
@@ -206,6 +214,7 @@ class RISEValuator(BaseAttributor):
         self.normalize = normalize
         self.n_sketches = n_sketches
         self.index = index
+        self.algorithm = algorithm
         self.preset = preset
         self.outcome = outcome
         self.n_retrainings = n_retrainings
@@ -252,6 +261,8 @@ class RISEValuator(BaseAttributor):
         if language_model(estimator) is None:
             unfrozen(estimator, self)
         resolve(self)
+        if self.algorithm == "faiss":
+            check_faiss()
         if self.index is not None:
             check_path(os.fspath(self.index), self.random_state)
 
@@ -281,11 +292,14 @@ class RISEValuator(BaseAttributor):
             path,
             verbose=self.verbose,
         )
-        self.index_path_ = path
-        header = self._index.header
+        self.index_path_, header = path, self._index.header
         self.bytes_per_row_ = header.width * np.dtype(header.dtype).itemsize
         self._similarities = similarities(self._index, weights, settings)
-        self._settings = settings
+        self._settings, self._neighbors, self.search_recall_ = settings, None, 1.0
+        if self.algorithm == "faiss":
+            options = settings["n_sketches"], self._fit_seed, self.verbose
+            self._neighbors = Neighbors(self._search(), *options)
+            self.search_recall_ = self._neighbors.recall
         self.estimand_ = (
             "similarity of the gradients of this unit and of the outcome in the last "
             "layer: no effect of removal"
@@ -332,6 +346,8 @@ class RISEValuator(BaseAttributor):
             names = with_further(self.unit_names_, len(index))
             # together: what an interrupt leaves are whole batches of rows
             self._index, self.n_units_, self.unit_names_ = index, len(index), names
+        if self._neighbors is not None:  # until then, all rows are compared
+            self._neighbors = self._neighbors.extended(self._search(), self.verbose)
         return self
 
     # ---------------------------------------------------------------- queries
@@ -348,7 +364,8 @@ class RISEValuator(BaseAttributor):
         return signer
 
     def _search(self):
-        return Search(self._signer(), self._index, self._similarities)
+        options = self._index, self._similarities, self._neighbors
+        return Search(self._signer(), *options)
 
     def _attribute(self, X, y, outcome):
         scores = self._search().scores(X, y, outcome)
@@ -375,21 +392,8 @@ class RISEValuator(BaseAttributor):
         )
 
     def _check_retrainable(self):
-        inner = self.estimator_
-        if isinstance(inner, FrozenEstimator):
-            inner = inner.estimator
-        if inner.trajectory_ is None:
-            raise TrajectoryError(
-                "score retrains the model, and the training of this one was not "
-                "recorded. If you know which rows should be found, compare by "
-                "evaluation.retrieval_score."
-            )
-        if len(self._index) > len(self.X_train_):
-            raise ValueError(
-                f"{len(self._index) - len(self.X_train_)} rows were added by "
-                "partial_fit, and the model was not trained on them: nothing changes "
-                "when they are left out. Fit again to score."
-            )
+        n_added = len(self._index) - len(self.X_train_)
+        check_retrainable(self.estimator_, n_added)
 
     def retrieve(self, X, y=None, n=10):
         """Find the rows of the index that are most similar to each query.
@@ -467,6 +471,8 @@ class RISEValuator(BaseAttributor):
             - vanishing_share: share of these that are lost in rounding.
             - sketch_correlation: mean rank correlation over rows of scores and those
               of channels that are not sketched; None if these do not fit the memory.
+            - search_recall: share of the ten first rows of the queries that
+              ``algorithm="faiss"`` finds; None if it is not in use.
             - lds: with `n_retrainings`, rank correlation with retrained outcomes.
             - trustworthy, verdict: whether the order of scores can be trusted, and a
               sentence.
@@ -479,21 +485,16 @@ class RISEValuator(BaseAttributor):
         X, y, outcome = self._check_query(X, y)
         if n_retrainings:
             self._check_retrainable()
+        exact, search, rows = None, self._search(), (self.X_train_, self.y_train_)
+        if self._settings["sketch"] is not None:
+            bare = {**self._settings, "sketch": None, "n_sketches": 1}
+            exact = Signer(self.estimator_, self.X_train_, bare, 0)
         found = Bunch(
             **residual_figures(self._signer(), X, y, outcome),
-            sketch_correlation=self._sketch_correlation(X, y, outcome),
+            sketch_correlation=sketch_correlation(search, exact, *rows, X, y, outcome),
+            search_recall=search.recall(X, y, outcome),
             lds=None,
         )
         if n_retrainings:
             found.lds = self._calibrate(X, y, outcome, n_retrainings).lds
         return retrieval_verdict(found)
-
-    def _sketch_correlation(self, X, y, outcome):
-        """Correlate scores with those of channels that are not sketched."""
-        if self._settings["sketch"] is None:
-            return 1.0
-        settings = {**self._settings, "sketch": None, "n_sketches": 1}
-        exact = Signer(self.estimator_, self.X_train_, settings, 0)
-        exact.use({})
-        rows = self.X_train_, self.y_train_
-        return sketch_correlation(self._search(), exact, *rows, X, y, outcome)

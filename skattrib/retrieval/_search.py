@@ -14,6 +14,7 @@ from skattrib._validation import memory_cap
 from skattrib.engine._functional import OutcomeFunction, chunks
 from skattrib.engine._index import SignatureIndex
 from skattrib.engine._similarity import Similarity, all_scores, best
+from skattrib.retrieval._neighbors import Neighbors
 from skattrib.retrieval._signatures import Signer
 
 # Of the memory cap, what a block of rows or of queries may take: 1 / _SHARE.
@@ -57,12 +58,21 @@ class Search:
     index : SignatureIndex
     similarities : list of Similarity
         One for each sketch.
+    neighbors : Neighbors or None
+        Who looks for the best rows; None compares them all.
     """
 
     def __init__(
-        self, signer: Signer, index: SignatureIndex, similarities: Sequence[Similarity]
+        self,
+        signer: Signer,
+        index: SignatureIndex,
+        similarities: Sequence[Similarity],
+        neighbors: Neighbors | None = None,
     ) -> None:
         self._signer, self._index, self.similarities = signer, index, similarities
+        # it is of as many rows as there were when it was made
+        grown = neighbors is not None and neighbors.n_rows < len(index)
+        self._neighbors = None if grown else neighbors
 
     def _vectors(self, X: Any, y: Any, outcome: str | OutcomeFunction) -> list[Tensor]:
         """Return vectors (q, width) for each sketch, compared by inner products."""
@@ -72,7 +82,18 @@ class Search:
             found.append([s.of_channels(channels) for s in self.similarities])
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
-    def _block(self, n_queries: int) -> int:
+    @property
+    def n_rows(self) -> int:
+        return len(self._index)
+
+    def row_vectors(self, rows: slice | NDArray[np.intp]) -> Tensor:
+        """Return the vectors of some rows, those of all sketches side by side."""
+        like = self._signer.head.weight
+        like = torch.empty(0, dtype=torch.float32, device=like.device)
+        found = [s.vectors(self._index, rows, like) for s in self.similarities]
+        return torch.cat(found, dim=1) / len(self.similarities) ** 0.5
+
+    def block(self, n_queries: int) -> int:
         """Return how many rows of the index are held at a time."""
         numbers = self._index.header.width + n_queries
         return max(1, int(memory_cap() / (_SHARE * 8 * numbers)))
@@ -93,7 +114,7 @@ class Search:
     def _scores(self, queries: Sequence[Tensor]) -> Tensor:
         found = []
         for vectors, similarity in zip(queries, self.similarities, strict=True):
-            block = self._block(len(vectors))
+            block = self.block(len(vectors))
             blocks = all_scores(vectors, self._index, similarity, block)
             found.append(torch.cat([scores for _, scores in blocks], dim=1))
         return torch.stack(found)
@@ -103,15 +124,29 @@ class Search:
     ) -> tuple[NDArray[np.floating], NDArray[np.intp]]:
         """Return the n largest mean scores (q, n), and their rows."""
         found = [
-            self._best(self._vectors(X[part], y[part], outcome), n)
+            self.nearest(self._vectors(X[part], y[part], outcome), n)
             for part in self._parts(len(X), n)
         ]
         scores, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
         return scores.cpu().numpy(), rows.cpu().numpy()
 
-    def _best(self, queries: Sequence[Tensor], n: int) -> tuple[Tensor, Tensor]:
+    def recall(self, X: Any, y: Any, outcome: str | OutcomeFunction) -> float | None:
+        """Return the share of the first rows of queries that the neighbors find."""
+        if self._neighbors is None:
+            return None
+        queries = self._vectors(X, y, outcome)
+        return self._neighbors.recall_of(self, queries)
+
+    def nearest(self, queries: Sequence[Tensor], n: int) -> tuple[Tensor, Tensor]:
+        """Return the n largest mean scores (q, n) that are found, and their rows."""
+        if self._neighbors is None:
+            return self.exact(queries, n)
+        return self._neighbors.best(self, queries, n)
+
+    def exact(self, queries: Sequence[Tensor], n: int) -> tuple[Tensor, Tensor]:
+        """Return the same of all rows."""
         if len(self.similarities) == 1:
-            block = self._block(len(queries[0]))
+            block = self.block(len(queries[0]))
             return best(queries[0], self._index, self.similarities[0], n, block)
         scores = self._scores(queries).mean(dim=0)
         order = scores.argsort(dim=1, descending=True, stable=True)[:, :n]
@@ -131,7 +166,7 @@ class Search:
         total = queries[0].new_zeros(len(queries[0]))
         for vectors, similarity in zip(queries, self.similarities, strict=True):
             middle = vectors.new_zeros(vectors.shape[1])
-            for rows in chunks(len(self._index), self._block(0)):
+            for rows in chunks(len(self._index), self.block(0)):
                 for _, piece in similarity.pieces(self._index, rows, vectors):
                     middle += piece.sum(dim=0)
             total += vectors @ (middle / len(self._index))

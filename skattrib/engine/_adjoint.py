@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm.auto import tqdm
 
 from skattrib.engine._functional import FunctionalModule, Loss, chunks
 from skattrib.engine._modules import activation_size
@@ -53,8 +54,8 @@ def sweep(
     hessian: Hessian = "exact",
     inert: float = 0.0,
     on_rows: RowCallback | None = None,
-    on_step: Callable[[], object] | None = None,
     memory_bytes: float,
+    verbose: int = 0,
 ) -> Tensor:
     """Differentiate functions of the trained parameters in the weights of the rows.
 
@@ -80,8 +81,8 @@ def sweep(
         holds for tiny weights only; 0.01 keeps it out of runs on random halves.
     on_rows : callable
         Gets the scores of every single step, last step first.
-    on_step : callable
-        Called after every step of a sweep; there are as many sweeps as chunks.
+    verbose : int
+        Shows progress when above 0.
 
     Returns
     -------
@@ -94,23 +95,25 @@ def sweep(
     if n_runs > 1 and not can_stack(model, loss, X, targets):
         plan = replace(plan, n_runs=1)
     scores = X.new_zeros(n_runs, n_queries, len(X))
-    for runs in chunks(n_runs, plan.n_runs):
-        stack = _Stack(
-            model, loss, recipe, X, targets, weights[runs], dynamics, hessian, inert
-        )
-        kept = {t: state[runs].to(X) for t, state in (states or {}).items()}
-        kept.setdefault(0, start(recipe, X, len(stack.weights)))
-        for queries in chunks(n_queries, plan.n_queries):
-            # queries first: autograd batches over the leading axis
-            after = cotangents[runs, queries].transpose(0, 1).to(X)
-            steps = stack.sweep(after, stack.states_backwards(kept, plan.n_states))
-            for t, rows, found in steps:
-                found = found.transpose(0, 1)
-                scores[runs, queries].index_add_(2, rows, found)
-                if on_rows is not None:
-                    on_rows(t, rows, found, runs, queries)
-                if on_step is not None:
-                    on_step()
+    n_sweeps = math.ceil(n_runs / plan.n_runs) * math.ceil(n_queries / plan.n_queries)
+    total = n_sweeps * recipe.n_steps
+    with tqdm(total=total, desc="sweeping steps", disable=not verbose) as bar:
+        for runs in chunks(n_runs, plan.n_runs):
+            stack = _Stack(
+                model, loss, recipe, X, targets, weights[runs], dynamics, hessian, inert
+            )
+            kept = {t: state[runs].to(X) for t, state in (states or {}).items()}
+            kept.setdefault(0, start(recipe, X, len(stack.weights)))
+            for queries in chunks(n_queries, plan.n_queries):
+                # queries first: autograd batches over the leading axis
+                after = cotangents[runs, queries].transpose(0, 1).to(X)
+                steps = stack.sweep(after, stack.states_backwards(kept, plan.n_states))
+                for t, rows, found in steps:
+                    found = found.transpose(0, 1)
+                    scores[runs, queries].index_add_(2, rows, found)
+                    if on_rows is not None:
+                        on_rows(t, rows, found, runs, queries)
+                    bar.update()
     return scores
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm.auto import tqdm
 
 from skattrib.engine._functional import FunctionalModule, Loss, chunks
 from skattrib.engine._modules import activation_size
@@ -46,7 +47,7 @@ def tangents(
     order: Literal[1, 2] = 2,
     plain_sgd: bool = False,
     memory_bytes: float,
-    on_step: Callable[[], object] | None = None,
+    verbose: int = 0,
 ) -> tuple[Tensor, ...]:
     """Differentiate the end of a run along directions of its weights.
 
@@ -62,8 +63,8 @@ def tangents(
         Take the steps for those of plain SGD, at the same states.
     memory_bytes : float
         As many directions are followed at a time as fit it.
-    on_step : callable
-        Called after every step of a pass; there are as many passes as chunks.
+    verbose : int
+        Shows progress when above 0.
 
     Returns
     -------
@@ -73,9 +74,11 @@ def tangents(
     _load_forward_mode()
     run = _Run(model, loss, recipe, X, targets, weights, order, plain_sgd)
     size = run.n_directions(memory_bytes)
-    found = []
-    for part in chunks(len(directions), size):
-        found.append(run.follow(directions[part].to(X), on_step))
+    parts, found = list(chunks(len(directions), size)), []
+    total = len(parts) * recipe.n_steps
+    with tqdm(total=total, desc="following steps", disable=not verbose) as bar:
+        for part in parts:
+            found.append(run.follow(directions[part].to(X), bar.update))
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 
@@ -112,7 +115,7 @@ class _Run:
         return max(1, int(memory_bytes / (numbers * self.X.element_size())))
 
     def follow(
-        self, directions: Tensor, on_step: Callable[[], object] | None
+        self, directions: Tensor, on_step: Callable[[], object]
     ) -> tuple[Tensor, ...]:
         """Return derivatives (r, P) of the parameters at the end, by order."""
         optimizer = self.recipe.optimizer_on(self.X)
@@ -147,8 +150,7 @@ class _Run:
                 in_gradient,
             )
             before = after
-            if on_step is not None:
-                on_step()
+            on_step()
         return tuple(d.params for d in moving)
 
     def _gradient(

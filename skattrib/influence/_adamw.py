@@ -326,6 +326,7 @@ class AdamWInfluence(BaseAttributor):
             dynamics=self.dynamics,
             hessian=self.hessian,
             inert=inert,
+            verbose=self.verbose,
         )
 
     def _each_run(self, X, y, outcome):
@@ -481,4 +482,5 @@ class AdamWInfluence(BaseAttributor):
         held = np.arange(self.n_units_) == some[:, None]
         directions = as_tensor(self._unit_weightings(held), problem.X)
         weights = self._own_run.weights[0].to(problem.X)
-        return removal_errors(problem, weights, directions, retrain=retrain)
+        options = {"retrain": retrain, "verbose": self.verbose}
+        return removal_errors(problem, weights, directions, **options)

@@ -97,7 +97,7 @@ class Ensemble:
         first_order, found = self._removal == "influence", []
         for member, steps, own in zip(self.members, prepared, asked, strict=True):
             if isinstance(steps, FullSystem):
-                question = self.without_each, own, y, outcome
+                question = self.without_each, own, y, outcome, self._verbose
                 found.append(member.attributions_by_query(steps, *question))
             else:
                 options = {"first_order": first_order}

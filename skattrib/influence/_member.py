@@ -339,14 +339,15 @@ class Member:
                 out.append((measure(outputs) - measure(outputs + changes)).T)
         return torch.cat(out).cpu().numpy()
 
-    def attributions_by_query(self, system, removed, asked, y, outcome):
+    def attributions_by_query(self, system, removed, asked, y, outcome, verbose=0):
         """Return the same at first order without any unit's step; see `prepared`.
 
         ``removed`` is a `WithoutEach`.
         """
         X, like, found = asked.X, self.model.outputs, []
         # conjugate gradients are chunked by themselves; here, the gradients are
-        for part in chunks(len(X), self.model.query_batch(1)):
+        parts = list(chunks(len(X), self.model.query_batch(1)))
+        for part in tqdm(parts, desc="solving for queries", disable=not verbose):
             rows = as_tensor(X[part], like)
             slope = _slope(self._measure(y[part], outcome, like))
             effects = self.model.first_order_effects(rows, slope, system)

@@ -40,7 +40,12 @@ def warn_if_exploding(found: NDArray[Any]) -> None:
 
 
 def removal_errors(
-    problem: _Problem, weights: Tensor, directions: Tensor, *, retrain: bool
+    problem: _Problem,
+    weights: Tensor,
+    directions: Tensor,
+    *,
+    retrain: bool,
+    verbose: int = 0,
 ) -> Bunch:
     """Follow removals of units along the run, to second order.
 
@@ -52,9 +57,10 @@ def removal_errors(
         What of them each unit holds.
     retrain : bool
         Whether to remove these units really, to see what is left.
+    verbose : int
     """
     run = (problem.model, problem.loss, problem.recipe, problem.X, problem.targets)
-    cap = {"memory_bytes": memory_cap()}
+    cap = {"memory_bytes": memory_cap(), "verbose": verbose}
     try:
         first, second = tangents(*run, weights, directions, **cap)
         (plain,) = tangents(*run, weights, directions, order=1, plain_sgd=True, **cap)

@@ -74,7 +74,7 @@ class Differentiator:
     X, y : ndarray
         Training rows.
     options : dict
-        Of `sweep`.
+        Of `sweep`, `verbose` among them.
     """
 
     def __init__(

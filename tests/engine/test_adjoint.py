@@ -306,7 +306,7 @@ def test_chunks_under_a_memory_cap(megabytes):
         weights,
         cotangents,
         memory_bytes=megabytes * 1e6,
-        on_step=lambda: seen.append(1),
+        on_rows=lambda *_: seen.append(1),
     )
     assert error(found, expected) < 1e-12
     assert len(seen) % 9 == 0

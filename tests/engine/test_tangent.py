@@ -13,7 +13,7 @@ from torch.func import jacfwd
 from skattrib.engine import _tangent
 from skattrib.engine._functional import FunctionalModule, Loss
 from skattrib.engine._optim import OptimizerState
-from skattrib.engine._tangent import tangents
+from skattrib.engine._tangent import _Run, tangents
 from skattrib.engine._training import train
 from skattrib.engine._trajectory import Recipe, epoch_batches
 from tests.cases import OPTIMIZERS, build, mlp, randn
@@ -113,8 +113,14 @@ def test_second_derivative_foretells_the_error_of_the_first():
     assert spearmanr(proxy, missed).statistic > 0.9
 
 
-def test_one_by_one_and_all_together():
-    arguments, calls = problem(), []
+def test_one_by_one_and_all_together(monkeypatch, capsys):
+    arguments, calls, follow = problem(), [], _Run.follow
+
+    def noting(self, directions, on_step):
+        calls.append(len(directions))
+        return follow(self, directions, on_step)
+
+    monkeypatch.setattr(_Run, "follow", noting)
     weights, directions = random_weights(1)[0], directions_of(N_ROWS, 4)
     whole = tangents(*arguments, weights, directions, memory_bytes=PLENTY)
     cut = tangents(
@@ -122,9 +128,11 @@ def test_one_by_one_and_all_together():
         weights,
         directions,
         memory_bytes=1.0,
-        on_step=lambda: calls.append(1),
+        verbose=1,
     )
-    assert len(calls) == 4 * arguments[2].n_steps
+    assert calls == [4, 1, 1, 1, 1]
+    n_steps = 4 * arguments[2].n_steps
+    assert f"{n_steps}/{n_steps}" in capsys.readouterr().err
     assert error(cut[0], whole[0]) < 1e-12
     assert error(cut[1], whole[1]) < 1e-12
 

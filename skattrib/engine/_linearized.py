@@ -380,9 +380,21 @@ class LinearizedModel:
             out[part] = torch.einsum("qnc,nc->qn", images, self.residuals)
         return out
 
-    def summed(self, effects: Tensor, weights: Tensor) -> Tensor:
-        """Return how much steps for weights (k, n) lower outcomes, (q, k)."""
-        return effects @ self._amounts(weights).T
+    def summed(self, effects: Tensor, units: Tensor, n_units: int) -> Tensor:
+        """Return how much steps without each unit lower outcomes, (q, n_units).
+
+        ``effects`` are `first_order_effects`, ``units`` (n,) the unit of each row.
+        These are effects @ `_amounts`, without as many weights as units times rows.
+        """
+        own = effects * self.weights
+        lost = own.new_zeros(len(own), n_units).index_add_(1, units, own)
+        share = self.weights.new_zeros(n_units).index_add_(0, units, self.weights)
+        share /= self.weights.sum()
+        if not self.stationary:
+            share = torch.ones_like(share)
+        elif self.regularization == "fixed":
+            share = torch.zeros_like(share)
+        return share * own.sum(dim=1, keepdim=True) - lost
 
     def parameter_change(self, steps: Tensor) -> Tensor:
         """Return the steps as changes of the parameters, (k, P)."""

@@ -56,14 +56,14 @@ class WithoutEach:
     """
 
     def __init__(self, unit_of_row, row_weights, n_units):
-        self._unit_of_row, self._row_weights = unit_of_row, row_weights
+        self.unit_of_row, self._row_weights = unit_of_row, row_weights
         self._units = np.arange(n_units)
 
     def __len__(self):
         return len(self._units)
 
     def __getitem__(self, part):
-        return (self._units[part, None] != self._unit_of_row) * self._row_weights
+        return (self._units[part, None] != self.unit_of_row) * self._row_weights
 
 
 class Asked:
@@ -345,17 +345,14 @@ class Member:
         ``removed`` is a `WithoutEach`.
         """
         X, like, found = asked.X, self.model.outputs, []
+        units = torch.tensor(removed.unit_of_row, device=like.device)
         # conjugate gradients are chunked by themselves; here, the gradients are
         parts = list(chunks(len(X), self.model.query_batch(1)))
         for part in tqdm(parts, desc="solving for queries", disable=not verbose):
             rows = as_tensor(X[part], like)
             slope = _slope(self._measure(y[part], outcome, like))
             effects = self.model.first_order_effects(rows, slope, system)
-            units = [
-                self.model.summed(effects, as_tensor(removed[some], like))
-                for some in chunks(len(removed), self.model.batch_size())
-            ]
-            found.append(torch.cat(units, dim=1))
+            found.append(self.model.summed(effects, units, len(removed)))
         return torch.cat(found).cpu().numpy()
 
 

@@ -58,7 +58,8 @@ class Similarity:
         self, index: SignatureIndex, rows: slice | NDArray[np.intp], like: Tensor
     ) -> Tensor:
         """Return vectors (m, width), as ``like`` is, whose products are the scores."""
-        stored = torch.tensor(index.signatures(rows))  # a map on disk is read-only
+        # a copy: a map on disk is read-only
+        stored = torch.tensor(index.signatures(rows), device=like.device)
         norms = torch.tensor(index.norms[rows]).to(like)
         widths = index.header.widths
         sizes = [width for name, width in widths.items() if name in self.weights]

@@ -84,7 +84,7 @@ def rankings(seed):
             f"RISE, factors, {m} components": {"sketch": "factor", "n_components": m}
             for m in (16, 64, 256, 1024)
         },
-        **{f"RISE, temperature {t:g}": {"temperature": t} for t in (0.1, 0.3, 3.0)},
+        **{f"RISE, temperature {t:g}": {"temperature": t} for t in (0.1, 0.3, 1.0)},
         **{f"RISE, top {k}": {"top_k": k} for k in (1, 2, 4)},
         "RISE, published settings": {"preset": "paper"},
     }.items():

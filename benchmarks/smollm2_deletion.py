@@ -29,8 +29,12 @@ from skattrib.evaluation import lds_score, make_weightings
 N_LEFT_OUT, N_SEEDS, N_RANDOM, N_HALVES = 20, 3, 2, 24
 SETTINGS = {
     "RISE": {},
-    "RISE, temperature 3": {"temperature": 3.0},
-    "RISE, rh + gh + h": {"channels": ("rh", "gh", "h"), "n_components": 1024},
+    "RISE, temperature 1": {"temperature": 1.0},
+    "RISE, temperature 1, rh + gh + h": {
+        "channels": ("rh", "gh", "h"),
+        "n_components": 1024,
+        "temperature": 1.0,
+    },
     "mean hidden state, less its mean": {"channels": ("h",), "n_components": 1024},
     "RISE, published settings": {"preset": "paper"},
 }

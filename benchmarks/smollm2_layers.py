@@ -37,7 +37,7 @@ READERS = {
 }
 SIGNATURES = {
     "signatures: RISE": {},
-    "signatures: RISE, temperature 3": {"temperature": 3.0},
+    "signatures: RISE, temperature 1": {"temperature": 1.0},
     "mean hidden state, less its mean": {"channels": ("h",), "n_components": 1024},
 }
 NAME = Path(__file__).stem

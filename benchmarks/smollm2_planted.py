@@ -30,7 +30,10 @@ N_NEW_TOKENS = 6
 SETTINGS = {
     "mean hidden state, less its mean": {"channels": ("h",), "n_components": 1024},
     "RISE": {"n_sketches": 3},
-    "RISE, temperature 3": {"temperature": 3.0, "n_sketches": 3},
+    "RISE, rh": {"channels": ("rh",), "n_sketches": 3},
+    "RISE, gh": {"channels": ("gh",), "n_sketches": 3},
+    "RISE, temperature 1": {"temperature": 1.0, "n_sketches": 3},
+    "RISE, temperature 10": {"temperature": 10.0, "n_sketches": 3},
     "RISE, top 1": {"top_k": 1, "n_sketches": 3},
     "RISE, published settings": {"preset": "paper"},
 }

@@ -34,7 +34,7 @@ N_CANDIDATES, N_OF_TOPIC, N_TARGETS, N_HELD_OUT, N_CHOSEN = 400, 60, 30, 50, 100
 N_DRAWS, N_ORDERS, LEARNING_RATE = 5, 3, 5e-5
 SETTINGS = {
     "RISE": {"n_components": 1024},
-    "RISE, temperature 3": {"n_components": 1024, "temperature": 3.0},
+    "RISE, temperature 1": {"n_components": 1024, "temperature": 1.0},
     "RISE, rh + gh + h": {"n_components": 1024, "channels": ("rh", "gh", "h")},
     "mean hidden state, less its mean": {"n_components": 1024, "channels": ("h",)},
 }

@@ -189,7 +189,7 @@ def rankings(seed, lm, X, y, Xq, yq):
             f"RISE, factors, {m} components": {"sketch": "factor", "n_components": m}
             for m in (64, 256, 1024, 4096)
         },
-        **{f"RISE, temperature {t:g}": {"temperature": t} for t in (0.1, 0.3, 3.0)},
+        **{f"RISE, temperature {t:g}": {"temperature": t} for t in (0.1, 0.3, 1.0)},
         **{f"RISE, top {k}": {"top_k": k} for k in (1, 4, 16)},
         "RISE, inner product": {"normalize": False},
         "RISE, published settings": {"preset": "paper"},
@@ -212,7 +212,7 @@ def removals(seed, lm, texts, planted, scores):
         "the 36 planted rows": np.flatnonzero(planted),
         "20 of these at random": rng.choice(np.flatnonzero(planted), n, replace=False),
         "20 first by RISE": first(scores["RISE"]),
-        "20 first by RISE, temperature 3": first(scores["RISE, temperature 3"]),
+        "20 first by RISE, temperature 1": first(scores["RISE, temperature 1"]),
         "20 first by bag of tokens": first(scores["bag of tokens"]),
         "20 others of such replies": rng.choice(np.flatnonzero(like), n, replace=False),
         "20 random rows": rng.choice(N_ROWS, n, replace=False),

@@ -71,8 +71,9 @@ class RISEValuator(BaseAttributor):
     top_k : int or None, default=128
         Classes (words) whose residuals are kept, the most likely ones and the true
         one. None: all.
-    temperature : float, default=1.0
-        Of the softmax; at 1 the residual is that of the loss.
+    temperature : float, default=3.0
+        Of the softmax; at 1 the residual is that of the loss. Above, what the model
+        knows by heart keeps a residual, too.
     normalize : bool or "token", default=True
         Compare channels as unit vectors, so that scores are cosines in [-1, 1]. False:
         inner products. "token": the factors of every token have norm 1 as well.
@@ -190,7 +191,7 @@ class RISEValuator(BaseAttributor):
         channels=("rh", "gh"),
         channel_weights=None,
         top_k=128,
-        temperature=1.0,
+        temperature=3.0,
         normalize=True,
         n_sketches=1,
         index=None,

@@ -28,7 +28,13 @@ from skattrib.exceptions import (
 )
 from skattrib.retrieval import _signatures
 
-EXACT = {"sketch": None, "channels": ("rh",), "top_k": None, "normalize": False}
+EXACT = {
+    "sketch": None,
+    "channels": ("rh",),
+    "top_k": None,
+    "temperature": 1.0,
+    "normalize": False,
+}
 
 
 def data(n=60, n_queries=8):
@@ -97,7 +103,7 @@ def test_regression():
 def test_scores_are_cosines_by_channel():
     X, y, Xq, yq = data()
     weights = {"rh": 1.0, "gh": 0.5}
-    rise = make(sketch=None, channel_weights=weights).fit(X, y)
+    rise = make(sketch=None, temperature=1.0, channel_weights=weights).fit(X, y)
     found = rise.attribute(Xq, yq)
     last = rise.estimator_.module_[-1].weight.detach().numpy()
     expected = 0.0

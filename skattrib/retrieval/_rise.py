@@ -63,17 +63,17 @@ class RISEValuator(BaseAttributor):
         "tensor" sketches the outer product, "factor" its factors: much noisier at the
         same size. None keeps the outer products.
     channels : tuple of {"rh", "gh", "h"}, default=("rh", "gh")
-        "rh": residual ⊗ hidden state, the gradient itself. "gh": the residual carried
-        back through the layer's weight, ⊗ hidden state. "h": the mean hidden state,
-        less its mean over the training rows.
+        "rh": residual ⊗ hidden state, a gradient. "gh": the residual carried back
+        through the layer's weight, ⊗ hidden state. "h": the mean hidden state, less
+        its mean over the training rows.
     channel_weights : dict or None, default=None
         Weights of channels, squared in scores; None is 1 each.
     top_k : int or None, default=128
         Classes (words) whose residuals are kept, the most likely ones and the true
         one. None: all.
     temperature : float, default=3.0
-        Of the softmax; at 1 the residual is that of the loss. Above, what the model
-        knows by heart keeps a residual, too.
+        Of the softmax. At 1 the residual is that of the loss; what the model knows by
+        heart has one at higher temperatures only.
     normalize : bool or "token", default=True
         Compare channels as unit vectors, so that scores are cosines in [-1, 1]. False:
         inner products. "token": the factors of every token have norm 1 as well.
@@ -284,21 +284,16 @@ class RISEValuator(BaseAttributor):
             model._check_rows(self.X_train_, self.y_train_)  # as its fit does
         signer = Signer(self.estimator_, self.X_train_, settings, self._fit_seed)
         path = None if self.index is None else os.path.abspath(self.index)
+        rows, seed = (self.X_train_, self.y_train_), self._fit_seed
         self._index = build_index(
-            signer,
-            self.X_train_,
-            self.y_train_,
-            settings,
-            self._fit_seed,
-            path,
-            verbose=self.verbose,
+            signer, *rows, settings, seed, path, verbose=self.verbose
         )
         self.index_path_, header = path, self._index.header
         self.bytes_per_row_ = header.width * np.dtype(header.dtype).itemsize
         self._similarities = similarities(self._index, weights, settings)
         self._settings, self._neighbors, self.search_recall_ = settings, None, 1.0
         if self.algorithm == "faiss":
-            options = settings["n_sketches"], self._fit_seed, self.verbose
+            options = settings["n_sketches"], seed, self.verbose
             self._neighbors = Neighbors(self._search(), *options)
             self.search_recall_ = self._neighbors.recall
         self.estimand_ = (

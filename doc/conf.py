@@ -25,7 +25,8 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "filename_pattern": r"plot_",
-    "ignore_pattern": r"^(?!.*plot_).*\.py$",
+    # shown, but not run: they need the extra "language"
+    "ignore_pattern": r"^(?!.*(plot_|language_)).*\.py$",
     "within_subsection_order": "FileNameSortKey",
     "doc_module": ("skattrib",),
     "reference_url": {"skattrib": None},

@@ -1,6 +1,5 @@
 """Neural networks as scikit-learn estimators that remember how they were trained."""
 
-import copy
 import warnings
 
 import numpy as np
@@ -8,11 +7,18 @@ import torch
 from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from skattrib._torch_estimator import TorchEstimator, fitted_from
-from skattrib._validation import DTYPES, as_tensor, seed_unset, unchanged_on_error
+from skattrib._validation import (
+    DTYPES,
+    as_tensor,
+    seed_unset,
+    unchanged_on_error,
+    validate_data,
+)
+from skattrib.engine._modules import uncompiled_copy
 
 __all__ = ["TorchClassifier", "TorchRegressor"]
 
@@ -281,8 +287,8 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
             Fitted estimator with ``trajectory_=None``; see `from_module`.
         """
         check_is_fitted(net, "module_")
-        criterion = net.criterion_
-        module = copy.deepcopy(net.module_).eval()
+        criterion = uncompiled_copy(net.criterion_)
+        module = uncompiled_copy(net.module_).eval()
         if isinstance(criterion, nn.NLLLoss):
             module = nn.Sequential(module, _LogProbabilities())
         elif isinstance(criterion, nn.BCEWithLogitsLoss):
@@ -488,14 +494,15 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
             Fitted estimator with ``trajectory_=None``; see `from_module`.
         """
         check_is_fitted(net, "module_")
-        if not isinstance(net.criterion_, nn.MSELoss):
+        criterion = uncompiled_copy(net.criterion_)
+        if not isinstance(criterion, nn.MSELoss):
             warnings.warn(
-                f"The skorch net was trained on {type(net.criterion_).__name__}, not "
+                f"The skorch net was trained on {type(criterion).__name__}, not "
                 "on a squared error; attributions assume a squared error.",
                 UserWarning,
                 stacklevel=2,
             )
-        module = copy.deepcopy(net.module_).eval()
+        module = uncompiled_copy(net.module_).eval()
         return cls.from_module(module, n_outputs, device=net.device)
 
     def __sklearn_tags__(self):

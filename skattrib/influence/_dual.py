@@ -6,10 +6,17 @@ import numpy as np
 import torch
 from sklearn.base import _fit_context, clone
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from skattrib._torch_estimator import check_seeds, unfrozen
-from skattrib._validation import DTYPES, as_tensor, check_weights, draw_seeds
+from skattrib._validation import (
+    DTYPES,
+    as_tensor,
+    check_array,
+    check_weights,
+    draw_seeds,
+    validate_data,
+)
 from skattrib.base import BaseAttributor, _dtype
 from skattrib.evaluation import lds_score
 from skattrib.influence._diagnosis import N_STEPS, diagnose_linearized, verdict

@@ -38,8 +38,16 @@ def _to_numpy(check):
     return to_numpy
 
 
+@wraps(_check_sample_weight)
+def _some_weight(*args, **options):
+    weights = _check_sample_weight(*args, **options)
+    if not np.any(weights):  # scikit-learn sees to it from 1.8 on
+        raise ValueError("Sample weights must contain at least one non-zero number.")
+    return weights
+
+
 check_array = _to_numpy(_check_array)
-check_sample_weight = _to_numpy(_check_sample_weight)
+check_sample_weight = _to_numpy(_some_weight)
 check_y = _to_numpy(_check_y)
 column_or_1d = _to_numpy(_column_or_1d)
 validate_data = _to_numpy(_validate_data)

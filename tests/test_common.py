@@ -12,9 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Binarizer
 from sklearn.random_projection import GaussianRandomProjection
-from sklearn.utils import get_tags
+from sklearn.utils import estimator_checks, get_tags
 from sklearn.utils.estimator_checks import (
-    check_all_zero_sample_weights_error,
     check_dataframe_column_names_consistency,
     check_get_feature_names_out_error,
     check_global_output_transform_pandas,
@@ -27,6 +26,7 @@ from sklearn.utils.estimator_checks import (
     check_transformer_get_feature_names_out_pandas,
     parametrize_with_checks,
 )
+from sklearn.utils.fixes import parse_version
 
 import skattrib
 from skattrib import (
@@ -45,7 +45,7 @@ from skattrib import (
 )
 from skattrib.language import CausalLanguageModel
 
-SKLEARN = tuple(int(part) for part in sklearn.__version__.split(".")[:2])
+SKLEARN = parse_version(sklearn.__version__)
 
 MODELS = [TorchClassifier(max_epochs=60), TorchRegressor(max_epochs=60)]
 # Few retrainings: `score` is called dozens of times.
@@ -136,7 +136,13 @@ def test_general_checks(estimator, check):
 
 @pytest.mark.parametrize("estimator", MODELS, ids=short_name)
 def test_all_zero_weights(estimator):
-    check_all_zero_sample_weights_error(type(estimator).__name__, estimator)
+    X, y = make_classification(20, 4, random_state=0)
+    estimator = clone(estimator).set_params(random_state=0)
+    with pytest.raises(ValueError, match="Sample weights must contain at least one"):
+        estimator.fit(X, y, sample_weight=np.zeros(20))
+    if SKLEARN >= parse_version("1.8"):  # which has a check of this
+        check = estimator_checks.check_all_zero_sample_weights_error
+        check(type(estimator).__name__, estimator)
 
 
 @draws_globally
@@ -203,10 +209,10 @@ def test_html_shows_parameters_and_links_nowhere(estimator, fitted, place):
     page = shown._repr_html_()
     assert re.search(rf"\b{name}\b", page)
     for parameter in estimator.get_params(deep=False):
-        assert f">{parameter}</td>" in page
+        assert re.search(rf">{parameter}(&nbsp;)?</td>", page)
     if fitted:
         assert "Not fitted" not in page
-        assert "n_features_in_" in page or SKLEARN < (1, 8)
+        assert "n_features_in_" in page or SKLEARN < parse_version("1.9")
     # only scikit-learn's own classes have pages on its site
     links = re.findall(r'href="([^"#]*)', page)
     own = [value for value in links if "generated/sklearn." not in value]

@@ -58,7 +58,9 @@ def bounds(requirements):
 
 
 def test_the_bounds_are_the_oldest_versions_tested():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]
     extras = project["optional-dependencies"]
     oldest = pinned("constraints-oldest.txt")
     for requirement in ("dependencies", "plot", "skorch", "test"):
@@ -72,7 +74,9 @@ def test_the_installation_page_names_what_was_tested():
     page = (ROOT / "doc" / "install.rst").read_text(encoding="utf-8")
     rows = re.findall(r"\* - (\S+)\n +- ([\d.]+)\n +- ([\d.]+)\n", page)
     named = {name.lower(): (old, new) for name, old, new in rows}
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]
     oldest, newest = pinned("constraints-oldest.txt"), pinned("constraints.txt")
     expected = {
         name: (oldest[name], newest[name]) for name in bounds(project["dependencies"])

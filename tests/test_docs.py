@@ -46,6 +46,11 @@ def test_api_page_lists_the_public_names():
     assert set(names) == expected
 
 
+def metadata():
+    """The project's table in pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
 def pinned(name):
     """Versions by package of a file of constraints."""
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
@@ -58,9 +63,7 @@ def bounds(requirements):
 
 
 def test_the_bounds_are_the_oldest_versions_tested():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
-        "project"
-    ]
+    project = metadata()
     extras = project["optional-dependencies"]
     oldest = pinned("constraints-oldest.txt")
     for requirement in ("dependencies", "plot", "skorch", "test"):
@@ -74,9 +77,7 @@ def test_the_installation_page_names_what_was_tested():
     page = (ROOT / "doc" / "install.rst").read_text(encoding="utf-8")
     rows = re.findall(r"\* - (\S+)\n +- ([\d.]+)\n +- ([\d.]+)\n", page)
     named = {name.lower(): (old, new) for name, old, new in rows}
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
-        "project"
-    ]
+    project = metadata()
     oldest, newest = pinned("constraints-oldest.txt"), pinned("constraints.txt")
     expected = {
         name: (oldest[name], newest[name]) for name in bounds(project["dependencies"])

@@ -1,6 +1,8 @@
 # The one list of commands: contributors, hooks and continuous integration use it.
 #
 #   make install   .venv with the tested versions and everything for development
+#   make install-oldest  .venv-oldest with the oldest versions and what the tests need;
+#                  then make test PYTHON=.venv-oldest/bin/python TESTFLAGS=--no-cov
 #   make test      fast tests and doctests, two workers, with coverage
 #   make test-slow the tests that take more than 5 s
 #   make test-language  those on a real language model, with the extra "language"
@@ -19,13 +21,20 @@ PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 # One thread per worker: more would only compete for the same cores.
 TEST_ENV = OMP_NUM_THREADS=1 SCIPY_ARRAY_API=1 MPLBACKEND=Agg
 
-.PHONY: install test test-slow test-language test-gpu lint types docs dist bench peers
+.PHONY: install install-oldest test test-slow test-language test-gpu lint types docs \
+  dist bench peers
 
 install: .venv/bin/python
 	.venv/bin/python -m pip install -c constraints.txt -e ".[dev]"
 
 .venv/bin/python:
 	python3 -m venv .venv
+
+install-oldest: .venv-oldest/bin/python
+	.venv-oldest/bin/python -m pip install -c constraints-oldest.txt -e ".[test]"
+
+.venv-oldest/bin/python:
+	python3.11 -m venv .venv-oldest
 
 test:
 	$(TEST_ENV) $(PYTHON) -m pytest -n 2 --dist worksteal --cov $(TESTFLAGS)

@@ -7,10 +7,9 @@ what they must look like is in `_validation`.
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import _routing_enabled, process_routing
-from sklearn.utils.validation import _check_sample_weight
 
 from skattrib._torch_estimator import TorchEstimator
-from skattrib._validation import float_dtype, takes_texts
+from skattrib._validation import check_sample_weight, float_dtype, takes_texts
 from skattrib.evaluation._trainer import sample_weight_name
 
 _MISNAMED = {"groups", "source", "sources", "task", "unit", "units"}
@@ -30,7 +29,7 @@ def row_weights(estimator, fit_params, X):
     fit_params = _flat(estimator, fit_params)
     name = _weight_name(fit_params, estimator)
     given = fit_params.get(name)
-    weights = _check_sample_weight(
+    weights = check_sample_weight(
         given, X, dtype=float_dtype(X), ensure_non_negative=True
     )
     if given is None:

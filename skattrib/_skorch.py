@@ -4,14 +4,13 @@ What skorch's criteria expect of a module, and what must follow it therefore, be
 here. skorch itself is not imported.
 """
 
-import copy
 import warnings
 
 import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from skattrib.engine._modules import TwoLogits
+from skattrib.engine._modules import TwoLogits, uncompiled_copy
 
 
 class _LogProbabilities(nn.Module):
@@ -27,8 +26,8 @@ def classifier_of(net):
     These need not be normalised.
     """
     check_is_fitted(net, "module_")
-    criterion = net.criterion_
-    module = copy.deepcopy(net.module_).eval()
+    criterion = uncompiled_copy(net.criterion_)
+    module = uncompiled_copy(net.module_).eval()
     if isinstance(criterion, nn.NLLLoss):
         return nn.Sequential(module, _LogProbabilities())
     if isinstance(criterion, nn.BCEWithLogitsLoss):
@@ -44,11 +43,12 @@ def classifier_of(net):
 def regressor_of(net):
     """Return a copy of a regressor's module."""
     check_is_fitted(net, "module_")
-    if not isinstance(net.criterion_, nn.MSELoss):
+    criterion = uncompiled_copy(net.criterion_)
+    if not isinstance(criterion, nn.MSELoss):
         warnings.warn(
-            f"The skorch net was trained on {type(net.criterion_).__name__}, not "
+            f"The skorch net was trained on {type(criterion).__name__}, not "
             "on a squared error; attributions assume a squared error.",
             UserWarning,
             stacklevel=3,
         )
-    return copy.deepcopy(net.module_).eval()
+    return uncompiled_copy(net.module_).eval()

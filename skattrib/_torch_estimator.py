@@ -12,20 +12,18 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import (
-    _check_sample_weight,
-    check_is_fitted,
-    validate_data,
-)
+from sklearn.utils.validation import check_is_fitted
 from torch import nn
 from tqdm.auto import tqdm
 
 from skattrib._validation import (
     DTYPES,
     as_tensor,
+    check_sample_weight,
     draw_seed,
     memory_cap,
     takes_texts,
+    validate_data,
 )
 from skattrib.engine._functional import FunctionalModule, Loss, chunks
 from skattrib.engine._modules import (
@@ -34,6 +32,7 @@ from skattrib.engine._modules import (
     call_seeded,
     find_unsuitable_layers,
     probe_rows,
+    uncompiled_copy,
 )
 from skattrib.engine._optim import Optimizer
 from skattrib.engine._training import (
@@ -143,7 +142,7 @@ class TorchEstimator(BaseEstimator):
 
     # --------------------------------------------------------------- training
     def _fit(self, X, y, sample_weight):
-        weights = _check_sample_weight(
+        weights = check_sample_weight(
             sample_weight, X, dtype=X.dtype, ensure_non_negative=True
         )
         problem = self._problem(X, self._learn_target(y))
@@ -272,7 +271,7 @@ class TorchEstimator(BaseEstimator):
                 X.shape[1], sizes.astype(int).tolist(), n_outputs, self.activation, seed
             )
         elif isinstance(self.module, nn.Module):
-            module = copy.deepcopy(self.module)
+            module = uncompiled_copy(self.module)
         else:
             module = call_seeded(self.module, X.shape[1], n_outputs, seed)
             if not isinstance(module, nn.Module):
@@ -280,6 +279,7 @@ class TorchEstimator(BaseEstimator):
                     "module(n_features, n_outputs) must return a torch.nn.Module, got "
                     f"{type(module)}."
                 )
+            module = uncompiled_copy(module)
         module = module.to(device=X.device, dtype=X.dtype)
         _check_module(module, X[:3], n_outputs)
         return module
@@ -396,7 +396,7 @@ def fitted_from(cls, module, n_outputs, device, **fitted):
     if unsuitable:
         name, reason = unsuitable[0]
         raise ValueError(f"module layer {name} {reason}. {_CURE}")
-    estimator.module_ = copy.deepcopy(module).to(device)
+    estimator.module_ = uncompiled_copy(module).to(device)
     estimator.trajectory_ = None
     estimator.n_outputs_ = n_outputs
     for name, value in fitted.items():

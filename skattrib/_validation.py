@@ -2,6 +2,7 @@
 
 import numbers
 from contextlib import contextmanager
+from functools import wraps
 
 import numpy as np
 import pandas as pd
@@ -10,12 +11,46 @@ import torch
 from sklearn.base import is_classifier
 from sklearn.utils import check_random_state, get_tags
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
-from sklearn.utils.validation import column_or_1d
+from sklearn.utils.validation import _check_sample_weight, _check_y
+from sklearn.utils.validation import check_array as _check_array
+from sklearn.utils.validation import column_or_1d as _column_or_1d
+from sklearn.utils.validation import validate_data as _validate_data
 
 #: What X may be, and what comes back.
 DTYPES = [np.float64, np.float32]
 
 _MAX_SEED = 2**31 - 1
+
+
+def _to_numpy(check):
+    """Let a check of scikit-learn take torch's tensors, and return NumPy arrays.
+
+    By itself it does not see that a tensor is float32 already, and it leaves arrays of
+    other libraries as they are with ``array_api_dispatch`` on.
+    """
+
+    @wraps(check)
+    def to_numpy(*args, **options):
+        args = [np.asarray(a) if isinstance(a, torch.Tensor) else a for a in args]
+        with sklearn.config_context(array_api_dispatch=False):
+            return check(*args, **options)
+
+    return to_numpy
+
+
+@wraps(_check_sample_weight)
+def _some_weight(*args, **options):
+    weights = _check_sample_weight(*args, **options)
+    if not np.any(weights):  # scikit-learn sees to it from 1.8 on
+        raise ValueError("Sample weights must contain at least one non-zero number.")
+    return weights
+
+
+check_array = _to_numpy(_check_array)
+check_sample_weight = _to_numpy(_some_weight)
+check_y = _to_numpy(_check_y)
+column_or_1d = _to_numpy(_column_or_1d)
+validate_data = _to_numpy(_validate_data)
 
 
 @contextmanager

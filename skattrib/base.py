@@ -26,13 +26,12 @@ from sklearn.utils.metadata_routing import (
 )
 from sklearn.utils.validation import (
     _check_feature_names_in,
-    _check_y,
     check_consistent_length,
     check_is_fitted,
-    validate_data,
 )
 
 from skattrib._fit_params import check_names, row_weights, takes_tables
+from skattrib._frames import long_form, row_names
 from skattrib._torch_estimator import check_recipe
 from skattrib._validation import (
     DTYPES,
@@ -43,10 +42,12 @@ from skattrib._validation import (
     check_tasks,
     check_texts,
     check_weights,
+    check_y,
     draw_seed,
     float_dtype,
     takes_texts,
     unchanged_on_error,
+    validate_data,
 )
 from skattrib._verdict import calibration_slope
 from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
@@ -156,7 +157,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         validate_data(self, X, skip_check_array=True, reset=reset)
         if not y:
             return X
-        y = _check_y(*y, multi_output=several, estimator=self)
+        y = check_y(*y, multi_output=several, estimator=self)
         check_consistent_length(X, y)
         return X, y
 
@@ -181,10 +182,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
                 f"Found array with {n_rows} sample(s) (n_samples={n_rows}) while a "
                 "minimum of 2 is required: with 1 sample nothing can be left out."
             )
-        names = np.arange(n_rows)
-        if hasattr(index, "is_unique") and index.is_unique:
-            names = np.asarray(index)
-        return np.arange(n_rows), names
+        return np.arange(n_rows), row_names(index, n_rows)
 
     def _check_estimator(self, estimator):
         """Raise unless this attributor can use the estimator; before any training."""
@@ -218,7 +216,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
     def _checked_outcome(self, outcome):
         return check_outcome(outcome, self.estimator_, self._n_outputs())
 
-    def attribute(self, X, y=None, *, return_std=False):
+    def attribute(self, X, y=None, *, return_std=False, as_frame=False):
         """Attribute the outcome of each query to the training units.
 
         Parameters
@@ -230,6 +228,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
             prediction itself (regressor).
         return_std : bool, default=False
             Also return standard errors.
+        as_frame : bool, default=False
+            Return a pandas DataFrame in long form instead of arrays.
 
         Returns
         -------
@@ -240,6 +240,10 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
             training: 0 is the average unit, not "no effect".
         standard_errors : ndarray of shape (n_queries, n_units)
             Only with `return_std`.
+        frame : DataFrame of n_queries * n_units rows
+            Only with `as_frame`, instead of the arrays: columns "query" (the label in
+            the index of X if unique, else the position), "unit" (of `unit_names_`),
+            "attribution" and, with `return_std`, "standard_error".
 
         Raises
         ------
@@ -247,17 +251,25 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
             If the queries do not fit the training data, the outcome needs y, or there
             is nothing to estimate a standard error from.
         """
+        index = getattr(X, "index", None)
         X, y, outcome = self._check_query(X, y)
         attributions, errors = self._attribute(X, y, outcome)
-        if not return_std:
-            return attributions.astype(float_dtype(X), copy=False)
-        if errors is None:
+        if return_std and errors is None:
             raise ValueError(
                 "return_std=True needs an ensemble of models to compare: see the "
                 f"parameters of {type(self).__name__}."
             )
         dtype = float_dtype(X)
-        return attributions.astype(dtype, copy=False), errors.astype(dtype, copy=False)
+        attributions = attributions.astype(dtype, copy=False)
+        errors = errors.astype(dtype, copy=False) if return_std else None
+        if as_frame:
+            return long_form(
+                row_names(index, len(X)),
+                self.unit_names_,
+                attribution=attributions,
+                standard_error=errors,
+            )
+        return (attributions, errors) if return_std else attributions
 
     def transform(self, X):
         """Attribute the model's own predictions.

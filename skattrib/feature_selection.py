@@ -24,15 +24,16 @@ from sklearn.utils.metadata_routing import (
 )
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import type_of_target
-from sklearn.utils.validation import (
-    _check_method_params,
-    _num_samples,
-    check_is_fitted,
-    validate_data,
-)
+from sklearn.utils.validation import _check_method_params, _num_samples, check_is_fitted
 
 from skattrib._task_sets import greedy, hold_out, largest
-from skattrib._validation import DTYPES, check_tasks, draw_seed, unchanged_on_error
+from skattrib._validation import (
+    DTYPES,
+    check_tasks,
+    draw_seed,
+    unchanged_on_error,
+    validate_data,
+)
 from skattrib.exceptions import ConstantOutcomeWarning
 
 __all__ = ["TaskWeightSelector"]

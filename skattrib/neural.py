@@ -5,11 +5,16 @@ import torch
 from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
-from sklearn.utils.validation import validate_data
 
 from skattrib._skorch import classifier_of, regressor_of
 from skattrib._torch_estimator import TorchEstimator, fitted_from
-from skattrib._validation import DTYPES, as_tensor, seed_unset, unchanged_on_error
+from skattrib._validation import (
+    DTYPES,
+    as_tensor,
+    seed_unset,
+    unchanged_on_error,
+    validate_data,
+)
 
 __all__ = ["TorchClassifier", "TorchRegressor"]
 

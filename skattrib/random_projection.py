@@ -17,11 +17,7 @@ from sklearn.base import (
 from sklearn.exceptions import DataDimensionalityWarning
 from sklearn.random_projection import BaseRandomProjection
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import (
-    _check_n_features,
-    check_is_fitted,
-    validate_data,
-)
+from sklearn.utils.validation import _check_n_features, check_is_fitted
 
 from skattrib._parameter_projection import ParameterProjection
 from skattrib._torch_estimator import check_recipe, unfrozen
@@ -35,6 +31,7 @@ from skattrib._validation import (
     memory_cap,
     seed_unset,
     unchanged_on_error,
+    validate_data,
 )
 from skattrib.engine._functional import FunctionalModule, chunks, outcome_function
 from skattrib.engine._sketch import (

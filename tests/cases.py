@@ -230,7 +230,7 @@ def dense_jacobian(module, X):
         rows.append(
             torch.stack([torch.cat([g.reshape(-1) for g in gs]) for gs in gradients])
         )
-    return torch.stack(rows)
+    return torch.stack(rows).detach()
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """The manual and the package name the same public things."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import skattrib
@@ -7,7 +9,8 @@ import skattrib.evaluation
 import skattrib.language
 import skattrib.plotting
 
-API = Path(__file__).resolve().parents[1] / "doc" / "api.rst"
+ROOT = Path(__file__).resolve().parents[1]
+API = ROOT / "doc" / "api.rst"
 
 
 def listed_names():
@@ -41,3 +44,45 @@ def test_api_page_lists_the_public_names():
     }
     assert len(names) == len(set(names))
     assert set(names) == expected
+
+
+def metadata():
+    """The project's table in pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+def pinned(name):
+    """Versions by package of a file of constraints."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if "==" in line)
+
+
+def bounds(requirements):
+    """Lower bounds by package of requirements that have one."""
+    return dict(r.split(">=") for r in requirements if ">=" in r)
+
+
+def test_the_bounds_are_the_oldest_versions_tested():
+    project = metadata()
+    extras = project["optional-dependencies"]
+    oldest = pinned("constraints-oldest.txt")
+    for requirement in ("dependencies", "plot", "skorch", "test"):
+        found = bounds(extras.get(requirement, project["dependencies"]))
+        for name, bound in found.items():
+            # 2.0 is 2.0.0
+            assert re.fullmatch(rf"{re.escape(bound)}(\.0)*", oldest[name]), name
+
+
+def test_the_installation_page_names_what_was_tested():
+    page = (ROOT / "doc" / "install.rst").read_text(encoding="utf-8")
+    rows = re.findall(r"\* - (\S+)\n +- ([\d.]+)\n +- ([\d.]+)\n", page)
+    named = {name.lower(): (old, new) for name, old, new in rows}
+    project = metadata()
+    oldest, newest = pinned("constraints-oldest.txt"), pinned("constraints.txt")
+    expected = {
+        name: (oldest[name], newest[name]) for name in bounds(project["dependencies"])
+    }
+    pythons = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    expected["python"] = (pythons[0], pythons[-1])
+    assert named == expected
+    assert project["requires-python"] == f">={pythons[0]}"

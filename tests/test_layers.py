@@ -15,6 +15,7 @@ ROOMS = [
     "exceptions",
     "_verdict",
     "_validation",
+    "_frames",
     "engine._optim",
     "engine._functional",
     "engine._modules",

@@ -162,12 +162,12 @@ def factored_layers(
             column.sum(), noted, retain_graph=True, materialize_grads=True
         )
         for column in outputs.unbind(1)
-    ]
+    ]  # the zeros of what is not used require gradients before torch 2.7
     layers = [
         LayerGradients(
             names,
             _layer_inputs(call.layer, call.x),
-            _layer_signals(call.layer, torch.stack([s[i] for s in signals])),
+            _layer_signals(call.layer, torch.stack([s[i].detach() for s in signals])),
         )
         for i, (names, call) in enumerate(calls.items())
     ]

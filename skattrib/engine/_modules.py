@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -60,6 +61,20 @@ def call_seeded(
     with _global_generator, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return factory(n_inputs, n_outputs)
+
+
+def uncompiled_copy(module: nn.Module) -> nn.Module:
+    """Copy a module, without what ``torch.compile`` put around it or its parts.
+
+    The copy computes the same, but its layers are seen as they are: a compiled module
+    is one opaque function, traced anew for each transform of torch.func.
+    """
+    copied = copy.deepcopy(getattr(module, "_orig_mod", module))
+    for parent in list(copied.modules()):
+        for name, child in parent.named_children():
+            if hasattr(child, "_orig_mod"):
+                setattr(parent, name, child._orig_mod)
+    return copied
 
 
 def activation_size(module: nn.Module, X: Tensor) -> int:

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import average_precision_score, roc_auc_score
-from sklearn.utils import Bunch, check_array
+from sklearn.utils import Bunch
 from sklearn.utils._param_validation import Interval, RealNotInt, validate_params
 
+from skattrib._validation import check_array
 from skattrib.evaluation._ranks import rank_agreement
 
 FloatArray = NDArray[np.float64]

@@ -50,12 +50,14 @@ def lds_scorer(estimator: Any, X: ArrayLike, y: ArrayLike) -> float:
     if attributor is not None:
         return float(attributor.score(X, y))
     if isinstance(estimator, Pipeline):
-        for i, (_, step) in enumerate(estimator.steps):
+        steps = [step for _, step in estimator.steps]
+        for i, step in enumerate(steps):
             attributor = _attributor(step)
             if attributor is not None:
-                return float(
-                    attributor.score(estimator[:i].transform(X) if i else X, y)
-                )
+                # what resamples has no transform: it is for training rows only
+                for before in steps[:i]:
+                    X = before.transform(X) if hasattr(before, "transform") else X
+                return float(attributor.score(X, y))
     raise ValueError(
         f"{type(estimator).__name__} holds no attributor: lds_scorer needs one that "
         "has attribute and score."

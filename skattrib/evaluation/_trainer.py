@@ -13,15 +13,17 @@ from sklearn import config_context
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
-from sklearn.utils.validation import (
-    check_consistent_length,
-    has_fit_parameter,
-    validate_data,
-)
+from sklearn.utils.validation import check_consistent_length, has_fit_parameter
 from tqdm.auto import tqdm
 
 from skattrib._torch_estimator import TorchEstimator
-from skattrib._validation import DTYPES, draw_seed, draw_seeds, seed_unset
+from skattrib._validation import (
+    DTYPES,
+    draw_seed,
+    draw_seeds,
+    seed_unset,
+    validate_data,
+)
 from skattrib.engine._functional import OutcomeFunction, outcome_function
 from skattrib.engine._parallel import call_all
 from skattrib.exceptions import FaithfulnessWarning

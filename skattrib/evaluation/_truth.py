@@ -15,15 +15,20 @@ from numpy.typing import ArrayLike
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import HasMethods, Interval, validate_params
 from sklearn.utils.validation import (
-    _check_sample_weight,
     _num_samples,
     check_consistent_length,
     check_is_fitted,
-    validate_data,
 )
 
 from skattrib._torch_estimator import TorchEstimator, check_seeds
-from skattrib._validation import DTYPES, check_outcome, check_tasks, check_weights
+from skattrib._validation import (
+    DTYPES,
+    check_outcome,
+    check_sample_weight,
+    check_tasks,
+    check_weights,
+    validate_data,
+)
 from skattrib.engine._functional import OutcomeFunction
 from skattrib.evaluation._cache import as_memory, cached_rows, digest
 from skattrib.evaluation._trainer import FloatArray, Trainer, encode, measure, predict
@@ -147,7 +152,7 @@ def retrain_outcomes(
     n_rows = _num_samples(X)
     codes = np.arange(n_rows) if tasks is None else check_tasks(tasks, n_rows)[0]
     units = check_weights(weights, int(codes.max()) + 1)
-    base = _check_sample_weight(
+    base = check_sample_weight(
         sample_weight, X, dtype=np.float64, ensure_non_negative=True
     )
     if memory is not None and trainer.random and trainer.random_state is None:

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from skattrib._torch_estimator import check_seeds, unfrozen
-from skattrib._validation import DTYPES, as_tensor, check_weights, float_dtype
+from skattrib._validation import DTYPES, as_tensor, check_weights, validate_data
 from skattrib.base import BaseAttributor
 from skattrib.engine._functional import spread
 from skattrib.engine._spaces import FullSystem
@@ -369,8 +369,8 @@ class DualInfluence(BaseAttributor):
                 "Hessians of its own. Use removal='newton' or 'influence', or fit with "
                 "each ridge."
             )
-        ridges = check_array(ridges, ensure_2d=False, dtype=np.float64)
-        if ridges.ndim != 1 or not (ridges > 0).all():
+        ridges = np.asarray(ridges, dtype=np.float64)
+        if ridges.ndim != 1 or not ((ridges > 0) & np.isfinite(ridges)).all():
             raise ValueError("ridges must be a list of positive numbers.")
         ensemble = self._ensemble.for_units()
         asked = ensemble.ask(X, self.n_units_)
@@ -380,7 +380,7 @@ class DualInfluence(BaseAttributor):
             steps = ensemble.without_units()
             found = ensemble.attributions(steps, asked, y, outcome)
             path.append(found.mean(axis=0))
-        return np.stack(path).astype(float_dtype(X), copy=False)
+        return np.stack(path).astype(X.dtype, copy=False)
 
     def _predict_outcomes(self, X, y, weights, outcome):
         if self.removal == "influence":

@@ -11,11 +11,16 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
-from sklearn.utils.validation import _check_sample_weight, validate_data
 from tqdm.auto import tqdm
 
 from skattrib._torch_estimator import TorchEstimator, check_recipe
-from skattrib._validation import DTYPES, as_tensor, memory_cap
+from skattrib._validation import (
+    DTYPES,
+    as_tensor,
+    check_sample_weight,
+    memory_cap,
+    validate_data,
+)
 from skattrib.engine._adjoint import check_differentiable, sweep
 from skattrib.engine._functional import chunks
 from skattrib.engine._optim import OptimizerState
@@ -204,7 +209,7 @@ def _check_training(model, X, y, sample_weight):
     X, y = validate_data(
         model, X, y, dtype=DTYPES, y_numeric=regressor, multi_output=regressor
     )
-    weights = _check_sample_weight(
+    weights = check_sample_weight(
         sample_weight, X, dtype=X.dtype, ensure_non_negative=True
     )
     problem = model._problem(X, model._learn_target(y))

@@ -157,6 +157,13 @@ class CausalLanguageModel(BaseEstimator):
     def __sklearn_is_fitted__(self):
         return True
 
+    def __dir__(self):
+        # completion and the HTML of a notebook look at all that is listed: they must
+        # not be what reads the model
+        unread = set() if "_held" in vars(self) else {"model_", "tokenizer_"}
+        names = set(object.__dir__(self)) - unread
+        return [name for name in names if hasattr(self, name)]
+
     def __sklearn_clone__(self):
         # nothing is trained: a copy of all weights would serve nothing
         other = type(self)(**self.get_params(deep=False))

@@ -6,12 +6,11 @@ import numpy as np
 from sklearn.base import is_classifier
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
-from sklearn.utils import check_array
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from skattrib._validation import takes_texts
+from skattrib._validation import check_array, takes_texts
 from skattrib.base import BaseAttributor
 
 # The colours of Okabe and Ito that show on white, told apart by the colour-blind too.

@@ -1,14 +1,13 @@
 """Record a training loop of one's own, so that its run can be attributed."""
 
-import copy
 from numbers import Real
 
 import numpy as np
 import torch
-from sklearn.utils import check_array
 
-from skattrib._validation import as_tensor
+from skattrib._validation import as_tensor, check_array
 from skattrib.engine._functional import FunctionalModule
+from skattrib.engine._modules import uncompiled_copy
 from skattrib.engine._optim import OptimizerState, initial_state
 from skattrib.engine._trajectory import Recipe, TrainingState, Trajectory
 from skattrib.exceptions import TrajectoryError
@@ -381,7 +380,7 @@ class TrainingRecording:
                 f"{path} holds no recording: the end of the run, or what its steps "
                 "were, is missing."
             )
-        module = copy.deepcopy(module).to("cpu", recipe.initial.dtype)
+        module = uncompiled_copy(module).to("cpu", recipe.initial.dtype)
         model = FunctionalModule(module)
         if model.n_params != len(recipe.initial):
             raise TrajectoryError(
@@ -396,7 +395,7 @@ class TrainingRecording:
 
 def _copied(model):
     try:
-        return copy.deepcopy(model).cpu()
+        return uncompiled_copy(model).cpu()
     except RuntimeError as error:
         raise ValueError(
             f"model cannot be copied: {error}. Weights that a layer computes need "
@@ -407,7 +406,11 @@ def _copied(model):
 def _untrained(model):
     """Return buffers and frozen parameters by name."""
     named = [*model.named_buffers(), *model.named_parameters()]
-    return {name: value for name, value in named if not value.requires_grad}
+    return {
+        name.replace("_orig_mod.", ""): value  # as in the uncompiled copy
+        for name, value in named
+        if not value.requires_grad
+    }
 
 
 def _data(X, y):

@@ -15,8 +15,9 @@ from sklearn.base import (
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
+from skattrib._validation import validate_data
 from skattrib.exceptions import ConstantOutcomeWarning
 from skattrib.surrogate._readouts import (
     check_at,

@@ -105,10 +105,13 @@ def plain_run(model, loss, recipe, X, targets, weights):
         out = out if out.ndim > 1 else out[:, None]
         return (w[rows] * loss.values(out, targets[rows])).sum() / w[rows].sum()
 
+    # outside: before torch 2.7 jacfwd lets nothing be read off a tensor
+    rates = recipe.learning_rates.tolist()
+
     def run(w):
         params = recipe.initial
         first = second = torch.zeros_like(params)
-        for t, rate in enumerate(recipe.learning_rates.tolist(), start=1):
+        for t, rate in enumerate(rates, start=1):
             rows = slice(None) if recipe.batches is None else recipe.batches[t - 1]
             if weights[rows].any():
                 g = torch.func.grad(mean_loss)(params, w, rows)

@@ -52,11 +52,12 @@ def test_both_derivatives_equal_nested_forward_mode(optimizer, clip_norm):
     # no row of an empty batch moves: its loss jumps there
     directions[:, recipe.batches[7]] = 0
     first, second = tangents(*arguments, weights, directions, memory_bytes=PLENTY)
+    run = plain_run(*arguments, weights)
 
     for k, direction in enumerate(directions):
 
         def along(s, direction=direction):
-            return plain_run(*arguments, weights)(weights + s * direction)
+            return run(weights + s * direction)
 
         zero = torch.zeros((), dtype=torch.float64)
         assert error(first[k], jacfwd(along)(zero)) < 1e-10

@@ -21,6 +21,11 @@ from skattrib.evaluation import make_weightings, retrain_outcomes
 from tests.faults.estimators import Doomed, DoomedModule
 from tests.faults.jobs import data, net
 
+# joblib's own backend for dask, until 1.6
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.apply_async. is deprecated:DeprecationWarning"
+)
+
 
 @pytest.fixture
 def cluster():

@@ -39,6 +39,8 @@ def outcome(job, folder):
 
 
 def on_a_full_disk(job, folder, n_bytes):
+    import torch._dynamo  # noqa: F401, before torch 2.7 its first import writes a file
+
     # the kernel refuses what would make a file longer, as it does on a full disk
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
     return outcome(job, folder)

@@ -30,15 +30,20 @@ class Plan:
 
 
 def _costs(
-    n_rows: int, n_outputs: int, n_params: int, n_steps: int, dense: bool
+    n_rows: int,
+    n_outputs: int,
+    n_params: int,
+    n_steps: int,
+    dense: bool,
+    by_query: bool,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return the numbers that each space holds, and the work of those that factor."""
-    size = n_rows * n_outputs
+    size, n_kept = n_rows * n_outputs, 0 if by_query else n_steps
     numbers = {
-        "primal": 3.0 * n_params**2 + n_steps * n_params,
+        "primal": 3.0 * n_params**2 + n_kept * n_params,
         # kernel, T, its factor, and what factoring or solving copies
         "dual": 5.0 * size**2 + n_steps * size,
-        "cg": 16.0 * size + n_params + n_steps * size,
+        "cg": 16.0 * size + n_params + n_kept * size,
     }
     # matrix, factor and, in float64, its inverse with a block of it; or the Jacobian
     # and a copy of it
@@ -62,6 +67,7 @@ def plan_solver(
     *,
     gradients: GradientSize = _NO_GRADIENTS,
     n_steps: int = 0,
+    by_query: bool = False,
 ) -> Plan:
     """Choose the cheapest space that fits the memory cap.
 
@@ -76,6 +82,8 @@ def plan_solver(
         Of the rows. Where all layers are dense, no Jacobian is formed.
     n_steps : int
         Steps that will be kept.
+    by_query : bool
+        Whether none are where queries can be solved for: "primal" and "cg".
 
     Raises
     ------
@@ -84,7 +92,7 @@ def plan_solver(
     """
     size = n_rows * n_outputs
     gradient_bytes, dense = gradients
-    numbers, work = _costs(n_rows, n_outputs, n_params, n_steps, dense)
+    numbers, work = _costs(n_rows, n_outputs, n_params, n_steps, dense, by_query)
     needed = {name: gradient_bytes + itemsize * v for name, v in numbers.items()}
     problem = _Problem(n_rows, n_outputs, n_params, itemsize, gradient_bytes, n_steps)
     needed["nystroem"] = problem.nystroem_bytes(1)
@@ -104,7 +112,9 @@ def plan_solver(
             "or raise sklearn.set_config(working_memory=...)."
         )
     sizes += f" and {gradient_bytes / 2**20:.0f} MiB of gradients"
-    n_landmarks = problem.n_landmarks(found, limit)
+    n_landmarks = 0
+    if found == "nystroem" or not by_query:
+        n_landmarks = problem.n_landmarks(found, limit)
     reason = f"cheapest for {sizes}, under the memory {cap}"
     if found == "nystroem":
         reason = f"asked for: an approximation, {n_landmarks} of {n_rows} rows"

@@ -16,7 +16,7 @@ from skattrib.engine._spaces import FullSystem
 from skattrib.influence._calibration import N_QUERIES, N_RETRAINED, calibrate
 from skattrib.influence._diagnosis import N_STEPS, diagnose_linearized, verdict
 from skattrib.influence._ensemble import Ensemble, trained_seeds
-from skattrib.influence._member import Member, check_has_head
+from skattrib.influence._member import Member, check_has_head, solves_by_query
 from skattrib.influence._ridge import RidgeRule
 
 __all__ = ["DualInfluence"]
@@ -288,6 +288,7 @@ class DualInfluence(BaseAttributor):
             solver=self.solver,
             memory=self.memory,
             n_steps=self.n_units_,
+            by_query=solves_by_query(self.removal, self.n_units_),
             seed=self._fit_seed,
         )
         self.solver_, self.solver_reason_ = member.plan.solver, member.plan.reason

@@ -61,8 +61,7 @@ class Ensemble:
     def for_units(self):
         """Return the same to leave out units at many ridges, for outputs of queries."""
         largest = np.bincount(self._unit_of_row).max()
-        sizes = len(self.without_each), largest
-        return self._of([m.for_units(self._removal, *sizes) for m in self.members])
+        return self._of([m.for_units(self._removal, largest) for m in self.members])
 
     @property
     def rules(self):

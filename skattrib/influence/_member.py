@@ -31,12 +31,31 @@ _N_EXACT = 8
 _MANY_UNITS = 64
 
 
+def solves_by_query(removal, n_units):
+    """Say whether to solve for queries: at first order, and if units are many."""
+    return removal == "influence" and n_units > _MANY_UNITS
+
+
 def _cached_kernel(memory, estimator, names, X, scale, build):
     if memory is None:
         return build()
     key = digest("kernel", estimator.module_, names, X, scale)
     kernel = cached_array(as_memory(memory), key, lambda: build().cpu().numpy())
     return torch.tensor(kernel, device=X.device)
+
+
+def _plan(model, X, n_outputs, solver, **kept):
+    """Choose the space to solve in; ``kept`` as `plan_solver` takes it."""
+    return plan_solver(
+        len(X),
+        n_outputs,
+        model.n_params,
+        X.element_size(),
+        memory_cap(),
+        solver,
+        gradients=gradient_size(model, X),
+        **kept,
+    )
 
 
 def _landmarks(n_rows, n_landmarks, seed, device):
@@ -137,6 +156,9 @@ class Member:
         Subspace of the parameters to stay in, as `make_projector` takes it.
     n_steps : int
         Steps that the caller will keep.
+    by_query : bool
+        Whether these are first-order ones of many units: then queries are solved for
+        instead, by the solvers that can.
     seed : int
         Draws the landmarks of the solvers that have any.
 
@@ -146,6 +168,8 @@ class Member:
         Space solved in, and why.
     metric : str
         Name of the metric used.
+    solves_queries : bool
+        Whether queries are solved for, rather than units.
     """
 
     def __init__(
@@ -164,6 +188,7 @@ class Member:
         stationary=True,
         projection=None,
         n_steps=0,
+        by_query=False,
         seed=0,
     ):
         estimator._raw_outputs(X[:2])  # a wrapped module of another width
@@ -172,19 +197,10 @@ class Member:
         model = FunctionalModule(estimator.module_)
         if parameters == "head":
             model = model.of_parameters(head_parameters(estimator.module_, X))
+        self.plan = Plan("primal", "in the projected space")
         if projection is None:
-            self.plan = plan_solver(
-                len(X),
-                estimator.n_outputs_,
-                model.n_params,
-                like.element_size(),
-                memory_cap(),
-                solver,
-                gradients=gradient_size(model, X),
-                n_steps=n_steps,
-            )
-        else:
-            self.plan = Plan("primal", "in the projected space")
+            kept = {"n_steps": n_steps, "by_query": by_query}
+            self.plan = _plan(model, X, estimator.n_outputs_, solver, **kept)
         self.metric, metric = choose_metric(metric, estimator, model, X, y)
         scale = None if metric is None else metric.rsqrt()
         kernel_cache = partial(_cached_kernel, memory, estimator, model.names, X, scale)
@@ -206,6 +222,8 @@ class Member:
             landmarks=_landmarks(len(X), self.plan.n_landmarks, seed, X.device),
         )
         self.model.ridge = choose_rule(ridge, estimator, self.model, metric)
+        knows_how = self.plan.solver in ("cg", "primal") and projection is None
+        self.solves_queries = by_query and knows_how
 
     def decomposed(self):
         """Return the same with one eigendecomposition for all values of the ridge."""
@@ -213,39 +231,25 @@ class Member:
         out.model = self.model.decomposed()
         return out
 
-    def for_units(self, removal, n_units, largest):
+    def for_units(self, removal, largest):
         """Return the same to leave out units at many ridges, for outputs of queries.
 
         Parameters
         ----------
         removal : {"newton", "influence", "refit"}
-        n_units : int
         largest : int
             Rows of the largest unit.
         """
-        fits = removal == "newton" and largest <= self.model.few
-        if self.solves_queries(removal, n_units) or not (
-            fits or removal == "influence"
-        ):
+        few = removal == "newton" and largest <= self.model.few
+        if self.solves_queries or not (few or removal == "influence"):
             return self.decomposed()
         out = copy.copy(self)
         out.model = self.model.spectral()
         return out
 
-    def solves_queries(self, removal, n_units):
-        """Say whether queries are solved for rather than units.
-
-        At first order either will do, and when units are many it pays.
-        """
-        many = n_units > _MANY_UNITS
-        knows_how = (
-            self.plan.solver in ("cg", "primal") and self.model.projector is None
-        )
-        return removal == "influence" and many and knows_how
-
     def prepared(self, removal, removed, verbose=0):
         """Return the steps for `WithoutEach`, or what queries are solved with."""
-        if self.solves_queries(removal, len(removed)):
+        if self.solves_queries:
             return self.model.full_system()
         return self.steps(removal, removed, verbose)
 

@@ -7,7 +7,7 @@ times less work than with explicit gradients, and none of these are formed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Protocol
 
@@ -22,6 +22,8 @@ from skattrib.engine._gradients import RowGradients, is_dense
 _SHARE = 4
 # Rows of factors that are always multiplied together.
 _FEW_ROWS = 16
+# Layers with outputs up to so many times the network's are gone through in one product.
+_WIDE = 4
 # Which inputs of a layer belong to its weight alone, or to its weight and its bias.
 _INNER: dict[int, tuple[slice | int, ...]] = {
     1: (slice(None),),
@@ -223,27 +225,44 @@ class FactoredJacobian:
                 part = whole, inner, whole, other
                 yield self._columns[first], self._columns[second], part
 
-    def curvature(self, vectors: Tensor, blocks: Tensor) -> Tensor:
-        """Return v Σ JᵢᵀBᵢJᵢ, (m, P), for v (m, P) and symmetric B (n, C, C)."""
-        out, m = torch.empty_like(vectors), len(vectors)
+    def curvature(self, blocks: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the product of vectors (m, P) with Σ JᵢᵀBᵢJᵢ, for B (n, C, C)."""
+        layers = self._gradients.layers
+        signals = torch.cat([layer.signals[:, :, 0] for layer in layers], dim=2)
+        joined = None
+        if signals.shape[2] <= _WIDE * signals.shape[1]:
+            joined = signals.mT @ blocks @ signals
         # rows first: no factor and no product is ever brought in another order
-        numbers = max(sum(layer.width) for layer in self._gradients.layers)
-        for part in chunks(m, self._at_once(4 * len(blocks) * numbers)):
-            out[part] = self._bent(self._gradients.in_metric(vectors[part]), blocks)
-        return self._gradients.in_metric(out)
+        numbers = 2 * signals.shape[2] + max(layer.width[1] for layer in layers)
+        at_once = self._at_once(2 * len(blocks) * numbers)
 
-    def _bent(self, vectors: Tensor, blocks: Tensor) -> Tensor:
-        (n, C), m = self._gradients.shape, len(vectors)
-        columns, images = self._gradients.by_name(vectors), vectors.new_zeros(n, m, C)
-        for layer in self._gradients.layers:
+        def across(moved: Tensor) -> Tensor:
+            """Take (n, m, o), of all layers, through the rows' curvature."""
+            if joined is not None:
+                return torch.bmm(moved, joined)
+            images = torch.bmm(torch.bmm(moved, signals.mT), blocks)
+            return torch.bmm(images, signals)
+
+        def product(vectors: Tensor) -> Tensor:
+            out = torch.empty_like(vectors)
+            for part in chunks(len(vectors), at_once):
+                some = self._gradients.in_metric(vectors[part])
+                out[part] = self._bent(some, across)
+            return self._gradients.in_metric(out)
+
+        return product
+
+    def _bent(self, vectors: Tensor, across: Callable[[Tensor], Tensor]) -> Tensor:
+        n, m, layers = self._gradients.shape[0], len(vectors), self._gradients.layers
+        columns, out = self._gradients.by_name(vectors), torch.empty_like(vectors)
+        moved = []
+        for layer in layers:
             weights = layer.from_columns(columns).flatten(0, 1)  # (m·o, k)
-            moved = (layer.inputs[:, 0] @ weights.T).view(n, m, -1)
-            images.baddbmm_(moved, layer.signals[:, :, 0].mT)
-        images = torch.bmm(images, blocks)
-        out = torch.empty_like(vectors)
-        for layer in self._gradients.layers:
-            signals = torch.bmm(images, layer.signals[:, :, 0]).flatten(1)
-            found = (signals.T @ layer.inputs[:, 0]).view(m, *layer.width)
+            moved.append((layer.inputs[:, 0] @ weights.T).view(n, m, -1))
+        bent = across(moved[0] if len(moved) == 1 else torch.cat(moved, dim=2))
+        parts = bent.split([layer.width[0] for layer in layers], dim=2)
+        for layer, signals in zip(layers, parts, strict=True):
+            found = (signals.flatten(1).T @ layer.inputs[:, 0]).view(m, *layer.width)
             for name, value in layer.to_columns(found).items():
                 out[:, self._columns[name]] = value
         return out

@@ -423,8 +423,7 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
     def _curvature(self, blocks: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the product of vectors (q, P) with JᵀBJ for B (n, C, C)."""
         if is_dense(self.gradients):
-            jacobian = FactoredJacobian(self.gradients, self._memory)
-            return lambda v: jacobian.curvature(v, blocks)
+            return FactoredJacobian(self.gradients, self._memory).curvature(blocks)
         shape = self.gradients.shape
 
         def product(v: Tensor) -> Tensor:

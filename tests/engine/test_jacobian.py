@@ -2,6 +2,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
+import skattrib.engine._jacobian
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._gradients import gradient_size, row_gradients
 from skattrib.engine._jacobian import (
@@ -74,13 +75,17 @@ def test_gauss_newton_is_the_sum_over_rows(some, kind, memory_bytes, gradients):
 
 
 @pytest.mark.parametrize("memory_bytes", MEMORY)
-def test_curvature_is_a_product_with_the_gauss_newton_matrix(memory_bytes, gradients):
+@pytest.mark.parametrize("wide", [0, 4, 100])
+def test_curvature_is_a_product_with_the_gauss_newton_matrix(
+    memory_bytes, wide, gradients, monkeypatch
+):
     found, J = gradients
+    monkeypatch.setattr(skattrib.engine._jacobian, "_WIDE", wide)
     n, C, P = J.shape
     blocks, v = randn(n, C, C, seed=2), randn(20, P)
     blocks = blocks + blocks.mT
     matrix = torch.einsum("ncp,ncd,ndr->pr", J, blocks, J)
-    ours = FactoredJacobian(found, memory_bytes).curvature(v, blocks)
+    ours = FactoredJacobian(found, memory_bytes).curvature(blocks)(v)
     assert_allclose(ours, v @ matrix, atol=1e-10)
 
 

@@ -116,7 +116,7 @@ def deletions(teach):
 
 def halves(teach, found):
     """Return rows of the LDS of scores, with intervals over halves and queries."""
-    W = make_weightings(teach.n_rows, N_HALVES, inclusion=0.5, random_state=0)
+    W = make_weightings(teach.n_rows, N_HALVES, size=0.5, random_state=0)
     truth = np.stack([teach(row > 0, 0) for row in W])
     relevant = np.arange(teach.n_rows) < N_PLANTED
     found = {"planted or not": np.tile(relevant, (truth.shape[2], 1))} | found

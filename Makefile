@@ -66,7 +66,7 @@ docs:
 dist:
 	rm -rf dist build
 	$(PYTHON) -m build
-	rm -rf dist/.venv && $(PYTHON) -m venv dist/.venv
+	$(PYTHON) -m venv dist/.venv
 	dist/.venv/bin/python -m pip install -q -c constraints.txt dist/*.whl
 	awk '/^```python/ { on = 1; next } /^```/ { on = 0 } on' README.md > dist/readme.py
 	cd dist && .venv/bin/python -I readme.py

@@ -22,6 +22,12 @@ DTYPES = [np.float64, np.float32]
 _MAX_SEED = 2**31 - 1
 
 
+def _as_array(tensor):
+    tensor = tensor.detach()
+    # NumPy has no such halves
+    return np.asarray(tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
+
+
 def _to_numpy(check):
     """Let a check of scikit-learn take torch's tensors, and return NumPy arrays.
 
@@ -31,7 +37,7 @@ def _to_numpy(check):
 
     @wraps(check)
     def to_numpy(*args, **options):
-        args = [np.asarray(a) if isinstance(a, torch.Tensor) else a for a in args]
+        args = [_as_array(a) if isinstance(a, torch.Tensor) else a for a in args]
         with sklearn.config_context(array_api_dispatch=False):
             return check(*args, **options)
 

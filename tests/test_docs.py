@@ -66,7 +66,7 @@ def test_the_bounds_are_the_oldest_versions_tested():
     project = metadata()
     extras = project["optional-dependencies"]
     oldest = pinned("constraints-oldest.txt")
-    for requirement in ("dependencies", "plot", "skorch", "test"):
+    for requirement in ("dependencies", "index", "plot", "skorch", "test"):
         found = bounds(extras.get(requirement, project["dependencies"]))
         for name, bound in found.items():
             # 2.0 is 2.0.0

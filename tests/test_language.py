@@ -154,7 +154,7 @@ def rise(lm=None, n=12, **options):
     return RISEValuator(lm or language_model(), **options).fit(*texts(n))
 
 
-EXACT = {"sketch": None, "top_k": None, "normalize": False}
+EXACT = {"sketch": None, "top_k": None, "temperature": 1.0, "normalize": False}
 
 
 def log_likelihood(own, prompt, completion, head=None):

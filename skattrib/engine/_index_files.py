@@ -196,9 +196,10 @@ def checksums(
 ) -> NDArray[np.uint64]:
     """Return a number (n, 1) for each row that every single bit of it changes.
 
-    The sum of its words: as fast as they are read, which a search does anyway.
+    The sum of its words, and 1: a hole in the files is no row of zeros. As fast as
+    they are read, which a search does anyway.
     """
-    total = np.zeros((len(signatures), 1), dtype=np.uint64)
+    total = np.ones((len(signatures), 1), dtype=np.uint64)
     for array in (signatures, norms):
         n_bytes = array.shape[1] * array.itemsize
         word = next(size for size in (8, 4, 2) if not n_bytes % size)

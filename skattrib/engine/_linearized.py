@@ -362,7 +362,7 @@ class LinearizedModel:
     ) -> Tensor:
         """Return Σ_c r_ic (J_i H⁻¹ J_qᵀ ∇F_q)_c of rows on queries, (q, n).
 
-        What `influence_steps` make of outcomes is minus their sum, times `amounts`.
+        What `influence_steps` make of outcomes is minus their sum, times `_amounts`.
         ``system`` is the full one, which is solved for queries, not for weightings.
         """
         space = cast(SolvesQueries, self.space)

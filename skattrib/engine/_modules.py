@@ -71,7 +71,8 @@ def uncompiled_copy(module: nn.Module) -> nn.Module:
     """
     copied = copy.deepcopy(getattr(module, "_orig_mod", module))
     for parent in list(copied.modules()):
-        for name, child in parent.named_children():
+        # not named_children: what is there twice is named once
+        for name, child in list(parent._modules.items()):
             if hasattr(child, "_orig_mod"):
                 setattr(parent, name, child._orig_mod)
     return copied

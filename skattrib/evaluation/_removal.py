@@ -5,10 +5,10 @@ from numbers import Integral
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import Bunch, check_random_state, column_or_1d
+from sklearn.utils import Bunch, check_random_state
 from sklearn.utils._param_validation import Interval, validate_params
 
-from skattrib._validation import check_array
+from skattrib._validation import check_array, column_or_1d
 
 FloatArray = NDArray[np.float64]
 

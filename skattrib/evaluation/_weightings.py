@@ -7,13 +7,15 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_random_state, column_or_1d
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import (
     Interval,
     RealNotInt,
     StrOptions,
     validate_params,
 )
+
+from skattrib._validation import column_or_1d
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]

@@ -12,7 +12,6 @@ from skattrib._torch_estimator import check_seeds, unfrozen
 from skattrib._validation import DTYPES, as_tensor, check_weights, validate_data
 from skattrib.base import BaseAttributor
 from skattrib.engine._functional import spread
-from skattrib.engine._spaces import FullSystem
 from skattrib.influence._calibration import N_QUERIES, N_RETRAINED, calibrate
 from skattrib.influence._diagnosis import N_STEPS, diagnose_linearized, verdict
 from skattrib.influence._ensemble import Ensemble, trained_seeds
@@ -61,10 +60,11 @@ class DualInfluence(BaseAttributor):
     solver : {"auto", "dual", "primal", "cg", "nystroem"}, default="auto"
         "primal" factors P x P matrices, "dual" n·C x n·C ones, "cg" none (conjugate
         gradients). "auto" takes the cheapest of these that fits scikit-learn's
-        ``working_memory``. At first order, "cg" solves for queries instead of units,
-        which is the fastest for few queries. "nystroem" is an approximation, many
-        times cheaper than "cg": the parameters move in the span of the gradients of at
-        most a quarter of the rows, as many as fit; `diagnose` says how far off that is.
+        ``working_memory``. At first order, with more than 64 units, "primal" and "cg"
+        solve for queries, in `attribute`, instead of units. "nystroem" is an
+        approximation, many times cheaper than "cg": the parameters move in the span of
+        the gradients of at most a quarter of the rows, as many as fit; `diagnose` says
+        how far off that is.
     n_models : int, default=1
         Training seeds to average over: the outcome is then the mean over these seeds,
         in `score` too.
@@ -199,7 +199,7 @@ class DualInfluence(BaseAttributor):
     # -------------------------------------------------------------------- fit
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X, y, tasks=None, **fit_params):
-        """Train the model and solve for the removal of every unit.
+        """Train the model and prepare for the removal of every unit.
 
         Parameters
         ----------
@@ -483,10 +483,8 @@ class DualInfluence(BaseAttributor):
         member, steps = self._ensemble.members[0], self._prepared[0]
         some = spread(self.n_units_, N_STEPS)
         removed = self._ensemble.without_each[some]
-        if isinstance(steps, FullSystem):
-            steps = member.steps(self.removal, removed)
-        else:
-            steps = steps[some]
+        by_query = member.solves_queries
+        steps = member.steps(self.removal, removed) if by_query else steps[some]
         queries = as_tensor(X, member.model.outputs)
         calibration = {"calibration_slope": None, "lds": None}
         if n_retrainings:

@@ -10,7 +10,6 @@ import numpy as np
 from sklearn.base import clone
 
 from skattrib._validation import draw_seeds
-from skattrib.engine._spaces import FullSystem
 from skattrib.influence._member import WithoutEach
 
 
@@ -95,7 +94,7 @@ class Ensemble:
         """Return attributions (n_models, q, n_units)."""
         first_order, found = self._removal == "influence", []
         for member, steps, own in zip(self.members, prepared, asked, strict=True):
-            if isinstance(steps, FullSystem):
+            if member.solves_queries:
                 question = self.without_each, own, y, outcome, self._verbose
                 found.append(member.attributions_by_query(steps, *question))
             else:

@@ -1,10 +1,10 @@
 """Tasks: which interact, and which were kept."""
 
 import numpy as np
-from sklearn.utils import column_or_1d
 from sklearn.utils._param_validation import validate_params
 from sklearn.utils.validation import check_is_fitted
 
+from skattrib._validation import column_or_1d
 from skattrib.feature_selection import TaskWeightSelector
 from skattrib.plotting._common import (
     BLUE,

@@ -343,7 +343,8 @@ class RISEValuator(BaseAttributor):
             # together: what an interrupt leaves are whole batches of rows
             self._index, self.n_units_, self.unit_names_ = index, len(index), names
         if self._neighbors is not None:  # until then, all rows are compared
-            self._neighbors = self._neighbors.extended(self._search(), self.verbose)
+            self._neighbors = self._neighbors.extended(self._search())
+            self.search_recall_ = self._neighbors.recall
         return self
 
     # ---------------------------------------------------------------- queries

@@ -86,10 +86,13 @@ class Search:
     def n_rows(self) -> int:
         return len(self._index)
 
-    def row_vectors(self, rows: slice | NDArray[np.intp]) -> Tensor:
+    def row_vectors(
+        self, rows: slice | NDArray[np.intp], like: Tensor | None = None
+    ) -> Tensor:
         """Return the vectors of some rows, those of all sketches side by side."""
-        like = self._signer.head.weight
-        like = torch.empty(0, dtype=torch.float32, device=like.device)
+        if like is None:
+            device = self._signer.head.weight.device
+            like = torch.empty(0, dtype=torch.float32, device=device)
         found = [s.vectors(self._index, rows, like) for s in self.similarities]
         return torch.cat(found, dim=1) / len(self.similarities) ** 0.5
 
@@ -145,6 +148,14 @@ class Search:
 
     def exact(self, queries: Sequence[Tensor], n: int) -> tuple[Tensor, Tensor]:
         """Return the same of all rows."""
+        parts = [
+            self._exact([own[part] for own in queries], n)
+            for part in self._parts(len(queries[0]), n)
+        ]
+        scores, rows = (torch.cat(found) for found in zip(*parts, strict=True))
+        return scores, rows
+
+    def _exact(self, queries: Sequence[Tensor], n: int) -> tuple[Tensor, Tensor]:
         if len(self.similarities) == 1:
             block = self.block(len(queries[0]))
             return best(queries[0], self._index, self.similarities[0], n, block)

@@ -6,6 +6,7 @@ from numbers import Integral
 import numpy as np
 import scipy.sparse as sp
 import torch
+from joblib import effective_n_jobs
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
@@ -34,6 +35,7 @@ from skattrib._validation import (
     validate_data,
 )
 from skattrib.engine._functional import FunctionalModule, chunks, outcome_function
+from skattrib.engine._parallel import call_all
 from skattrib.engine._sketch import (
     draw_tables,
     numbers_per_row,
@@ -258,6 +260,8 @@ class GradientTransformer(
         class, or the prediction of a regressor with one output. The gradient of a
         log-likelihood vanishes where the network is certain, that of "margin" does
         not. A callable takes (outputs, y), with class codes or outputs for y.
+    n_jobs : int or None, default=None
+        Workers that `transform` spreads rows over.
     random_state : int, RandomState instance or None, default=None
         Seeds what the estimator and the projection leave unseeded.
 
@@ -316,15 +320,23 @@ class GradientTransformer(
             StrOptions({"auto", "log_likelihood", "margin", "prediction"}),
             callable,
         ],
+        "n_jobs": [Integral, None],
         "random_state": ["random_state"],
     }
 
     def __init__(
-        self, estimator=None, *, projection=None, outcome="auto", random_state=None
+        self,
+        estimator=None,
+        *,
+        projection=None,
+        outcome="auto",
+        n_jobs=None,
+        random_state=None,
     ):
         self.estimator = estimator
         self.projection = projection
         self.outcome = outcome
+        self.n_jobs = n_jobs
         self.random_state = random_state
 
     # -------------------------------------------------------------------- fit
@@ -415,25 +427,23 @@ class GradientTransformer(
         X = validate_data(self, X, dtype=DTYPES, reset=False)
         cure = "Pass projection=, transform fewer rows at a time"
         check_fits(len(X), self._n_features_out, X.dtype, cure)
-        module, task = self.estimator_.module_, self.estimator_._task
+        module = self.estimator_.module_
         like, model = next(module.parameters()), FunctionalModule(module)
-        outcome = outcome_function(self._outcome, task)
         # an eighth: gradients take several times the memory of their factors
         cap = int(memory_cap() / (8 * like.element_size()))
-        n_rows = cap // numbers_per_row(model, as_tensor(X[:1], like))
-        cap = min(cap, _AT_ONCE)
-        projection = self.projection_
-        project = None
-        if projection is not None:
-            project = ParameterProjection(projection, like).apply
-        out = np.zeros((len(X), self._n_features_out), dtype=X.dtype)
-        for part in chunks(len(X), n_rows):
-            rows = as_tensor(X[part], like)
-            for columns, block in outcome_gradients(model, rows, outcome, task, cap):
-                if project is None:
-                    out[part, columns] = block.cpu().numpy()
-                else:
-                    out[part] += project(columns, block).cpu().numpy()
+        size = cap // numbers_per_row(model, as_tensor(X[:1], like))
+        n_workers = effective_n_jobs(self.n_jobs)
+        if n_workers > 1:
+            size = min(size, -(-len(X) // n_workers))
+        same = module, self.estimator_._task, self._outcome, self.projection_
+        same = *same, self._n_features_out, min(cap, _AT_ONCE)
+        parts = list(chunks(len(X), size))
+        if n_workers > 1:
+            work = [(*same, X[part]) for part in parts]
+            return np.concatenate(call_all(_features, work, self.n_jobs))
+        out = np.empty((len(X), self._n_features_out), dtype=X.dtype)
+        for part in parts:
+            out[part] = _features(*same, X[part])
         return out
 
     def __sklearn_tags__(self):
@@ -441,6 +451,23 @@ class GradientTransformer(
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def _features(module, task, outcome, projection, n_features, cap, X):
+    """Return the gradients of rows, or their projections, `cap` numbers at a time."""
+    like, model = next(module.parameters()), FunctionalModule(module)
+    outcome = outcome_function(outcome, task)
+    project = None
+    if projection is not None:
+        project = ParameterProjection(projection, like).apply
+    out = np.zeros((len(X), n_features), dtype=X.dtype)
+    rows = as_tensor(X, like)
+    for columns, block in outcome_gradients(model, rows, outcome, task, cap):
+        if project is None:
+            out[:, columns] = block.cpu().numpy()
+        else:
+            out += project(columns, block).cpu().numpy()
+    return out
 
 
 def fitted_projection(projection, n_params, dtype, seed):

@@ -9,10 +9,12 @@ import os
 from numbers import Integral
 
 import numpy as np
+from joblib import effective_n_jobs
 from tqdm.auto import tqdm
 
 from skattrib.engine._functional import chunks
 from skattrib.engine._index import Header, SignatureIndex
+from skattrib.engine._parallel import call_all
 from skattrib.exceptions import IndexMismatchError
 from skattrib.retrieval._sources import text_digest
 
@@ -29,7 +31,7 @@ def source_digest(X, y):
     return digest.hexdigest()
 
 
-def build_index(signer, X, y, settings, seed, path, *, verbose):
+def build_index(signer, X, y, settings, seed, path, *, n_jobs, verbose):
     """Return an index of the rows: a new one, or the one at ``path`` taken further.
 
     ``settings`` are those of the valuator, resolved, ``seed`` is that of its hashes.
@@ -56,7 +58,6 @@ def build_index(signer, X, y, settings, seed, path, *, verbose):
         signer.check_size(0 if path else len(X), dtype)
         header = Header(signer.widths, settings, source, dtype)
         index = SignatureIndex.create(path, header, tables)
-    todo = range(len(index), len(X))
     if index.header.complete:
         if len(index) < len(X):
             raise IndexMismatchError(
@@ -65,15 +66,36 @@ def build_index(signer, X, y, settings, seed, path, *, verbose):
             )
         # rows that partial_fit has added since are not these
         return index.first(len(X))
-    with tqdm(total=len(todo), desc="indexing rows", disable=not verbose) as bar:
-        for part in chunks(len(todo), signer.batch_size()):
-            rows = slice(todo[part][0], todo[part][-1] + 1)
-            channels, _ = signer(X[rows], y[rows])
-            # another process may be building it too
-            last = rows.stop == len(X)
-            index = index.append(channels, complete=last, resume=True)
-            bar.update(rows.stop - rows.start)
+    return _filled(index, signer, X, y, n_jobs, verbose)
+
+
+def _filled(index, signer, X, y, n_jobs, verbose):
+    """Append the rows that are not in the index yet, a batch for each worker."""
+    start, n_workers = len(index), effective_n_jobs(n_jobs)
+    n_left, size = len(X) - start, signer.batch_size()
+    if n_workers > 1:
+        size = max(1, min(size, -(-n_left // n_workers)))
+    batches = [
+        slice(start + part.start, start + part.stop) for part in chunks(n_left, size)
+    ]
+    with tqdm(total=n_left, desc="indexing rows", disable=not verbose) as bar:
+        for group in chunks(len(batches), n_workers):
+            some = batches[group]
+            work = [(signer, X[rows], y[rows]) for rows in some]
+            one = n_workers == 1
+            found = (
+                map(_signed, *zip(*work)) if one else call_all(_signed, work, n_jobs)
+            )
+            for rows, channels in zip(some, found, strict=True):
+                # another process may be building it too
+                last = rows.stop == len(X)
+                index = index.append(channels, complete=last, resume=True)
+                bar.update(rows.stop - rows.start)
     return index
+
+
+def _signed(signer, X, y):
+    return signer(X, y)[0]
 
 
 def _kept(settings, seed):

@@ -101,7 +101,7 @@ class RISEValuator(BaseAttributor):
     memory : str, joblib.Memory or None, default=None
         Where retrained outcomes are remembered; needs an int `random_state`.
     n_jobs : int or None, default=None
-        Workers for models that cannot be trained as a stack.
+        Workers that index rows, and train models that cannot be trained as a stack.
     random_state : int, RandomState instance or None, default=None
         Seeds what the estimator leaves unseeded, the hashes and the weightings of
         `score`. An index on disk needs an int.
@@ -285,9 +285,8 @@ class RISEValuator(BaseAttributor):
         signer = Signer(self.estimator_, self.X_train_, settings, self._fit_seed)
         path = None if self.index is None else os.path.abspath(self.index)
         rows, seed = (self.X_train_, self.y_train_), self._fit_seed
-        self._index = build_index(
-            signer, *rows, settings, seed, path, verbose=self.verbose
-        )
+        options = {"n_jobs": self.n_jobs, "verbose": self.verbose}
+        self._index = build_index(signer, *rows, settings, seed, path, **options)
         self.index_path_, header = path, self._index.header
         self.bytes_per_row_ = header.width * np.dtype(header.dtype).itemsize
         self._similarities = similarities(self._index, weights, settings)

@@ -14,8 +14,10 @@ from sklearn.frozen import FrozenEstimator
 
 from skattrib import (
     AdamWInfluence,
+    GradientTransformer,
     KernelSurrogateAttributor,
     LinearSurrogateAttributor,
+    RISEValuator,
 )
 from skattrib.evaluation import make_weightings, retrain_outcomes
 from tests.faults.estimators import Doomed, DoomedModule
@@ -141,3 +143,21 @@ def test_a_worker_dies_while_a_surrogate_learns(cluster, tmp_path):
             found.append(surrogate.fit(X, y, tasks=tasks).attribute(Xq, yq))
     assert (tmp_path / "struck").exists()
     assert_array_equal(*found)
+
+
+def test_gradients_and_an_index_on_the_cluster(cluster, tmp_path):
+    X, y, Xq, yq = data()
+    X, Xq = np.repeat(X, 10, axis=1), np.repeat(Xq, 10, axis=1)
+    frozen = FrozenEstimator(net().fit(X, y))
+
+    def found(n_jobs, path):
+        options = {"random_state": 0, "n_jobs": n_jobs}
+        gradients = GradientTransformer(frozen, projection=8, **options).fit(X, y)
+        rise = RISEValuator(frozen, n_components=16, index=path, **options).fit(X, y)
+        return gradients.transform(Xq), rise.attribute(Xq, yq)
+
+    ours = found(2, tmp_path / "ours")
+    with joblib.parallel_config(backend="sequential"):
+        expected = found(None, tmp_path / "alone")
+    for one, other in zip(ours, expected, strict=True):
+        assert_allclose(one, other, rtol=0, atol=1e-10)

@@ -170,8 +170,13 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         return y
 
     def _targets(self, y, like):
-        position = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
-        unseen = self.classes_[position] != y
+        words = [labels.dtype.kind in "OSU" for labels in (self.classes_, y)]
+        if words[0] == words[1]:
+            position = np.searchsorted(self.classes_, y)
+            position = position.clip(max=len(self.classes_) - 1)
+            unseen = self.classes_[position] != y
+        else:  # words and numbers have no order
+            unseen = np.full(len(y), True)
         if np.any(unseen):
             raise ValueError(
                 f"y holds labels unseen in fit: {np.unique(y[unseen])[:5].tolist()}; "

@@ -11,12 +11,13 @@ import skorch
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
+from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.estimator_checks import check_sample_weight_equivalence_on_dense_data
 from torch import nn
 
-from skattrib import TorchClassifier, TorchRegressor
+from skattrib import DualInfluence, TorchClassifier, TorchRegressor
 from skattrib.engine._functional import FunctionalModule, Loss
 from skattrib.engine._training import train
 from tests.cases import build, mlp, randn
@@ -844,3 +845,14 @@ def test_probabilities_from_a_module_are_pointed_out():
     module = build(lambda: nn.Sequential(mlp(D, 5, 3), nn.Softmax(dim=1)))
     with pytest.warns(UserWarning, match="leave the softmax out"):
         TorchClassifier(module, **SHORT).fit(X, y)
+
+
+def test_words_for_numbers_are_unseen_labels():
+    X, y = load_iris(return_X_y=True)
+    clf = TorchClassifier(hidden_layer_sizes=(4,), max_epochs=2, random_state=0)
+    dual = DualInfluence(clf, random_state=0).fit(X[::5], y[::5])
+    with pytest.raises(ValueError, match=r"unseen in fit: \['setosa'\]"):
+        dual.attribute(X[:2], ["setosa", "setosa"])
+    dual.fit(X[::5], np.array(["a", "b", "c"])[y[::5]])
+    with pytest.raises(ValueError, match=r"unseen in fit: \[1\]"):
+        dual.attribute(X[:1], [1])

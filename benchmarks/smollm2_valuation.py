@@ -136,7 +136,7 @@ def gains(own, random, n_tokens):
     each = own.sum(axis=1) / n_tokens.sum()
     cells = [f"{each.mean():.4f}", f"{each.min():.4f} to {each.max():.4f}"]
     if np.array_equal(own, random):
-        return [*cells, ""]
+        return [*cells, '""']
     more = each.mean() - random.sum(axis=1).mean() / n_tokens.sum()
     low, high = np.percentile(drawn, [2.5, 97.5])
     return [*cells, f'"{more:.4f} [{low:.4f}, {high:.4f}]"']

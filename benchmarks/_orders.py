@@ -105,6 +105,11 @@ def _call(script, *arguments, timeout=None):
     )
 
 
+def _last_words(error):
+    """Return what a process that died said last; its command has paths in it."""
+    return (error.stderr.strip().splitlines() or ["died without a word"])[-1]
+
+
 def list_peers():
     """Say which peers can run.
 
@@ -124,7 +129,7 @@ def list_peers():
             # what a package prints when it is imported comes before
             answer = _call(script, "--list").stdout.splitlines()[-1]
         except subprocess.CalledProcessError as error:
-            missing[script] = (error.stderr.strip().splitlines() or ["failed"])[-1]
+            missing[script] = _last_words(error)
             continue
         for method, tried in json.loads(answer).items():
             settings[script, method] = tried
@@ -142,6 +147,11 @@ def run_peer(script, method, order_path, settings=None, timeout=None):
     dict
         scores (n_settings, q, n), seconds, peak (n_settings,), yardstick (float),
         settings and errors (lists); see ``peers/_order.py``.
+
+    Raises
+    ------
+    RuntimeError, TimeoutError
+        If it died, or time was up, before it got to any.
     """
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "scores.npz"
@@ -149,9 +159,12 @@ def run_peer(script, method, order_path, settings=None, timeout=None):
             order = str(Path(order_path).resolve())
             chosen = [] if settings is None else [json.dumps(settings)]
             _call(script, order, str(target), method, *chosen, timeout=timeout)
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        except subprocess.CalledProcessError as error:
             if not target.exists():
-                raise RuntimeError(f"{error}\n{error.stderr}") from error
+                raise RuntimeError(_last_words(error)) from error
+        except subprocess.TimeoutExpired as error:
+            if not target.exists():
+                raise TimeoutError(f"longer than {timeout} s") from error
         with np.load(target) as file:
             found = dict(file)
     found["yardstick"] = float(found["yardstick"])

@@ -6,7 +6,6 @@ from numbers import Integral
 import numpy as np
 import scipy.sparse as sp
 import torch
-from joblib import effective_n_jobs
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
@@ -35,7 +34,7 @@ from skattrib._validation import (
     validate_data,
 )
 from skattrib.engine._functional import FunctionalModule, chunks, outcome_function
-from skattrib.engine._parallel import call_all
+from skattrib.engine._parallel import batches, call_each
 from skattrib.engine._sketch import (
     draw_tables,
     numbers_per_row,
@@ -432,18 +431,14 @@ class GradientTransformer(
         # an eighth: gradients take several times the memory of their factors
         cap = int(memory_cap() / (8 * like.element_size()))
         size = cap // numbers_per_row(model, as_tensor(X[:1], like))
-        n_workers = effective_n_jobs(self.n_jobs)
-        if n_workers > 1:
-            size = min(size, -(-len(X) // n_workers))
         same = module, self.estimator_._task, self._outcome, self.projection_
         same = *same, self._n_features_out, min(cap, _AT_ONCE)
-        parts = list(chunks(len(X), size))
-        if n_workers > 1:
-            work = [(*same, X[part]) for part in parts]
-            return np.concatenate(call_all(_features, work, self.n_jobs))
+        parts = batches(len(X), size, self.n_jobs)
+        work = [(*same, X[part]) for part in parts]
         out = np.empty((len(X), self._n_features_out), dtype=X.dtype)
-        for part in parts:
-            out[part] = _features(*same, X[part])
+        found = call_each(_features, work, self.n_jobs)
+        for part, block in zip(parts, found, strict=True):
+            out[part] = block
         return out
 
     def __sklearn_tags__(self):

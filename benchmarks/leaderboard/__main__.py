@@ -17,7 +17,6 @@ import argparse
 import hashlib
 import os
 import pickle
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -62,7 +61,11 @@ def measured(
     start = time.perf_counter()
     try:
         found = run_peer(script, method, path, settings, timeout=TIMEOUT)
-    except (RuntimeError, subprocess.SubprocessError) as error:
+    except RuntimeError as error:
+        # the machine may be at fault: it is tried again next time
+        print(f"  {script} {method} seed {seed}: {error}", flush=True)
+        return failed(work, str(error), settings or [{}])
+    except TimeoutError as error:
         found = failed(work, str(error), settings or [{}])
     kept.write_bytes(pickle.dumps(found))
     seconds = time.perf_counter() - start
@@ -79,7 +82,7 @@ def failed(work, error, settings):
         "peak": np.full(n, np.nan),
         "yardstick": np.nan,
         "settings": settings,
-        "errors": [error.strip().splitlines()[0]] * n,
+        "errors": [error] * n,
     }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, effective_n_jobs
+
+from skattrib.engine._functional import chunks
 
 
 def call_all(
@@ -25,6 +27,21 @@ def call_all(
             delayed(_call)(function, args) for args in arguments
         )
     )
+
+
+def batches(n: int, size: int, n_jobs: int | None) -> list[slice]:
+    """Cut n rows into batches of at most ``size``, at least one for each worker."""
+    return list(chunks(n, min(size, -(-n // effective_n_jobs(n_jobs)))))
+
+
+def call_each(
+    function: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+    n_jobs: int | None,
+) -> Iterator[Any]:
+    """Yield what `call_all` returns, for as many arguments at a time as workers."""
+    for some in chunks(len(arguments), effective_n_jobs(n_jobs)):
+        yield from call_all(function, arguments[some], n_jobs)
 
 
 def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:

@@ -9,12 +9,10 @@ import os
 from numbers import Integral
 
 import numpy as np
-from joblib import effective_n_jobs
 from tqdm.auto import tqdm
 
-from skattrib.engine._functional import chunks
 from skattrib.engine._index import Header, SignatureIndex
-from skattrib.engine._parallel import call_all
+from skattrib.engine._parallel import batches, call_each
 from skattrib.exceptions import IndexMismatchError
 from skattrib.retrieval._sources import text_digest
 
@@ -70,27 +68,19 @@ def build_index(signer, X, y, settings, seed, path, *, n_jobs, verbose):
 
 
 def _filled(index, signer, X, y, n_jobs, verbose):
-    """Append the rows that are not in the index yet, a batch for each worker."""
-    start, n_workers = len(index), effective_n_jobs(n_jobs)
-    n_left, size = len(X) - start, signer.batch_size()
-    if n_workers > 1:
-        size = max(1, min(size, -(-n_left // n_workers)))
-    batches = [
-        slice(start + part.start, start + part.stop) for part in chunks(n_left, size)
+    """Append the rows that are not in the index yet."""
+    start, n_left = len(index), len(X) - len(index)
+    todo = [
+        slice(start + part.start, start + part.stop)
+        for part in batches(n_left, signer.batch_size(), n_jobs)
     ]
+    work = [(signer, X[rows], y[rows]) for rows in todo]
     with tqdm(total=n_left, desc="indexing rows", disable=not verbose) as bar:
-        for group in chunks(len(batches), n_workers):
-            some = batches[group]
-            work = [(signer, X[rows], y[rows]) for rows in some]
-            one = n_workers == 1
-            found = (
-                map(_signed, *zip(*work)) if one else call_all(_signed, work, n_jobs)
-            )
-            for rows, channels in zip(some, found, strict=True):
-                # another process may be building it too
-                last = rows.stop == len(X)
-                index = index.append(channels, complete=last, resume=True)
-                bar.update(rows.stop - rows.start)
+        for rows, channels in zip(todo, call_each(_signed, work, n_jobs), strict=True):
+            # another process may be building it too
+            last = rows.stop == len(X)
+            index = index.append(channels, complete=last, resume=True)
+            bar.update(rows.stop - rows.start)
     return index
 
 

@@ -6,6 +6,7 @@ are in `_search`.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -49,7 +50,7 @@ class _Vectors(Protocol):
 def check_faiss() -> None:
     """Raise ImportError, with the cure, unless faiss can be imported."""
     try:
-        import faiss  # noqa: F401
+        importlib.import_module("faiss")
     except ImportError as error:
         raise ImportError(
             "algorithm='faiss' needs faiss: pip install 'skattrib[index]'. "

@@ -1,5 +1,6 @@
 """Disks that are full or read-only, and two writers: what was there stays."""
 
+import importlib
 import os
 import resource
 import warnings
@@ -39,7 +40,8 @@ def outcome(job, folder):
 
 
 def on_a_full_disk(job, folder, n_bytes):
-    import torch._dynamo  # noqa: F401, before torch 2.7 its first import writes a file
+    # before torch 2.7 its first import writes a file
+    importlib.import_module("torch._dynamo")
 
     # the kernel refuses what would make a file longer, as it does on a full disk
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))

@@ -33,12 +33,13 @@ ENVIRONMENTS = {
 }
 
 
-def write_order(path, estimator, X, y, X_query, y_query):
+def write_order(path, estimator, X, y, X_query, y_query, subsets=None):
     """Write a fitted TorchClassifier or TorchRegressor and its data to a file.
 
     The network must be the one that ``hidden_layer_sizes`` builds; ``X`` and ``y`` are
     those of ``fit``, in float32. The network after each epoch comes from repeating the
-    run, whatever ``estimator.record`` is.
+    run, whatever ``estimator.record`` is. ``subsets`` (m, n) are those whose outcomes a
+    package may predict; none by default.
     """
     if estimator.module is not None:
         raise ValueError("peers build the network of hidden_layer_sizes: module=None.")
@@ -51,6 +52,8 @@ def write_order(path, estimator, X, y, X_query, y_query):
         if not torch.equal(checkpoints[-1][name], value):
             raise ValueError("X and y are not those that the estimator was fitted on.")
     weights = [value for value in state.values() if value.ndim == 2]
+    if subsets is None:
+        subsets = np.ones((0, len(X)))
     options = {
         "task": estimator._task,
         "layers": [X.shape[1], *(len(w) for w in weights)],
@@ -67,6 +70,7 @@ def write_order(path, estimator, X, y, X_query, y_query):
         y=targets.numpy(),
         X_query=X_query,
         y_query=estimator._targets(y_query, rows).numpy(),
+        subsets=np.asarray(subsets, dtype=np.float32),
         rates=rates,
         options=json.dumps(options),
         **arrays,
@@ -145,8 +149,9 @@ def run_peer(script, method, order_path, settings=None, timeout=None):
     Returns
     -------
     dict
-        scores (n_settings, q, n), seconds, peak (n_settings,), yardstick (float),
-        settings and errors (lists); see ``peers/_order.py``.
+        scores (n_settings, q, n), predicted (n_settings, m, q), seconds, peak
+        (n_settings,), yardstick (float), settings and errors (lists); see
+        ``peers/_order.py``.
 
     Raises
     ------

@@ -89,16 +89,31 @@ def failed(work, error, settings):
 def take(run, which):
     """Return a run with some of its settings."""
     taken = {k: [run[k][i] for i in which] for k in ("settings", "errors")}
-    return run | taken | {k: run[k][which] for k in ("scores", "seconds", "peak")}
+    arrays = {"scores", "predicted", "seconds", "peak"} & set(run)
+    return run | taken | {k: run[k][which] for k in arrays}
+
+
+def predictions(work, runs, i):
+    """Return outcomes (seeds, m, q) of the subsets, up to a constant.
+
+    A package that predicts them is asked; attributions of the others are added up.
+    """
+
+    def of(run):
+        own = run.get("predicted")
+        if own is not None and np.isfinite(own[i]).all():
+            return own[i].astype(float)
+        return work.weights @ run["scores"][i].T.astype(float)
+
+    return np.stack([of(run) for run in runs])
 
 
 def scores_by_setting(work, runs):
     """Return the LDS of every setting, to choose by; -inf where it failed."""
     found = []
     for i, _ in enumerate(runs[0]["settings"]):
-        A = np.array([r["scores"][i] for r in runs], dtype=float)
-        if np.isfinite(A).all():
-            predicted = work.weights @ np.swapaxes(A, 1, 2)
+        predicted = predictions(work, runs, i)
+        if np.isfinite(predicted).all():
             truth = work.subsets[: len(runs)]
             found.append(measures.correlations(truth, predicted).mean())
         else:
@@ -187,7 +202,7 @@ def row(work, entry, without, mislabeled):
     if without is None:
         return shown
     A, runs, i = entry.attributions, entry.runs, entry.i
-    predicted = work.weights @ np.swapaxes(A, 1, 2)
+    predicted = predictions(work, runs, i)
     auc = None
     if mislabeled is not None and not mislabeled["errors"][0]:
         suspects = mislabeled["scores"][0].astype(float)

@@ -116,15 +116,18 @@ class Work:
         FOLDER.mkdir(parents=True, exist_ok=True)
         kind = "-mislabeled" if mislabeled else ""
         path = FOLDER / f"{self.name}{kind}-{seed}.npz"
-        write_order(path, net, X, y, X_query, y_query)
+        write_order(path, net, X, y, X_query, y_query, self.weights)
         self.orders[seed, mislabeled] = path, digest(path)
         return self.orders[seed, mislabeled]
 
 
 def digest(path):
-    """Return a short name of what an order holds; archives carry their time, too."""
+    """Return a short name of what an order holds; archives carry their time, too.
+
+    Not of the subsets, which follow from the number of rows.
+    """
     found = hashlib.sha256()
     with np.load(path) as file:
-        for name in sorted(file):
+        for name in sorted(set(file) - {"subsets"}):
             found.update(name.encode() + np.ascontiguousarray(file[name]).tobytes())
     return found.hexdigest()[:12]

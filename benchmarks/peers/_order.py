@@ -11,19 +11,22 @@ and the others are the grid that it is tuned over; a setting overrides the defau
 
 ORDER.npz holds ``X, y, X_query, y_query`` (float32 rows; int64 class codes, or float32
 targets (n, 1)), the trained network as ``state/<parameter>``, the network after each
-epoch as ``checkpoint/<i>/<parameter>`` with its learning rate in ``rates``, and
+epoch as ``checkpoint/<i>/<parameter>`` with its learning rate in ``rates``, ``subsets``
+(m, n) of 0 and 1, the rows of the retrainings that scores are compared with, and
 ``options`` as JSON: task, layers, activation, random_state, and the parameters of the
 `estimator` that trained it. The network is
 ``Sequential(Linear, activation, ..., Linear)``; its loss is the cross-entropy, or half
 the squared error.
 
-SCORES.npz holds, per setting, ``scores`` (q, n), ``seconds`` and ``peak``, and
-``yardstick``, ``settings`` and ``errors`` as JSON:
+SCORES.npz holds, per setting, ``scores`` (q, n), ``predicted`` (m, q), ``seconds`` and
+``peak``, and ``yardstick``, ``settings`` and ``errors`` as JSON:
 
 - it is written again after each setting; those still to come have the error "not
   reached".
 - scores are positive where a training row raises the query's log-likelihood (−½ error²
   in regression); NaN where the setting failed, and then its error is not null.
+- predicted are outcomes after retraining on the subsets, from a package that can say
+  them; NaN where scores added up over a subset's rows are all that it says.
 - seconds are CPU seconds of the process with its threads and children, of all that the
   package does for the setting, without imports: every method is first run once on a
   few rows, and that is not counted.
@@ -71,6 +74,7 @@ class Order:
     y: torch.Tensor
     X_query: torch.Tensor
     y_query: torch.Tensor
+    subsets: torch.Tensor
     state: dict
     checkpoints: list
     rates: list
@@ -117,6 +121,7 @@ class Order:
             y=self.y[:n_rows],
             X_query=self.X_query[:n_queries],
             y_query=self.y_query[:n_queries],
+            subsets=self.subsets[:, :n_rows],
             checkpoints=self.checkpoints[:n_checkpoints],
             rates=self.rates[:n_checkpoints],
         )
@@ -126,7 +131,8 @@ def read_order(path):
     with np.load(path) as file:
         arrays = dict(file)
     options = json.loads(str(arrays["options"]))
-    data = {k: torch.tensor(arrays[k]) for k in ("X", "y", "X_query", "y_query")}
+    names = ("X", "y", "X_query", "y_query", "subsets")
+    data = {name: torch.tensor(arrays[name]) for name in names}
     state, checkpoints = {}, [{} for _ in arrays["rates"]]
     for name, value in arrays.items():
         if name.startswith("state/"):
@@ -208,10 +214,9 @@ def first_line(error):
     return f"{type(error).__name__}: {text[0]}"
 
 
-def checked(scores, order):
-    """Return scores as float32 (q, n); raise if they are none."""
+def checked(scores, shape):
+    """Return scores as float32 of a shape; raise if they are none."""
     scores = torch.as_tensor(scores).detach().to(torch.float32).numpy()
-    shape = (len(order.X_query), len(order.X))
     if scores.shape != shape:
         raise ValueError(f"scores of shape {scores.shape}, not {shape}")
     if not np.isfinite(scores).all():
@@ -222,8 +227,10 @@ def checked(scores, order):
 def run(method, settings, order):
     """Yield what SCORES.npz holds, after each setting."""
     shape = (len(order.X_query), len(order.X))
+    of_subsets = (len(order.subsets), len(order.X_query))
     found = {
         "scores": np.full((len(settings), *shape), np.nan, dtype=np.float32),
+        "predicted": np.full((len(settings), *of_subsets), np.nan, dtype=np.float32),
         "seconds": np.full(len(settings), np.nan),
         "peak": np.full(len(settings), np.nan),
         "yardstick": yardstick(order),
@@ -244,7 +251,10 @@ def run(method, settings, order):
         try:
             with meter:
                 scores = method(order, **setting)
-            found["scores"][i], errors[i] = checked(scores, order), None
+            if isinstance(scores, tuple):
+                scores, predicted = scores
+                found["predicted"][i] = checked(predicted, of_subsets)
+            found["scores"][i], errors[i] = checked(scores, shape), None
         except Exception as error:
             traceback.print_exc()
             errors[i] = first_line(error)
@@ -261,7 +271,8 @@ def grid(name, default, values):
 def main(methods):
     """Answer the command line; ``methods`` maps names to (function, settings).
 
-    A function takes an order and a setting and returns scores (q, n). What its
+    A function takes an order and a setting and returns scores (q, n), or a tuple of
+    these and predicted outcomes of the subsets (m, q). What its
     `prepare` does with the order, if it has one, is not counted.
     """
     if sys.argv[1:] == ["--list"]:

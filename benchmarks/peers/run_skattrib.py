@@ -54,6 +54,24 @@ def attribute(attributor, order):
     return attributor.fit(X, y).attribute(X_query, y_query)
 
 
+def that_predicts(order):
+    """Foretell the subsets' outcomes, too: their size, which is known, sets damping."""
+    _, _, X_query, y_query = arrays(order)
+    dual = DualInfluence(trained(order))
+    scores = attribute(dual, order)
+    return scores, dual.predict_outcomes(X_query, y_query, order.subsets.numpy())
+
+
+def damped_for_halves(order):
+    """Add up attributions with the damping that the package has for such groups."""
+    dual = DualInfluence(trained(order), removal="influence")
+    ridge = dual.fit(*arrays(order)[:2]).ridge_rule_(0.5)
+    return attribute(dual.set_params(ridge=ridge), order)
+
+
+that_predicts.prepare = damped_for_halves.prepare = trained
+
+
 def of_the_trained(kind, **fixed):
     def method(order, **setting):
         return attribute(kind(trained(order), **fixed, **setting), order)
@@ -109,6 +127,8 @@ METHODS = {
         of_the_trained(DualInfluence, removal="influence"),
         [{}],
     ),
+    "DualInfluence, predict_outcomes": (that_predicts, [{}]),
+    'DualInfluence, removal="influence", ridge_rule_(0.5)': (damped_for_halves, [{}]),
     'DualInfluence, parameters="head", removal="influence"': (
         of_the_trained(DualInfluence, parameters="head", removal="influence"),
         [{}],

@@ -15,6 +15,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -29,6 +30,7 @@ from skattrib import TorchClassifier
 from skattrib._validation import memory_cap
 from skattrib.engine import _adjoint, _training
 from skattrib.engine._adjoint import sweep
+from skattrib.engine._dense import DenseGradient
 from skattrib.engine._training import train
 
 REPEATS = 5
@@ -40,11 +42,12 @@ NETS = {
 }
 #: so few steps of the large net fit the memory unrolled
 N_UNROLLED = 10
+LIMIT = "second derivatives: share of the peak of a product of matrices"
 #: what is timed, and where it stands in the engine
 PARTS = {
     "states (replayed once)": (_adjoint, "replay"),
-    "forward and gradient": (_adjoint._Gradient, "__init__"),
-    "batched second backward": (_adjoint._Gradient, "products"),
+    "forward and gradient": (DenseGradient, "__init__"),
+    "second derivatives": (DenseGradient, "products"),
     "optimizer": (_adjoint, "step_adjoint"),
 }
 
@@ -83,6 +86,12 @@ def swept(run, params, queries, **options):
     gradients = torch.func.jacrev(lambda p: outcomes(run, p, queries))(params)
     options.setdefault("memory_bytes", PLENTY)
     return sweep(*run, gradients[None], **options)[0]
+
+
+def by_autograd(run, params, queries):
+    """As for networks that are not linear layers and activations only."""
+    with mock.patch.object(_adjoint, "dense_layers", return_value=None):
+        return swept(run, params, queries)
 
 
 def one_by_one(run, params, queries):
@@ -145,7 +154,23 @@ def timed_parts(run, params, queries):
             stack.enter_context(mock.patch.object(owner, attribute, function))
         total, _ = seconds(swept, run, params, queries)
     shares = {name: value / total for name, value in spent.items()}
-    return shares | {"the rest": 1 - sum(shares.values())}
+    shares["the rest"] = 1 - sum(shares.values())
+    # multiplications and additions of what the R-operator needs: two products of each
+    # query with the first layer, six with the others
+    hidden, _, batch_size, n_steps, n_queries = NETS["small"]
+    sizes = [64, *hidden, 10]
+    products = [2, *[6] * len(hidden)]
+    pairs = zip(products, pairwise(sizes), strict=True)
+    numbers = sum(n * k * o for n, (k, o) in pairs)
+    done = 2 * numbers * batch_size * n_steps * n_queries
+    rate = done / spent["second derivatives"]
+    return shares | {LIMIT: rate / peak()}
+
+
+def peak(size=1024):
+    """Return multiplications and additions a second in a product of two matrices."""
+    matrix = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
+    return 2 * size**3 / min(seconds(torch.mm, matrix, matrix)[0] for _ in range(10))
 
 
 def error(found, expected):
@@ -162,6 +187,7 @@ def plain(run):
 
 WAYS = {
     "one reverse sweep": swept,
+    "the same, all by autograd": by_autograd,
     "a sweep for each query": one_by_one,
     "unrolled, queries batched": lambda run, _, queries: unrolled(run, queries, True),
     "unrolled, query by query": lambda run, _, queries: unrolled(run, queries, False),

@@ -115,6 +115,7 @@ def over_number_of_rows(problem, cotangents, clip_jacobian):
         gradient = _Gradient(
             problem.model,
             problem.loss,
+            "empirical_fisher",
             states[t - 1].params,
             problem.X[rows],
             problem.targets[rows],
@@ -133,7 +134,7 @@ def over_number_of_rows(problem, cotangents, clip_jacobian):
             rate,
             after,
         )
-        curved, dots = gradient.products(in_grad, "empirical_fisher")
+        curved, dots = gradient.products(in_grad)
         after = before._replace(params=before.params + curved)
         found[t] = (dots[:, 0] / len(rows)).numpy()
     return found

@@ -34,6 +34,7 @@ ROOMS = [
     "engine._plan",
     "engine._refits",
     "engine._linearized",
+    "engine._dense",
     "engine._adjoint",
     "engine._tangent",
     "engine._sketch",

@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
+from skattrib.engine._dense import DenseGradient, dense_layers
 from skattrib.engine._functional import FunctionalModule, Loss, chunks
 from skattrib.engine._modules import activation_size
 from skattrib.engine._optim import (
@@ -38,6 +40,8 @@ RowCallback = Callable[[int, Tensor, Tensor, slice, slice], object]
 # Numbers alive per query and parameter, and per query and activation, in a step.
 _COPIES_PER_PARAM = 10
 _COPIES_PER_ACTIVATION = 8
+# More runs are as fast as a stack, through autograd, as one by one by hand.
+_FEW_RUNS = 8
 
 
 def sweep(
@@ -124,8 +128,9 @@ def check_differentiable(
     params = model.flatten().to(X)[None]
     shares = X.new_full((1, len(X[:2])), 0.5)
     try:
-        gradient = _Gradient(model, loss, params, X[:2], targets[:2], shares, None)
-        gradient.products(params.expand(2, -1, -1), "exact")
+        rows = X[:2], targets[:2]
+        gradient = _Gradient(model, loss, "exact", params, *rows, shares, None)
+        gradient.products(params.expand(2, -1, -1))
     except (RuntimeError, NotImplementedError, ValueError) as error:
         name = type(model.module).__name__
         raise ValueError(
@@ -135,6 +140,15 @@ def check_differentiable(
             "differentiable backward() without in-place operations; write a recurrent "
             "layer as a loop over cells (nn.LSTMCell)."
         ) from error
+
+
+class Differentiated(Protocol):
+    """The gradient of a minibatch's loss in the parameters, (M, P)."""
+
+    value: Tensor
+
+    def products(self, cotangents: Tensor) -> tuple[Tensor, Tensor]:
+        """Return H a (q, M, P) and the dots ∇ℓᵀ a (q, M, B) for cotangents a."""
 
 
 class _Gradient:
@@ -150,12 +164,14 @@ class _Gradient:
         self,
         model: FunctionalModule,
         loss: Loss,
+        hessian: Hessian,
         params: Tensor,
         X: Tensor,
         targets: Tensor,
         shares: Tensor,
         clip_norm: float | None,
     ) -> None:
+        self._hessian = hessian
         self._params = params.detach().requires_grad_()
         self._shares = shares.detach().requires_grad_()
         with torch.enable_grad():
@@ -170,13 +186,13 @@ class _Gradient:
             self._grad = clip_gradient(grad, clip_norm)
         self.value = self._grad.detach()
 
-    def products(self, cotangents: Tensor, hessian: Hessian) -> tuple[Tensor, Tensor]:
+    def products(self, cotangents: Tensor) -> tuple[Tensor, Tensor]:
         """Return H a (q, M, P) and the dots ∇ℓᵀ a (q, M, B) for cotangents a.
 
         Both are the transposed Jacobian of one function, the gradient as it depends on
         parameters and shares: no row's gradient is formed.
         """
-        if hessian == "exact":
+        if self._hessian == "exact":
             curved, dots = torch.autograd.grad(
                 self._grad,
                 (self._params, self._shares),
@@ -227,6 +243,7 @@ class _Stack:
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield step, rows and scores (q, m, rows), from the last step to the first."""
         everything = torch.arange(len(self.X), device=self.X.device)
+        take = self._gradients()
         after = StepDerivative(cotangents, initial_state(self.optimizer, cotangents))
         for done, state in states:
             t = done + 1
@@ -234,9 +251,7 @@ class _Stack:
             rows = everything if rows is None else rows
             weights = self.weights[:, rows]
             shares = row_shares(weights)
-            gradient = _Gradient(
-                self.model,
-                self.loss,
+            gradient = take(
                 state.params,
                 self.X[rows],
                 self.targets[rows],
@@ -254,13 +269,21 @@ class _Stack:
                 after,
                 self.inert,
             )
-            curved, dots = gradient.products(in_grad, self.hessian)
+            curved, dots = gradient.products(in_grad)
             after = after._replace(params=after.params + curved)
             total = weights.sum(dim=1, keepdim=True)
             # More of one row is less of the others. An empty batch stays empty when a
             # weight moves by a trifle: it counts as no step's worth.
             dots = dots - (dots * shares).sum(dim=-1, keepdim=True)
             yield t, rows, torch.where(total > 0, dots / total, 0.0)
+
+    def _gradients(self) -> Callable[..., Differentiated]:
+        """Return what makes a minibatch's gradient: by hand where that is known."""
+        layers = dense_layers(self.model, self.X)
+        few = len(self.weights) <= _FEW_RUNS
+        if layers is None or self.hessian != "exact" or not few:
+            return partial(_Gradient, self.model, self.loss, self.hessian)
+        return partial(DenseGradient, layers, self.loss)
 
     def states_backwards(
         self, kept: Mapping[int, TrainingState], room: int

@@ -229,43 +229,69 @@ class FactoredJacobian:
         """Return the product of vectors (m, P) with Σ JᵢᵀBᵢJᵢ, for B (n, C, C)."""
         layers = self._gradients.layers
         signals = torch.cat([layer.signals[:, :, 0] for layer in layers], dim=2)
+        n, C, width = signals.shape
         joined = None
-        if signals.shape[2] <= _WIDE * signals.shape[1]:
+        if width <= _WIDE * C:
             joined = signals.mT @ blocks @ signals
-        # rows first: no factor and no product is ever brought in another order
-        numbers = 2 * signals.shape[2] + max(layer.width[1] for layer in layers)
-        at_once = self._at_once(2 * len(blocks) * numbers)
 
-        def across(moved: Tensor) -> Tensor:
-            """Take (n, m, o), of all layers, through the rows' curvature."""
+        def across(moved: Tensor, out: Tensor) -> None:
+            """Take (n, o, m), of all layers, through the rows' curvature."""
             if joined is not None:
-                return torch.bmm(moved, joined)
-            images = torch.bmm(torch.bmm(moved, signals.mT), blocks)
-            return torch.bmm(images, signals)
+                torch.bmm(joined, moved, out=out)
+                return
+            images = torch.bmm(blocks, torch.bmm(signals, moved))
+            torch.bmm(signals.mT, images, out=out)
+
+        at_once = self._at_once(2 * n * (width + C) + 3 * self.n_params)
+        # kept from product to product: fresh memory is slow
+        buffers: dict[int, tuple[Tensor, Tensor]] = {}
 
         def product(vectors: Tensor) -> Tensor:
             out = torch.empty_like(vectors)
             for part in chunks(len(vectors), at_once):
                 some = self._gradients.in_metric(vectors[part])
-                out[part] = self._bent(some, across)
+                m = len(some)
+                if m not in buffers:
+                    moved = vectors.new_empty(n, width * m)
+                    buffers[m] = moved, torch.empty_like(moved)
+                moved, bent = buffers[m]
+                self._outward(some, moved)
+                across(moved.view(n, width, m), bent.view(n, width, m))
+                self._inward(bent, out[part])
             return self._gradients.in_metric(out)
 
         return product
 
-    def _bent(self, vectors: Tensor, across: Callable[[Tensor], Tensor]) -> Tensor:
-        n, m, layers = self._gradients.shape[0], len(vectors), self._gradients.layers
-        columns, out = self._gradients.by_name(vectors), torch.empty_like(vectors)
-        moved = []
-        for layer in layers:
-            weights = layer.from_columns(columns).flatten(0, 1)  # (m·o, k)
-            moved.append((layer.inputs[:, 0] @ weights.T).view(n, m, -1))
-        bent = across(moved[0] if len(moved) == 1 else torch.cat(moved, dim=2))
-        parts = bent.split([layer.width[0] for layer in layers], dim=2)
-        for layer, signals in zip(layers, parts, strict=True):
-            found = (signals.flatten(1).T @ layer.inputs[:, 0]).view(m, *layer.width)
-            for name, value in layer.to_columns(found).items():
-                out[:, self._columns[name]] = value
-        return out
+    def _outward(self, vectors: Tensor, out: Tensor) -> None:
+        """Write what vectors (m, P) do to the layers' outputs, (n, o·m) side by side.
+
+        Rows first, vectors last: no factor and no product is brought in another order.
+        """
+        m, columns = len(vectors), self._gradients.by_name(vectors)
+        start = 0
+        for layer in self._gradients.layers:
+            o, k = layer.width
+            joined = vectors.new_empty(o, m, k)
+            for name, inner in zip(layer.names, _INNER[len(layer.names)], strict=True):
+                value = columns[name].unflatten(1, (o, -1)).transpose(0, 1)
+                part = joined[..., inner]
+                part.copy_(value.reshape(part.shape))
+            stop = start + o * m
+            torch.mm(layer.inputs[:, 0], joined.flatten(0, 1).T, out=out[:, start:stop])
+            start = stop
+
+    def _inward(self, bent: Tensor, out: Tensor) -> None:
+        """Write products of the layers' inputs with (n, o·m) as vectors (m, P)."""
+        m, columns = len(out), self._gradients.by_name(out)
+        start = 0
+        for layer in self._gradients.layers:
+            o, k = layer.width
+            stop = start + o * m
+            found = (bent[:, start:stop].T @ layer.inputs[:, 0]).view(o, m, k)
+            for name, inner in zip(layer.names, _INNER[len(layer.names)], strict=True):
+                value = found[..., inner].transpose(0, 1)
+                columns[name].copy_(value.reshape(m, -1))
+            start = stop
 
     def leverages(self, matrix: Tensor, rows: Tensor) -> Tensor:
         """Return Jᵢ M Jᵢᵀ of some rows, (m, C, C), for symmetric M (P, P).

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from skattrib.engine._solvers import (
     LowRankFactor,
     ShiftedSystem,
     add_diagonal,
+    block_conjugate_gradient,
     conjugate_gradient,
     preconditioned_gradient,
     pseudo_inverse,
@@ -61,7 +63,10 @@ class RowSpace:
         self.gradients = gradients
         self._roots, self._weights = roots, weights
         self._memory = memory_bytes
-        self._inverses = pseudo_inverse(roots)
+
+    @cached_property
+    def _inverses(self) -> Tensor:
+        return pseudo_inverse(self._roots)
 
     @property
     def n_coordinates(self) -> int:
@@ -418,7 +423,7 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
     def solve_in_parameters(self, vectors: Tensor, system: FullSystem) -> Tensor:
         full = weighted_roots(self._roots, self._weights)
         bent, shift = self._curvature(full @ full.mT), system.shifts
-        return conjugate_gradient(lambda v: bent(v).add_(shift * v), vectors)
+        return block_conjugate_gradient(lambda v: bent(v).add_(shift * v), vectors)
 
     def _curvature(self, blocks: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the product of vectors (q, P) with JᵀBJ for B (n, C, C)."""

@@ -14,6 +14,7 @@ from skattrib.engine._solvers import (
     LowRankFactor,
     ShiftedSystem,
     add_diagonal,
+    block_conjugate_gradient,
     conjugate_gradient,
     largest_eigenvalue,
     preconditioned_gradient,
@@ -325,9 +326,80 @@ def test_a_low_rank_factor_preconditions():
         assert_allclose(x, expected, rtol=0, atol=1e-8 * np.abs(expected).max())
 
 
-def test_conjugate_gradient_without_rows():
-    x = conjugate_gradient(matvec_of(positive_definite(0, 3)), torch.zeros(0, 3))
+@pytest.mark.parametrize("solve", [conjugate_gradient, block_conjugate_gradient])
+def test_conjugate_gradient_without_rows(solve):
+    x = solve(matvec_of(positive_definite(0, 3)), torch.zeros(0, 3))
     assert x.shape == (0, 3)
+
+
+@pytest.mark.parametrize("n_rows", [1, 7, 12, 30])
+def test_block_of_right_hand_sides(n_rows, monkeypatch):
+    """Alike, zero, large ones; more than fit a block, and than there are unknowns."""
+    monkeypatch.setattr(_solvers, "_BLOCK", 10)
+    A, rhs = positive_definite(12, damping=1e-2), randn(n_rows, 12, seed=1)
+    if n_rows > 4:
+        rhs[2], rhs[4] = 0, rhs[1]
+        rhs[3] *= 1e6
+    before = rhs.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = block_conjugate_gradient(lambda v: v @ A, rhs)
+    assert_array_equal(rhs, before)
+    expected = np.linalg.solve(A.numpy(), rhs.numpy().T).T
+    error = np.linalg.norm(x.numpy() - expected, axis=1)
+    assert (error <= 1e-9 * np.linalg.norm(expected, axis=1)).all()
+    if n_rows > 4:
+        assert_array_equal(x[2], np.zeros(12))
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-6])
+def test_a_block_stops_at_the_residual_asked_for(tol):
+    A, rhs = positive_definite(60, damping=1e-2), randn(4, 60, seed=1)
+    x = block_conjugate_gradient(lambda v: v @ A, rhs, tol=tol)
+    relative = (x @ A - rhs).norm(dim=1) / rhs.norm(dim=1)
+    assert (relative <= 1.01 * tol).all()
+    assert (relative > 1e-4 * tol).any()
+
+
+def test_a_block_needs_fewer_products():
+    A, rhs, calls = positive_definite(80, damping=1e-2), randn(20, 80, seed=1), []
+
+    def matvec(v):
+        calls.append(len(v))
+        return v @ A
+
+    plain = conjugate_gradient(matvec, rhs)
+    n_plain = len(calls)
+    together = block_conjugate_gradient(matvec, rhs)
+    assert len(calls) - n_plain < n_plain / 4
+    assert_allclose(together, plain, rtol=0, atol=1e-8 * plain.abs().max())
+
+
+@pytest.mark.parametrize("condition", [10, 1e3])
+def test_a_block_in_float32_is_as_good_as_row_by_row(condition):
+    values = np.geomspace(1, 1 / condition, 60)
+    A, rhs = with_spectrum(values, torch.float64), randn(20, 60, seed=1)
+    expected = torch.tensor(np.linalg.solve(A.numpy(), rhs.numpy().T).T)
+    errors = []
+    for solve in (conjugate_gradient, block_conjugate_gradient):
+        x = solve(lambda v: v @ A.float(), rhs.float())
+        assert x.dtype == torch.float32
+        errors.append(float((x - expected).norm() / expected.norm()))
+    assert errors[1] < 5 * errors[0]
+
+
+def test_what_a_block_cannot_do_is_done_row_by_row():
+    """A right-hand side that is not a number takes the others along, but not there."""
+    A, rhs = positive_definite(12), randn(5, 12, seed=1)
+    rhs[3, 0] = torch.nan
+    x = block_conjugate_gradient(lambda v: v @ A, rhs)
+    finite = torch.tensor([0, 1, 2, 4])
+    expected = np.linalg.solve(A.numpy(), rhs[finite].numpy().T).T
+    assert_allclose(x[finite], expected, rtol=1e-9, atol=1e-9)
+    # and so is one that is singular to the precision
+    A = with_spectrum([1.0, 1e-12, 0.0, 0.0], torch.float32)
+    with pytest.warns(ConvergenceWarning, match="`ridge`"):
+        block_conjugate_gradient(lambda v: v @ A, randn(2, 4).float(), max_iter=50)
 
 
 # ------------------------------------------------------------------------ trap

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.base import _fit_context
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Bunch
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Hidden, Interval, StrOptions
 
 from skattrib._torch_estimator import unfrozen, untrained
 from skattrib._validation import float_dtype
@@ -171,7 +171,7 @@ class RISEValuator(BaseAttributor):
         ],
         "n_components": [Interval(Integral, 1, None, closed="left"), Mapping],
         "sketch": [StrOptions({"tensor", "factor"}), None],
-        "channels": [tuple, list],
+        "channels": [tuple, list, Hidden(str)],
         "channel_weights": [Mapping, None],
         "top_k": [Interval(Integral, 1, None, closed="left"), None],
         "temperature": [Interval(Real, 0, None, closed="neither")],

@@ -27,6 +27,7 @@ from skattrib.exceptions import (
     TrajectoryError,
 )
 from skattrib.retrieval import _signatures
+from tests.cases import build
 
 EXACT = {
     "sketch": None,
@@ -464,6 +465,7 @@ ERRORS = {
     "channel": ({"channels": ("rh", "rg")}, "channels=.*must be different ones"),
     "no channel": ({"channels": ()}, "channels=.*must be different ones"),
     "channel twice": ({"channels": ("rh", "rh")}, "must be different ones"),
+    "a bare channel": ({"channels": "h"}, r"channels='h' must be a tuple.*\('h',\)"),
     "weights of some": ({"channel_weights": {"rh": 1.0}}, "every one of the channels"),
     "negative weight": (
         {"channel_weights": {"rh": 1.0, "gh": -1.0}},
@@ -526,6 +528,71 @@ def test_what_is_known_only_with_the_rows_is_said_before_training(
     ]:
         with pytest.raises(ValueError, match=message):
             make(**change).fit(X, y)
+
+
+def contents(folder):
+    """Return the bytes of every file of a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path): path.read_bytes() for path in files}
+
+
+def _edited(path, old, new):
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+REFUSED = {
+    "another model": ({"estimator": net(max_epochs=16)}, None, "differs in the model"),
+    "other settings": ({"top_k": 2}, None, "differs in top_k .128 there, 2 here."),
+    "an older version": (
+        {},
+        lambda p: _edited(p / "header.json", b'"version": 1', b'"version": 0'),
+        "has version 0, this skattrib reads version 1: build it again",
+    ),
+    **{
+        f"cut {name}": ({}, lambda p, name=name: _cut(p / name), f"damaged: {name}")
+        for name in (
+            "header.json",
+            "tables.safetensors",
+            "signatures.bin",
+            "norms.bin",
+            "checksums.bin",
+        )
+    },
+}
+
+
+@pytest.mark.parametrize(("change", "spoil", "message"), REFUSED.values(), ids=REFUSED)
+def test_an_index_that_is_refused_stays_as_it_was(change, spoil, message, tmp_path):
+    X, y, *_ = data()
+    make(index=tmp_path / "index").fit(X, y)
+    if spoil is not None:
+        spoil(tmp_path / "index")
+    before, rise = contents(tmp_path), make(index=tmp_path / "index", **change)
+    with pytest.raises(IndexMismatchError, match=message):
+        rise.fit(X, y)
+    assert contents(tmp_path) == before
+    assert not hasattr(rise, "n_units_")
+
+
+def test_a_model_with_nan_makes_no_index(tmp_path):
+    X, y, *_ = data()
+    module = build(lambda: nn.Linear(4, 3))
+    with torch.no_grad():
+        module.weight[0, 0] = torch.nan
+    broken = FrozenEstimator(TorchClassifier.from_module(module, [0, 1, 2]))
+    with pytest.raises(ValueError, match=r"outputs are NaN or infinite .* diverged"):
+        make(broken).fit(X, y)
+    with pytest.raises(ValueError, match="The model's weight has NaN in it"):
+        make(broken, index=tmp_path / "index").fit(X, y)
+    end = build(lambda: capped(4, 3))
+    headless = FrozenEstimator(TorchClassifier.from_module(end, [0, 1, 2]))
+    with pytest.raises(ValueError, match=r"not that of an nn\.Linear layer"):
+        make(headless, index=tmp_path / "index").fit(X, y)
+    assert not list(tmp_path.iterdir())
 
 
 def test_numbers_of_numpy_are_numbers(tmp_path):

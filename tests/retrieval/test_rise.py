@@ -314,6 +314,42 @@ def test_diagnose_compares_with_unsketched_scores():
         assert rise.diagnose(Xq, yq).sketch_correlation is None
 
 
+def test_the_verdict_says_what_was_checked():
+    X, y, Xq, yq = data()
+    rise = make().fit(X, y)
+    said = rise.diagnose(Xq, yq).verdict
+    assert said.startswith("Trust these as similarities: residuals are ")
+    assert "sketched scores rank rows with" in said
+    unchecked = "Not checked: whether they tell what retraining would do."
+    assert said.endswith(f"{unchecked} Pass n_retrainings to compare.")
+    said = rise.diagnose(Xq, yq, n_retrainings=8).verdict
+    assert said.startswith("Trust: ")
+    assert "retrained outcomes rank with" in said
+    assert "Not checked" not in said
+    assert "sketch" not in make(sketch=None).fit(X, y).diagnose(Xq, yq).verdict
+    bare = TorchClassifier.from_module(net().fit(X, y).module_, [0, 1, 2])
+    said = make(FrozenEstimator(bare)).fit(X, y).diagnose(Xq, yq).verdict
+    assert f"{unchecked} This model cannot be retrained" in said
+    with sklearn.config_context(working_memory=0.001):
+        said = rise.diagnose(Xq, yq).verdict
+    assert "Not checked: the sketch, as exact scores need more memory." in said
+
+
+def test_diagnose_signs_queries_once(monkeypatch):
+    X, y, Xq, yq = data()
+    rise, signed = make(algorithm="faiss").fit(X, y), []
+    real = _signatures.Signer.__call__
+
+    def counted(self, X, y, outcome="log_likelihood"):
+        signed.append((self._options["sketch"], len(X)))
+        return real(self, X, y, outcome)
+
+    monkeypatch.setattr(_signatures.Signer, "__call__", counted)
+    rise.diagnose(Xq, yq)
+    # without a sketch: rows of the index, and queries
+    assert signed == [("tensor", 8), (None, 60), (None, 8)]
+
+
 # ----------------------------------------------------------------------- index
 def test_rows_are_added(tmp_path):
     X, y, Xq, yq = data()

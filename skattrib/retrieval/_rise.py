@@ -115,7 +115,7 @@ class RISEValuator(BaseAttributor):
     bytes_per_row_ : int
         Size of a row of the index.
     search_recall_ : float
-        Share of the first ten rows that `retrieve` finds for 256 training rows.
+        Share of the first ten rows that `retrieve` finds for 256 rows of the index.
     X_train_ : ndarray of shape (n_samples, n_features)
         Training rows.
     y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)

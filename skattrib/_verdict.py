@@ -14,19 +14,46 @@ def calibration_slope(predicted, truth):
     return float((p * t).sum() / max((p * p).sum(), np.finfo(float).tiny))
 
 
+#: where nothing has been retrained, which alone could show that it is right
+UNTRIED = "Nothing speaks against it, but no model was retrained"
+
+
+#: root mean square of the largest feature over that of the median one
+_SPREAD_LIMIT = 100
+
+
+def scale_hint(X):
+    """Return a sentence on features (n, d) whose scales hamper training, or ""."""
+    if X.ndim != 2 or X.dtype.kind != "f":
+        return ""
+    sizes = np.sqrt(np.square(X, dtype=np.float64).mean(axis=0))
+    sizes = sizes[sizes > 0]
+    if not len(sizes) or sizes.max() <= _SPREAD_LIMIT * np.median(sizes):
+        return ""
+    return (
+        f" The largest feature of X is {sizes.max() / np.median(sizes):.0f} times the "
+        "median one: gradients and their damping follow the large ones. Scale X first "
+        "(sklearn.preprocessing.StandardScaler)."
+    )
+
+
 def judged(figures, bad, good, trust="Trust", hint=""):
     """Add ``trustworthy`` and ``verdict`` to figures; warn the caller's caller if bad.
 
     Parameters
     ----------
+    figures : dict
+        Its "lds" is None where no model was retrained.
     bad, good : list of str
         What speaks against trust, and for it.
     hint : str
-        Added where nothing is bad.
+        Added to the sentence.
     """
     if bad:
-        sentence = f"Do not trust: {'; '.join(bad)}."
+        sentence = f"Do not trust: {'; '.join(bad)}.{hint}"
         warnings.warn(sentence, FaithfulnessWarning, stacklevel=4)
     else:
+        if trust == "Trust" and figures["lds"] is None:
+            trust = UNTRIED
         sentence = f"{trust}: {'; '.join(good)}.{hint}"
     return Bunch(**figures, trustworthy=not bad, verdict=sentence)

@@ -180,8 +180,9 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         if np.any(unseen):
             raise ValueError(
                 f"y holds labels unseen in fit: {np.unique(y[unseen])[:5].tolist()}; "
-                f"known are {self.classes_[:10].tolist()}. With GridSearchCV pass "
-                "cv=StratifiedKFold(...), so that every fold trains on every class."
+                f"known are {self.classes_[:10].tolist()}, and the model has no output "
+                "for others: leave these rows out. In a grid search, "
+                "cv=StratifiedKFold(...) lets every fold train on every class."
             )
         return torch.tensor(position, dtype=torch.int64, device=like.device)
 

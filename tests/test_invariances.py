@@ -23,7 +23,7 @@ from skattrib import (
     TorchClassifier,
     TorchRegressor,
 )
-from tests.faults.estimators import DoomedModule
+from tests.faults.estimators import DoomedCurious
 
 N, N_QUERIES, N_TASKS = 14, 4, 5
 CLOSE = {"rtol": 0, "atol": 1e-10}
@@ -190,7 +190,7 @@ def little_memory(name, model, X, y, tasks, weights, rng):
 
 
 def several_workers(name, model, X, y, tasks, weights, rng):
-    model = clone(model).set_params(module=DoomedModule)  # vmap refuses it
+    model = clone(model).set_params(module=DoomedCurious)  # vmap refuses it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EfficiencyWarning)
         before = attributed(name, model, X, y, tasks=tasks)

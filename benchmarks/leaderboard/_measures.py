@@ -88,6 +88,19 @@ def removal_area(random, without_best):
     return interval(area.mean(), resample)
 
 
+def emptied(y, attributions, share):
+    """How much of one class goes with the rows that help most, the mean over seeds.
+
+    The largest share of a class among the first ``share`` of the rows; ``share``
+    itself, or little more, where no class is preferred.
+    """
+    n_each = np.bincount(y)
+    first = round(share * len(y))
+    orders = np.argsort(-attributions.mean(axis=1), axis=1, kind="stable")[:, :first]
+    gone = [np.bincount(y[o], minlength=len(n_each)) / n_each for o in orders]
+    return float(np.mean([shares.max() for shares in gone]))
+
+
 def mislabel_auc(wrong, attributions):
     """Area under the ROC curve of finding the wrong labels by low attributions."""
     suspicion = -attributions.mean(axis=0)

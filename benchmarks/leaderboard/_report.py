@@ -12,6 +12,7 @@ COLUMNS = {
     "ensemble": "LDS, 3 seeds",
     "loo": "leave-one-out",
     "removal": "removal area",
+    "emptied": "of one class",
     "mislabel": "mislabel AUC",
     "cost": "cost",
     "memory": "MB",
@@ -24,6 +25,8 @@ def _cell(value):
         return ""
     if isinstance(value, str):
         return value
+    if isinstance(value, float):
+        return f"{value:.2f}"
     point, low, high = value
     return f"{point:.3f} [{low:.3f}, {high:.3f}]"
 
@@ -35,7 +38,7 @@ def cells(row):
         name += " (" + ", ".join(f"{k}={v}" for k, v in row["setting"].items()) + ")"
     if row.get("error"):
         return [name, row["error"], *[""] * (len(COLUMNS) - 2)]
-    measured = [_cell(row[k]) for k in list(COLUMNS)[1:6]]
+    measured = [_cell(row[k]) for k in list(COLUMNS)[1:-2]]
     return [name, *measured, f"{row['cost']:.3g}", f"{row['memory']:.0f}"]
 
 

@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skattrib._torch_estimator import check_seeds, unfrozen, untrained
 from skattrib._validation import as_tensor, memory_cap
-from skattrib._verdict import calibration_slope
+from skattrib._verdict import calibration_slope, scale_hint
 from skattrib.base import BaseAttributor
 from skattrib.engine._adjoint import check_differentiable
 from skattrib.engine._functional import FunctionalModule, spread
@@ -473,7 +473,8 @@ class AdamWInfluence(BaseAttributor):
                 self._run_outcomes(X, y, outcome).mean(axis=0),
             )
         found.update(self._removal_errors(retrain=n_retrainings > 0))
-        return run_verdict(found, at_full_data=self.inclusion_ == 1)
+        hint = scale_hint(self.X_train_)
+        return run_verdict(found, at_full_data=self.inclusion_ == 1, hint=hint)
 
     def _removal_errors(self, retrain):
         estimator = unfrozen(self.estimator_, self)

@@ -65,9 +65,9 @@ def diagnose_linearized(
 
 
 def verdict(
-    found: dict[str, Any], calibration: dict[str, Any], recorded: bool
+    found: dict[str, Any], calibration: dict[str, Any], recorded: bool, hint: str
 ) -> Bunch:
-    """Judge the figures in a sentence; warn if they are bad."""
+    """Judge the figures in a sentence, with a hint; warn if they are bad."""
     bad: list[str] = []
     good: list[str] = []
     step = found["step_linearity"]
@@ -93,8 +93,7 @@ def verdict(
         (good if lds >= _LDS_LIMIT else bad).append(
             f"retrained outcomes rank with {lds:.2f} and move {slope:.2f} times as far"
         )
-    hint = ""
     if slope is None and recorded:
-        hint = " Pass n_retrainings to compare with real retraining."
+        hint += " Pass n_retrainings to compare with real retraining."
     figures = {"leverage": None, **found, **calibration}
     return judged(figures, bad, good, trust, hint)

@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skattrib._torch_estimator import check_seeds, unfrozen
 from skattrib._validation import DTYPES, as_tensor, check_weights, validate_data
+from skattrib._verdict import scale_hint
 from skattrib.base import BaseAttributor
 from skattrib.engine._functional import spread
 from skattrib.influence._calibration import N_QUERIES, N_RETRAINED, calibrate
@@ -471,8 +472,8 @@ class DualInfluence(BaseAttributor):
               output changes of eight units against an exact solution; else None.
             - calibration_slope, lds: with `n_retrainings`, slope of retrained on
               predicted outcomes (1 is right) and their rank correlation; else None.
-            - trustworthy, verdict: whether the order of attributions can be trusted,
-              and a sentence on order and size.
+            - trustworthy, verdict: whether the order of attributions can be trusted, as
+              far as these figures tell, and a sentence on order and size.
 
         Warns
         -----
@@ -494,4 +495,4 @@ class DualInfluence(BaseAttributor):
             self.removal, removed, steps, queries
         )
         recorded = self.estimators_[0].trajectory_ is not None
-        return verdict(found, calibration, recorded)
+        return verdict(found, calibration, recorded, scale_hint(self.X_train_))

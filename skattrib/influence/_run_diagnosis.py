@@ -98,8 +98,8 @@ def _median_ratio(part: Tensor, whole: Tensor) -> float:
     return float(np.median(ratios.nan_to_num(torch.inf, torch.inf).cpu().numpy()))
 
 
-def run_verdict(found: Bunch, *, at_full_data: bool) -> Bunch:
-    """Judge the figures in a sentence; warn if they are bad."""
+def run_verdict(found: Bunch, *, at_full_data: bool, hint: str = "") -> Bunch:
+    """Judge the figures in a sentence, with a hint; warn if they are bad."""
     bad: list[str] = []
     share, slope, lds = (
         found[name] for name in ("exploding_share", "calibration_slope", "lds")
@@ -127,4 +127,4 @@ def run_verdict(found: Bunch, *, at_full_data: bool) -> Bunch:
         good.append(f"weights after real removals are missed by {split.exact:.0%}")
         if split.exact > _SECOND_ORDER_LIMIT:
             trust = "Trust the order, not the size"
-    return judged(found, bad, good, trust)
+    return judged(found, bad, good, trust, hint)

@@ -31,7 +31,7 @@ class Doomed(LogisticRegression):
 
 
 class DoomedModule(nn.Module):
-    """A module that vmap refuses, as it looks at its data; the flag as above."""
+    """Its forward pass kills a process, once, that is not `home`; the flag as above."""
 
     def __init__(self, n_inputs, n_outputs, flag=None, home=None):
         super().__init__()
@@ -39,7 +39,14 @@ class DoomedModule(nn.Module):
         self.flag, self.home = flag, home
 
     def forward(self, x):
-        out = self.linear(x)
         if self.flag is not None and os.getpid() != self.home:
             strike(self.flag)
+        return self.linear(x)
+
+
+class DoomedCurious(DoomedModule):
+    """One that vmap refuses, as it looks at its data."""
+
+    def forward(self, x):
+        out = super().forward(x)
         return out if float(out.detach().sum()) > -1e30 else torch.zeros_like(out)

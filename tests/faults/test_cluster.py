@@ -20,7 +20,7 @@ from skattrib import (
     RISEValuator,
 )
 from skattrib.evaluation import make_weightings, retrain_outcomes
-from tests.faults.estimators import Doomed, DoomedModule
+from tests.faults.estimators import Doomed, DoomedCurious, DoomedModule
 from tests.faults.jobs import data, net
 
 # joblib's own backend for dask, until 1.6
@@ -69,7 +69,7 @@ def test_everything_that_trains_one_by_one(cluster, tmp_path):
     weights = make_weightings(60, 12, random_state=0)
     forest = RandomForestClassifier(9, min_samples_leaf=5, random_state=0)
     tasks = np.arange(60) % 6
-    refused = partial(net, module=DoomedModule)
+    refused = partial(net, module=DoomedCurious)
 
     def outcomes(estimator, **options):
         return retrain_outcomes(estimator, X, y, weights, Xq, yq, **options)
@@ -109,7 +109,7 @@ def test_a_worker_dies_while_modules_are_trained(cluster, tmp_path, memory):
     X, y, Xq, yq = data()
     weights = make_weightings(60, 40, random_state=0)
     flag = tmp_path / "struck"
-    module = partial(DoomedModule, flag=str(flag), home=os.getpid())
+    module = partial(DoomedCurious, flag=str(flag), home=os.getpid())
     options = {"memory": tmp_path / "memory"} if memory else {}
     with pytest.warns(EfficiencyWarning, match="vmap cannot batch"):
         found = retrain_outcomes(
@@ -121,7 +121,7 @@ def test_a_worker_dies_while_modules_are_trained(cluster, tmp_path, memory):
         pytest.warns(EfficiencyWarning, match="vmap cannot batch"),
     ):
         expected = retrain_outcomes(
-            net(module=DoomedModule), X, y, weights, Xq, yq, n_jobs=2
+            net(module=DoomedCurious), X, y, weights, Xq, yq, n_jobs=2
         )
     assert_allclose(found, expected, rtol=0, atol=1e-12)
 
@@ -145,19 +145,24 @@ def test_a_worker_dies_while_a_surrogate_learns(cluster, tmp_path):
     assert_array_equal(*found)
 
 
-def test_gradients_and_an_index_on_the_cluster(cluster, tmp_path):
+@pytest.mark.parametrize("dies", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("job", ["gradients", "index"])
+def test_gradients_and_an_index_on_the_cluster(cluster, tmp_path, job, dies):
     X, y, Xq, yq = data()
     X, Xq = np.repeat(X, 10, axis=1), np.repeat(Xq, 10, axis=1)
-    frozen = FrozenEstimator(net().fit(X, y))
+    flag = tmp_path / "struck"
+    doom = {"flag": str(flag) if dies else None, "home": os.getpid()}
+    frozen = FrozenEstimator(net(module=partial(DoomedModule, **doom)).fit(X, y))
 
-    def found(n_jobs, path):
-        options = {"random_state": 0, "n_jobs": n_jobs}
-        gradients = GradientTransformer(frozen, projection=8, **options).fit(X, y)
-        rise = RISEValuator(frozen, n_components=16, index=path, **options).fit(X, y)
-        return gradients.transform(Xq), rise.attribute(Xq, yq)
+    def found(**options):
+        options |= {"random_state": 0}
+        if job == "gradients":
+            kind = GradientTransformer(frozen, projection=8, **options)
+            return kind.fit(X, y).transform(Xq)
+        rise = RISEValuator(frozen, n_components=16, **options)
+        return rise.fit(X, y).attribute(Xq, yq)
 
-    ours = found(2, tmp_path / "ours")
+    ours = found(n_jobs=2, **({"index": tmp_path / "index"} if job == "index" else {}))
+    assert flag.exists() == dies
     with joblib.parallel_config(backend="sequential"):
-        expected = found(None, tmp_path / "alone")
-    for one, other in zip(ours, expected, strict=True):
-        assert_allclose(one, other, rtol=0, atol=1e-10)
+        assert_allclose(ours, found(), rtol=0, atol=1e-10)

@@ -736,6 +736,26 @@ def test_diagnose_compares_with_retraining():
     assert "retrained outcomes rank" in found.verdict
 
 
+def test_diagnose_without_retraining_does_not_say_trust():
+    X, y, Xq, yq = iris()
+    dual = DualInfluence(small_net(), random_state=0).fit(X, y)
+    found = dual.diagnose(Xq, yq)
+    assert found.trustworthy
+    assert found.verdict.startswith("Nothing speaks against it, but no model was retr")
+    assert "StandardScaler" not in found.verdict
+
+
+def test_diagnose_sees_that_a_feature_is_not_scaled():
+    X, y, Xq, yq = iris()
+    X, Xq = (rows * np.array([1, 1000, 1, 1]) for rows in (X, Xq))
+    dual = DualInfluence(small_net(), random_state=0).fit(X, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FaithfulnessWarning)
+        verdict = dual.diagnose(Xq, yq).verdict
+    assert "times the median one" in verdict
+    assert "StandardScaler" in verdict
+
+
 def test_diagnose_of_a_linear_model_finds_no_fault():
     X, y, Xq, yq = diabetes(30)
     net = ridge_net("regression")

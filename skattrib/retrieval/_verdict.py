@@ -95,7 +95,7 @@ def retrieval_verdict(found, estimator, *, sketched):
             f"{found.vanishing_share:.0%} of the residuals vanish: the model is sure, "
             "and what is left is rounding (raise temperature)"
         )
-    kept, trust, hint = found.sketch_correlation, "Trust", ""
+    kept, hint = found.sketch_correlation, ""
     if kept is not None and sketched:
         text = f"sketched scores rank rows with {kept:.2f} as exact ones do"
         (bad if kept < _KEPT_LIMIT else good).append(text)
@@ -105,13 +105,13 @@ def retrieval_verdict(found, estimator, *, sketched):
     if found.lds is not None:
         text = f"retrained outcomes rank with {found.lds:.2f}"
         (bad if found.lds < _LDS_LIMIT else good).append(text)
-    else:
-        trust = "Trust these as similarities"
-        hint = " Not checked: whether they tell what retraining would do. " + (
-            "Pass n_retrainings to compare."
+    elif not bad:
+        checked = "the residuals" if kept is None or not sketched else "the sketch"
+        hint = f" This checked {checked}, not what retraining would do: " + (
+            "pass n_retrainings to compare."
             if _recorded(estimator)
-            else "This model cannot be retrained: look at rows that you know."
+            else "this model cannot be retrained, look at rows that you know."
         )
-    if kept is None:
-        hint = " Not checked: the sketch, as exact scores need more memory." + hint
-    return judged(found, bad, good, trust, hint)
+    if kept is None and not bad:
+        hint = " The sketch was not checked: exact scores need more memory." + hint
+    return judged(found, bad, good, hint=hint)

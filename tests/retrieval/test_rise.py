@@ -318,21 +318,24 @@ def test_the_verdict_says_what_was_checked():
     X, y, Xq, yq = data()
     rise = make().fit(X, y)
     said = rise.diagnose(Xq, yq).verdict
-    assert said.startswith("Trust these as similarities: residuals are ")
+    untried = "Nothing speaks against it, but no model was retrained: residuals are "
+    assert said.startswith(untried)
     assert "sketched scores rank rows with" in said
-    unchecked = "Not checked: whether they tell what retraining would do."
-    assert said.endswith(f"{unchecked} Pass n_retrainings to compare.")
+    unchecked = "not what retraining would do:"
+    assert said.endswith(f"the sketch, {unchecked} pass n_retrainings to compare.")
     said = rise.diagnose(Xq, yq, n_retrainings=8).verdict
     assert said.startswith("Trust: ")
     assert "retrained outcomes rank with" in said
-    assert "Not checked" not in said
-    assert "sketch" not in make(sketch=None).fit(X, y).diagnose(Xq, yq).verdict
+    assert unchecked not in said
+    said = make(sketch=None).fit(X, y).diagnose(Xq, yq).verdict
+    assert f"This checked the residuals, {unchecked}" in said
+    assert "sketch" not in said
     bare = TorchClassifier.from_module(net().fit(X, y).module_, [0, 1, 2])
     said = make(FrozenEstimator(bare)).fit(X, y).diagnose(Xq, yq).verdict
-    assert f"{unchecked} This model cannot be retrained" in said
+    assert f"{unchecked} this model cannot be retrained" in said
     with sklearn.config_context(working_memory=0.001):
         said = rise.diagnose(Xq, yq).verdict
-    assert "Not checked: the sketch, as exact scores need more memory." in said
+    assert "The sketch was not checked: exact scores need more memory." in said
 
 
 def test_diagnose_signs_queries_once(monkeypatch):

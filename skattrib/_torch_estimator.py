@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Hidden, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 from tqdm.auto import tqdm
@@ -80,7 +80,7 @@ class TorchEstimator(BaseEstimator):
 
     _parameter_constraints: dict = {
         "module": [nn.Module, callable, None],
-        "hidden_layer_sizes": ["array-like"],
+        "hidden_layer_sizes": ["array-like", Hidden(Integral)],
         "activation": [StrOptions(set(ACTIVATIONS))],
         "optimizer": [StrOptions({"adamw", "adam", "sgd"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
@@ -261,6 +261,11 @@ class TorchEstimator(BaseEstimator):
         n_outputs = self.n_outputs_
         if self.module is None:
             sizes = np.asarray(self.hidden_layer_sizes)
+            if sizes.ndim == 0:
+                raise ValueError(
+                    f"hidden_layer_sizes={sizes} must be a tuple with the width of "
+                    f"each hidden layer: one layer is ({sizes},)."
+                )
             whole = sizes.size == 0 or sizes.dtype.kind in "iu"
             if sizes.ndim != 1 or not whole or (sizes < 1).any():
                 raise ValueError(

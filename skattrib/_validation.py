@@ -144,7 +144,12 @@ def takes_texts(estimator):
 
 def check_texts(texts, name, *, optional=False):
     """Return texts as an object array (n,); missing ones as None if ``optional``."""
-    if isinstance(texts, str | bytes) or getattr(texts, "ndim", 1) != 1:
+    if isinstance(texts, str):
+        raise ValueError(
+            f"{name} must be a 1-D sequence of str, got one str: a single text goes "
+            f"into a list, {name}=[text]."
+        )
+    if isinstance(texts, bytes) or getattr(texts, "ndim", 1) != 1:
         kind = f"{getattr(texts, 'ndim', 1)}-D {type(texts).__name__}"
         raise ValueError(f"{name} must be a 1-D sequence of str, got a {kind}.")
     try:
@@ -174,6 +179,20 @@ def _encodable(text, name):
     except UnicodeEncodeError as error:
         raise ValueError(f"{name} is no valid Unicode text: {error}.") from error
     return str(text)
+
+
+def check_not_single(X, y):
+    """Raise, with the cure, if one row or one target is given by itself."""
+    if isinstance(X, pd.Series):
+        raise ValueError(
+            "X is a Series, and must have a row for each query: one row of a data "
+            "frame is frame.iloc[[i]], not frame.iloc[i]."
+        )
+    if isinstance(y, numbers.Number | str) or getattr(y, "ndim", 1) == 0:
+        raise ValueError(
+            f"y={y!r} must have a target for each query: that of one query goes into a "
+            "list, y=[target]."
+        )
 
 
 def check_target(y, estimator):

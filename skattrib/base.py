@@ -36,6 +36,7 @@ from skattrib._torch_estimator import check_recipe
 from skattrib._validation import (
     DTYPES,
     check_fits,
+    check_not_single,
     check_outcome,
     check_own_outcome,
     check_target,
@@ -180,7 +181,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         if n_rows < 2:
             raise ValueError(
                 f"Found array with {n_rows} sample(s) (n_samples={n_rows}) while a "
-                "minimum of 2 is required: with 1 sample nothing can be left out."
+                "minimum of 2 is required: 1 sample has no other to be compared with."
             )
         return np.arange(n_rows), row_names(index, n_rows)
 
@@ -194,6 +195,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
     def _check_query(self, X, y):
         """Validate queries; return X, y and the outcome to measure."""
         check_is_fitted(self, "n_units_")
+        if not takes_texts(self.estimator):
+            check_not_single(X, y)
         table = isinstance(self.X_train_, pd.DataFrame)
         if y is None:
             X = self._validated(X, table=table, reset=False)

@@ -252,11 +252,30 @@ LOGISTIC = LogisticRegression()
 BAD_INPUT = {
     "one class": (fit_on(lambda X, y: (X, y * 0)), "one class only .*at least 2"),
     "unseen label": (ask("attribute", lambda X, y: (X, y + 5)), "unseen in fit"),
+    "one target alone": (
+        ask("attribute", lambda X, y: (X[:1], 1)),
+        r"y=1 must have a target for each query.*y=\[target\]",
+    ),
+    "one target of an array": (
+        ask("score", lambda X, y: (X[:1], y[0])),
+        r"y=.* must have a target for each query.*y=\[target\]",
+    ),
+    "one row of a frame": (
+        ask("attribute", lambda X, y: (pd.DataFrame(X).iloc[0], y[:1])),
+        r"X is a Series.*frame\.iloc\[\[i\]\]",
+    ),
+    "one row of an array": (
+        ask("transform", lambda X, y: (X[0],)),
+        r"Expected 2D array.*reshape\(1, -1\) if it contains a single sample",
+    ),
     "NaN": (fit_on(lambda X, y: (with_nan(X), y)), "Input X contains NaN"),
     "NaN in queries": (ask("transform", lambda X, y: (with_nan(X),)), "contains NaN"),
     "3-D X": (fit_on(lambda X, y: (X[:, :, None], y)), "dim 3"),
     "length of y": (fit_on(lambda X, y: (X, y[1:])), "inconsistent numbers"),
-    "one row": (fit_on(lambda X, y: (X[:1], y[:1])), "minimum of 2 is required"),
+    "one row": (
+        fit_on(lambda X, y: (X[:1], y[:1])),
+        "minimum of 2 is required: 1 sample",
+    ),
     "length of tasks": (tasks_of(np.arange(7)), "tasks has 7 labels for 40 rows"),
     "equal tasks": (tasks_of(np.ones(40)), "tasks has one label only .*tasks=None"),
     "missing task": (tasks_of([None, *range(39)]), "missing labels; label every row"),

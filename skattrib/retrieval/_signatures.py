@@ -120,7 +120,8 @@ class Signer:
         if not torch.isfinite(norms).all():
             raise ValueError(
                 "The model's outputs are NaN or infinite for some of these rows: there "
-                "is no gradient to keep."
+                "is no gradient to keep. Leave such rows out; if it is all of them, "
+                "the model's training diverged, or its dtype is too small for it."
             )
 
     def _residual(self, outputs, targets, outcome):
@@ -140,13 +141,18 @@ class Signer:
         return Residual(-slope, None, outputs.shape[1])
 
     def fingerprint(self):
-        """Return a hash of the module's weights."""
+        """Return a hash of the module's weights; raise if some are NaN."""
         digest, seen = hashlib.sha256(), set()
         for name, value in sorted(self._source.module.state_dict().items()):
             key = (value.data_ptr(), tuple(value.shape), value.stride())
             if value.numel() and key in seen:  # tied: gigabytes are hashed once
                 continue
             seen.add(key)
+            if value.isnan().any():
+                raise ValueError(
+                    f"The model's {name} has NaN in it: its training diverged, or its "
+                    "file is damaged. Train or load it again."
+                )
             array = value.detach().cpu().contiguous()
             digest.update(f"{name}{array.dtype}{tuple(array.shape)}".encode())
             digest.update(array.flatten().view(torch.uint8).numpy())

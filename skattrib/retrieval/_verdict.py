@@ -1,11 +1,11 @@
 """How far to trust similarities."""
 
 import numpy as np
-import torch
 from sklearn.frozen import FrozenEstimator
+from sklearn.utils import Bunch
 
 from skattrib._verdict import judged
-from skattrib.engine._functional import chunks, spread
+from skattrib.engine._functional import spread
 from skattrib.engine._similarity import Similarity
 from skattrib.evaluation import lds_score
 from skattrib.exceptions import TrajectoryError
@@ -18,10 +18,14 @@ _N_ROWS, _N_QUERIES = 200, 64
 _VANISHING_LIMIT, _KEPT_LIMIT, _RECALL_LIMIT, _LDS_LIMIT = 0.5, 0.5, 0.8, 0.1
 
 
+def _recorded(estimator):
+    inner = estimator.estimator if isinstance(estimator, FrozenEstimator) else estimator
+    return inner.trajectory_ is not None
+
+
 def check_retrainable(estimator, n_added):
     """Raise unless the model can be retrained, on all rows of its index."""
-    inner = estimator.estimator if isinstance(estimator, FrozenEstimator) else estimator
-    if inner.trajectory_ is None:
+    if not _recorded(estimator):
         raise TrajectoryError(
             "score retrains the model, and the training of this one was not "
             "recorded. If you know which rows should be found, compare by "
@@ -34,55 +38,65 @@ def check_retrainable(estimator, n_added):
         )
 
 
-def residual_figures(signer, X, y, outcome):
-    """Return the median norm of residuals, and the share of them that vanishes."""
-    norms = torch.cat(
-        [
-            signer(X[part], y[part], outcome)[1]
-            for part in chunks(len(X), signer.batch_size())
-        ]
-    )
-    return {
-        "residual_norm": float(norms.median()),
-        "vanishing_share": float((norms < _VANISHING).double().mean()),
-    }
+def similarity_figures(search, exact, rows, X, y, outcome):
+    """Return what can be said of the scores of queries without retraining.
 
-
-def sketch_correlation(search, exact, X_train, y_train, X, y, outcome):
-    """Correlate scores with those of channels that are not sketched.
-
-    ``exact`` is a `Signer` of these, None if the scores are. None is returned if they
-    do not fit the memory.
+    ``exact`` is a `Signer` of channels that are not sketched, None if none are;
+    ``rows`` are those of the index, X and y.
     """
-    if exact is None:
-        return 1.0
+    queries, norms = search.signed(X, y, outcome)
+    correlation = 1.0
+    if exact is not None:
+        some = slice(_N_QUERIES)
+        correlation = _correlation(
+            search,
+            [own[some] for own in queries],
+            *_exact_scores(search, exact, rows, X[some], y[some], outcome),
+        )
+    return Bunch(
+        residual_norm=float(norms.median()),
+        vanishing_share=float((norms < _VANISHING).double().mean()),
+        sketch_correlation=correlation,
+        search_recall=search.recall(queries),
+        lds=None,
+    )
+
+
+def _exact_scores(search, exact, rows, X, y, outcome):
+    """Return some rows and their scores; None if these do not fit the memory."""
     exact.use({})
-    some = spread(len(X_train), _N_ROWS)
-    X, y = X[:_N_QUERIES], y[:_N_QUERIES]
+    some = spread(len(rows[0]), _N_ROWS)
     if not exact.fits(max(len(some), len(X))):
-        return None
+        return some, None
     first = search.similarities[0]
-    rows = exact(X_train[some], y_train[some])[0]
-    centers = {name: rows[name].mean(dim=0) for name in first.centers}
+    channels = exact(*(part[some] for part in rows))[0]
+    centers = {name: channels[name].mean(dim=0) for name in first.centers}
     bare = Similarity(first.weights, first.cosine, centers)
-    queries = exact(X, y, outcome)[0]
-    real = bare.of_channels(queries) @ bare.of_channels(rows).T
-    real = real.cpu().numpy()
-    kept = search.scores(X, y, outcome).mean(axis=0)[:, some]
+    queries = bare.of_channels(exact(X, y, outcome)[0])
+    return some, (queries @ bare.of_channels(channels).T).cpu().numpy()
+
+
+def _correlation(search, queries, some, real):
+    """Return the rank correlation of scores; None if there are none to compare."""
+    if real is None:
+        return None
     seen = np.ptp(real, axis=1) > 0  # else the residual is 0
-    return lds_score(real[seen].T, kept[seen].T) if seen.any() else None
+    if not seen.any():
+        return None
+    kept = search.scores_of(queries).mean(dim=0).cpu().numpy()[:, some]
+    return lds_score(real[seen].T, kept[seen].T)
 
 
-def retrieval_verdict(found):
-    """Judge the figures in a sentence; warn if they are bad."""
+def retrieval_verdict(found, estimator, *, sketched):
+    """Judge the figures in a sentence, which says what was checked; warn if bad."""
     bad, good = [], [f"residuals are {found.residual_norm:.2g} in the median"]
     if found.vanishing_share > _VANISHING_LIMIT:
         bad.append(
             f"{found.vanishing_share:.0%} of the residuals vanish: the model is sure, "
             "and what is left is rounding (raise temperature)"
         )
-    kept = found.sketch_correlation
-    if kept is not None:
+    kept, hint = found.sketch_correlation, ""
+    if kept is not None and sketched:
         text = f"sketched scores rank rows with {kept:.2f} as exact ones do"
         (bad if kept < _KEPT_LIMIT else good).append(text)
     if found.search_recall is not None:
@@ -91,4 +105,13 @@ def retrieval_verdict(found):
     if found.lds is not None:
         text = f"retrained outcomes rank with {found.lds:.2f}"
         (bad if found.lds < _LDS_LIMIT else good).append(text)
-    return judged(found, bad, good)
+    elif not bad:
+        checked = "the residuals" if kept is None or not sketched else "the sketch"
+        hint = f" This checked {checked}, not what retraining would do: " + (
+            "pass n_retrainings to compare."
+            if _recorded(estimator)
+            else "this model cannot be retrained, look at rows that you know."
+        )
+    if kept is None and not bad:
+        hint = " The sketch was not checked: exact scores need more memory." + hint
+    return judged(found, bad, good, hint=hint)

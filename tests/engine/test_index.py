@@ -269,6 +269,7 @@ def _cut(path, name, n):
 
 DAMAGES = {
     "another version": (lambda p: _edit(p, version=99), "version 99.*build it again"),
+    "an older version": (lambda p: _edit(p, version=0), "version 0.*build it again"),
     "no version": (lambda p: _edit(p, version="1"), "names no version"),
     "more rows than bytes": (lambda p: _edit(p, n_rows=10**9), "of 16000000000 bytes"),
     "negative rows": (lambda p: _edit(p, n_rows=-1), "impossible sizes"),

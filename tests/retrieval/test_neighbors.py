@@ -149,6 +149,29 @@ def test_added_rows_are_found(digits):
     assert_array_equal(ours.retrieve(X[1200:1240], y[1200:1240], n=10)[1], true)
 
 
+def test_few_rows_are_added_beside_the_lists(digits):
+    net, X, y = digits
+    _, ours, _ = pair(digits, n=1000)
+    before = ours._neighbors
+    ours.partial_fit(X[1000:1015], y[1000:1015])
+    assert ours._neighbors is before  # nothing is copied or measured
+    exact = RISEValuator(net, **OPTIONS).fit(X[:1015], y[:1015])
+    for n in (1, 10):
+        scores, rows = ours.retrieve(X[1000:1015], y[1000:1015], n=n)
+        true_scores, true = exact.retrieve(X[1000:1015], y[1000:1015], n=n)
+        assert_array_equal(rows[:, 0], np.arange(1000, 1015))
+        assert_allclose(scores[:, 0], true_scores[:, 0], atol=1e-6)
+        assert (
+            np.mean([np.isin(a, b).mean() for a, b in zip(true, rows, strict=True)])
+            > 0.9
+        )
+    every = ours.retrieve(X[:2], y[:2], n=1015)[1]
+    assert_array_equal(np.sort(every, axis=1), np.tile(np.arange(1015), (2, 1)))
+    assert ours.diagnose(X[-40:], y[-40:]).search_recall > 0.9
+    ours.partial_fit(X[1015:1030], y[1015:1030])  # by now, they are enough
+    assert ours._neighbors.n_rows == 1030
+
+
 def test_pickles_and_fits_again_to_the_same(digits):
     _, ours, queries = pair(digits)
     again = pickle.loads(pickle.dumps(ours))

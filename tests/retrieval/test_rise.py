@@ -27,6 +27,7 @@ from skattrib.exceptions import (
     TrajectoryError,
 )
 from skattrib.retrieval import _signatures
+from tests.cases import build
 
 EXACT = {
     "sketch": None,
@@ -313,6 +314,45 @@ def test_diagnose_compares_with_unsketched_scores():
         assert rise.diagnose(Xq, yq).sketch_correlation is None
 
 
+def test_the_verdict_says_what_was_checked():
+    X, y, Xq, yq = data()
+    rise = make().fit(X, y)
+    said = rise.diagnose(Xq, yq).verdict
+    untried = "Nothing speaks against it, but no model was retrained: residuals are "
+    assert said.startswith(untried)
+    assert "sketched scores rank rows with" in said
+    unchecked = "not what retraining would do:"
+    assert said.endswith(f"the sketch, {unchecked} pass n_retrainings to compare.")
+    said = rise.diagnose(Xq, yq, n_retrainings=8).verdict
+    assert said.startswith("Trust: ")
+    assert "retrained outcomes rank with" in said
+    assert unchecked not in said
+    said = make(sketch=None).fit(X, y).diagnose(Xq, yq).verdict
+    assert f"This checked the residuals, {unchecked}" in said
+    assert "sketch" not in said
+    bare = TorchClassifier.from_module(net().fit(X, y).module_, [0, 1, 2])
+    said = make(FrozenEstimator(bare)).fit(X, y).diagnose(Xq, yq).verdict
+    assert f"{unchecked} this model cannot be retrained" in said
+    with sklearn.config_context(working_memory=0.001):
+        said = rise.diagnose(Xq, yq).verdict
+    assert "The sketch was not checked: exact scores need more memory." in said
+
+
+def test_diagnose_signs_queries_once(monkeypatch):
+    X, y, Xq, yq = data()
+    rise, signed = make(algorithm="faiss").fit(X, y), []
+    real = _signatures.Signer.__call__
+
+    def counted(self, X, y, outcome="log_likelihood"):
+        signed.append((self._options["sketch"], len(X)))
+        return real(self, X, y, outcome)
+
+    monkeypatch.setattr(_signatures.Signer, "__call__", counted)
+    rise.diagnose(Xq, yq)
+    # without a sketch: rows of the index, and queries
+    assert signed == [("tensor", 8), (None, 60), (None, 8)]
+
+
 # ----------------------------------------------------------------------- index
 def test_rows_are_added(tmp_path):
     X, y, Xq, yq = data()
@@ -464,6 +504,7 @@ ERRORS = {
     "channel": ({"channels": ("rh", "rg")}, "channels=.*must be different ones"),
     "no channel": ({"channels": ()}, "channels=.*must be different ones"),
     "channel twice": ({"channels": ("rh", "rh")}, "must be different ones"),
+    "a bare channel": ({"channels": "h"}, r"channels='h' must be a tuple.*\('h',\)"),
     "weights of some": ({"channel_weights": {"rh": 1.0}}, "every one of the channels"),
     "negative weight": (
         {"channel_weights": {"rh": 1.0, "gh": -1.0}},
@@ -526,6 +567,71 @@ def test_what_is_known_only_with_the_rows_is_said_before_training(
     ]:
         with pytest.raises(ValueError, match=message):
             make(**change).fit(X, y)
+
+
+def contents(folder):
+    """Return the bytes of every file of a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path): path.read_bytes() for path in files}
+
+
+def _edited(path, old, new):
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+REFUSED = {
+    "another model": ({"estimator": net(max_epochs=16)}, None, "differs in the model"),
+    "other settings": ({"top_k": 2}, None, "differs in top_k .128 there, 2 here."),
+    "an older version": (
+        {},
+        lambda p: _edited(p / "header.json", b'"version": 1', b'"version": 0'),
+        "has version 0, this skattrib reads version 1: build it again",
+    ),
+    **{
+        f"cut {name}": ({}, lambda p, name=name: _cut(p / name), f"damaged: {name}")
+        for name in (
+            "header.json",
+            "tables.safetensors",
+            "signatures.bin",
+            "norms.bin",
+            "checksums.bin",
+        )
+    },
+}
+
+
+@pytest.mark.parametrize(("change", "spoil", "message"), REFUSED.values(), ids=REFUSED)
+def test_an_index_that_is_refused_stays_as_it_was(change, spoil, message, tmp_path):
+    X, y, *_ = data()
+    make(index=tmp_path / "index").fit(X, y)
+    if spoil is not None:
+        spoil(tmp_path / "index")
+    before, rise = contents(tmp_path), make(index=tmp_path / "index", **change)
+    with pytest.raises(IndexMismatchError, match=message):
+        rise.fit(X, y)
+    assert contents(tmp_path) == before
+    assert not hasattr(rise, "n_units_")
+
+
+def test_a_model_with_nan_makes_no_index(tmp_path):
+    X, y, *_ = data()
+    module = build(lambda: nn.Linear(4, 3))
+    with torch.no_grad():
+        module.weight[0, 0] = torch.nan
+    broken = FrozenEstimator(TorchClassifier.from_module(module, [0, 1, 2]))
+    with pytest.raises(ValueError, match=r"outputs are NaN or infinite .* diverged"):
+        make(broken).fit(X, y)
+    with pytest.raises(ValueError, match="The model's weight has NaN in it"):
+        make(broken, index=tmp_path / "index").fit(X, y)
+    end = build(lambda: capped(4, 3))
+    headless = FrozenEstimator(TorchClassifier.from_module(end, [0, 1, 2]))
+    with pytest.raises(ValueError, match=r"not that of an nn\.Linear layer"):
+        make(headless, index=tmp_path / "index").fit(X, y)
+    assert not list(tmp_path.iterdir())
 
 
 def test_numbers_of_numpy_are_numbers(tmp_path):

@@ -145,7 +145,7 @@ def main():
         "how many",
         "search",
         "recall",
-        "search_recall_",
+        "``search_recall_``",
         "fit",
         "a query of 100",
         "one alone",

@@ -62,14 +62,26 @@ def that_predicts(order):
     return scores, dual.predict_outcomes(X_query, y_query, order.subsets.numpy())
 
 
-def damped_for_halves(order):
-    """Add up attributions with the damping that the package has for such groups."""
+def of_halves(order):
+    """Return a dual with the damping that the package has for groups of that size."""
     dual = DualInfluence(trained(order), removal="influence")
-    ridge = dual.fit(*arrays(order)[:2]).ridge_rule_(0.5)
-    return attribute(dual.set_params(ridge=ridge), order)
+    return dual.set_params(ridge=dual.fit(*arrays(order)[:2]).ridge_rule_(0.5))
 
 
-that_predicts.prepare = damped_for_halves.prepare = trained
+def damped_for_halves(order):
+    """Add up attributions of single rows."""
+    return attribute(of_halves(order), order)
+
+
+def around_halves(order):
+    """Let some retrainings, which are not those of the truth, correct them."""
+    surrogate = LinearSurrogateAttributor(
+        trained(order), estimation="retrain", n_subsets=200, prior=of_halves(order)
+    )
+    return attribute(surrogate, order)
+
+
+that_predicts.prepare = damped_for_halves.prepare = around_halves.prepare = trained
 
 
 def of_the_trained(kind, **fixed):
@@ -163,6 +175,10 @@ METHODS = {
         [{}],
     ),
     "the same around AdamWInfluence": (with_prior, [{}]),
+    "LinearSurrogateAttributor, 200 retrainings around DualInfluence": (
+        around_halves,
+        [{}],
+    ),
 }
 
 if __name__ == "__main__":

@@ -246,11 +246,14 @@ def leaderboard(name, only=None, fresh=False, jobs=1):
         of_first = dict(zip(methods, run([(*m, first) for m in methods]), strict=True))
         which = {m: best_settings(work, of_first[m]) for m in methods}
         chosen = {m: [of_first[m]["settings"][i] for i in which[m]] for m in methods}
-        later = [(*m, seed, chosen[m]) for m in methods for seed in others]
-        of_others = iter(run(later))
+        # what gave nothing at all is not tried again
+        tried = [m for m in methods if not all(of_first[m]["errors"])]
+        of_others = iter(run([(*m, s, chosen[m]) for m in tried for s in others]))
         found = []
         for m in methods:
-            runs = [take(of_first[m], which[m]), *(next(of_others) for _ in others)]
+            runs = [take(of_first[m], which[m])]
+            if m in tried:
+                runs += [next(of_others) for _ in others]
             found += entries(work, *m, runs)
         good = [entry for entry in found if not entry.error]
         wrong = [None] * len(good)

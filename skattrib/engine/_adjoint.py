@@ -40,8 +40,15 @@ RowCallback = Callable[[int, Tensor, Tensor, slice, slice], object]
 # Numbers alive per query and parameter, and per query and activation, in a step.
 _COPIES_PER_PARAM = 10
 _COPIES_PER_ACTIVATION = 8
-# More runs are as fast as a stack, through autograd, as one by one by hand.
+# More runs are faster as a stack, through autograd, than one by one by hand, unless
+# each has so many numbers, queries times parameters, that the calls do not matter.
 _FEW_RUNS = 8
+_MANY_NUMBERS = 40_000
+# Bytes of an array over runs, queries and parameters. From 32 MiB on, C's allocator
+# takes memory from the system and gives it back at every use, which doubles the time.
+_LARGEST_ARRAY = 2**24
+# With fewer queries at a time, replaying for each lot takes longer than that.
+_FEWEST_QUERIES = 4
 
 
 def sweep(
@@ -243,7 +250,7 @@ class _Stack:
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield step, rows and scores (q, m, rows), from the last step to the first."""
         everything = torch.arange(len(self.X), device=self.X.device)
-        take = self._gradients()
+        take = self._gradients(cotangents[:, 0].numel())
         after = StepDerivative(cotangents, initial_state(self.optimizer, cotangents))
         for done, state in states:
             t = done + 1
@@ -277,11 +284,11 @@ class _Stack:
             dots = dots - (dots * shares).sum(dim=-1, keepdim=True)
             yield t, rows, torch.where(total > 0, dots / total, 0.0)
 
-    def _gradients(self) -> Callable[..., Differentiated]:
+    def _gradients(self, n_numbers: int) -> Callable[..., Differentiated]:
         """Return what makes a minibatch's gradient: by hand where that is known."""
         layers = dense_layers(self.model, self.X)
-        few = len(self.weights) <= _FEW_RUNS
-        if layers is None or self.hessian != "exact" or not few:
+        by_hand = len(self.weights) <= _FEW_RUNS or n_numbers >= _MANY_NUMBERS
+        if layers is None or self.hessian != "exact" or not by_hand:
             return partial(_Gradient, self.model, self.loss, self.hessian)
         return partial(DenseGradient, layers, self.loss)
 
@@ -367,6 +374,10 @@ class _Plan:
         run = query + 2 * math.sqrt(recipe.n_steps) * state
         fits = int((numbers - run) / query)
         n_queries = max(1, min(n_queries, fits))
+        if X.device.type == "cpu":
+            best = _LARGEST_ARRAY // (model.n_params * X.element_size())
+            n_queries = min(n_queries, max(best, _FEWEST_QUERIES))
+            n_runs = min(n_runs, max(1, best // n_queries))
         fits = int(numbers / (run + n_queries * query))
         n_runs = max(1, min(n_runs, fits))
         left = numbers - n_runs * (n_queries + 1) * query

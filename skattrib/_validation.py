@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import sklearn
 import torch
+from scipy import sparse
 from sklearn.base import is_classifier
 from sklearn.utils import check_random_state, get_tags
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
@@ -39,9 +40,42 @@ def _to_numpy(check):
     def to_numpy(*args, **options):
         args = [_as_array(a) if isinstance(a, torch.Tensor) else a for a in args]
         with sklearn.config_context(array_api_dispatch=False):
-            return check(*args, **options)
+            try:
+                return check(*args, **options)
+            except (TypeError, ValueError) as error:
+                if cure := _cure(args):
+                    kind = TypeError if isinstance(error, TypeError) else ValueError
+                    raise kind(f"{error}. {cure}") from error
+                raise
 
     return to_numpy
+
+
+def _cure(args):
+    """Say what to do about a table that is not of numbers, or is sparse; or None."""
+    for arg in args:
+        if sparse.issparse(arg):
+            return "In a pipeline, give the encoder sparse_output=False."
+        if columns := _not_numbers(arg):
+            return (
+                f"These columns of X are not numbers: {columns}. Encode them first: "
+                "make_pipeline(make_column_transformer((OneHotEncoder(sparse_output="
+                f"False), {columns}), remainder=StandardScaler()), ...)."
+            )
+    return None
+
+
+def _not_numbers(X):
+    """Return the names of a data frame's columns that are not numbers."""
+    if isinstance(X, pd.DataFrame):
+        kinds = zip(X.columns, X.dtypes, strict=True)
+        return [name for name, kind in kinds if not pd.api.types.is_numeric_dtype(kind)]
+    if hasattr(X, "schema") and hasattr(X, "columns"):  # polars
+        kinds = zip(X.columns, X.dtypes, strict=True)
+        return [
+            n for n, kind in kinds if not kind.is_numeric() and str(kind) != "Boolean"
+        ]
+    return []
 
 
 @wraps(_check_sample_weight)
@@ -227,6 +261,10 @@ def check_tasks(tasks, n_rows):
         raise ValueError("tasks contains NaN or missing labels; label every row.")
     if hasattr(tasks, "iloc") and getattr(tasks, "ndim", 1) == 1:
         tasks = np.asarray(tasks)
+    if np.ndim(tasks) > 1 and np.shape(tasks)[1] != 1:
+        raise ValueError(
+            f"tasks has shape {np.shape(tasks)}; give one column, a label per row of X."
+        )
     tasks = column_or_1d(tasks)
     if len(tasks) != n_rows:
         raise ValueError(

@@ -16,6 +16,10 @@ def calibration_slope(predicted, truth):
 
 #: where nothing has been retrained, which alone could show that it is right
 UNTRIED = "Nothing speaks against it, but no model was retrained"
+SIZE_WRONG = "Trust the order, not the size"
+SIZE_WRONG_UNTRIED = (
+    "The size is wrong, and no model was retrained to see whether the order is right"
+)
 
 
 #: root mean square of the largest feature over that of the median one
@@ -53,7 +57,7 @@ def judged(figures, bad, good, trust="Trust", hint=""):
         sentence = f"Do not trust: {'; '.join(bad)}.{hint}"
         warnings.warn(sentence, FaithfulnessWarning, stacklevel=4)
     else:
-        if trust == "Trust" and figures["lds"] is None:
-            trust = UNTRIED
+        if figures["lds"] is None:
+            trust = UNTRIED if trust == "Trust" else SIZE_WRONG_UNTRIED
         sentence = f"{trust}: {'; '.join(good)}.{hint}"
     return Bunch(**figures, trustworthy=not bad, verdict=sentence)

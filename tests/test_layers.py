@@ -59,7 +59,6 @@ ROOMS = [
     "_task_sets",
     "feature_selection",
     "plotting",
-    "datasets",
 ]
 # No part of the package may import these at all ...
 NEVER = {"benchmarks", "tests"}

@@ -2,16 +2,18 @@
 
 import numpy as np
 import pandas as pd
+import polars
 import pytest
 import sklearn
 import torch
 from numpy.testing import assert_array_equal
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from skattrib import TorchClassifier, TorchRegressor
 from skattrib._validation import (
+    DTYPES,
     as_tensor,
     check_outcome,
     check_tasks,
@@ -21,6 +23,7 @@ from skattrib._validation import (
     memory_cap,
     seed_unset,
     unchanged_on_error,
+    validate_data,
 )
 
 
@@ -125,6 +128,41 @@ def test_memory_cap_is_scikit_learns():
         assert memory_cap() == 3 * 2**20
 
 
+# ------------------------------------------------------------------------ tables
+def _frames():
+    columns = {"size": [1.0, 2.0, 3.0], "city": ["Oslo", "Rome", "Oslo"]}
+    table = pd.DataFrame(columns)
+    days = table.assign(city=pd.date_range("2020-01-01", periods=3))
+    return {
+        "text": table,
+        "categories": table.astype({"city": "category"}),
+        "dates": days,
+        "polars": polars.DataFrame(columns),
+    }
+
+
+@pytest.mark.parametrize("kind", ["text", "categories", "dates", "polars"])
+def test_columns_that_are_not_numbers_are_named_with_the_cure(kind):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        validate_data(TorchClassifier(), _frames()[kind], [0, 1, 0], dtype=DTYPES)
+    message = str(caught.value)
+    assert "columns of X are not numbers: ['city']. Encode them first" in message
+    assert "OneHotEncoder(sparse_output=False)" in message
+
+
+def test_other_errors_of_a_table_of_numbers_are_scikit_learns():
+    table = pd.DataFrame({"size": [1.0, np.nan, 3.0], "big": [True, False, True]})
+    with pytest.raises(ValueError, match="contains NaN") as caught:
+        validate_data(TorchClassifier(), table, [0, 1, 0], dtype=DTYPES)
+    assert "Encode" not in str(caught.value)
+
+
+def test_a_sparse_table_is_the_encoders():
+    encoded = OneHotEncoder().fit_transform([["Oslo"], ["Rome"], ["Oslo"]])
+    with pytest.raises(TypeError, match="give the encoder sparse_output=False"):
+        validate_data(TorchClassifier(), encoded, [0, 1, 0], dtype=DTYPES)
+
+
 # ------------------------------------------------------------------------- tasks
 @pytest.mark.parametrize(
     ("tasks", "names", "codes"),
@@ -170,7 +208,7 @@ def test_tasks_become_codes_of_sorted_labels(tasks, names, codes):
             )
         ),
         (np.array([1, "a", 2.5], dtype=object), "tasks.*one type"),
-        ([[1, 2], [3, 4], [5, 6]], r"1d array.*\(3, 2\)"),
+        ([[1, 2], [3, 4], [5, 6]], r"tasks has shape \(3, 2\); give one column"),
     ],
 )
 def test_tasks_that_are_refused(tasks, text):

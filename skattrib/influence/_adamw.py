@@ -258,7 +258,8 @@ class AdamWInfluence(BaseAttributor):
         if self._inclusion(estimator) == 0.5 and self.n_trajectories % 2:
             raise ValueError(
                 f"n_trajectories={self.n_trajectories} must be even: runs on halves "
-                f"come in pairs. Use {self.n_trajectories + 1}."
+                f"come in pairs. Use {self.n_trajectories + 1}, or inclusion=1 for "
+                "runs on all rows."
             )
 
     def _inclusion(self, estimator):

@@ -9,7 +9,7 @@ import torch
 from sklearn.utils import Bunch
 from torch import Tensor
 
-from skattrib._verdict import judged
+from skattrib._verdict import SIZE_WRONG, judged
 from skattrib.engine._functional import chunks
 from skattrib.engine._linearized import LinearizedModel
 
@@ -89,7 +89,7 @@ def verdict(
     trust = "Trust"
     if slope is not None:
         if not _SLOPES[0] <= slope <= _SLOPES[1]:
-            trust = "Trust the order, not the size"
+            trust = SIZE_WRONG
         (good if lds >= _LDS_LIMIT else bad).append(
             f"retrained outcomes rank with {lds:.2f} and move {slope:.2f} times as far"
         )

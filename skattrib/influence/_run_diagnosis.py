@@ -13,7 +13,7 @@ from torch import Tensor
 
 from skattrib._torch_estimator import _Problem
 from skattrib._validation import memory_cap
-from skattrib._verdict import judged
+from skattrib._verdict import SIZE_WRONG, judged
 from skattrib.engine._tangent import tangents
 from skattrib.engine._training import train_stack
 from skattrib.exceptions import FaithfulnessWarning
@@ -24,6 +24,9 @@ N_UNITS = 16
 # Past these the verdict is bad, or trust ends at the order.
 _EXPLODING_LIMIT, _LDS_LIMIT, _SECOND_ORDER_LIMIT = 0.25, 0.3, 0.5
 _SLOPES = (0.5, 2.0)
+# Where no model was retrained: outcomes that move less of what is predicted, or the
+# other way, do not vouch for the order either.
+_LEAST_SLOPE = 0.1
 
 
 def warn_if_exploding(found: NDArray[Any]) -> None:
@@ -112,6 +115,11 @@ def run_verdict(found: Bunch, *, at_full_data: bool, hint: str = "") -> Bunch:
         )
     if lds is not None and lds < _LDS_LIMIT:
         bad.append(f"retrained outcomes rank with {lds:.2f}")
+    if lds is None and slope is not None and slope < _LEAST_SLOPE:
+        bad.append(
+            f"outcomes of the runs move {slope:.2g} times as far as predicted "
+            "(lower the learning rate, or take more runs)"
+        )
     bends, split = found.second_order_error, found.error_split
     if at_full_data and bends is not None and bends > _SECOND_ORDER_LIMIT:
         bad.append(
@@ -122,9 +130,9 @@ def run_verdict(found: Bunch, *, at_full_data: bool, hint: str = "") -> Bunch:
     if slope is not None:
         good.append(f"outcomes move {slope:.2f} times as far as predicted")
         if not _SLOPES[0] <= slope <= _SLOPES[1]:
-            trust = "Trust the order, not the size"
+            trust = SIZE_WRONG
     if at_full_data and split is not None:
         good.append(f"weights after real removals are missed by {split.exact:.0%}")
         if split.exact > _SECOND_ORDER_LIMIT:
-            trust = "Trust the order, not the size"
+            trust = SIZE_WRONG
     return judged(found, bad, good, trust, hint)

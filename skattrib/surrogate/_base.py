@@ -1,6 +1,7 @@
 """What the two attributors that learn from subsets share."""
 
 import math
+import reprlib
 from abc import abstractmethod
 from numbers import Integral, Real
 
@@ -10,7 +11,11 @@ from sklearn.base import clone, is_classifier
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.random_projection import BaseRandomProjection
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import (
+    Interval,
+    InvalidParameterError,
+    StrOptions,
+)
 
 from skattrib._torch_estimator import TorchEstimator, unfrozen
 from skattrib._validation import float_dtype, memory_cap
@@ -69,6 +74,18 @@ class SurrogateAttributor(BaseAttributor):
         ],
         "prior": [BaseAttributor, None],
     }
+
+    def _validate_params(self):
+        try:
+            super()._validate_params()
+        except InvalidParameterError as error:
+            if "'prior' parameter" not in str(error):
+                raise
+            raise InvalidParameterError(
+                f"The 'prior' parameter of {type(self).__name__} must be an "
+                "attributor, such as DualInfluence(), or None. Got "
+                f"{reprlib.repr(self.prior)} instead."
+            ) from None
 
     @abstractmethod
     def _surrogate(self):

@@ -310,6 +310,46 @@ def test_overflow_is_no_reason_to_trust():
         assert not run_verdict(found, at_full_data=True).trustworthy
 
 
+@pytest.mark.parametrize("slope", [-5.0, 0.01])
+def test_runs_that_do_not_move_as_predicted_are_not_trusted(slope):
+    found = Bunch(
+        exploding_share=0.0,
+        calibration_slope=slope,
+        lds=None,
+        second_order_error=None,
+        optimizer_mismatch=None,
+        error_split=None,
+    )
+    with pytest.warns(FaithfulnessWarning, match="as far as predicted .lower the"):
+        assert not run_verdict(found, at_full_data=False).trustworthy
+    # retraining knows better
+    found.lds = 0.9
+    verdict = run_verdict(found, at_full_data=False)
+    assert verdict.trustworthy
+    assert verdict.verdict.startswith("Trust the order, not the size")
+
+
+def test_without_retraining_the_order_is_not_vouched_for():
+    found = Bunch(
+        exploding_share=0.0,
+        calibration_slope=0.3,
+        lds=None,
+        second_order_error=None,
+        optimizer_mismatch=None,
+        error_split=None,
+    )
+    verdict = run_verdict(found, at_full_data=False).verdict
+    assert verdict.startswith("The size is wrong, and no model was retrained")
+
+
+def test_steps_far_too_long_are_not_trusted():
+    X, y, Xq, yq = data()
+    wild = net(learning_rate=1e6, max_epochs=5, batch_size=None)
+    influence = make(wild, inclusion=0.5, n_trajectories=2).fit(X, y)
+    with pytest.warns(FaithfulnessWarning, match="Do not trust"):
+        assert not influence.diagnose(Xq, yq).trustworthy
+
+
 @pytest.mark.parametrize("n_tasks", [2, 3, 4])
 def test_few_units_have_few_runs(n_tasks):
     X, y, Xq, yq = data()

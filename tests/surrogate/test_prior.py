@@ -175,7 +175,6 @@ def test_a_prior_saves_retrainings():
 
 ERRORS = {
     "no attributor": ({"prior": LogisticRegression()}, "'prior' parameter"),
-    "a class": ({"prior": AdamWInfluence}, "'prior' parameter"),
     "its parameters": ({"prior": AdamWInfluence(inclusion=2)}, "'inclusion' parameter"),
     "no gradients": (
         {"estimator": LogisticRegression(), "prior": AdamWInfluence()},
@@ -188,6 +187,10 @@ ERRORS = {
     "a regressor for classes": (
         {"prior": DualInfluence(TorchRegressor())},
         "one is a classifier, the other is not",
+    ),
+    "a class": (
+        {"prior": DualInfluence},
+        r"'prior' parameter.*must be an attributor, such as DualInfluence\(\), or None. Got <class",
     ),
     "one run only": (
         {"prior": AdamWInfluence(FrozenEstimator(net()), inclusion=0.5)},

@@ -190,7 +190,7 @@ ERRORS = {
     ),
     "a class": (
         {"prior": DualInfluence},
-        r"'prior' parameter.*must be an attributor, such as DualInfluence\(\), or None. Got <class",
+        r"'prior' parameter.* such as DualInfluence\(\), or None. Got <class",
     ),
     "one run only": (
         {"prior": AdamWInfluence(FrozenEstimator(net()), inclusion=0.5)},

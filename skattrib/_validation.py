@@ -261,7 +261,7 @@ def check_tasks(tasks, n_rows):
         raise ValueError("tasks contains NaN or missing labels; label every row.")
     if hasattr(tasks, "iloc") and getattr(tasks, "ndim", 1) == 1:
         tasks = np.asarray(tasks)
-    if np.ndim(tasks) > 1 and np.shape(tasks)[1] != 1:
+    if np.ndim(tasks) != 1 and np.shape(tasks)[1:] != (1,):
         raise ValueError(
             f"tasks has shape {np.shape(tasks)}; give one column, a label per row of X."
         )

@@ -208,6 +208,7 @@ def test_tasks_become_codes_of_sorted_labels(tasks, names, codes):
             )
         ),
         (np.array([1, "a", 2.5], dtype=object), "tasks.*one type"),
+        ("city", r"tasks has shape \(\); give one column, a label per row"),
         ([[1, 2], [3, 4], [5, 6]], r"tasks has shape \(3, 2\); give one column"),
     ],
 )

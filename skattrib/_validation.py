@@ -1,6 +1,7 @@
 """Checks shared by estimators: seeds, tensors, tasks, weights, memory."""
 
 import numbers
+import warnings
 from contextlib import contextmanager
 from functools import wraps
 
@@ -21,6 +22,8 @@ from sklearn.utils.validation import validate_data as _validate_data
 DTYPES = [np.float64, np.float32]
 
 _MAX_SEED = 2**31 - 1
+# So many numbers, on less than four rows each, look like something measured.
+_MANY_CLASSES = 20
 
 
 def _as_array(tensor):
@@ -244,6 +247,18 @@ def check_target(y, estimator):
             "Unknown label type: y holds objects, a regressor needs numbers."
         )
     return y.astype(np.float64)
+
+
+def warn_if_measured(y, n_classes):
+    """Warn if numbers that are taken for classes look like a regression's."""
+    if y.dtype.kind in "fiu" and n_classes > max(_MANY_CLASSES, len(y) / 4):
+        warnings.warn(
+            f"The {len(y)} numbers of y are taken for {n_classes} classes, an output "
+            "of the network each. If they are measurements or counts, use "
+            "TorchRegressor, as in DualInfluence(TorchRegressor()).",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def check_tasks(tasks, n_rows):

@@ -1,7 +1,5 @@
 """Neural networks as scikit-learn estimators that remember how they were trained."""
 
-import warnings
-
 import numpy as np
 import torch
 from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context, clone
@@ -16,12 +14,10 @@ from skattrib._validation import (
     seed_unset,
     unchanged_on_error,
     validate_data,
+    warn_if_measured,
 )
 
 __all__ = ["TorchClassifier", "TorchRegressor"]
-
-# So many numbers, on at most four rows each, look like something measured.
-_MANY_CLASSES = 20
 
 
 def check_classes(classes):
@@ -171,14 +167,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
                 f"y holds one class only ({classes[0]!r}); a classifier needs samples "
                 "of at least 2 classes in the data."
             )
-        if y.dtype.kind in "fiu" and len(classes) > max(_MANY_CLASSES, len(y) / 4):
-            warnings.warn(
-                f"The {len(y)} numbers of y are taken for {len(classes)} classes, an "
-                "output of the network each. If they are measurements or counts, use "
-                "TorchRegressor, as in DualInfluence(TorchRegressor()).",
-                UserWarning,
-                stacklevel=2,
-            )
+        warn_if_measured(y, len(classes))
         self.classes_, self.n_outputs_ = classes, len(classes)
         return y
 

@@ -43,28 +43,37 @@ def _to_numpy(check):
     def to_numpy(*args, **options):
         args = [_as_array(a) if isinstance(a, torch.Tensor) else a for a in args]
         with sklearn.config_context(array_api_dispatch=False):
-            try:
-                return check(*args, **options)
-            except (TypeError, ValueError) as error:
-                if cure := _cure(args):
-                    kind = TypeError if isinstance(error, TypeError) else ValueError
-                    raise kind(f"{error}. {cure}") from error
-                raise
+            return check(*args, **options)
 
     return to_numpy
 
 
-def _cure(args):
+def _with_cure(check):
+    """Let a refused X, the second argument, be told what to do about it."""
+
+    @wraps(check)
+    def with_cure(estimator, X, *args, **options):
+        try:
+            return check(estimator, X, *args, **options)
+        except (TypeError, ValueError) as error:
+            if cure := _cure(X, options.get("accept_sparse")):
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(f"{str(error).rstrip('.')}. {cure}") from error
+            raise
+
+    return with_cure
+
+
+def _cure(X, accept_sparse):
     """Say what to do about a table that is not of numbers, or is sparse; or None."""
-    for arg in args:
-        if sparse.issparse(arg):
-            return "In a pipeline, give the encoder sparse_output=False."
-        if columns := _not_numbers(arg):
-            return (
-                f"These columns of X are not numbers: {columns}. Encode them first: "
-                "make_pipeline(make_column_transformer((OneHotEncoder(sparse_output="
-                f"False), {columns}), remainder=StandardScaler()), ...)."
-            )
+    if sparse.issparse(X) and not accept_sparse:
+        return "In a pipeline, give the encoder sparse_output=False."
+    if columns := _not_numbers(X):
+        return (
+            f"These columns of X are not numbers: {columns}. Encode them first: "
+            "make_pipeline(make_column_transformer((OneHotEncoder(sparse_output="
+            f"False), {columns}), remainder=StandardScaler()), ...)."
+        )
     return None
 
 
@@ -93,7 +102,7 @@ check_array = _to_numpy(_check_array)
 check_sample_weight = _to_numpy(_some_weight)
 check_y = _to_numpy(_check_y)
 column_or_1d = _to_numpy(_column_or_1d)
-validate_data = _to_numpy(_validate_data)
+validate_data = _with_cure(_to_numpy(_validate_data))
 
 
 @contextmanager

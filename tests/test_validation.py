@@ -7,11 +7,12 @@ import pytest
 import sklearn
 import torch
 from numpy.testing import assert_array_equal
+from scipy.sparse import csr_array
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from skattrib import TorchClassifier, TorchRegressor
+from skattrib import CountSketchTransformer, TorchClassifier, TorchRegressor
 from skattrib._validation import (
     DTYPES,
     as_tensor,
@@ -161,6 +162,13 @@ def test_a_sparse_table_is_the_encoders():
     encoded = OneHotEncoder().fit_transform([["Oslo"], ["Rome"], ["Oslo"]])
     with pytest.raises(TypeError, match="give the encoder sparse_output=False"):
         validate_data(TorchClassifier(), encoded, [0, 1, 0], dtype=DTYPES)
+
+
+def test_where_sparse_is_taken_it_is_not_to_blame():
+    X = csr_array(np.array([[1.0, np.nan], [0.0, 1.0]]))
+    with pytest.raises(ValueError, match="contains NaN") as caught:
+        CountSketchTransformer(2).fit(X)
+    assert "sparse_output" not in str(caught.value)
 
 
 # ------------------------------------------------------------------------- tasks

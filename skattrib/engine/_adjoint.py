@@ -287,7 +287,9 @@ class _Stack:
     def _gradients(self, n_numbers: int) -> Callable[..., Differentiated]:
         """Return what makes a minibatch's gradient: by hand where that is known."""
         layers = dense_layers(self.model, self.X)
-        by_hand = len(self.weights) <= _FEW_RUNS or n_numbers >= _MANY_NUMBERS
+        # on a GPU the calls always matter
+        large = n_numbers >= _MANY_NUMBERS and self.X.device.type == "cpu"
+        by_hand = len(self.weights) <= _FEW_RUNS or large
         if layers is None or self.hessian != "exact" or not by_hand:
             return partial(_Gradient, self.model, self.loss, self.hessian)
         return partial(DenseGradient, layers, self.loss)

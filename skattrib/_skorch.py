@@ -1,16 +1,14 @@
-"""Modules of fitted skorch nets, with the outputs that skattrib's losses take.
+"""Modules and losses of fitted skorch nets, as the wrappers here take them.
 
 What skorch's criteria expect of a module, and what must follow it therefore, belongs
 here. skorch itself is not imported.
 """
 
-import warnings
-
 import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from skattrib.engine._modules import TwoLogits, uncompiled_copy
+from skattrib.engine._modules import uncompiled_copy
 
 
 class _LogProbabilities(nn.Module):
@@ -21,34 +19,20 @@ class _LogProbabilities(nn.Module):
 
 
 def classifier_of(net):
-    """Return a copy of a classifier's module that ends in log-probabilities.
+    """Return a copy of a classifier's module, and its loss.
 
-    These need not be normalised.
+    skorch's NLLLoss takes probabilities; their logarithms are what follows them here.
     """
-    check_is_fitted(net, "module_")
-    criterion = uncompiled_copy(net.criterion_)
-    module = uncompiled_copy(net.module_).eval()
-    if isinstance(criterion, nn.NLLLoss):
-        return nn.Sequential(module, _LogProbabilities())
-    if isinstance(criterion, nn.BCEWithLogitsLoss):
-        return nn.Sequential(module, TwoLogits())
-    if not isinstance(criterion, nn.CrossEntropyLoss):
-        raise ValueError(
-            f"criterion {type(criterion).__name__} of the skorch net is not a "
-            "classification loss known here; use CrossEntropyLoss."
-        )
-    return module
+    module, loss = regressor_of(net)
+    if isinstance(loss, nn.NLLLoss):
+        module = nn.Sequential(module, _LogProbabilities())
+    return module, loss
 
 
 def regressor_of(net):
-    """Return a copy of a regressor's module."""
+    """Return a copy of a regressor's module, and its loss."""
     check_is_fitted(net, "module_")
-    criterion = uncompiled_copy(net.criterion_)
-    if not isinstance(criterion, nn.MSELoss):
-        warnings.warn(
-            f"The skorch net was trained on {type(criterion).__name__}, not "
-            "on a squared error; attributions assume a squared error.",
-            UserWarning,
-            stacklevel=3,
-        )
-    return uncompiled_copy(net.module_).eval()
+    criterion = net.criterion_
+    if isinstance(criterion, nn.Module):
+        criterion = uncompiled_copy(criterion)
+    return uncompiled_copy(net.module_).eval(), criterion

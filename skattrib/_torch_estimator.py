@@ -25,7 +25,8 @@ from skattrib._validation import (
     takes_texts,
     validate_data,
 )
-from skattrib.engine._functional import FunctionalModule, Loss, chunks
+from skattrib.engine._functional import FunctionalModule, chunks
+from skattrib.engine._losses import Loss, as_loss, check_loss
 from skattrib.engine._modules import (
     ACTIVATIONS,
     build_mlp,
@@ -35,6 +36,7 @@ from skattrib.engine._modules import (
     uncompiled_copy,
 )
 from skattrib.engine._optim import Optimizer
+from skattrib.engine._row_weights import RowWeighting
 from skattrib.engine._training import (
     stack_size,
     stacked_outputs,
@@ -57,6 +59,8 @@ _CURE = (
 )
 
 
+# Rows that a module and its loss are tried on.
+_FEW = 3
 # A replay that misses the end of a run by more of the way than this is another run.
 _REPLAY_TOLERANCE = 1e-3
 
@@ -70,6 +74,11 @@ class _Problem:
     recipe: Recipe
     X: torch.Tensor
     targets: torch.Tensor
+    weighting: RowWeighting
+
+    def weighted(self, weights):
+        """Return the weights (k, n) in minibatch losses, where X is."""
+        return self.weighting(as_tensor(weights, self.X))
 
 
 class TorchEstimator(BaseEstimator):
@@ -77,11 +86,14 @@ class TorchEstimator(BaseEstimator):
 
     #: Whether it repeats one recorded run, whatever the seed.
     _one_run = False
+    #: Of a regressor there are none.
+    class_weight = None
 
     _parameter_constraints: dict = {
         "module": [nn.Module, callable, None],
         "hidden_layer_sizes": ["array-like", Hidden(Integral)],
         "activation": [StrOptions(set(ACTIVATIONS))],
+        "loss": [StrOptions({"auto"}), nn.Module, callable, Loss],
         "optimizer": [StrOptions({"adamw", "adam", "sgd"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
@@ -105,6 +117,7 @@ class TorchEstimator(BaseEstimator):
         *,
         hidden_layer_sizes=(32,),
         activation="tanh",
+        loss="auto",
         optimizer="adamw",
         learning_rate=1e-2,
         weight_decay=1e-2,
@@ -124,6 +137,7 @@ class TorchEstimator(BaseEstimator):
         self.module = module
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
+        self.loss = loss
         self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -145,7 +159,7 @@ class TorchEstimator(BaseEstimator):
         weights = check_sample_weight(
             sample_weight, X, dtype=X.dtype, ensure_non_negative=True
         )
-        problem = self._problem(X, self._learn_target(y))
+        problem = self._problem(X, self._learn_target(y, X))
         keep = steps_to_keep(self.record, problem.recipe.n_steps)
         weights = as_tensor(weights, problem.X)
         with tqdm(
@@ -159,7 +173,7 @@ class TorchEstimator(BaseEstimator):
                 problem.recipe,
                 problem.X,
                 problem.targets,
-                weights[None],
+                problem.weighted(weights[None]),
                 keep=keep,
                 stop_when_diverged=True,
                 on_step=bar.update,
@@ -217,7 +231,13 @@ class TorchEstimator(BaseEstimator):
             batches=batches,
             clip_norm=self.clip_norm,
         )
-        return _Problem(model, Loss(self._task), recipe, X, targets)
+        check_loss(self.loss_function_, few_outputs(model.module, X), targets[:_FEW])
+        weighting = self._weighting(targets)
+        return _Problem(model, self.loss_function_, recipe, X, targets, weighting)
+
+    def _weighting(self, targets):
+        """Return what classes make of the weights of rows."""
+        return RowWeighting(self.loss_function_.row_weights(targets))
 
     def _device(self):
         try:
@@ -286,7 +306,7 @@ class TorchEstimator(BaseEstimator):
                 )
             module = uncompiled_copy(module)
         module = module.to(device=X.device, dtype=X.dtype)
-        _check_module(module, X[:3], n_outputs)
+        _check_module(module, X[:_FEW], n_outputs)
         return module
 
     def _stack(self, X, y, weights, *, random_state, n_jobs=None, verbose=0):
@@ -301,7 +321,7 @@ class TorchEstimator(BaseEstimator):
             problem.recipe,
             problem.X,
             problem.targets,
-            as_tensor(weights, problem.X),
+            problem.weighted(weights),
             memory_bytes=memory_cap(),
             n_jobs=n_jobs,
             verbose=verbose,
@@ -388,22 +408,44 @@ def _check_module(module, X, n_outputs):
         raise ValueError(f"module {type(module).__name__} {wrong}. {_CURE}")
 
 
-def fitted_from(cls, module, n_outputs, device, **fitted):
-    """Return a fitted wrapper around a trained module, without a record."""
+def few_outputs(module, X):
+    """Return the outputs (n, C) of a few rows."""
+    with torch.no_grad():
+        out = module(X[:_FEW])
+    return out if out.ndim > 1 else out[:, None]
+
+
+def module_width(module):
+    """Return how many outputs the last linear layer of a module has; None: unknown."""
+    layers = [m for m in module.modules() if isinstance(m, nn.Linear)]
+    return layers[-1].out_features if layers else None
+
+
+def fitted_from(cls, module, targets, device, loss, link, **fitted):
+    """Return a fitted wrapper around a trained module, without a record.
+
+    ``targets`` are some, as many different ones as there can be.
+    """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module)}.")
     if not any(p.requires_grad for p in module.parameters()):
         raise ValueError("module has no trainable parameters.")
     if device is None:
         device = next(module.parameters()).device
-    estimator = cls(module=module, device=device)
+    estimator = cls(module=module, loss=loss, device=device)
     unsuitable = find_unsuitable_layers(module)
     if unsuitable:
         name, reason = unsuitable[0]
         raise ValueError(f"module layer {name} {reason}. {_CURE}")
     estimator.module_ = uncompiled_copy(module).to(device)
     estimator.trajectory_ = None
+    loss = as_loss(loss, link, single_output=module_width(module) == 1)
+    estimator.loss_function_, n_outputs = loss, loss.n_outputs(targets)
     estimator.n_outputs_ = n_outputs
+    few = targets[-_FEW:]
+    # numbers that are rates, log-odds and predictions alike
+    some = torch.linspace(0.2, 1.0, len(few) * n_outputs).view(len(few), n_outputs)
+    check_loss(loss, some, few)
     for name, value in fitted.items():
         setattr(estimator, name, value)
     return estimator
@@ -412,7 +454,16 @@ def fitted_from(cls, module, n_outputs, device, **fitted):
 def untrained(estimator, X, y, random_state=0):
     """Return what an estimator would be trained on, without training it."""
     blank = clone(estimator)
-    return blank._problem(X, blank._learn_target(y), random_state)
+    return blank._problem(X, blank._learn_target(y, X), random_state)
+
+
+def future_loss(estimator, X, y):
+    """Return the loss that a network will be trained on; None of anything else."""
+    if not isinstance(estimator, TorchEstimator):
+        return None
+    blank = clone(estimator)
+    blank._learn_target(y, X)
+    return blank.loss_function_
 
 
 def check_recipe(estimator, stacklevel):

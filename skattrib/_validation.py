@@ -258,6 +258,17 @@ def check_target(y, estimator):
     return y.astype(np.float64)
 
 
+def dense(y):
+    """Return targets as an array, also those of several labels in a sparse matrix."""
+    return y.toarray() if sparse.issparse(y) else np.asarray(y)
+
+
+def has_columns(y):
+    """Say whether targets have several columns."""
+    shape = y.shape if sparse.issparse(y) else np.shape(y)
+    return len(shape) == 2 and shape[1] > 1
+
+
 def warn_if_measured(y, n_classes):
     """Warn if numbers that are taken for classes look like a regression's."""
     if y.dtype.kind in "fiu" and n_classes > max(_MANY_CLASSES, len(y) / 4):
@@ -329,59 +340,3 @@ def check_weights(weights, n_units, dtype=np.float64):
             f"{weights.min():g}."
         )
     return weights
-
-
-def check_outcome(outcome, estimator, n_outputs=None):
-    """Return the name of an outcome, or the callable, that fits the estimator.
-
-    Parameters
-    ----------
-    outcome : str or callable
-    estimator : classifier or regressor
-    n_outputs : int or None
-        Columns of y; None asks the fitted estimator.
-    """
-    if n_outputs is None:
-        n_outputs = getattr(estimator, "n_outputs_", 1)
-    if callable(outcome):
-        return outcome
-    if takes_texts(estimator) and outcome in ("margin", "prediction"):
-        raise ValueError(
-            f"outcome={outcome!r} is not defined for texts; use 'log_likelihood' or a "
-            "callable (logits, tokens) -> outcome of each token."
-        )
-    known = ("auto", "log_likelihood", "margin", "prediction")
-    if outcome not in known:
-        raise ValueError(
-            f"outcome must be one of {known} or a callable, got {outcome!r}."
-        )
-    classifier = is_classifier(estimator)
-    if outcome == "margin" and not classifier:
-        raise ValueError(
-            "outcome='margin' is log p_y/(1-p_y) and needs a classifier; use "
-            "'log_likelihood' or 'prediction' for a regressor."
-        )
-    if outcome == "prediction" and (classifier or n_outputs > 1):
-        raise ValueError(
-            "outcome='prediction' needs a regressor with one output; use 'margin' for "
-            "a classifier, or a callable (outputs, y) -> outcome."
-        )
-    return "log_likelihood" if outcome == "auto" else outcome
-
-
-def check_own_outcome(outcome, estimator, n_outputs):
-    """Return the outcome to measure at the estimator's own predictions."""
-    if takes_texts(estimator):
-        raise ValueError(
-            "y is missing: a language model has no one prediction whose outcome could "
-            "be taken. Use attribute(X, y) with the completions y, generated or given."
-        )
-    if not is_classifier(estimator) and not callable(outcome):
-        if outcome == "log_likelihood":
-            raise ValueError(
-                "outcome='log_likelihood' needs y for a regressor: at the model's own "
-                "prediction its gradient is zero. Use outcome='prediction', or pass y "
-                "where there is one (attribute)."
-            )
-        outcome = "prediction" if outcome == "auto" else outcome
-    return check_outcome(outcome, estimator, n_outputs)

@@ -32,13 +32,17 @@ from sklearn.utils.validation import (
 
 from skattrib._fit_params import check_names, row_weights, takes_tables
 from skattrib._frames import long_form, row_names
-from skattrib._torch_estimator import check_recipe
+from skattrib._outcomes import (
+    OUTCOMES,
+    check_outcome,
+    check_own_outcome,
+    loss_of,
+)
+from skattrib._torch_estimator import check_recipe, future_loss
 from skattrib._validation import (
     DTYPES,
     check_fits,
     check_not_single,
-    check_outcome,
-    check_own_outcome,
     check_target,
     check_tasks,
     check_texts,
@@ -51,6 +55,7 @@ from skattrib._validation import (
     validate_data,
 )
 from skattrib._verdict import calibration_slope
+from skattrib.engine._losses import LabelLoss
 from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
 from skattrib.neural import TorchClassifier, make_estimator
 
@@ -69,7 +74,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
     _parameter_constraints: dict = {
         "estimator": [HasMethods(["fit", "predict"]), torch.nn.Module, None],
         "outcome": [
-            StrOptions({"auto", "log_likelihood", "margin", "prediction"}),
+            StrOptions(set(OUTCOMES)),
             callable,
         ],
         "n_retrainings": [Interval(Integral, FEWEST_RETRAININGS, None, closed="left")],
@@ -128,13 +133,16 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(3)
         estimator = make_estimator(self.estimator, y, int(seeds[0] >> 1))
         y = check_target(y, estimator)
-        if is_classifier(estimator) and y.ndim > 1:
-            raise ValueError(
-                f"y has {y.shape[1]} columns: a classifier of several outputs cannot "
-                "be attributed. Fit one attributor per column."
-            )
         self._check_estimator(estimator)
-        check_outcome(self.outcome, estimator, 1 if y.ndim == 1 else y.shape[1])
+        loss = future_loss(estimator, X, y) or loss_of(estimator)
+        labels = isinstance(loss, LabelLoss)
+        if is_classifier(estimator) and y.ndim > 1 and not labels:
+            raise ValueError(
+                f"y has {y.shape[1]} columns, and {type(estimator).__name__} cannot be "
+                "attributed on several. Fit one attributor per column, or use a "
+                "TorchClassifier, which takes columns of 0 and 1 for labels."
+            )
+        check_outcome(self.outcome, estimator, 1 if y.ndim == 1 else y.shape[1], loss)
         weights, fit_params = row_weights(estimator, fit_params, X)
         self.unit_names_, self.n_units_ = names, len(names)
         self._score_seed, self._fit_seed = int(seeds[1] >> 1), int(seeds[2] >> 1)

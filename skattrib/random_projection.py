@@ -19,13 +19,13 @@ from sklearn.random_projection import BaseRandomProjection
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_n_features, check_is_fitted
 
+from skattrib._outcomes import OUTCOMES, check_own_outcome
 from skattrib._parameter_projection import ParameterProjection
-from skattrib._torch_estimator import check_recipe, unfrozen
+from skattrib._torch_estimator import check_recipe, future_loss, unfrozen
 from skattrib._validation import (
     DTYPES,
     as_tensor,
     check_fits,
-    check_own_outcome,
     check_target,
     draw_seed,
     memory_cap,
@@ -33,7 +33,7 @@ from skattrib._validation import (
     unchanged_on_error,
     validate_data,
 )
-from skattrib.engine._functional import FunctionalModule, chunks, outcome_function
+from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._parallel import batches, call_each
 from skattrib.engine._sketch import (
     draw_tables,
@@ -252,8 +252,8 @@ class GradientTransformer(
         int k stands for ``CountSketchTransformer(k)``; a
         `sklearn.random_projection.GaussianRandomProjection` stores k x P numbers.
         None returns the gradients.
-    outcome : {"auto", "log_likelihood", "margin", "prediction"} or callable, \
-            default="auto"
+    outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
+            callable, default="auto"
         What is differentiated, at the network's own prediction; see
         `evaluation.retrain_outcomes`. "auto" is the log-likelihood of the predicted
         class, or the prediction of a regressor with one output. The gradient of a
@@ -316,7 +316,7 @@ class GradientTransformer(
             None,
         ],
         "outcome": [
-            StrOptions({"auto", "log_likelihood", "margin", "prediction"}),
+            StrOptions(set(OUTCOMES)),
             callable,
         ],
         "n_jobs": [Integral, None],
@@ -382,8 +382,8 @@ class GradientTransformer(
         y = check_target(y, estimator)
         unfrozen(estimator, self)
         projection = self._make_projection(int(seeds[1] >> 1))
-        n_outputs = getattr(estimator, "n_outputs_", y.shape[1] if several else 1)
-        self._outcome = check_own_outcome(self.outcome, estimator, n_outputs)
+        loss, n_outputs = future_loss(estimator, X, y), y.shape[1] if several else 1
+        self._outcome = check_own_outcome(self.outcome, estimator, n_outputs, loss)
         _check_n_features(estimator, X, reset=False)
         self.estimator_ = estimator.fit(X, y, sample_weight=sample_weight)
         estimator._raw_outputs(X[:2])  # a wrapped module of another width
@@ -431,7 +431,7 @@ class GradientTransformer(
         # an eighth: gradients take several times the memory of their factors
         cap = int(memory_cap() / (8 * like.element_size()))
         size = cap // numbers_per_row(model, as_tensor(X[:1], like))
-        same = module, self.estimator_._task, self._outcome, self.projection_
+        same = module, self.estimator_.loss_function_, self._outcome, self.projection_
         same = *same, self._n_features_out, min(cap, _AT_ONCE)
         parts = batches(len(X), size, self.n_jobs)
         work = [(*same, X[part]) for part in parts]
@@ -448,16 +448,16 @@ class GradientTransformer(
         return tags
 
 
-def _features(module, task, outcome, projection, n_features, cap, X):
+def _features(module, loss, outcome, projection, n_features, cap, X):
     """Return the gradients of rows, or their projections, `cap` numbers at a time."""
     like, model = next(module.parameters()), FunctionalModule(module)
-    outcome = outcome_function(outcome, task)
+    outcome = loss.outcome(outcome)
     project = None
     if projection is not None:
         project = ParameterProjection(projection, like).apply
     out = np.zeros((len(X), n_features), dtype=X.dtype)
     rows = as_tensor(X, like)
-    for columns, block in outcome_gradients(model, rows, outcome, task, cap):
+    for columns, block in outcome_gradients(model, rows, outcome, loss, cap):
         if project is None:
             out[:, columns] = block.cpu().numpy()
         else:

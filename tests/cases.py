@@ -13,7 +13,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from skattrib.engine._losses import CrossEntropy, SquaredError
 from skattrib.engine._optim import Optimizer
+
+LOSSES = {"classification": CrossEntropy(), "regression": SquaredError()}
 
 
 class Twice(nn.Module):

@@ -18,6 +18,10 @@ ROOMS = [
     "_frames",
     "engine._optim",
     "engine._functional",
+    "engine._row_weights",
+    "engine._solvers",
+    "engine._losses",
+    "engine._penalties",
     "engine._modules",
     "engine._trajectory",
     "engine._parallel",
@@ -25,7 +29,6 @@ ROOMS = [
     "engine._factors",
     "engine._gradients",
     "engine._kernel",
-    "engine._solvers",
     "engine._projection",
     "engine._jacobian",
     "engine._spaces",
@@ -43,6 +46,7 @@ ROOMS = [
     "engine._index",
     "engine._similarity",
     "engine",
+    "_outcomes",
     "_torch_estimator",
     "_skorch",
     "neural",
@@ -122,10 +126,11 @@ def imported_modules(tree, modules):
 def room(module):
     """The entry of ROOMS that a module belongs to, None if there is none."""
     name = module.removeprefix("skattrib.")
-    if name in ROOMS:
+    if name == "engine":
         return name
-    first = name.partition(".")[0]
-    return first if first in ROOMS and first != "engine" else None
+    while name not in ROOMS and "." in name:
+        name = name.rpartition(".")[0]
+    return name if name in ROOMS and name != "engine" else None
 
 
 def violations(module, tree, modules):

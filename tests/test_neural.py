@@ -18,7 +18,7 @@ from sklearn.utils.estimator_checks import check_sample_weight_equivalence_on_de
 from torch import nn
 
 from skattrib import DualInfluence, TorchClassifier, TorchRegressor
-from skattrib.engine._functional import FunctionalModule, Loss
+from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._training import train
 from tests.cases import build, mlp, randn
 
@@ -327,7 +327,7 @@ def test_recipe_repeats_the_run(kind, batch_size):
     model = FunctionalModule(fitted.module_)
     result = train(
         model,
-        Loss(fitted._task),
+        fitted.loss_function_,
         trajectory.recipe,
         torch.tensor(X),
         codes,
@@ -460,16 +460,42 @@ def test_skorch_criteria_that_do_not_fit():
     X, y = data(np.float32)
     net = skorch_net(skorch.NeuralNetRegressor, lambda: mlp(D, 5, 1), nn.L1Loss)
     net.fit(X, targets(1).astype(np.float32))
-    with pytest.warns(UserWarning, match="trained on L1Loss"):
-        TorchRegressor.from_skorch(net)
+    wrapped = TorchRegressor.from_skorch(net)
+    assert repr(wrapped.loss_function_) == "loss L1Loss"
     margin = skorch_net(
         skorch.NeuralNetClassifier, lambda: mlp(D, 5, 3), nn.MultiMarginLoss
     )
     margin.fit(X, y)
-    with pytest.raises(ValueError, match=r"MultiMarginLoss.*CrossEntropyLoss"):
+    with pytest.raises(ValueError, match=r"MultiMarginLoss has no second derivative"):
         TorchClassifier.from_skorch(margin)
     with pytest.raises(NotFittedError):
         TorchClassifier.from_skorch(clone(margin))
+
+
+@pytest.mark.touches_global_rng
+def test_skorch_losses_are_taken_over():
+    X, y = data(np.float32)
+    weight = torch.tensor([1.0, 10.0, 1.0])
+    net = skorch_net(
+        skorch.NeuralNetClassifier,
+        lambda: mlp(D, 5, 3),
+        nn.CrossEntropyLoss,
+        criterion__weight=weight,
+        criterion__label_smoothing=0.1,
+    )
+    loss = TorchClassifier.from_skorch(net.fit(X, y)).loss_function_
+    assert loss.weight == (1.0, 10.0, 1.0)
+    assert loss.label_smoothing == 0.1
+    single = skorch_net(
+        skorch.NeuralNetBinaryClassifier,
+        lambda: mlp(D, 5, 1),
+        nn.BCEWithLogitsLoss,
+        criterion__pos_weight=torch.tensor(3.0),
+    )
+    single.fit(X, (y == y[0]).astype(np.float32))
+    wrapped = TorchClassifier.from_skorch(single)
+    assert wrapped.loss_function_.pos_weight == 3.0
+    assert_allclose(wrapped.predict_proba(X), single.predict_proba(X), rtol=1e-5)
 
 
 # ---------------------------------------------------------------- pickle, output
@@ -800,7 +826,9 @@ def test_targets_of_queries_must_be_known():
         ):
             clf._targets(np.array(["cat", unseen]), torch.empty(0))
     reg = TorchRegressor(**SHORT).fit(X, targets(2))
-    with pytest.raises(ValueError, match="y has 3 columns, the regressor 2 outputs"):
+    with pytest.raises(
+        ValueError, match="3 columns, the regressor was fitted to 2"
+    ):
         reg._targets(np.zeros((5, 3)), torch.empty(0))
 
 

@@ -13,10 +13,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from skattrib import CountSketchTransformer, TorchClassifier, TorchRegressor
+from skattrib._outcomes import check_outcome
 from skattrib._validation import (
     DTYPES,
     as_tensor,
-    check_outcome,
     check_tasks,
     check_weights,
     draw_seed,

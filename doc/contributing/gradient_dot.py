@@ -9,12 +9,7 @@ from sklearn.utils._param_validation import Interval
 from skattrib._torch_estimator import unfrozen
 from skattrib._validation import as_tensor, memory_cap
 from skattrib.base import BaseAttributor
-from skattrib.engine._functional import (
-    FunctionalModule,
-    Loss,
-    chunks,
-    outcome_function,
-)
+from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._gradients import row_gradients
 
 
@@ -81,7 +76,7 @@ class GradientDot(BaseAttributor):
         unfrozen(estimator, self)  # a network of ours, frozen or not; else it raises
 
     def _fit_attributor(self):
-        loss = Loss(self.estimator_._task).values
+        loss = self.estimator_.loss_function_.values
         gradients = self._gradients(self.X_train_, self.y_train_, loss)
         weights = as_tensor(self._row_weights, gradients)
         share = self.learning_rate / weights.sum()
@@ -108,12 +103,12 @@ class GradientDot(BaseAttributor):
         return torch.cat(found)
 
     def _attribute(self, X, y, outcome):
-        function = outcome_function(outcome, self.estimator_._task)
+        function = self.estimator_.loss_function_.outcome(outcome)
         queries = self._gradients(X, y, function)
         return self._by_unit((queries @ self._steps.T).cpu().numpy()), None
 
     def _predict_outcomes(self, X, y, weights, outcome):
-        function = outcome_function(outcome, self.estimator_._task)
+        function = self.estimator_.loss_function_.outcome(outcome)
         outputs = self.estimator_._raw_outputs(X)
         present = function(outputs, self.estimator_._targets(y, outputs))
         lost = (1 - weights) @ self._attribute(X, y, outcome)[0].T

@@ -20,7 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from skattrib.engine._dense import DenseGradient, dense_layers
-from skattrib.engine._functional import FunctionalModule, Loss, chunks
+from skattrib.engine._functional import FunctionalModule, chunks
+from skattrib.engine._losses import Loss
 from skattrib.engine._modules import activation_size
 from skattrib.engine._optim import (
     Optimizer,

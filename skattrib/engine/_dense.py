@@ -13,7 +13,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from skattrib.engine._functional import FunctionalModule, Loss
+from skattrib.engine._functional import FunctionalModule
+from skattrib.engine._losses import Loss
 from skattrib.engine._optim import clip_gradient
 
 _SMOOTH = (nn.GELU, nn.SiLU, nn.Sigmoid, nn.Softplus)
@@ -137,11 +138,8 @@ class DenseGradient:
             h, slope, bend = _activate(layer.activation, z)
             self._slopes.append(slope)
             self._bends.append(bend)
-        outputs = h.mT
-        self._residuals = loss.residuals(outputs, targets).mT.contiguous()
-        self._proba = None
-        if loss.task == "classification":
-            self._proba = outputs.softmax(-1).mT.contiguous()
+        self._outputs, self._targets = h.mT, targets
+        self._residuals = loss.residuals(self._outputs, targets).mT.contiguous()
         self._raw = self._backward(torch.empty_like(params))
         self.value = clip_gradient(self._raw, clip_norm)
 
@@ -184,13 +182,11 @@ class DenseGradient:
     def _product(self, run: int, a: Tensor, out: Tensor) -> Tensor:
         """Write H a of one run for a (q, P), and return the dots (q, B)."""
         moves, moved = self._forward(run, a)
-        outputs = moves[-1]
-        dots = (self._residuals[run] * outputs).sum(dim=1)
-        if self._proba is not None:
-            p = self._proba[run]
-            outputs = p * outputs
-            outputs = outputs - p * outputs.sum(dim=1, keepdim=True)
-        signal = self._shares[run] * outputs
+        dots = (self._residuals[run] * moves[-1]).sum(dim=1)
+        bent = self._loss.hessian_product(
+            self._outputs[run], self._targets, moves[-1].mT
+        )
+        signal = self._shares[run] * bent.mT
         q = len(a)
         for i in reversed(range(len(self._layers))):
             layer, fixed = self._layers[i], self._signals[i][run].expand(q, -1, -1)

@@ -1,24 +1,15 @@
-"""A module as a pure function of one flat parameter vector; losses and outcomes."""
+"""A module as a pure function of one flat parameter vector."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
-
-Task = Literal["classification", "regression"]
-OutcomeFunction = Callable[[Tensor, Tensor], Tensor]
-
-# From about a hundred on, log-softmax is as fast within a row as across rows.
-_FEW_CLASSES = 64
 
 
 class FunctionalModule:
@@ -83,91 +74,6 @@ class FunctionalModule:
 
     def __deepcopy__(self, memo: dict[int, object]) -> FunctionalModule:
         return FunctionalModule(copy.deepcopy(self.module, memo))
-
-
-# --------------------------------------------------------------------- losses
-@dataclass(frozen=True)
-class Loss:
-    """Row losses of a task: softmax cross-entropy or ½ Σ error².
-
-    Targets are class codes (n,) or values (n, C).
-    """
-
-    task: Task
-
-    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the losses (n,)."""
-        if self.task != "classification":
-            return 0.5 * (outputs - targets).square().sum(-1)
-        if outputs.shape[-1] > _FEW_CLASSES:
-            return nn.functional.cross_entropy(outputs, targets, reduction="none")
-        # classes first: to the bit the same, but vectorised over rows, three times
-        # as fast for ten classes
-        log_p = nn.functional.log_softmax(outputs.T.contiguous(), dim=0)
-        return -log_p.gather(0, targets[None])[0]
-
-    def residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the gradient of each loss in its outputs, (n, C)."""
-        if self.task == "classification":
-            one_hot = nn.functional.one_hot(targets, outputs.shape[-1])
-            return outputs.softmax(-1) - one_hot.to(outputs.dtype)
-        return outputs - targets
-
-    def hessian_root(self, outputs: Tensor) -> Tensor:
-        """Return S (n, C, C) with S Sᵀ the Hessian of each loss in its outputs."""
-        n, n_outputs = outputs.shape
-        if self.task == "classification":
-            p = outputs.softmax(-1)
-            root = p.sqrt()
-            return torch.diag_embed(root) - p[:, :, None] * root[:, None, :]
-        eye = torch.eye(n_outputs, dtype=outputs.dtype, device=outputs.device)
-        return eye.expand(n, n_outputs, n_outputs)
-
-
-def cross_log_odds(outputs: Tensor, targets: Tensor) -> Tensor:
-    """log p_y / (1 − p_y), as f_y − logsumexp of the others: finite at saturation."""
-    own = outputs.gather(-1, targets[..., None])[..., 0]
-    mask = nn.functional.one_hot(targets, outputs.shape[-1]).bool()
-    others = outputs.masked_fill(mask, -torch.inf)
-    return own - others.logsumexp(-1)
-
-
-def outcome_function(outcome: str | OutcomeFunction, task: Task) -> OutcomeFunction:
-    """Return the map (outputs (..., C), targets) → outcome (...), higher is better."""
-    if callable(outcome):
-        return partial(_checked, outcome)
-    if outcome == "margin":
-        return cross_log_odds
-    if outcome == "prediction":
-        return _first_output
-    if task == "classification":
-        return _class_log_likelihood
-    return _gaussian_log_likelihood
-
-
-def _checked(outcome: OutcomeFunction, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Evaluate the user's own function."""
-    found = outcome(outputs, targets)
-    if found.shape != outputs.shape[:-1]:
-        raise ValueError(
-            f"outcome returned shape {tuple(found.shape)} for outputs "
-            f"{tuple(outputs.shape)}; it must drop the last axis only, whatever stands "
-            "before it."
-        )
-    return found
-
-
-def _class_log_likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
-    # keeps the digits of a probability near 1, where log_softmax rounds to 0
-    return nn.functional.logsigmoid(cross_log_odds(outputs, targets))
-
-
-def _gaussian_log_likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
-    return -0.5 * (outputs - targets).square().sum(-1)
-
-
-def _first_output(outputs: Tensor, targets: Tensor) -> Tensor:
-    return outputs[..., 0]
 
 
 def spread(n: int, n_wanted: int) -> NDArray[np.intp]:

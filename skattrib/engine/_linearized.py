@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from skattrib.engine._functional import FunctionalModule, Loss, chunks, spread
+from skattrib.engine._functional import FunctionalModule, chunks, spread
 from skattrib.engine._gradients import RowGradients, row_gradients
 from skattrib.engine._kernel import kernel_block
+from skattrib.engine._losses import Loss
+from skattrib.engine._penalties import Regularization, scale_with
 from skattrib.engine._projection import LandmarkProjector, Projector
 from skattrib.engine._refits import refit
 from skattrib.engine._row_spaces import DualSpace, MatrixFreeSpace
@@ -37,7 +39,6 @@ from skattrib.engine._spaces import (
 )
 from skattrib.engine._spectral import SpectralPrimalSpace
 
-Regularization = Literal["per_sample", "fixed"]
 #: Outputs of queries (q, C) to the gradients of their outcomes.
 Slope = Callable[[Tensor], Tensor]
 #: Damping of the mean row loss as a function of the fraction of mass removed.
@@ -100,7 +101,7 @@ class LinearizedModel:
         self.outputs, gradients = row_gradients(model, X, scale, memory_bytes)
         self._per_query = gradients.n_numbers // max(1, len(X))
         self.residuals = loss.residuals(self.outputs, targets)
-        self.roots = loss.hessian_root(self.outputs).contiguous()
+        self.roots = loss.hessian_root(self.outputs, targets).contiguous()
         self.projector = None if project is None else project(gradients)
         if solver == "nystroem" and landmarks is not None:
             self.projector = LandmarkProjector(gradients, landmarks, memory_bytes)
@@ -169,9 +170,7 @@ class LinearizedModel:
         ridge = [self.ridge(f) for f in self.removed_fraction(weights).tolist()]
         total = self.weights.sum(dtype=torch.float64)
         out = torch.tensor(ridge, dtype=torch.float64).to(share) * total
-        if self.regularization == "per_sample":
-            # where nothing is kept the penalty decides alone, at any strength
-            out = out * torch.where(share == 0, 1.0, share)
+        out = out * scale_with(self.regularization, share)
         return out.to(self.outputs)
 
     def _amounts(self, weights: Tensor) -> Tensor:
@@ -193,8 +192,7 @@ class LinearizedModel:
         """Return w r(f) − κ' s r(f₀), (k, n·C): the gradient in the outputs."""
         k, (n, C) = len(weights), self.outputs.shape
         constant = self._kept(weights)[:, None] * self.weights
-        targets = self.targets.repeat(k, *[1] * (self.targets.ndim - 1))
-        now = self.loss.residuals(outputs.reshape(k * n, C), targets).view(k, n, C)
+        now = self.loss.residuals(outputs.reshape(k, n, C), self.targets)
         rho = weights[..., None] * now - constant[..., None] * self.residuals
         return rho.flatten(1)
 

@@ -43,14 +43,6 @@ def build_mlp(
     return nn.Sequential(*layers[:-1])
 
 
-class TwoLogits(nn.Module):
-    """Turn the single logit of a binary classifier into two."""
-
-    def forward(self, z: Tensor) -> Tensor:
-        z = z.reshape(len(z), 1)
-        return torch.cat([torch.zeros_like(z), z], dim=1)
-
-
 def call_seeded(
     factory: Callable[[int, int], nn.Module], n_inputs: int, n_outputs: int, seed: int
 ) -> nn.Module:

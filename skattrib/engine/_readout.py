@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from skattrib.engine._functional import Task
+from skattrib.engine._losses import CrossEntropy, Loss
 from skattrib.engine._sketch import draw_tables, sketch
 
 Channel = Literal["rh", "gh", "h"]
@@ -189,25 +189,24 @@ class Residual:
 def residuals(
     outputs: Tensor,
     targets: Tensor,
-    task: Task,
+    loss: Loss,
     *,
     top_k: int | None = None,
     temperature: float = 1.0,
 ) -> Residual:
-    """Return ∂ℓ/∂z of outputs z (N, C): p − onehot, or z − y of a regressor.
+    """Return ∂ℓ/∂z of outputs z (N, C), for cross-entropy p − onehot.
 
     Parameters
     ----------
     top_k : int or None
-        Keep the residuals of this many most likely classes, the target's always.
-        Probabilities are those among all classes.
+        Of cross-entropy: keep the residuals of this many most likely classes, the
+        target's always. Probabilities are those among all classes.
     temperature : float
-        Of the softmax.
+        Of the softmax or sigmoid; nothing to losses of numbers.
     """
-    n_outputs = outputs.shape[1]
-    if task == "regression":
-        return Residual(outputs - targets, None, n_outputs)
-    z = outputs if temperature == 1.0 else outputs / temperature
+    n_outputs, z = outputs.shape[1], loss.tempered(outputs, temperature)
+    if type(loss) is not CrossEntropy or loss.label_smoothing:
+        return Residual(loss.residuals(z, targets), None, n_outputs)
     # of a few rows at a time, logsumexp stays in the processor's cache: twice as fast
     pieces = z.split(max(1, _IN_CACHE // n_outputs))
     total = torch.cat([piece.logsumexp(dim=1, keepdim=True) for piece in pieces])

@@ -13,7 +13,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from skattrib.engine._functional import Loss
+from skattrib.engine._losses import Loss
 from skattrib.engine._spaces import EXACT, FullSystems, Space
 
 _MAX_NEWTON = 25
@@ -30,6 +30,7 @@ class Tangent(Protocol):
 
     weights: Tensor
     outputs: Tensor
+    targets: Tensor
     loss: Loss
     space: Space
 
@@ -125,7 +126,9 @@ def _newton_move(
         )
     full = ~chord
     if bool(full.any()):
-        roots = model.loss.hessian_root(outputs[full].reshape(-1, C))
+        some, targets = outputs[full], model.targets
+        targets = targets.repeat(len(some), *[1] * (targets.ndim - 1))
+        roots = model.loss.hessian_root(some.reshape(-1, C), targets)
         moves[full] = model.space.solve_subsets(
             gradients[full],
             weights[full],

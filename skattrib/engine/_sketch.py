@@ -8,12 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from skattrib.engine._functional import (
-    FunctionalModule,
-    OutcomeFunction,
-    Task,
-)
+from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._gradients import RowGradients, row_gradients
+from skattrib.engine._losses import Loss, OutcomeFunction
 from skattrib.engine._projection import gradient_blocks
 
 
@@ -74,7 +71,7 @@ def outcome_gradients(
     model: FunctionalModule,
     X: Tensor,
     outcome: OutcomeFunction,
-    task: Task,
+    loss: Loss,
     max_numbers: int,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield the gradient of each row's outcome at its own prediction, by blocks.
@@ -84,7 +81,7 @@ def outcome_gradients(
     a layer, or a parameter that no layer covers, already has more.
     """
     outputs, gradients = row_gradients(model, X)
-    own = outputs.argmax(dim=-1) if task == "classification" else outputs
+    own = loss.own_targets(outputs)
     slopes = torch.func.grad(lambda f: outcome(f, own).sum())(outputs)
     # mix the C outputs while they are factors: one outer product instead of C
     layers = [

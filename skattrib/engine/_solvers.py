@@ -198,6 +198,24 @@ def largest_eigenvalue(matrices: Tensor) -> Tensor:
     return torch.linalg.eigvalsh((matrices + matrices.mT) / 2)[..., -1]
 
 
+def positive_root(matrices: Tensor) -> Tensor:
+    """Return S with S Sᵀ the positive semi-definite part of symmetric matrices."""
+    if matrices.shape[-1] == 1:
+        return matrices.clamp(min=0).sqrt()
+
+    symmetric = (matrices + matrices.mT).double() / 2
+    values, vectors = torch.linalg.eigh(symmetric)
+    root: Tensor = vectors * values.clamp(min=0).sqrt()[..., None, :]
+    return root.to(matrices)
+
+
+def negative_share(matrices: Tensor) -> float:
+    """Return which share of symmetric matrices' eigenvalues is below 0."""
+    values = torch.linalg.eigvalsh((matrices + matrices.mT).double() / 2)
+    total = float(values.abs().sum())
+    return float(values.clamp(max=0).abs().sum()) / total if total else 0.0
+
+
 def pseudo_inverse(matrices: Tensor) -> Tensor:
     """Return Moore-Penrose inverses, blind to what is below half of the precision."""
     tolerance = torch.finfo(matrices.dtype).eps ** 0.5

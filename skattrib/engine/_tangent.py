@@ -19,7 +19,8 @@ from torch.func import grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
-from skattrib.engine._functional import FunctionalModule, Loss, chunks
+from skattrib.engine._functional import FunctionalModule, chunks
+from skattrib.engine._losses import Loss
 from skattrib.engine._modules import activation_size
 from skattrib.engine._optim import (
     StepDerivative,

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.func import vmap
 from tqdm.auto import tqdm
 
-from skattrib.engine._functional import FunctionalModule, Loss, chunks
+from skattrib.engine._functional import FunctionalModule, chunks
+from skattrib.engine._losses import Loss
 from skattrib.engine._modules import activation_size
 from skattrib.engine._optim import (
     OptimizerState,

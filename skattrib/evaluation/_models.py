@@ -17,7 +17,8 @@ from sklearn.exceptions import EfficiencyWarning
 from sklearn.utils import _safe_indexing
 
 from skattrib._validation import as_tensor, memory_cap
-from skattrib.engine._functional import FunctionalModule, OutcomeFunction
+from skattrib.engine._functional import FunctionalModule
+from skattrib.engine._losses import OutcomeFunction
 from skattrib.engine._training import stacked_outputs
 from skattrib.evaluation._cache import as_memory, cached_rows, digest
 from skattrib.evaluation._trainer import FloatArray, Trainer, encode, measure, predict

@@ -16,6 +16,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_consistent_length, has_fit_parameter
 from tqdm.auto import tqdm
 
+from skattrib._outcomes import loss_of
 from skattrib._torch_estimator import TorchEstimator
 from skattrib._validation import (
     DTYPES,
@@ -24,7 +25,7 @@ from skattrib._validation import (
     seed_unset,
     validate_data,
 )
-from skattrib.engine._functional import OutcomeFunction, outcome_function
+from skattrib.engine._losses import OutcomeFunction
 from skattrib.engine._parallel import call_all
 from skattrib.exceptions import FaithfulnessWarning
 
@@ -70,7 +71,7 @@ class Trainer:
             self.X, self.y = validate_data(
                 self.estimator, X, self.y, dtype=DTYPES, multi_output=self.y.ndim > 1
             )
-            self.estimator._learn_target(self.y)
+            self.estimator._learn_target(self.y, self.X)
         else:
             self._weight_name = sample_weight_name(estimator)
 
@@ -163,13 +164,13 @@ def measure(
     estimator: Any,
 ) -> FloatArray:
     """Turn outputs (k, q, C) of trained models into outcomes (k, q)."""
-    task = "classification" if is_classifier(estimator) else "regression"
-    function = outcome_function(outcome, cast(Any, task))
-    if task == "regression" and targets.shape[-1] != outputs.shape[-1]:
+    loss = loss_of(estimator)
+    if targets.ndim > 1 and loss.n_outputs(targets) != outputs.shape[-1]:
         raise ValueError(
             f"y_query has {targets.shape[-1]} columns, the estimator predicts "
             f"{outputs.shape[-1]}."
         )
+    function = loss.outcome(outcome)
     outcomes = function(outputs, targets.expand(len(outputs), *targets.shape))
     result = outcomes.double().cpu().numpy()
     if not np.isfinite(result).all():

@@ -20,16 +20,16 @@ from sklearn.utils.validation import (
     check_is_fitted,
 )
 
+from skattrib._outcomes import check_outcome
 from skattrib._torch_estimator import TorchEstimator, check_seeds
 from skattrib._validation import (
     DTYPES,
-    check_outcome,
     check_sample_weight,
     check_tasks,
     check_weights,
     validate_data,
 )
-from skattrib.engine._functional import OutcomeFunction
+from skattrib.engine._losses import OutcomeFunction
 from skattrib.evaluation._cache import as_memory, cached_rows, digest
 from skattrib.evaluation._trainer import FloatArray, Trainer, encode, measure, predict
 from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
@@ -91,8 +91,8 @@ def retrain_outcomes(
         Their targets.
     tasks : array-like of shape (n_samples,) or None, default=None
         Unit of every row; units are the sorted labels. None: every row is a unit.
-    outcome : {"auto", "log_likelihood", "margin", "prediction"} or callable, \
-            default="auto"
+    outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
+            callable, default="auto"
         What is measured, higher is better. "log_likelihood" (which is "auto"):
         log p_y, or −½ Σ_outputs error² of a regressor. "margin":
         log p_y / (1 − p_y). "prediction": the output of a regressor. A callable takes

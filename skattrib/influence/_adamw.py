@@ -74,8 +74,8 @@ class AdamWInfluence(BaseAttributor):
     n_models : int, default=1
         Training seeds to average over: the outcome is then the mean over these seeds,
         in `score` too. Each has `n_trajectories` runs.
-    outcome : {"auto", "log_likelihood", "margin", "prediction"} or callable, \
-            default="auto"
+    outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
+            callable, default="auto"
         What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is
         the log-likelihood of the predicted class, or the raw prediction.
     n_retrainings : int, default=32
@@ -389,6 +389,7 @@ class AdamWInfluence(BaseAttributor):
             If the result is larger than scikit-learn's ``working_memory``.
         """
         X, y, outcome = self._check_query(X, y)
+        weights = self._weights_in_batches()
         recipe = self._own_run.recipe
         batches = recipe.batches
         per_step = [len(self.X_train_)] * recipe.n_steps
@@ -415,8 +416,20 @@ class AdamWInfluence(BaseAttributor):
         return Bunch(
             steps=np.repeat(np.arange(1, len(ends) + 1), per_step),
             rows=rows,
-            attributions=found * self._row_weights[rows].astype(X.dtype),
+            attributions=found * weights[rows].astype(X.dtype),
         )
+
+    def _weights_in_batches(self):
+        """Return the weights (n,) of the rows in the losses of minibatches."""
+        estimator = unfrozen(self.estimator_, self)
+        problem = untrained(estimator, self.X_train_, self.y_train_, None)
+        if not problem.weighting.additive:
+            raise ValueError(
+                "class_weight='balanced' moves the weights of all rows of a class with "
+                "that of one, in every step: attributions of single steps say nothing "
+                "then. Use attribute, or class_weight=<dict> with the same weights."
+            )
+        return problem.weighted(self._own_run.weights)[0].cpu().numpy()
 
     def diagnose(self, X, y, n_retrainings=0):
         """Say how far the attributions can be trusted, and why not.
@@ -482,7 +495,9 @@ class AdamWInfluence(BaseAttributor):
         problem = untrained(estimator, self.X_train_, self.y_train_, None)
         some = spread(self.n_units_, N_UNITS)
         held = np.arange(self.n_units_) == some[:, None]
-        directions = as_tensor(self._unit_weightings(held), problem.X)
-        weights = self._own_run.weights[0].to(problem.X)
+        own = as_tensor(self._own_run.weights, problem.X)
+        removed = own - as_tensor(self._unit_weightings(held), problem.X)
+        weights = problem.weighted(own)[0]
+        directions = weights - problem.weighted(removed)
         options = {"retrain": retrain, "verbose": self.verbose}
         return removal_errors(problem, weights, directions, **options)

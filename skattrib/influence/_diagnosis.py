@@ -12,19 +12,21 @@ from torch import Tensor
 from skattrib._verdict import SIZE_WRONG, judged
 from skattrib.engine._functional import chunks
 from skattrib.engine._linearized import LinearizedModel
+from skattrib.engine._losses import Loss
+from skattrib.engine._solvers import negative_share
 
 #: Units whose removals are tried in the network, spread over all.
 N_STEPS = 16
 # Past these the verdict is bad.
 _STEP_LIMIT, _LEVERAGE_LIMIT, _STATIONARITY_LIMIT = 0.5, 0.99, 0.4
-_APPROXIMATION_LIMIT = 0.5
+_APPROXIMATION_LIMIT = _FLAT_LIMIT = 0.5
 _SLOPES, _LDS_LIMIT = (0.5, 2.0), 0.3
 
 
 def diagnose_linearized(
     model: LinearizedModel, steps: Tensor, X: Tensor
 ) -> dict[str, float]:
-    """Return stationarity, step linearity and leverage.
+    """Return stationarity, step linearity, leverage and curvature that is left out.
 
     Parameters
     ----------
@@ -59,9 +61,26 @@ def diagnose_linearized(
         "stationarity": model.stationarity(),
         "step_linearity": float(relative.median()),
     }
+    found |= curvature_left_out(model)
     if model.space.name != "cg":
         found["leverage"] = float(model.leverages().max())
     return found
+
+
+def curvature_left_out(model: LinearizedModel) -> dict[str, float]:
+    """Return what of the loss's curvature in the outputs a Gauss-Newton step drops.
+
+    Nothing where the loss has its root in closed form: that one is convex.
+    """
+    loss = model.loss
+    if type(loss).hessian_root is not Loss.hessian_root:
+        return {"flat_rows": 0.0, "negative_curvature": 0.0}
+    hessians = loss.hessian(model.outputs, model.targets)
+    largest = hessians.abs().flatten(1).amax(dim=1)
+    return {
+        "flat_rows": float((largest == 0).double().mean()),
+        "negative_curvature": negative_share(hessians),
+    }
 
 
 def verdict(
@@ -80,6 +99,16 @@ def verdict(
         )
     if found.get("leverage", 0.0) > _LEVERAGE_LIMIT:
         bad.append(f"a row has leverage {found['leverage']:.3f} (raise ridge)")
+    flat, below = found["flat_rows"], found["negative_curvature"]
+    if flat:
+        (bad if flat > _FLAT_LIMIT else good).append(
+            f"{flat:.0%} of the rows are where the loss has no curvature"
+        )
+    if below:
+        (bad if below > _FLAT_LIMIT else good).append(
+            f"the loss is not convex in the outputs, and {below:.0%} of its curvature, "
+            "which is negative, is left out"
+        )
     missed = found.get("approximation")
     if missed is not None:
         (bad if missed > _APPROXIMATION_LIMIT else good).append(

@@ -69,8 +69,8 @@ class DualInfluence(BaseAttributor):
     n_models : int, default=1
         Training seeds to average over: the outcome is then the mean over these seeds,
         in `score` too.
-    outcome : {"auto", "log_likelihood", "margin", "prediction"} or callable, \
-            default="auto"
+    outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
+            callable, default="auto"
         What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is
         the log-likelihood of the predicted class, or the raw prediction.
     n_retrainings : int, default=32
@@ -468,6 +468,9 @@ class DualInfluence(BaseAttributor):
               the network really evaluated at the predicted parameters.
             - leverage: largest share that a row has in its own output, in [0, 1);
               None where it would take too long.
+            - flat_rows, negative_curvature: share of rows where the loss has no
+              curvature in the outputs (Huber's tails), and share of its curvature that
+              is negative; both are left out of the steps.
             - approximation: with ``solver="nystroem"``, relative error of the predicted
               output changes of eight units against an exact solution; else None.
             - calibration_slope, lds: with `n_retrainings`, slope of retrained on

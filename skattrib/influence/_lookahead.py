@@ -212,7 +212,7 @@ def _check_training(model, X, y, sample_weight):
     weights = check_sample_weight(
         sample_weight, X, dtype=X.dtype, ensure_non_negative=True
     )
-    problem = model._problem(X, model._learn_target(y))
+    problem = model._problem(X, model._learn_target(y, X))
     return problem, as_tensor(weights, problem.X)
 
 
@@ -289,7 +289,8 @@ class _Run:
     """
 
     def __init__(self, model, problem, weights, validation, batches, drop, dynamics):
-        self._model, self._problem, self._weights = model, problem, weights
+        self._model, self._problem = model, problem
+        self._row_weights, self._weights = weights, problem.weighted(weights[None])[0]
         self._validation, self._batches = validation, batches
         self._drop, self._dynamics = drop, dynamics
         self._keep = steps_to_keep(model.record, problem.recipe.n_steps)
@@ -324,7 +325,7 @@ class _Run:
             self._problem, recipe=replace(self._problem.recipe, batches=chosen)
         )
         return Bunch(
-            estimator=self._model._finish(problem, self._done, self._weights),
+            estimator=self._model._finish(problem, self._done, self._row_weights),
             steps=np.repeat(
                 np.arange(1, len(self._batches) + 1), list(map(len, self._batches))
             ),

@@ -10,13 +10,7 @@ from tqdm.auto import tqdm
 
 from skattrib._torch_estimator import untrained
 from skattrib._validation import as_tensor, memory_cap
-from skattrib.engine._functional import (
-    FunctionalModule,
-    Loss,
-    chunks,
-    outcome_function,
-    spread,
-)
+from skattrib.engine._functional import FunctionalModule, chunks, spread
 from skattrib.engine._gradients import gradient_size
 from skattrib.engine._linearized import LinearizedModel
 from skattrib.engine._plan import Plan, plan_solver
@@ -199,18 +193,20 @@ class Member:
             model = model.of_parameters(head_parameters(estimator.module_, X))
         self.plan = Plan("primal", "in the projected space")
         if projection is None:
-            kept = {"n_steps": n_steps, "by_query": by_query}
+            additive = estimator.class_weight != "balanced"
+            kept = {"n_steps": n_steps, "by_query": by_query and additive}
             self.plan = _plan(model, X, estimator.n_outputs_, solver, **kept)
         self.metric, metric = choose_metric(metric, estimator, model, X, y)
         scale = None if metric is None else metric.rsqrt()
         kernel_cache = partial(_cached_kernel, memory, estimator, model.names, X, scale)
-        self.estimator = estimator
+        self.estimator, targets = estimator, estimator._targets(y, X)
+        self._weighting = estimator._weighting(targets)
         self.model = LinearizedModel(
             model,
-            Loss(estimator._task),
+            estimator.loss_function_,
             X,
-            estimator._targets(y, X),
-            as_tensor(weights, X),
+            targets,
+            self._weighting(as_tensor(weights, X)),
             scale=scale,
             ridge=RidgeRule(1.0),
             regularization=regularization,
@@ -223,7 +219,7 @@ class Member:
         )
         self.model.ridge = choose_rule(ridge, estimator, self.model, metric)
         knows_how = self.plan.solver in ("cg", "primal") and projection is None
-        self.solves_queries = by_query and knows_how
+        self.solves_queries = by_query and knows_how and self._weighting.additive
 
     def decomposed(self):
         """Return the same with one eigendecomposition for all values of the ridge."""
@@ -260,7 +256,7 @@ class Member:
         parts = list(chunks(k, self.model.batch_size()))
         out = self.model.outputs.new_empty(k, space.n_coordinates)
         for part in tqdm(parts, desc=f"{removal} steps", disable=not verbose):
-            out[part] = solve(as_tensor(row_weights[part], out))
+            out[part] = solve(self._weighting(as_tensor(row_weights[part], out)))
         return out
 
     def ask(self, X, n_steps):
@@ -313,7 +309,7 @@ class Member:
 
     def _measure(self, y, outcome, like):
         """Return the outcome as a function of outputs (..., q, C)."""
-        function = outcome_function(outcome, self.estimator._task)
+        function = self.estimator.loss_function_.outcome(outcome)
         targets = self.estimator._targets(y, like)
         return lambda f: function(f, targets.expand(*f.shape[:-2], *targets.shape))
 

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skattrib._torch_estimator import TorchEstimator
-from skattrib.engine._functional import FunctionalModule, Loss, chunks
+from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._gradients import RowGradients, row_gradients
 from skattrib.engine._linearized import LinearizedModel
+from skattrib.engine._losses import Loss
 from skattrib.engine._row_spaces import MatrixFreeSpace
 from skattrib.engine._trajectory import Trajectory
 from skattrib.exceptions import FaithfulnessWarning
@@ -80,7 +81,7 @@ def choose_metric(
     if estimator.trajectory_ is not None:
         scale = optimizer_scale(estimator, model).to(X)
         return "optimizer", normalised_metric(scale)
-    targets, loss = estimator._targets(y, X), Loss(estimator._task)
+    targets, loss = estimator._targets(y, X), estimator.loss_function_
     return "gradients", normalised_metric(gradient_scale(model, loss, X, targets))
 
 

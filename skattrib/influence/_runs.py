@@ -15,13 +15,8 @@ from torch.func import jacrev, vmap
 from skattrib._torch_estimator import TorchEstimator, _Problem, replay_error
 from skattrib._validation import as_tensor, memory_cap
 from skattrib.engine._adjoint import RowCallback, sweep
-from skattrib.engine._functional import (
-    FunctionalModule,
-    Loss,
-    OutcomeFunction,
-    chunks,
-    outcome_function,
-)
+from skattrib.engine._functional import FunctionalModule, chunks
+from skattrib.engine._losses import OutcomeFunction
 from skattrib.engine._training import can_stack, stacked_outputs, train
 from skattrib.engine._trajectory import Recipe
 from skattrib.exceptions import FaithfulnessWarning
@@ -38,7 +33,7 @@ class Runs:
     ----------
     recipe : Recipe
     weights : Tensor of shape (M, n)
-        Of the rows.
+        Of the rows, without those of their classes.
     params : Tensor of shape (M, P)
         At the end of each run.
     """
@@ -50,7 +45,7 @@ class Runs:
 
 def check_reproduced(problem: _Problem, run: Runs) -> None:
     """Warn unless its recipe leads to the end of the run of a frozen estimator."""
-    weights = run.weights.to(problem.X)
+    weights = problem.weighted(run.weights)
     again = train(
         problem.model, problem.loss, run.recipe, problem.X, problem.targets, weights
     ).params
@@ -86,14 +81,15 @@ class Differentiator:
         self._like = next(module.parameters())
         self._X = as_tensor(X, self._like)
         self._targets = estimator._targets(y, self._X)
-        self._loss, self._options = Loss(estimator._task), options
+        self._loss, self._options = estimator.loss_function_, options
+        self._weighting = estimator._weighting(self._targets)
 
     def _queries(
         self, X: Any, y: Any, outcome: str | OutcomeFunction
     ) -> tuple[Tensor, Tensor, OutcomeFunction]:
         queries = as_tensor(X, self._like)
         targets = self._estimator._targets(y, queries)
-        return queries, targets, outcome_function(outcome, self._estimator._task)
+        return queries, targets, self._loss.outcome(outcome)
 
     def outcomes(
         self, runs: Runs, X: Any, y: Any, outcome: str | OutcomeFunction
@@ -115,8 +111,8 @@ class Differentiator:
         """Return derivatives (M, q, n) of outcomes in the weights of the rows."""
         numbers = len(runs.params) * self._model.n_params
         size = int(memory_cap() / (_SHARE * numbers * self._X.element_size()))
-        weights = runs.weights.to(self._X)
-        found = []
+        row_weights, found = runs.weights.to(self._X), []
+        weights = self._weighting(row_weights)
         for part in chunks(len(X), size):
             gradients = self._gradients(runs, X[part], y[part], outcome)
             found.append(
@@ -133,7 +129,7 @@ class Differentiator:
                     **self._options,
                 )
             )
-        return torch.cat(found, dim=1)
+        return self._weighting.pullback(row_weights, torch.cat(found, dim=1))
 
     def _gradients(
         self, runs: Runs, X: Any, y: Any, outcome: str | OutcomeFunction

@@ -3,20 +3,22 @@
 import copy
 
 import torch
+from sklearn.utils._param_validation import StrOptions
 from torch import nn
 
-from skattrib._torch_estimator import _check_module, _Problem
+from skattrib._torch_estimator import _check_module, _Problem, few_outputs
 from skattrib._validation import as_tensor
-from skattrib.engine._functional import FunctionalModule, Loss
-from skattrib.engine._modules import TwoLogits
+from skattrib.engine._functional import FunctionalModule
+from skattrib.engine._losses import Loss, check_loss
 from skattrib.engine._trajectory import Recipe
 from skattrib.exceptions import TrajectoryError
 from skattrib.neural import TorchClassifier, TorchRegressor, check_classes
 
 CAUSES = (
-    "The loop must take the mean over each minibatch of the cross-entropy, or of half "
-    "the squared error summed over outputs (MSELoss has no half). Other causes: "
-    "gradients clipped without clip_norm=, augmented rows, weights, other data."
+    "The loop must take the mean over each minibatch of the loss of a row: of the "
+    "cross-entropy, of half the squared error summed over outputs (MSELoss has no "
+    "half), or of what is passed as loss=. Other causes: gradients clipped without "
+    "clip_norm=, augmented rows, weights, other data."
 )
 
 
@@ -32,13 +34,15 @@ class _Recorded:
         "module": [nn.Module],
         "recipe": [Recipe],
         "classes": ["array-like", None],
+        "loss": [StrOptions({"auto"}), nn.Module, callable, Loss],
         "device": [str, torch.device],
         "verbose": ["verbose"],
     }
 
-    def __init__(self, module, recipe, *, device="cpu", verbose=0):
+    def __init__(self, module, recipe, *, loss="auto", device="cpu", verbose=0):
         self.module = module
         self.recipe = recipe
+        self.loss = loss
         self.device = device
         self.verbose = verbose
 
@@ -62,16 +66,14 @@ class _Recorded:
     def _problem(self, X, y, random_state=None):
         module = copy.deepcopy(self.module).to(self._device())
         X = as_tensor(X, next(p for p in module.parameters() if p.requires_grad))
-        module = self._completed(module, X[:1])
         targets = self._targets(y, X)
         _check_module(module, X[:3], self.n_outputs_)
         check_rows(self.recipe.batches, len(X))
         model = FunctionalModule(module)
-        return _Problem(model, Loss(self._task), self.recipe, X, targets)
-
-    def _completed(self, module, row):
-        """Return the module with the outputs that the task needs."""
-        return module
+        loss = self.loss_function_
+        check_loss(loss, few_outputs(module, X), targets[:3])
+        weighting = self._weighting(targets)
+        return _Problem(model, loss, self.recipe, X, targets, weighting)
 
 
 class RecordedClassifier(_Recorded, TorchClassifier):
@@ -85,31 +87,24 @@ class RecordedClassifier(_Recorded, TorchClassifier):
         The run.
     classes : array-like of shape (n_classes,) or None, default=None
         Labels of the module's outputs; None for those in y.
+    loss : "auto", nn.Module or callable, default="auto"
+        Loss of a row, as TorchClassifier takes it.
     device : str or torch.device, default="cpu"
         Where to train.
     verbose : int, default=0
         Shows progress when above 0.
     """
 
-    def __init__(self, module, recipe, *, classes=None, device="cpu", verbose=0):
-        super().__init__(module, recipe, device=device, verbose=verbose)
+    def __init__(
+        self, module, recipe, *, classes=None, loss="auto", device="cpu", verbose=0
+    ):
+        super().__init__(module, recipe, loss=loss, device=device, verbose=verbose)
         self.classes = classes
 
-    def _learn_target(self, y):
+    def _learn_classes(self, y):
         if self.classes is None:
-            return super()._learn_target(y)
-        self.classes_ = check_classes(self.classes)
-        self.n_outputs_ = len(self.classes_)
-        return y
-
-    def _completed(self, module, row):
-        try:
-            with torch.no_grad():
-                n_outputs = module(row).numel()
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-            return module  # refused in a moment, with a reason
-        single = n_outputs == 1 and self.n_outputs_ == 2
-        return nn.Sequential(module, TwoLogits()) if single else module
+            return super()._learn_classes(y)
+        return check_classes(self.classes)
 
 
 class RecordedRegressor(_Recorded, TorchRegressor):
@@ -121,6 +116,8 @@ class RecordedRegressor(_Recorded, TorchRegressor):
         As it was before the run.
     recipe : Recipe
         The run.
+    loss : "auto", nn.Module or callable, default="auto"
+        Loss of a row, as TorchRegressor takes it.
     device : str or torch.device, default="cpu"
         Where to train.
     verbose : int, default=0

@@ -246,12 +246,10 @@ class TrainingRecording:
         return self._run
 
     # ------------------------------------------------------------------ using
-    def to_classifier(self, X, y, classes=None, sample_weight=None):
+    def to_classifier(self, X, y, classes=None, sample_weight=None, loss="auto"):
         """Return the recorded model as a fitted classifier.
 
-        The run is replayed, and its end compared with that of the loop. A model with
-        the single logit of two classes, as ``BCEWithLogitsLoss`` takes it, gets a
-        second output, 0.
+        The run is replayed, and its end compared with that of the loop.
 
         Parameters
         ----------
@@ -263,6 +261,8 @@ class TrainingRecording:
             Labels of the model's outputs, sorted; None for those in y.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Weights that the loop gave to the losses of rows, as Σ w ℓ / Σ w.
+        loss : "auto", nn.Module or callable, default="auto"
+            Loss of the loop, as :class:`~skattrib.TorchClassifier` takes it.
 
         Returns
         -------
@@ -282,12 +282,12 @@ class TrainingRecording:
         FaithfulnessWarning
             If the replay ends elsewhere, or some rows are in no minibatch.
         """
-        options = {"classes": classes}
+        options = {"classes": classes, "loss": loss}
         return repeat(
             self._finished(), RecordedClassifier, X, y, sample_weight, options
         )
 
-    def to_regressor(self, X, y, sample_weight=None):
+    def to_regressor(self, X, y, sample_weight=None, loss="auto"):
         """Return the recorded model as a fitted regressor.
 
         The run is replayed, and its end compared with that of the loop.
@@ -300,6 +300,8 @@ class TrainingRecording:
             Their targets.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Weights that the loop gave to the losses of rows, as Σ w ℓ / Σ w.
+        loss : "auto", nn.Module or callable, default="auto"
+            Loss of the loop, as :class:`~skattrib.TorchRegressor` takes it.
 
         Returns
         -------
@@ -319,7 +321,8 @@ class TrainingRecording:
         FaithfulnessWarning
             If the replay ends elsewhere, or some rows are in no minibatch.
         """
-        return repeat(self._finished(), RecordedRegressor, X, y, sample_weight, {})
+        options = {"loss": loss}
+        return repeat(self._finished(), RecordedRegressor, X, y, sample_weight, options)
 
     # ------------------------------------------------------------------- disk
     def save(self, path, X, y):

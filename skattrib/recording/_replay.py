@@ -66,7 +66,8 @@ def _take_end(estimator, run, X, y):
     norms, scale = "", 1.0
     if run.first_norm:
         problem = estimator._problem(X, y)
-        replayed = _first_gradient_norm(problem, estimator.trajectory_.row_weights)
+        weights = problem.weighted(estimator.trajectory_.row_weights[None])
+        replayed = _first_gradient_norm(problem, weights)
         scale = replayed / run.first_norm
         norms = (
             f" The first gradient had norm {run.first_norm:.3g}, that of the package's "
@@ -78,7 +79,7 @@ def _take_end(estimator, run, X, y):
             warnings.warn(
                 "The recording is replayed, but its loss is another than the mean over "
                 f"a step's rows: what a row's weight does differs.{norms} Use "
-                "reduction='mean', and 0.5 * MSELoss for numbers.",
+                "reduction='mean', and 0.5 * MSELoss for numbers, or pass loss=.",
                 FaithfulnessWarning,
                 stacklevel=4,
             )
@@ -102,7 +103,7 @@ def _first_gradient_norm(problem, weights):
         params,
         problem.X[rows],
         problem.targets[rows],
-        weights.to(problem.X)[None, rows],
+        weights[:, rows],
     )
     norm = float(torch.autograd.grad(loss.sum(), params)[0].norm())
     clip = recipe.clip_norm

@@ -88,8 +88,8 @@ class RISEValuator(BaseAttributor):
         Published settings, which replace the parameters above but `n_sketches`, `index`
         and `algorithm`. Its temperature of 0.1 makes residuals of sure predictions
         vanish: see `diagnose`.
-    outcome : {"auto", "log_likelihood", "margin", "prediction"} or callable, \
-            default="auto"
+    outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
+            callable, default="auto"
         Whose gradient a query is searched by. Without y, "auto" is the log-likelihood
         of the predicted class, or the raw prediction.
     n_retrainings : int, default=32

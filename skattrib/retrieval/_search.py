@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skattrib._validation import memory_cap
-from skattrib.engine._functional import OutcomeFunction, chunks
+from skattrib.engine._functional import chunks
 from skattrib.engine._index import SignatureIndex
+from skattrib.engine._losses import OutcomeFunction
 from skattrib.engine._similarity import Similarity, all_scores, best
 from skattrib.retrieval._neighbors import Neighbors
 from skattrib.retrieval._signatures import Signer

@@ -5,7 +5,6 @@ import hashlib
 import numpy as np
 import torch
 
-from skattrib.engine._functional import outcome_function
 from skattrib.engine._readout import Residual, Sketcher, residuals
 from skattrib.retrieval._sources import source
 
@@ -126,17 +125,17 @@ class Signer:
 
     def _residual(self, outputs, targets, outcome):
         """Return minus the gradient of the outcome in the outputs."""
-        task = self._source.task
+        loss = self._source.loss
         if outcome in ("auto", "log_likelihood"):
             options = self._options
             return residuals(
                 outputs,
                 targets,
-                task,
+                loss,
                 top_k=options["top_k"],
                 temperature=options["temperature"],
             )
-        function = outcome_function(outcome, task)
+        function = loss.outcome(outcome)
         slope = torch.func.grad(lambda z: function(z, targets).sum())(outputs)
         return Residual(-slope, None, outputs.shape[1])
 

@@ -7,6 +7,7 @@ import torch
 from sklearn.frozen import FrozenEstimator
 
 from skattrib._validation import as_tensor, memory_cap
+from skattrib.engine._losses import CrossEntropy
 from skattrib.engine._modules import activation_size
 from skattrib.engine._readout import Head, Tokens, find_head, hidden_states
 from skattrib.language import CausalLanguageModel
@@ -46,7 +47,7 @@ class TableSource:
     """Rows of numbers, by a TorchClassifier or TorchRegressor: one token a row."""
 
     def __init__(self, estimator, like):
-        self._estimator, self.task = estimator, estimator._task
+        self._estimator, self.loss = estimator, estimator.loss_function_
         # a copy: other threads may be using the module
         self.module = copy.deepcopy(estimator.module_)
         self._like = next(self.module.parameters())
@@ -82,7 +83,7 @@ class TableSource:
 class TextSource:
     """Prompts and completions, by a CausalLanguageModel."""
 
-    task = "classification"
+    loss = CrossEntropy()
 
     def __init__(self, model):
         self._model, loaded = model, model._load()

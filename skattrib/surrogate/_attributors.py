@@ -62,8 +62,8 @@ class KernelSurrogateAttributor(SurrogateAttributor):
         `AdamWInfluence` a few subsets do where the surrogate alone needs hundreds;
         its attributions are taken as they are, so give it an `inclusion` that suits
         `at`.
-    outcome : {"auto", "log_likelihood", "margin", "prediction"} or callable, \
-            default="auto"
+    outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
+            callable, default="auto"
         What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is
         the log-likelihood of the predicted class, or the raw prediction.
     n_retrainings : int, default=32
@@ -270,8 +270,8 @@ class LinearSurrogateAttributor(SurrogateAttributor):
         `AdamWInfluence` a few subsets do where the surrogate alone needs hundreds;
         its attributions are taken as they are, so give it an `inclusion` that suits
         `at`.
-    outcome : {"auto", "log_likelihood", "margin", "prediction"} or callable, \
-            default="auto"
+    outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
+            callable, default="auto"
         What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is
         the log-likelihood of the predicted class, or the raw prediction.
     n_retrainings : int, default=32

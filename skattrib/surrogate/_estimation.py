@@ -43,7 +43,12 @@ class LinearizedSubsets:
             # steps have the coordinates of the space that the memory cap allowed
             model = self._member.model
             how = self._member.plan.solver, vars(model.ridge), model.scale
-            key = digest("steps", estimator.module_, X, y, base, how, options)
+            trained = (
+                estimator.module_,
+                estimator.loss_function_,
+                estimator.class_weight,
+            )
+            key = digest("steps", trained, X, y, base, how, options)
         solve = partial(self._solve, verbose=verbose)
         found = cached_rows(cache, key, weights, solve, CHUNK)
         self._steps = torch.tensor(np.array(found))

@@ -15,7 +15,8 @@ from torch.func import functional_call, jacfwd
 from skattrib.engine import _adjoint, _training
 from skattrib.engine._adjoint import _Plan, sweep
 from skattrib.engine._dense import DenseGradient
-from skattrib.engine._functional import FunctionalModule, Loss
+from skattrib.engine._functional import FunctionalModule
+from skattrib.engine._losses import CrossEntropy, SquaredError
 from skattrib.engine._optim import OptimizerState
 from skattrib.engine._training import train
 from skattrib.engine._trajectory import SCHEDULES, Recipe, epoch_batches
@@ -23,7 +24,7 @@ from tests.cases import MODULES, OPTIMIZERS, build, build_case, mlp, randn
 
 N_ROWS, N_STEPS = 20, 26
 PLENTY = 2.0**30
-CLASSIFICATION, REGRESSION = Loss("classification"), Loss("regression")
+CLASSIFICATION, REGRESSION = CrossEntropy(), SquaredError()
 
 # torch's own forward mode, on first use
 pytestmark = pytest.mark.filterwarnings(

@@ -8,8 +8,9 @@ from torch import nn
 
 from skattrib.engine._adjoint import _Gradient
 from skattrib.engine._dense import DenseGradient, dense_layers
-from skattrib.engine._functional import FunctionalModule, Loss
-from tests.cases import MODULES, build, mlp, randn
+from skattrib.engine._functional import FunctionalModule
+from skattrib.engine._losses import CrossEntropy
+from tests.cases import LOSSES, MODULES, build, mlp, randn
 
 N_ROWS, N_QUERIES = 7, 4
 ACTIVATIONS = [nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Identity]
@@ -32,7 +33,7 @@ def targets_of(task, n_outputs):
 
 def assert_same(module, n_runs, task="classification", clip_norm=None):
     model, params, X, shares = problem(module, n_runs)
-    y, loss = targets_of(task, module[-1].out_features), Loss(task)
+    y, loss = targets_of(task, module[-1].out_features), LOSSES[task]
     layers = dense_layers(model, X)
     assert layers is not None
     rest = params, X, y, shares, clip_norm
@@ -71,7 +72,7 @@ def test_products_are_symmetric():
     model, params, X, shares = problem(build(lambda: mlp(4, 5, 3)), 1)
     y, layers = targets_of("classification", 3), dense_layers(model, X)
     rest = params, X, y, shares, None
-    gradient = DenseGradient(layers, Loss("classification"), *rest)
+    gradient = DenseGradient(layers, CrossEntropy(), *rest)
     eye = torch.eye(model.n_params, dtype=torch.float64)[:, None]
     hessian = gradient.products(eye)[0][:, 0].numpy()
     np.testing.assert_allclose(hessian, hessian.T, atol=1e-14)

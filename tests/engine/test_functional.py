@@ -1,27 +1,26 @@
-"""Flat parameters, losses and outcomes against autograd and NumPy."""
+"""Flat parameters, and rows in pieces."""
 
 import copy
 
-import numpy as np
 import pytest
 import torch
-from numpy.testing import assert_allclose, assert_array_equal
-from torch.func import jacrev, vmap
+from numpy.testing import assert_array_equal
 
 from skattrib.engine._functional import (
     FunctionalModule,
-    Loss,
     chunks,
-    cross_log_odds,
-    outcome_function,
     spread,
 )
-from tests.cases import MODULES, Tied, build, build_case, frozen, mlp, randn, trainable
-
-TARGETS = {
-    "classification": torch.tensor([0, 2, 1, 1, 0]),
-    "regression": randn(5, 3, seed=8),
-}
+from tests.cases import (
+    MODULES,
+    Tied,
+    build,
+    build_case,
+    frozen,
+    mlp,
+    randn,
+    trainable,
+)
 
 
 # ------------------------------------------------------------------ parameters
@@ -94,71 +93,6 @@ def test_deep_copy_has_a_module_of_its_own():
     before, other = model.flatten(), copy.deepcopy(model)
     other.load(torch.zeros(model.n_params))
     assert torch.equal(model.flatten(), before)
-
-
-# ---------------------------------------------------------------------- losses
-@pytest.mark.parametrize("task", TARGETS)
-def test_residuals_and_hessian_root_are_derivatives(task):
-    loss, targets, outputs = Loss(task), TARGETS[task], 3 * randn(5, 3)
-
-    def one(output, target):
-        return loss.values(output[None], target[None])[0]
-
-    gradient = vmap(jacrev(one))(outputs, targets)
-    assert_allclose(loss.residuals(outputs, targets), gradient, rtol=0, atol=1e-12)
-    root = loss.hessian_root(outputs)
-    second = vmap(jacrev(jacrev(one)))(outputs, targets)
-    assert_allclose(root @ root.mT, second, rtol=0, atol=1e-12)
-
-
-def test_loss_values():
-    outputs = randn(5, 3)
-    f, y = outputs.numpy(), TARGETS["classification"].numpy()
-    expected = np.log(np.exp(f).sum(axis=1)) - f[np.arange(5), y]
-    values = Loss("classification").values(outputs, TARGETS["classification"])
-    assert_allclose(values, expected, rtol=1e-12)
-    target = TARGETS["regression"]
-    expected = 0.5 * ((f - target.numpy()) ** 2).sum(axis=1)
-    assert_allclose(Loss("regression").values(outputs, target), expected, rtol=1e-12)
-
-
-# -------------------------------------------------------------------- outcomes
-def test_margin_is_the_log_odds():
-    outputs, y = 2 * randn(4, 5, 3), torch.tensor([0, 2, 1, 1, 0]).expand(4, 5)
-    p = outputs.softmax(-1).gather(-1, y[..., None])[..., 0]
-    assert_allclose(cross_log_odds(outputs, y), (p / (1 - p)).log(), rtol=1e-10)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_margin_at_saturation(dtype):
-    outputs = torch.tensor([[2e3, 0.0, 0.0], [-2e3, 0.0, 0.0]], dtype=dtype)
-    y = torch.tensor([0, 0])
-    p = outputs.softmax(-1)[:, 0]
-    assert p.tolist() == [1.0, 0.0]  # the odds themselves are 1/0 and 0
-    expected = np.array([2e3, -2e3]) - np.log(2)
-    assert_allclose(cross_log_odds(outputs, y), expected, rtol=1e-6)
-    outputs.requires_grad_()
-    (gradient,) = torch.autograd.grad(cross_log_odds(outputs, y).sum(), outputs)
-    assert_allclose(gradient, [[1, -0.5, -0.5]] * 2, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("outcome", "task", "expected"),
-    [
-        ("auto", "classification", lambda f, y: -Loss("classification").values(f, y)),
-        ("log_likelihood", "regression", lambda f, y: -Loss("regression").values(f, y)),
-        ("auto", "regression", lambda f, y: -Loss("regression").values(f, y)),
-        ("margin", "classification", cross_log_odds),
-        ("prediction", "regression", lambda f, y: f[:, 0]),
-        (lambda f, y: f.sum(-1) + 1, "regression", lambda f, y: f.sum(-1) + 1),
-    ],
-)
-def test_outcomes(outcome, task, expected):
-    outputs, targets = randn(2, 5, 3), TARGETS[task]
-    found = outcome_function(outcome, task)(outputs, torch.stack([targets] * 2))
-    assert found.shape == (2, 5)
-    for some, one in zip(found, outputs, strict=True):
-        assert_allclose(some, expected(one, targets), rtol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
 from skattrib.engine import _refits, _row_spaces, _solvers, _spaces
-from skattrib.engine._functional import FunctionalModule, Loss
+from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._gradients import GradientSize, RowGradients
 from skattrib.engine._linearized import LinearizedModel
 from skattrib.engine._plan import plan_solver
-from tests.cases import Tangent, build, dense_jacobian, mlp, randn
+from tests.cases import LOSSES, Tangent, build, dense_jacobian, mlp, randn
 
 N, D = 24, 3
 PLENTY = 2.0**30
@@ -91,7 +91,7 @@ def linearize(
     options = {"memory_bytes": PLENTY, **options}
     ours = LinearizedModel(
         FunctionalModule(module),
-        Loss(task),
+        LOSSES[task],
         X,
         targets,
         s,

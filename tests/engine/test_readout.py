@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from skattrib.engine._losses import CrossEntropy, SquaredError
 from skattrib.engine._readout import (
     Head,
     Sketcher,
@@ -36,7 +37,7 @@ def logits(own, hidden):
 
 def channels(own, hidden, targets, rows=ROWS, sizes=16, how=None, seed=0, **options):
     top_k = options.pop("top_k", None)
-    residual = residuals(logits(own, hidden), targets, "classification", top_k=top_k)
+    residual = residuals(logits(own, hidden), targets, CrossEntropy(), top_k=top_k)
     tables = Sketcher.draw(own, how, sizes, seed)
     names = options.pop("channels", ("rh", "gh"))
     sketcher = Sketcher(own, names, how, sizes, tables, **options)
@@ -58,7 +59,7 @@ def test_residuals_and_channels_are_gradients(bias):
     z.retain_grad()
     losses = nn.functional.cross_entropy(z, targets, reduction="none")
     losses.sum().backward()
-    residual = residuals(z.detach(), targets, "classification")
+    residual = residuals(z.detach(), targets, CrossEntropy())
     assert error(residual.dense(), z.grad) < 1e-12
     assert error(residual.project(own.weight), h.grad) < 1e-12
     # one row of all tokens: the gradient in weight and bias
@@ -86,20 +87,20 @@ def test_regression_residual_is_the_gradient_of_half_the_squared_error():
     out = randn(N, 2, seed=3).requires_grad_()
     y = randn(N, 2, seed=4)
     (0.5 * (out - y).square().sum()).backward()
-    found = residuals(out.detach(), y, "regression")
+    found = residuals(out.detach(), y, SquaredError())
     assert error(found.dense(), out.grad) < 1e-12
 
 
 def test_temperature_is_that_of_the_softmax():
     z, targets = randn(N, C, seed=3), torch.arange(N) % C
-    found = residuals(z, targets, "classification", temperature=0.5)
+    found = residuals(z, targets, CrossEntropy(), temperature=0.5)
     expected = (z / 0.5).softmax(dim=1) - nn.functional.one_hot(targets, C)
     assert error(found.dense(), expected) < 1e-12
 
 
 def test_sure_tokens_keep_their_digits():
     z = torch.tensor([[30.0, 0.0, 0.0]])
-    found = residuals(z, torch.tensor([0]), "classification").dense()
+    found = residuals(z, torch.tensor([0]), CrossEntropy()).dense()
     exact = -2 * math.exp(-30.0)
     assert found[0, 0].item() == pytest.approx(exact, rel=1e-4)
 
@@ -108,8 +109,8 @@ def test_sure_tokens_keep_their_digits():
 @pytest.mark.parametrize("top_k", [C, C + 3, None])
 def test_all_classes_are_the_dense_residual(top_k):
     z, targets = randn(N, C, seed=3), torch.arange(N) % C
-    found = residuals(z, targets, "classification", top_k=top_k)
-    dense = residuals(z, targets, "classification")
+    found = residuals(z, targets, CrossEntropy(), top_k=top_k)
+    dense = residuals(z, targets, CrossEntropy())
     assert error(found.dense(), dense.dense()) < 1e-12
 
 
@@ -117,8 +118,8 @@ def test_all_classes_are_the_dense_residual(top_k):
 def test_few_classes_hold_the_likely_ones_and_the_target(top_k):
     own, (hidden, targets) = head(), tokens()
     z = logits(own, hidden)
-    found = residuals(z, targets, "classification", top_k=top_k)
-    dense = residuals(z, targets, "classification").dense()
+    found = residuals(z, targets, CrossEntropy(), top_k=top_k)
+    dense = residuals(z, targets, CrossEntropy()).dense()
     sparse = found.dense()
     assert found.values.shape == (N, top_k)
     for i in range(N):
@@ -130,7 +131,7 @@ def test_few_classes_hold_the_likely_ones_and_the_target(top_k):
         assert error(sparse[i, kept], dense[i, kept]) < 1e-12
     assert error(found.project(own.weight), sparse @ own.weight) < 1e-12
     tables = Sketcher.draw(own, "tensor", 4, 0)["r"]
-    whole = residuals(z, targets, "classification")
+    whole = residuals(z, targets, CrossEntropy())
     whole = type(whole)(sparse, None, C)
     assert error(found.sketch(tables, 4), whole.sketch(tables, 4)) < 1e-12
 
@@ -259,7 +260,7 @@ def test_widths():
         names = ("rh", "gh", "h")
         sketcher = Sketcher(own, names, how, size, tables)
         hidden, targets = tokens()
-        residual = residuals(logits(own, hidden), targets, "classification")
+        residual = residuals(logits(own, hidden), targets, CrossEntropy())
         found = sketcher(residual, hidden, ROWS, 3)
         assert {name: sketcher.width(name) for name in names} == expected
         assert {name: value.shape[1] for name, value in found.items()} == expected

@@ -4,14 +4,14 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from skattrib.engine._functional import FunctionalModule, outcome_function
+from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._sketch import (
     draw_tables,
     numbers_per_row,
     outcome_gradients,
     sketch,
 )
-from tests.cases import MODULES, build_case, randn, trainable
+from tests.cases import LOSSES, MODULES, build_case, randn, trainable
 
 
 def dense(indices, signs, n_components):
@@ -89,7 +89,7 @@ def outcome_gradient(module, row, outcome, task):
     """The gradient (P,) of one row's outcome by plain autograd."""
     outputs = module(row[None]).reshape(1, -1)
     own = outputs.argmax(dim=1) if task == "classification" else outputs.detach()
-    value = outcome_function(outcome, task)(outputs, own).sum()
+    value = LOSSES[task].outcome(outcome)(outputs, own).sum()
     params = trainable(module)
     found = torch.autograd.grad(value, params, materialize_grads=True)
     return torch.cat([g.reshape(-1) for g in found])
@@ -98,10 +98,12 @@ def outcome_gradient(module, row, outcome, task):
 def assembled(module, X, outcome, task, max_numbers):
     """The gradients (n, P), put together, and the sizes of the blocks."""
     model = FunctionalModule(module)
-    function = outcome_function(outcome, task)
+    function = LOSSES[task].outcome(outcome)
     found = torch.full((len(X), model.n_params), torch.nan, dtype=X.dtype)
     sizes = []
-    for columns, block in outcome_gradients(model, X, function, task, max_numbers):
+    for columns, block in outcome_gradients(
+        model, X, function, LOSSES[task], max_numbers
+    ):
         assert found[:, columns].isnan().all()
         found[:, columns] = block
         sizes.append(block.numel())

@@ -4,10 +4,10 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from skattrib.engine._functional import FunctionalModule, Loss
+from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._linearized import LinearizedModel
 from skattrib.engine._projection import LandmarkProjector
-from tests.cases import build, mlp, randn
+from tests.cases import LOSSES, build, mlp, randn
 
 PLENTY = 2.0**30
 N = 24
@@ -32,7 +32,7 @@ def linearize(task, solver, dtype=torch.float64, steep=1.0, **options):
     options = {"memory_bytes": PLENTY, **options}
     return LinearizedModel(
         FunctionalModule(module),
-        Loss(task),
+        LOSSES[task],
         X,
         targets,
         weights,

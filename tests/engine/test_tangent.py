@@ -11,7 +11,8 @@ from sklearn.datasets import load_digits
 from torch.func import jacfwd
 
 from skattrib.engine import _tangent
-from skattrib.engine._functional import FunctionalModule, Loss
+from skattrib.engine._functional import FunctionalModule
+from skattrib.engine._losses import CrossEntropy
 from skattrib.engine._optim import OptimizerState
 from skattrib.engine._tangent import _Run, tangents
 from skattrib.engine._training import train
@@ -105,7 +106,7 @@ def test_second_derivative_foretells_the_error_of_the_first():
     directions = torch.zeros(25, 400, dtype=torch.float64)
     directions[range(25), rows] = 1
     weights = torch.ones(400, dtype=torch.float64)
-    arguments = (model, Loss("classification"), recipe, X, y)
+    arguments = (model, CrossEntropy(), recipe, X, y)
     first, second = tangents(*arguments, weights, directions, memory_bytes=PLENTY)
     real = train(*arguments, torch.cat([weights[None], weights - directions])).params
     missed = (real[1:] - real[0] + first).norm(dim=1)

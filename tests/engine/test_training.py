@@ -15,7 +15,8 @@ from sklearn.exceptions import EfficiencyWarning
 from torch import nn
 
 from skattrib.engine import _training
-from skattrib.engine._functional import FunctionalModule, Loss
+from skattrib.engine._functional import FunctionalModule
+from skattrib.engine._losses import CrossEntropy, SquaredError
 from skattrib.engine._optim import OptimizerState, step
 from skattrib.engine._training import (
     can_stack,
@@ -37,7 +38,7 @@ from tests.cases import OPTIMIZERS, build, conv, mlp, randn, torch_optimizer
 
 N_ROWS = 20
 PLENTY = 2.0**30
-CLASSIFICATION, REGRESSION = Loss("classification"), Loss("regression")
+CLASSIFICATION, REGRESSION = CrossEntropy(), SquaredError()
 MODELS = {
     "mlp": (lambda: mlp(4, 5, 2), 4),
     "conv": (lambda: conv(2, 3, 3, stride=2, padding=1), 40),

@@ -9,7 +9,8 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from skattrib.engine._functional import FunctionalModule, Loss
+from skattrib.engine._functional import FunctionalModule
+from skattrib.engine._losses import CrossEntropy
 from skattrib.engine._optim import Optimizer, OptimizerState
 from skattrib.engine._training import train
 from skattrib.engine._trajectory import (
@@ -111,7 +112,7 @@ def recorded(optimizer="adamw", batch_size=4, record="checkpoints", dtype=None):
     rates = torch.linspace(0.1, 0.01, n_steps, dtype=torch.float64)
     recipe = Recipe(OPTIMIZERS[optimizer], rates, model.flatten(), batches, 0.5)
     weights, keep = torch.ones(1, 10).to(X), steps_to_keep(record, n_steps)
-    run = train(model, Loss("classification"), recipe, X, y, weights, keep=keep)
+    run = train(model, CrossEntropy(), recipe, X, y, weights, keep=keep)
     second = None if run.second_moment is None else run.second_moment[0]
     return Trajectory(recipe, weights[0], second, run.states), X, y
 

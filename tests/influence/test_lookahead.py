@@ -18,7 +18,8 @@ from skattrib import (
     TorchRegressor,
     lookahead_training,
 )
-from skattrib.engine._functional import FunctionalModule, Loss
+from skattrib.engine._functional import FunctionalModule
+from skattrib.engine._losses import CrossEntropy
 from skattrib.engine._optim import OptimizerState
 from skattrib.engine._training import train
 from skattrib.engine._trajectory import Recipe
@@ -136,7 +137,7 @@ def test_scores_are_derivatives_of_the_window_run_again(name, horizon):
 
     def outcome(vector):
         params = train(
-            network, Loss("classification"), again, virtual, targets, vector[None]
+            network, CrossEntropy(), again, virtual, targets, vector[None]
         ).params[0]
         logits = network.outputs(params, torch.tensor(X_val))
         return -nn.functional.cross_entropy(logits, torch.tensor(y_val)).item()

@@ -1,0 +1,85 @@
+"""Which outcome of a model is asked for, and whether its loss has it."""
+
+from sklearn.base import is_classifier
+
+from skattrib._validation import takes_texts
+from skattrib.engine._losses import CrossEntropy, Loss, SquaredError
+
+#: What a user may name.
+OUTCOMES = ("auto", "log_likelihood", "margin", "prediction", "probability")
+
+_REFUSED = {
+    "margin": (
+        "is log p_y/(1-p_y) and needs a classifier; use 'log_likelihood' or "
+        "'prediction' for a regressor, 'log_likelihood' for several labels."
+    ),
+    "probability": (
+        "is p_y and needs a classifier; use 'log_likelihood' or 'prediction' for a "
+        "regressor, 'log_likelihood' for several labels."
+    ),
+    "prediction": (
+        "needs a regressor with one output; use 'margin' for a classifier, or a "
+        "callable (outputs, y) -> outcome."
+    ),
+}
+
+
+def loss_of(estimator):
+    """Return the loss whose outcomes an estimator has: its own, or that of its kind."""
+    own = getattr(estimator, "loss_function_", None)
+    if isinstance(own, Loss):
+        return own
+    return CrossEntropy() if is_classifier(estimator) else SquaredError()
+
+
+def check_outcome(outcome, estimator, n_outputs=None, loss=None):
+    """Return the name of an outcome, or the callable, that fits the estimator.
+
+    Parameters
+    ----------
+    outcome : str or callable
+    estimator : classifier or regressor
+    n_outputs : int or None
+        Columns of y; None asks the fitted estimator.
+    loss : Loss or None
+        What the estimator will be trained on; None asks the fitted estimator.
+    """
+    if callable(outcome):
+        return outcome
+    if takes_texts(estimator) and outcome in _REFUSED:
+        raise ValueError(
+            f"outcome={outcome!r} is not defined for texts; use 'log_likelihood' or a "
+            "callable (logits, tokens) -> outcome of each token."
+        )
+    if outcome not in OUTCOMES:
+        raise ValueError(
+            f"outcome must be one of {OUTCOMES} or a callable, got {outcome!r}."
+        )
+    if outcome == "auto":
+        return "log_likelihood"
+
+    if n_outputs is None:
+        n_outputs = getattr(estimator, "n_outputs_", 1)
+    known = (loss_of(estimator) if loss is None else loss).outcomes()
+    if outcome not in known or (outcome == "prediction" and n_outputs > 1):
+        raise ValueError(f"outcome={outcome!r} {_REFUSED[outcome]}")
+    return outcome
+
+
+def check_own_outcome(outcome, estimator, n_outputs, loss=None):
+    """Return the outcome to measure at the estimator's own predictions."""
+    if takes_texts(estimator):
+        raise ValueError(
+            "y is missing: a language model has no one prediction whose outcome could "
+            "be taken. Use attribute(X, y) with the completions y, generated or given."
+        )
+    loss = loss_of(estimator) if loss is None else loss
+    if loss.own_outcome == "prediction" and not callable(outcome):
+        if outcome == "log_likelihood":
+            raise ValueError(
+                "outcome='log_likelihood' needs y for a regressor: at the model's own "
+                "prediction its gradient is zero. Use outcome='prediction', or pass y "
+                "where there is one (attribute)."
+            )
+        outcome = loss.own_outcome if outcome == "auto" else outcome
+    return check_outcome(outcome, estimator, n_outputs, loss)

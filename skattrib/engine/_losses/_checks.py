@@ -1,0 +1,129 @@
+"""Whether a loss is one: tried on a few rows before anything is trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from skattrib.engine._losses._protocol import Loss
+
+# Closed forms against autograd, relative to the larger of the two.
+_SLACK = 1e4
+
+
+def check_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> None:
+    """Raise ValueError unless a loss is right on a few rows.
+
+    It has one finite number for each row, that depends on no other row, and what it has
+    in closed form is what autograd has.
+    """
+    outputs = outputs.detach()
+    _check_values(loss, outputs, targets)
+    _check_closed_forms(loss, outputs, targets)
+
+
+def _check_values(loss: Loss, outputs: Tensor, targets: Tensor) -> None:
+    n = len(outputs)
+    values = _called(loss, outputs, targets)
+    if not isinstance(values, Tensor) or values.shape != (n,):
+        what = (
+            f"shape {tuple(values.shape)}"
+            if isinstance(values, Tensor)
+            else f"a {type(values).__name__}"
+        )
+        raise ValueError(
+            f"{_name(loss)} returned {what} for outputs {tuple(outputs.shape)}: it "
+            f"must return one number for each row, ({n},), neither their mean nor "
+            "their sum. Sum over outputs by .sum(-1)."
+        )
+    if not bool(torch.isfinite(values).all()):
+        row = int((~torch.isfinite(values)).nonzero()[0])
+        raise ValueError(
+            f"{_name(loss)} is {values[row].item()} for outputs "
+            f"{outputs[row].tolist()} and target {targets[row].tolist()}, before any "
+            "training: what it takes must fit what the module returns."
+        )
+
+    alone = torch.cat(
+        [_called(loss, outputs[i : i + 1], targets[i : i + 1]) for i in range(n)]
+    )
+    # rows one after the other, and other rows beside them
+    turned = _called(loss, outputs.roll(1, 0), targets.roll(1, 0)).roll(-1, 0)
+    for other in (alone, turned):
+        if _differ(values, other):
+            raise ValueError(
+                f"{_name(loss)} of a row depends on the other rows of its minibatch: "
+                "a weight multiplies the loss of one row, and there is none. Losses of "
+                "pairs or of whole batches (contrastive, ranking) cannot be attributed "
+                "to rows."
+            )
+
+
+def _called(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    try:
+        with torch.no_grad():
+            return loss.values(outputs, targets)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"{_name(loss)} failed on outputs {tuple(outputs.shape)} and targets "
+            f"{tuple(targets.shape)} of {targets.dtype}: {error}"
+        ) from error
+
+
+def _check_closed_forms(loss: Loss, outputs: Tensor, targets: Tensor) -> None:
+    try:
+        with torch.enable_grad():
+            there = outputs.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(loss.values(there, targets).sum(), there)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{_name(loss)} cannot be differentiated in the outputs: {error}"
+        ) from error
+    _compare(loss, "residuals", loss.residuals(outputs, targets), slope)
+
+    vectors = torch.linspace(-1, 1, outputs.numel()).view(1, *outputs.shape).to(outputs)
+    by_autograd = _ByAutograd(loss)
+    try:
+        product = by_autograd.hessian_product(outputs, targets, vectors)
+    except (RuntimeError, NotImplementedError) as error:
+        raise ValueError(
+            f"{_name(loss)} has no second derivative in the outputs: {error}. Write "
+            "it as a function of plain tensor operations."
+        ) from error
+    found = loss.hessian_product(outputs, targets, vectors)
+    _compare(loss, "hessian_product", found, product)
+
+    if type(loss).hessian_root is not Loss.hessian_root:
+        root = loss.hessian_root(outputs, targets)
+        other = by_autograd.hessian_root(outputs, targets)
+        _compare(loss, "hessian_root", root @ root.mT, other @ other.mT)
+
+
+class _ByAutograd(Loss):
+    """A loss without its closed forms."""
+
+    def __init__(self, loss: Loss) -> None:
+        self._loss = loss
+
+    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the losses (n,)."""
+        return self._loss.values(outputs, targets)
+
+
+def _compare(loss: Loss, what: str, found: Tensor, expected: Tensor) -> None:
+    if found.shape != expected.shape or _differ(found, expected):
+        raise ValueError(
+            f"{what} of {type(loss).__name__} are not the derivatives of its values: "
+            "mend them, or leave them out, and autograd has them."
+        )
+
+
+def _differ(found: Tensor, expected: Tensor) -> bool:
+    scale = expected.abs().max().clamp(min=1.0)
+    slack = _SLACK * torch.finfo(expected.dtype).eps * scale
+    return not bool(((found - expected).abs() <= slack).all())
+
+
+def _name(loss: Loss) -> str:
+    text = repr(loss)
+    return text if text.startswith("loss") else f"loss {text}"

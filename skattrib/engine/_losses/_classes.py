@@ -1,0 +1,193 @@
+"""Losses of classes: outputs are log-probabilities up to a constant of each row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from skattrib.engine._losses._protocol import Loss, OutcomeFunction
+
+# From about a hundred on, log-softmax is as fast within a row as across rows.
+_FEW_CLASSES = 64
+
+
+class ClassLoss(Loss):
+    """A loss whose targets are class codes (n,), from 0.
+
+    There is one output for each class, and a softmax of the outputs has the
+    probabilities.
+    """
+
+    own_outcome = "log_likelihood"
+
+    def n_outputs(self, targets: Tensor) -> int:
+        """Return the number of classes."""
+        return int(targets.max()) + 1
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Return the code of the most likely class."""
+        return outputs.argmax(dim=-1)
+
+    def log_probabilities(self, outputs: Tensor) -> Tensor:
+        """Return log-probabilities (..., n_classes)."""
+        return outputs.log_softmax(-1)
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Return probabilities (..., n_classes)."""
+        return outputs.softmax(-1)
+
+    def tempered(self, outputs: Tensor, temperature: float) -> Tensor:
+        """Return outputs divided by the temperature of the softmax."""
+        return outputs if temperature == 1.0 else outputs / temperature
+
+    def outcomes(self) -> dict[str, OutcomeFunction]:
+        """Return −ℓ, the margin log p_y / (1 − p_y), and the probability p_y."""
+        return {
+            "log_likelihood": self.minus,
+            "margin": self.margin,
+            "probability": self._probability,
+        }
+
+    def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return log p_y / (1 − p_y)."""
+        return cross_log_odds(outputs, targets)
+
+    def class_log_likelihood(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return log p_y, with the digits of a probability near 1.
+
+        log_softmax rounds these to 0.
+        """
+        return nn.functional.logsigmoid(self.margin(outputs, targets))
+
+    def _probability(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.margin(outputs, targets).sigmoid()
+
+
+@dataclass(frozen=True, repr=False)
+class CrossEntropy(ClassLoss):
+    """Softmax cross-entropy, with label smoothing and class weights as torch has them.
+
+    Class weights are weights of rows: they enter the sum that a minibatch's loss is
+    divided by. The outcome is log p_y, without either of them.
+
+    Parameters
+    ----------
+    label_smoothing : float, default=0.0
+        Share of the target that all classes get, in [0, 1].
+    weight : tuple of float or None, default=None
+        One for each class.
+    """
+
+    label_smoothing: float = 0.0
+    weight: tuple[float, ...] | None = None
+
+    @classmethod
+    def of(cls, module: nn.CrossEntropyLoss) -> CrossEntropy:
+        """Return the loss of a torch module; raise on what it cannot be."""
+        weight = None if module.weight is None else tuple(module.weight.tolist())
+        return cls(float(module.label_smoothing), weight)
+
+    @classmethod
+    def of_log_probabilities(cls, module: nn.NLLLoss) -> CrossEntropy:
+        """Return the loss of outputs that are log-probabilities: the softmax is one."""
+        weight = None if module.weight is None else tuple(module.weight.tolist())
+        return cls(0.0, weight)
+
+    @property
+    def _plain(self) -> bool:
+        return self.label_smoothing == 0.0
+
+    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the losses (n,)."""
+        if not self._plain:
+            wanted = self._wanted(outputs, targets)
+            return -(wanted * outputs.log_softmax(-1)).sum(-1)
+        if outputs.shape[-1] > _FEW_CLASSES:
+            return nn.functional.cross_entropy(outputs, targets, reduction="none")
+        # classes first: to the bit the same, but vectorised over rows, three times
+        # as fast for ten classes
+        log_p = nn.functional.log_softmax(outputs.T.contiguous(), dim=0)
+        return -log_p.gather(0, targets[None])[0]
+
+    def outcomes(self) -> dict[str, OutcomeFunction]:
+        """Return log p_y, the margin and the probability."""
+        return {**super().outcomes(), "log_likelihood": self.class_log_likelihood}
+
+    def row_weights(self, targets: Tensor) -> Tensor | None:
+        """Return the weight of each row's class."""
+        if self.weight is None:
+            return None
+        weight = torch.tensor(self.weight, dtype=torch.float64, device=targets.device)
+        return weight[targets]
+
+    def n_outputs(self, targets: Tensor) -> int:
+        """Return the number of classes; raise if there are other weights."""
+        n_classes = super().n_outputs(targets)
+        if self.weight is not None and len(self.weight) != n_classes:
+            raise ValueError(
+                f"The weight of the loss has {len(self.weight)} entries, but y has "
+                f"{n_classes} classes: give one for each class, in sorted order."
+            )
+        return n_classes
+
+    def residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return p − onehot, or what smoothing makes of it."""
+        p = outputs.softmax(-1)
+        if self._plain:
+            return p - one_hot(targets, p)
+        wanted = self._wanted(outputs, targets)
+        return wanted.sum(-1, keepdim=True) * p - wanted
+
+    def hessian_product(
+        self, outputs: Tensor, targets: Tensor, vectors: Tensor
+    ) -> Tensor:
+        """Return (diag p − p pᵀ) v."""
+        p = outputs.softmax(-1)
+        if outputs.stride(-1) != 1:  # a product of what is laid out alike is fast
+            p = p.mT.contiguous().mT
+        found = p * vectors
+        found = found - p * found.sum(-1, keepdim=True)
+        if self._plain:
+            return found
+        return found * self._wanted(outputs, targets).sum(-1, keepdim=True)
+
+    def hessian_root(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return S (n, C, C) with S Sᵀ = diag p − p pᵀ."""
+        p = outputs.softmax(-1)
+        root = p.sqrt()
+        found = torch.diag_embed(root) - p[:, :, None] * root[:, None, :]
+        if self._plain:
+            return found
+        return found * self._wanted(outputs, targets).sum(-1).sqrt()[:, None, None]
+
+    def _wanted(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return what multiplies −log p (n, C), over the weight of the row's class."""
+        n_classes, share = outputs.shape[-1], self.label_smoothing
+        spread = outputs.new_ones(n_classes)
+        if self.weight is not None:
+            spread = torch.tensor(self.weight).to(outputs)
+            spread = spread / spread[targets][..., None]
+        return (1 - share) * one_hot(targets, outputs) + share / n_classes * spread
+
+    def __repr__(self) -> str:
+        return "CrossEntropy"
+
+
+def _is_target(targets: Tensor, outputs: Tensor) -> Tensor:
+    # one_hot of torch looks at the targets, which vmap does not allow
+    classes = torch.arange(outputs.shape[-1], device=outputs.device)
+    return targets[..., None] == classes
+
+
+def one_hot(targets: Tensor, like: Tensor) -> Tensor:
+    """Return 1 at the target's class, else 0, (..., C)."""
+    return _is_target(targets, like).to(like.dtype)
+
+
+def cross_log_odds(outputs: Tensor, targets: Tensor) -> Tensor:
+    """log p_y / (1 − p_y), as f_y − logsumexp of the others: finite at saturation."""
+    own = outputs.gather(-1, targets[..., None])[..., 0]
+    others = outputs.masked_fill(_is_target(targets, outputs), -torch.inf)
+    return own - others.logsumexp(-1)

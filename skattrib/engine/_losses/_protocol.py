@@ -1,0 +1,171 @@
+"""What a loss is: values of rows; everything else follows, or is given in closed form.
+
+A loss maps the outputs (n, C) of a model and the targets of n rows to n numbers, each
+of its own row alone. Gradients and second derivatives in the outputs come from
+autograd unless a loss has them written out.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from skattrib.engine._solvers import positive_root
+
+#: (outputs (..., C), targets) → outcome (...), higher is better.
+OutcomeFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+class Loss(ABC):
+    """A training loss: one number for each row, from its outputs and its target.
+
+    A subclass owes `values`. It may give closed forms of `residuals`,
+    `hessian_product` and `hessian_root`, which are compared with autograd when a model
+    is fitted, and say what the outputs mean: `n_outputs`, `predict`, `outcomes`. This
+    class is for targets that are numbers; `ClassLoss` and `LabelLoss` are for classes
+    and for labels of which a row may have several.
+
+    Rows are independent: the value of a row depends on no other row. The loss of a
+    minibatch is Σ w ℓ / Σ w, with w the weights of its rows.
+    """
+
+    #: Name of the outcome at the model's own prediction, for queries without targets.
+    own_outcome = "prediction"
+
+    @abstractmethod
+    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the losses (n,) of outputs (n, C)."""
+
+    # ------------------------------------------------------- what outputs mean
+    def n_outputs(self, targets: Tensor) -> int:
+        """Return how many outputs C a model of these targets must have."""
+        return 1 if targets.ndim == 1 else targets.shape[1]
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Return what outputs (..., C) predict, as targets are encoded."""
+        return outputs
+
+    def log_probabilities(self, outputs: Tensor) -> Tensor:
+        """Return the logarithms of the probabilities of the classes or labels."""
+        raise NotImplementedError(f"{self!r} has no probabilities.")
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Return the probabilities of the classes or labels."""
+        return self.log_probabilities(outputs).exp()
+
+    def own_targets(self, outputs: Tensor) -> Tensor:
+        """Return the targets at which outcomes of queries without any are taken."""
+        return self.predict(outputs)
+
+    def tempered(self, outputs: Tensor, temperature: float) -> Tensor:
+        """Return the outputs of a distribution made flatter; others stay."""
+        return outputs
+
+    def outcomes(self) -> dict[str, OutcomeFunction]:
+        """Return the outcomes that make sense, by name.
+
+        One is "log_likelihood", which is what "auto" stands for.
+        """
+        return {"log_likelihood": self.minus, "prediction": self._first}
+
+    def minus(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return −ℓ as an outcome: any axes may stand before the last of outputs."""
+        return -by_rows(self.values, outputs, targets)
+
+    def _first(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.predict(outputs)[..., 0]
+
+    def row_weights(self, targets: Tensor) -> Tensor | None:
+        """Return factors (n,) on the weights of rows, None for 1.
+
+        They are part of the Σ w by which a minibatch's loss is divided; what only
+        scales a row's loss belongs in `values`.
+        """
+        return None
+
+    def outcome(self, outcome: str | OutcomeFunction) -> OutcomeFunction:
+        """Return the function of a name, or one of the user's own, checked."""
+        if callable(outcome):
+            return partial(_checked, outcome)
+        known = self.outcomes()
+        name = "log_likelihood" if outcome == "auto" else outcome
+        if name in known:
+            return known[name]
+        raise ValueError(
+            f"outcome={outcome!r} is not defined for {self!r}; use one of "
+            f"{sorted(known)} or a callable (outputs, targets) -> outcome."
+        )
+
+    # ------------------------------------------------------------- derivatives
+    def residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the gradients of the losses in their outputs (..., n, C)."""
+        return by_rows(self._gradients, outputs, along(outputs, targets))
+
+    def _gradients(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return gradients (n, C); differentiable themselves where outputs are."""
+        found: Tensor = torch.func.grad(lambda f: self.values(f, targets).sum())(
+            outputs
+        )
+        return found
+
+    def hessian_product(
+        self, outputs: Tensor, targets: Tensor, vectors: Tensor
+    ) -> Tensor:
+        """Return the Hessians in the outputs (n, C) times vectors (q, n, C)."""
+        pull = torch.func.vjp(lambda f: self._gradients(f, targets), outputs)[1]
+        # rows are independent and a Hessian is symmetric
+        found: Tensor = torch.func.vmap(lambda v: pull(v)[0])(vectors)
+        return found
+
+    def hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the Hessian (n, C, C) of each loss in its outputs (n, C)."""
+        n_outputs = outputs.shape[-1]
+        eye = torch.eye(n_outputs, dtype=outputs.dtype, device=outputs.device)
+        columns = eye[:, None].expand(-1, len(outputs), -1)
+        return self.hessian_product(outputs, targets, columns).transpose(0, 1)
+
+    def hessian_root(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return S (n, C, C) with S Sᵀ the Hessian of each loss in its outputs (n, C).
+
+        Of a loss that is not convex in its outputs, the part with curvature above 0.
+        """
+        return positive_root(self.hessian(outputs, targets))
+
+    def __repr__(self) -> str:
+        return type(self).__name__
+
+
+def by_rows(
+    function: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor
+) -> Tensor:
+    """Call a function of rows (n, C) where more axes, or none, stand for the rows.
+
+    Targets have all of these axes, too.
+    """
+    axes = outputs.shape[:-1]
+    flat = function(
+        outputs.reshape(-1, outputs.shape[-1]),
+        targets.reshape(-1, *targets.shape[len(axes) :]),
+    )
+    return flat.reshape(*axes, *flat.shape[1:])
+
+
+def along(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return targets of rows (n, ...) with the axes before the rows of outputs."""
+    return targets.expand(*outputs.shape[:-2], *targets.shape)
+
+
+def _checked(outcome: OutcomeFunction, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Evaluate the user's own function."""
+    found = outcome(outputs, targets)
+    if found.shape != outputs.shape[:-1]:
+        raise ValueError(
+            f"outcome returned shape {tuple(found.shape)} for outputs "
+            f"{tuple(outputs.shape)}; it must drop the last axis only, whatever stands "
+            "before it."
+        )
+    return found

@@ -1,0 +1,126 @@
+"""Losses of numbers: what the outputs predict is a function of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from skattrib.engine._losses._protocol import Loss, OutcomeFunction
+
+
+@dataclass(frozen=True, repr=False)
+class SquaredError(Loss):
+    """``scale`` times Σ_outputs error², by default a half.
+
+    The outcome is −½ Σ error², the log-likelihood of unit variance, at any scale.
+    """
+
+    scale: float = 0.5
+
+    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the losses (n,)."""
+        return self.scale * (outputs - targets).square().sum(-1)
+
+    def outcomes(self) -> dict[str, OutcomeFunction]:
+        """Return −½ Σ error² and the prediction."""
+        return {**super().outcomes(), "log_likelihood": _gaussian_log_likelihood}
+
+    def residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the error, for a half."""
+        error = outputs - targets
+        return error if self.scale == 0.5 else 2 * self.scale * error
+
+    def hessian_product(
+        self, outputs: Tensor, targets: Tensor, vectors: Tensor
+    ) -> Tensor:
+        """Return v, for a half."""
+        return vectors if self.scale == 0.5 else 2 * self.scale * vectors
+
+    def hessian_root(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the identity (n, C, C), for a half."""
+        n, n_outputs = outputs.shape
+        eye = torch.eye(n_outputs, dtype=outputs.dtype, device=outputs.device)
+        return (eye * (2 * self.scale) ** 0.5).expand(n, n_outputs, n_outputs)
+
+    def __repr__(self) -> str:
+        return "SquaredError"
+
+
+@dataclass(frozen=True, repr=False)
+class PoissonError(Loss):
+    """Negative log-likelihood of counts, as ``torch.nn.PoissonNLLLoss`` has it.
+
+    Parameters
+    ----------
+    log_input : bool, default=True
+        Whether outputs are logarithms of rates, or rates.
+    eps : float, default=1e-8
+        Added to rates before their logarithm is taken.
+    """
+
+    log_input: bool = True
+    eps: float = 1e-8
+
+    @classmethod
+    def of(cls, module: nn.PoissonNLLLoss) -> PoissonError:
+        """Return the loss of a torch module, without what no output depends on."""
+        return cls(bool(module.log_input), float(module.eps))
+
+    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the losses (n,)."""
+        own = nn.functional.poisson_nll_loss(
+            outputs, targets, self.log_input, eps=self.eps, reduction="none"
+        )
+        return own.sum(-1)
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Return the rates."""
+        return outputs.exp() if self.log_input else outputs
+
+    def __repr__(self) -> str:
+        return "PoissonError"
+
+
+@dataclass(frozen=True, repr=False)
+class GaussianError(Loss):
+    """Negative log-likelihood of a Gaussian whose variance is an output as well.
+
+    For K targets there are 2 K outputs: the means, and the logarithms of the
+    variances, which are at least `eps`.
+
+    Parameters
+    ----------
+    eps : float, default=1e-6
+        Smallest variance.
+    """
+
+    eps: float = 1e-6
+
+    @classmethod
+    def of(cls, module: nn.GaussianNLLLoss) -> GaussianError:
+        """Return the loss of a torch module, without what no output depends on."""
+        return cls(float(module.eps))
+
+    def n_outputs(self, targets: Tensor) -> int:
+        """Return two for each target."""
+        return 2 * super().n_outputs(targets)
+
+    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the losses (n,)."""
+        mean, log_variance = outputs.chunk(2, dim=-1)
+        variance = log_variance.exp().clamp(min=self.eps)
+        own = variance.log() + (mean - targets).square() / variance
+        return 0.5 * own.sum(-1)
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Return the means."""
+        return outputs.chunk(2, dim=-1)[0]
+
+    def __repr__(self) -> str:
+        return "GaussianError"
+
+
+def _gaussian_log_likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
+    return -0.5 * (outputs - targets).square().sum(-1)

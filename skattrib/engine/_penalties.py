@@ -1,0 +1,122 @@
+"""Penalties: what training adds to the losses of the rows, of the parameters alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Regularization = Literal["per_sample", "fixed"]
+
+
+def scale_with(regularization: Regularization, share: Tensor) -> Tensor:
+    """Return the factor on a penalty of the summed loss for a share of the weights.
+
+    "per_sample": that of the mean loss of the rows that are left, so a row takes its
+    part along; where nothing is left the penalty decides alone, at any strength.
+    "fixed": all of it stays, as in scikit-learn's linear models.
+    """
+    if regularization == "fixed":
+        return torch.ones_like(share)
+    return torch.where(share == 0, 1.0, share)
+
+
+class Penalty(ABC):
+    """A term of the training objective that depends on the parameters alone.
+
+    Parameters are flat, (..., P). A penalty leaves out parameters such as an intercept
+    by a strength of 0 for them.
+    """
+
+    #: How it follows the sum of the rows' weights, see `scale_with`.
+    regularization: Regularization = "per_sample"
+
+    @abstractmethod
+    def value(self, params: Tensor) -> Tensor:
+        """Return the penalty (...)."""
+
+    @abstractmethod
+    def diagonal(self, params: Tensor) -> Tensor:
+        """Return the second derivative in each parameter, 0 at a kink."""
+
+    @abstractmethod
+    def prox(self, params: Tensor, step: float) -> Tensor:
+        """Return argmin_u penalty(u) + ‖u − params‖² / (2 step)."""
+
+    def scale(self, share: Tensor) -> Tensor:
+        """Return the factor on the penalty for shares of the weights of all rows."""
+        return scale_with(self.regularization, share)
+
+
+@dataclass(frozen=True)
+class ElasticNet(Penalty):
+    """Σ_j l1_j |θ_j| + ½ l2_j θ_j².
+
+    Parameters
+    ----------
+    l1, l2 : float or Tensor of shape (P,), default=0.0
+        Strengths, at least 0.
+    regularization : {"per_sample", "fixed"}, default="per_sample"
+    """
+
+    l1: float | Tensor = 0.0
+    l2: float | Tensor = 0.0
+    regularization: Regularization = "per_sample"
+
+    def value(self, params: Tensor) -> Tensor:
+        """Return the penalty (...)."""
+        return (self.l1 * params.abs() + 0.5 * self.l2 * params.square()).sum(-1)
+
+    def diagonal(self, params: Tensor) -> Tensor:
+        """Return l2."""
+        return torch.zeros_like(params) + self.l2
+
+    def prox(self, params: Tensor, step: float) -> Tensor:
+        """Return the soft threshold, shrunk."""
+        shrunk = (params.abs() - step * self.l1).clamp(min=0) * params.sign()
+        return shrunk / (1 + step * self.l2)
+
+
+def l2(
+    strength: float | Tensor, regularization: Regularization = "per_sample"
+) -> ElasticNet:
+    """Return ½ Σ strength θ²."""
+    return ElasticNet(0.0, strength, regularization)
+
+
+def l1(
+    strength: float | Tensor, regularization: Regularization = "per_sample"
+) -> ElasticNet:
+    """Return Σ strength |θ|."""
+    return ElasticNet(strength, 0.0, regularization)
+
+
+@dataclass(frozen=True)
+class WeightDecay(Penalty):
+    """Decoupled weight decay: parameters shrink beside the step, by no loss.
+
+    It has no value that a training would lower; what it does to a step is its prox,
+    θ (1 − strength · learning rate), and it does not see the rows at all.
+
+    Parameters
+    ----------
+    strength : float or Tensor of shape (P,)
+    """
+
+    strength: float | Tensor
+    regularization: Regularization = "per_sample"
+
+    def value(self, params: Tensor) -> Tensor:
+        """Return 0."""
+        return torch.zeros_like(params[..., 0])
+
+    def diagonal(self, params: Tensor) -> Tensor:
+        """Return 0."""
+        return torch.zeros_like(params)
+
+    def prox(self, params: Tensor, step: float) -> Tensor:
+        """Return θ (1 − strength · step)."""
+        return params * (1.0 - step * self.strength)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from skattrib.engine._functional import FunctionalModule, Loss
-from skattrib.engine._optim import clip_gradient
+from skattrib.engine._optimizers import clip_gradient
 
 _SMOOTH = (nn.GELU, nn.SiLU, nn.Sigmoid, nn.Softplus)
 _KNOWN = (nn.Identity, nn.ReLU, nn.Tanh, *_SMOOTH)

@@ -10,7 +10,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skattrib.engine._functional import FunctionalModule, Loss
-from skattrib.engine._optim import Optimizer, OptimizerState
+from skattrib.engine._optimizers import SGD, map_state, with_values
 from skattrib.engine._training import train
 from skattrib.engine._trajectory import (
     SCHEDULES,
@@ -91,7 +91,7 @@ def test_steps_to_keep(record, n_steps, expected):
 @pytest.mark.parametrize("batches", [None, [np.array([2, 0]), np.array([1])]])
 def test_recipe_steps(batches):
     rates = torch.tensor([0.2, 0.1], dtype=torch.float64)
-    recipe = Recipe(Optimizer("sgd", momentum=0.5), rates, torch.zeros(3), batches)
+    recipe = Recipe(SGD(momentum=0.5), rates, torch.zeros(3), batches)
     assert recipe.n_steps == 2
     assert recipe.path_length == pytest.approx(0.6)
     for t, expected in ((1, 0.2), (2, 0.1)):
@@ -112,8 +112,8 @@ def recorded(optimizer="adamw", batch_size=4, record="checkpoints", dtype=None):
     recipe = Recipe(OPTIMIZERS[optimizer], rates, model.flatten(), batches, 0.5)
     weights, keep = torch.ones(1, 10).to(X), steps_to_keep(record, n_steps)
     run = train(model, Loss("classification"), recipe, X, y, weights, keep=keep)
-    second = None if run.second_moment is None else run.second_moment[0]
-    return Trajectory(recipe, weights[0], second, run.states), X, y
+    scale = None if run.denominator is None else run.denominator[0]
+    return Trajectory(recipe, weights[0], scale, run.states), X, y
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -138,9 +138,9 @@ def test_saved_trajectory_comes_back_exactly(
     for mine, theirs in zip(one.batches or [], other.batches or [], strict=True):
         assert_array_equal(mine, theirs)
     assert_array_equal(trajectory.row_weights, loaded.row_weights)
-    assert (trajectory.second_moment is None) == (loaded.second_moment is None)
-    if loaded.second_moment is not None:
-        assert_array_equal(trajectory.second_moment, loaded.second_moment)
+    assert (trajectory.denominator is None) == (loaded.denominator is None)
+    if loaded.denominator is not None:
+        assert_array_equal(trajectory.denominator, loaded.denominator)
     assert list(loaded.states) == list(trajectory.states)
     for t, state in loaded.states.items():
         assert_array_equal(state.params, trajectory.states[t].params)
@@ -149,11 +149,11 @@ def test_saved_trajectory_comes_back_exactly(
             assert_array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "momentum"])
 def test_a_run_that_starts_in_the_middle_comes_back(optimizer, tmp_path):
     trajectory, X, y = recorded(optimizer)
     state = trajectory.states[3]
-    moments = OptimizerState(*(m.reshape(-1) for m in state.optimizer))
+    moments = map_state(torch.flatten, state.optimizer)
     recipe = replace(
         trajectory.recipe, initial=state.params[0], n_before=3, moments=moments
     )
@@ -175,7 +175,8 @@ def test_record_of_other_data_is_refused(tmp_path):
 
 def test_digest_is_of_the_whole_recipe():
     trajectory, X, y = recorded()
-    recipe = trajectory.recipe
+    recipe, initial = trajectory.recipe, trajectory.recipe.initial
+    moments = recipe.optimizer.initial_state(initial)
     others = [
         replace(recipe, optimizer=replace(recipe.optimizer, eps=1e-7)),
         replace(recipe, clip_norm=None),
@@ -185,7 +186,8 @@ def test_digest_is_of_the_whole_recipe():
         replace(recipe, batches=None),
         replace(recipe, n_before=3),
         replace(recipe, decay=torch.ones_like(recipe.initial)),
-        replace(recipe, moments=OptimizerState(recipe.initial, recipe.initial)),
+        replace(recipe, moments=with_values(moments, [initial, initial])),
+        replace(recipe, groups=torch.zeros(len(initial), dtype=torch.int64)),
     ]
     found = {r.digest(X, y) for r in (recipe, replace(recipe), *others)}
     assert len(found) == 1 + len(others)

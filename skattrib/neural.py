@@ -54,20 +54,23 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         Widths of the hidden layers when ``module=None``.
     activation : {"tanh", "relu", "gelu", "silu", "identity"}, default="tanh"
         Activation when ``module=None``.
-    optimizer : {"adamw", "adam", "sgd"}, default="adamw"
-        With the update rules of ``torch.optim``.
+    optimizer : {"adamw", "adam", "sgd", "rmsprop", "muon"} or Optimizer, \
+            default="adamw"
+        With the update rules of ``torch.optim``. An instance from
+        `skattrib.optimizers` has its own options.
     learning_rate : float, default=1e-2
         Step size before `schedule`.
     weight_decay : float, default=1e-2
-        Decoupled for AdamW, added to the gradient otherwise, as in torch.
+        Decoupled for AdamW and Muon, added to the gradient otherwise, as in torch. That
+        of an `optimizer` instance wins, if it is given one.
     betas : tuple of two floats, default=(0.9, 0.999)
-        Decay of the moments of Adam and AdamW.
+        Decay of the moments of "adamw" and "adam".
     eps : float, default=1e-8
-        Added to the root of the second moment.
+        Added to the root of their second moment.
     momentum : float, default=0
-        Of SGD.
+        Of "sgd".
     nesterov : bool, default=False
-        Nesterov momentum of SGD.
+        Nesterov momentum of "sgd".
     schedule : {"constant", "cosine", "linear_warmup"} or callable, default="constant"
         Factor on the learning rate. "linear_warmup" rises over the first tenth of the
         steps and then falls linearly to zero. A callable takes (step from 0, n_steps).
@@ -296,20 +299,23 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
         Widths of the hidden layers when ``module=None``.
     activation : {"tanh", "relu", "gelu", "silu", "identity"}, default="tanh"
         Activation when ``module=None``.
-    optimizer : {"adamw", "adam", "sgd"}, default="adamw"
-        With the update rules of ``torch.optim``.
+    optimizer : {"adamw", "adam", "sgd", "rmsprop", "muon"} or Optimizer, \
+            default="adamw"
+        With the update rules of ``torch.optim``. An instance from
+        `skattrib.optimizers` has its own options.
     learning_rate : float, default=1e-2
         Step size before `schedule`.
     weight_decay : float, default=1e-2
-        Decoupled for AdamW, added to the gradient otherwise, as in torch.
+        Decoupled for AdamW and Muon, added to the gradient otherwise, as in torch. That
+        of an `optimizer` instance wins, if it is given one.
     betas : tuple of two floats, default=(0.9, 0.999)
-        Decay of the moments of Adam and AdamW.
+        Decay of the moments of "adamw" and "adam".
     eps : float, default=1e-8
-        Added to the root of the second moment.
+        Added to the root of their second moment.
     momentum : float, default=0
-        Of SGD.
+        Of "sgd".
     nesterov : bool, default=False
-        Nesterov momentum of SGD.
+        Nesterov momentum of "sgd".
     schedule : {"constant", "cosine", "linear_warmup"} or callable, default="constant"
         Factor on the learning rate. "linear_warmup" rises over the first tenth of the
         steps and then falls linearly to zero. A callable takes (step from 0, n_steps).

@@ -174,7 +174,7 @@ OPTIMIZERS = {
 }
 #: Every option of every optimizer of flat parameters, beyond those above.
 MORE_OPTIMIZERS = {
-    "adamw_plain": AdamW(weight_decay=0.0),
+    "adamw_plain": AdamW(weight_decay=0.0, eps=1e-4),
     "adamw_amsgrad": AdamW(weight_decay=0.1, betas=(0.8, 0.9), amsgrad=True),
     "adamw_climbs": AdamW(weight_decay=0.1, maximize=True),
     "adam_amsgrad": Adam(weight_decay=0.1, betas=(0.8, 0.9), amsgrad=True),
@@ -200,6 +200,7 @@ MUONS = {
     "muon_scaled": Muon(
         ns_coefficients=(2.0, -1.5, 0.5),
         ns_steps=3,
+        eps=1e-6,
         adjust_lr_fn="match_rms_adamw",
         weight_decay=0.1,
         others=AdamW(betas=(0.8, 0.9), eps=1e-6),

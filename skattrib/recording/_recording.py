@@ -266,8 +266,10 @@ class TrainingRecording:
     def _learning_rates(self):
         """Return the rates of the steps, and the groups of parameters or None."""
         rates = torch.tensor(np.array(self._rates), dtype=torch.float64)
-        if not len(rates) or bool((rates == rates[:, :1]).all()):
-            return rates.reshape(len(rates), -1)[:, :1].reshape(-1), None
+        if not len(rates):
+            return rates, None
+        if bool((rates == rates[:, :1]).all()):
+            return rates[:, 0].contiguous(), None
         return rates, read_groups(self._optimizers, self._trained)
 
     def _finished(self):

@@ -1,5 +1,6 @@
 """Schedules, minibatches, and the steps that a record keeps."""
 
+import json
 import math
 import os
 from dataclasses import replace
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from skattrib.engine._functional import FunctionalModule, Loss
 from skattrib.engine._optimizers import SGD, map_state, with_values
@@ -20,7 +23,7 @@ from skattrib.engine._trajectory import (
     steps_to_keep,
 )
 from skattrib.exceptions import TrajectoryError
-from tests.cases import OPTIMIZERS, build, mlp, randn
+from tests.cases import MORE_OPTIMIZERS, MUONS, OPTIMIZERS, build, mlp, randn
 
 
 def factors(name, n_steps):
@@ -109,7 +112,9 @@ def recorded(optimizer="adamw", batch_size=4, record="checkpoints", dtype=None):
     batches = epoch_batches(10, batch_size, 3, seed=0)
     n_steps = 3 if batches is None else len(batches)
     rates = torch.linspace(0.1, 0.01, n_steps, dtype=torch.float64)
-    recipe = Recipe(OPTIMIZERS[optimizer], rates, model.flatten(), batches, 0.5)
+    optimizer = {**OPTIMIZERS, **MORE_OPTIMIZERS, **MUONS}[optimizer]
+    optimizer = optimizer.bound(model.module)
+    recipe = Recipe(optimizer, rates, model.flatten(), batches, 0.5)
     weights, keep = torch.ones(1, 10).to(X), steps_to_keep(record, n_steps)
     run = train(model, Loss("classification"), recipe, X, y, weights, keep=keep)
     scale = None if run.denominator is None else run.denominator[0]
@@ -119,7 +124,9 @@ def recorded(optimizer="adamw", batch_size=4, record="checkpoints", dtype=None):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("record", ["recipe", "checkpoints"])
 @pytest.mark.parametrize("batch_size", [4, None])
-@pytest.mark.parametrize("optimizer", ["adamw", "nesterov", "sgd"])
+@pytest.mark.parametrize(
+    "optimizer", ["adamw", "nesterov", "sgd", "rmsprop_all", "muon", "adam_amsgrad"]
+)
 def test_saved_trajectory_comes_back_exactly(
     optimizer, batch_size, record, dtype, tmp_path
 ):
@@ -191,6 +198,73 @@ def test_digest_is_of_the_whole_recipe():
     ]
     found = {r.digest(X, y) for r in (recipe, replace(recipe), *others)}
     assert len(found) == 1 + len(others)
+
+
+def with_metadata(path, **changes):
+    """Write a record again, with other words beside the arrays."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    found = {**metadata, **changes}
+    save_file(tensors, path, {k: v for k, v in found.items() if v is not None})
+
+
+@pytest.mark.parametrize(("format", "named"), [(None, "format 1;"), ("3", "format 3;")])
+def test_other_formats_are_refused_by_name(format, named, tmp_path):
+    """The first had no number, and other options."""
+    trajectory, X, y = recorded()
+    path = tmp_path / "run"
+    trajectory.save(path, X, y)
+    old = {"name": "adamw", "weight_decay": 0.1, "betas": [0.9, 0.999], "eps": 1e-8}
+    options = json.dumps([{**old, "momentum": 0.0, "nesterov": False}, 0.5, 0])
+    with_metadata(path, format=format, options=options)
+    with pytest.raises(TrajectoryError, match=f"{named} this version.*format 2"):
+        Trajectory.load(path, X, y)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "lion"}, "'lion' is not known here; known are .*'adam', 'adamw', "),
+        ({"name": "os.system"}, "is not known here"),
+        ({"eps": -1.0}, "AdamW: eps must be a number at least 0, got -1"),
+        ({"eps": float("nan")}, "AdamW: eps must be a number"),
+        ({"betas": [0.9, 1.0]}, r"AdamW: betas must be a number in \[0, 1\)"),
+        ({"code": 1}, "not the options of AdamW"),
+        ({"denominator": 1}, "not the options of AdamW"),
+    ],
+)
+def test_optimizers_in_files_are_checked(change, message, tmp_path):
+    trajectory, X, y = recorded()
+    path = tmp_path / "run"
+    trajectory.save(path, X, y)
+    optimizer, *rest = json.loads(trajectory.recipe.options())
+    with_metadata(path, options=json.dumps([{**optimizer, **change}, *rest]))
+    with pytest.raises(TrajectoryError, match=message):
+        Trajectory.load(path, X, y)
+
+
+def test_a_recipe_in_groups_comes_back(tmp_path):
+    trajectory, X, y = recorded(record="recipe")
+    recipe = trajectory.recipe
+    rates = torch.stack([recipe.learning_rates, 3 * recipe.learning_rates], dim=1)
+    groups = (torch.arange(len(recipe.initial)) >= 5).long()
+    recipe = replace(recipe, learning_rates=rates, groups=groups)
+    path = tmp_path / "run"
+    replace(trajectory, recipe=recipe).save(path, X, y)
+    found = Trajectory.load(path, X, y).recipe
+    assert_array_equal(found.groups, groups)
+    assert_array_equal(found.learning_rates, rates)
+    share = 5 / len(groups)
+    expected = float(recipe.learning_rates[:, 0].sum()) * (share + 3 * (1 - share))
+    assert found.path_length == pytest.approx(expected, rel=1e-12)
+    assert float(found.relative_rates.mean()) == pytest.approx(1, rel=1e-12)
+    assert float(found.relative_rates[-1] / found.relative_rates[0]) == pytest.approx(3)
+    for wrong in (groups + 1, groups - 1, groups[:3], groups.double()):
+        bad = replace(trajectory, recipe=replace(recipe, groups=wrong))
+        bad.save(path, X, y)
+        with pytest.raises(TrajectoryError, match=r"one rate for every step|damaged"):
+            Trajectory.load(path, X, y)
 
 
 def test_what_is_no_record_is_refused(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import accumulate, pairwise
 from numbers import Real
 from typing import Any, ClassVar, NamedTuple, Self
@@ -94,8 +95,8 @@ class Muon(Optimizer):
     rounding.
 
     For ``metric="optimizer"`` of `DualInfluence`, a matrix is divided by the mean
-    singular value that its momentum would have if all were the same. No matrix is held
-    still in runs on subsets.
+    singular value that its momentum would have if all were the same. Runs on subsets
+    hold a column or row of a matrix still whose momentum is hardly there.
 
     Examples
     --------
@@ -242,12 +243,29 @@ class Muon(Optimizer):
         )
         return self._joined(at, [matrix for matrix, _ in moved]), new
 
-    def _matrix_step(
-        self, params: Tensor, grad: Tensor, buffer: Tensor, rate: Any, decay: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Return matrices (..., rows, columns) and their average gradients."""
+    def _averaged(self, grad: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is made orthogonal, and the new average gradient."""
         buffer = torch.lerp(buffer, grad, 1.0 - self.momentum)
         move = torch.lerp(grad, buffer, self.momentum) if self.nesterov else buffer
+        return move, buffer
+
+    def _matrix_step(
+        self,
+        params: Tensor,
+        grad: Tensor,
+        buffer: Tensor,
+        rate: Any,
+        decay: Any,
+        still: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return matrices (..., rows, columns) and their average gradients.
+
+        ``still`` is where and at what values a matrix is held while derivatives are
+        taken.
+        """
+        move, buffer = self._averaged(grad, buffer)
+        if still is not None:
+            move = torch.where(still[0], still[1], move)
         scale = self._scale(*params.shape[-2:])
         params = params * (1.0 - rate * decay)
         return params - (rate * scale) * self._orthogonal(move), buffer
@@ -271,6 +289,25 @@ class Muon(Optimizer):
             found = a * found + (b * gram + c * (gram @ gram)) @ found
 
         return found.mT if tall else found
+
+    def _inert(
+        self, grad: Tensor, buffer: Tensor, inert: float
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return where a matrix is inert, and its values.
+
+        Those are columns and rows, what an input or a unit has to do with, that have
+        hardly had a gradient. To make a matrix orthogonal enlarges the little there is,
+        five hundred times at most: that holds for tiny weights only.
+        """
+        if not inert:
+            return None
+        move, _ = self._averaged(grad, buffer)
+        found = torch.zeros_like(move, dtype=torch.bool)
+        for axis in (-2, -1):
+            squares = move.square().mean(dim=axis, keepdim=True)
+            usual = squares.mean(dim=(-2, -1), keepdim=True)
+            found = found | (squares <= inert**2 * usual)
+        return found, move
 
     def denominator(self, state: State, t: int) -> Tensor:
         (first, buffers), (second, _) = (self._cut(value) for value in state)
@@ -312,7 +349,8 @@ class Muon(Optimizer):
             inert,
         )
         found = []
-        for i, step in enumerate(self._matrix_steps(rates, decays)):
+        held = [self._inert(*given, inert) for given in zip(gs, buffers, strict=True)]
+        for i, step in enumerate(self._matrix_steps(rates, decays, held)):
             pull: Any = vjp(step, its[i], gs[i], buffers[i])[1]
             found.append(vmap(pull)((mus[i], rhos[i])))
 
@@ -356,7 +394,9 @@ class Muon(Optimizer):
                 (its[i], gs[i], buffers[i]),
                 [[part[1][i] for part in parts[:3]] for parts in moving],
             )
-            for i, step in enumerate(self._matrix_steps(rates, decays))
+            for i, step in enumerate(
+                self._matrix_steps(rates, decays, [None] * len(its))
+            )
         ]
 
         derivatives = []
@@ -371,21 +411,14 @@ class Muon(Optimizer):
         return derivatives
 
     def _matrix_steps(
-        self, rates: list[Any], decays: list[Any]
+        self,
+        rates: Sequence[Any],
+        decays: Sequence[Any],
+        still: Sequence[tuple[Tensor, Tensor] | None],
     ) -> Iterator[Callable[..., tuple[Tensor, Tensor]]]:
         """Yield for every matrix its step as a function of tensors alone."""
-        for rate, decay in zip(rates, decays, strict=True):
-
-            def step(
-                params: Tensor,
-                grad: Tensor,
-                buffer: Tensor,
-                rate: Any = rate,
-                decay: Any = decay,
-            ) -> tuple[Tensor, Tensor]:
-                return self._matrix_step(params, grad, buffer, rate, decay)
-
-            yield step
+        for rate, decay, held in zip(rates, decays, still, strict=True):
+            yield partial(self._matrix_step, rate=rate, decay=decay, still=held)
 
     # ---------------------------------------------------------------- reading
     def options(self) -> dict[str, Any]:

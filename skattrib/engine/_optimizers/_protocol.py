@@ -546,6 +546,29 @@ def register_optimizer(name: str) -> Callable[[type[Optimizer]], type[Optimizer]
     -------
     callable
         For a subclass of `Optimizer`.
+
+    Raises
+    ------
+    ValueError
+        If another class has that name.
+
+    See Also
+    --------
+    Optimizer : What the class derives from.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> from skattrib import TorchClassifier
+    >>> from skattrib.optimizers import SGD, register_optimizer
+    >>> @register_optimizer("signed")
+    ... @dataclass(frozen=True, kw_only=True)
+    ... class Signed(SGD):
+    ...     def step(self, params, grad, state, t, learning_rate):
+    ...         return super().step(params, grad.tanh(), state, t, learning_rate)
+    ...     pullback = Optimizer.pullback
+    ...     pushforward = Optimizer.pushforward
+    >>> clf = TorchClassifier(optimizer="signed")
     """
 
     def register(kind: type[Optimizer]) -> type[Optimizer]:

@@ -68,12 +68,12 @@ def started(optimizer, n_models, t, shift=0.0):
     return params, randn(*shape, seed=t) + shift, state
 
 
-def cotangents(params, state, n_queries=4):
-    def drawn(value, seed):
-        return randn(n_queries, *value.shape, seed=seed)
-
-    values = [drawn(value, 20 + i) for i, value in enumerate(state)]
-    return StepDerivative(drawn(params, 19), with_values(state, values))
+def cotangents(params, state, n_queries=4, first_seed=19):
+    drawn = [
+        randn(n_queries, *value.shape, seed=seed)
+        for seed, value in enumerate((params, *state), start=first_seed)
+    ]
+    return StepDerivative(drawn[0], with_values(state, drawn[1:]))
 
 
 def flattened(derivative):
@@ -132,7 +132,8 @@ def test_a_rate_for_every_parameter(name):
     optimizer = of(name)
     params, gradient, state = started(optimizer, 3, 4)
     same = torch.full((N_PARAMS,), 0.1, dtype=torch.float64)
-    split = torch.where(torch.arange(N_PARAMS) < 20, 0.1, 0.3).double()  # a layer
+    split = same.clone()
+    split[20:] = 0.3  # after the weights of the first layer
     arguments = params, gradient, state, 4
     one, _ = optimizer.step(*arguments, 0.1)
     other, _ = optimizer.step(*arguments, 0.3)
@@ -186,9 +187,9 @@ def test_pullback_equals_autograd(name, t, n_models):
 def test_pushforward_equals_autograd_and_the_pullback(name, t, order):
     optimizer = of(name)
     params, gradient, state = started(optimizer, None, t)
-    before = [cotangents(params, map_state(lambda v: v + i, state)) for i in (0, 1)]
-    before, in_grad = before[:order], [randn(4, N_PARAMS, seed=40 + i) for i in (0, 1)]
-    arguments = params, gradient, state, t, 0.1, before, in_grad[:order]
+    before = [cotangents(params, state, first_seed=19 + 9 * i) for i in range(order)]
+    in_grad = [randn(4, N_PARAMS, seed=60 + i) for i in range(order)]
+    arguments = params, gradient, state, t, 0.1, before, in_grad
     found = optimizer.pushforward(*arguments)
     general = Optimizer.pushforward(optimizer, *arguments)
     for one, other in zip(found, general, strict=True):
@@ -204,6 +205,10 @@ def test_pushforward_equals_autograd_and_the_pullback(name, t, order):
 
 
 # ------------------------------------------------------------------- whole runs
+# A maximum has a kink, which long differences step over.
+KINKED = {name for name, o in TABLE.items() if getattr(o, "amsgrad", False)}
+
+
 def run_of(name, **options):
     """Return what sweep and tangents take, of a run by that optimizer."""
     model, loss, recipe, X, y = problem(module(), **options)
@@ -211,10 +216,9 @@ def run_of(name, **options):
     return model, loss, Recipe(**values), X, y
 
 
-@pytest.mark.parametrize("clip_norm", [None, 0.3])
 @pytest.mark.parametrize("name", TABLE)
-def test_runs_equal_differences_and_forward_derivatives(name, clip_norm):
-    arguments = run_of(name, clip_norm=clip_norm, n_steps=16)
+def test_runs_equal_differences_and_forward_derivatives(name):
+    arguments = run_of(name, clip_norm=0.3, n_steps=8)
     recipe = arguments[2]
     weights = random_weights(1) + 0.3
     cotangents = randn(1, 3, N_PARAMS, seed=11)
@@ -224,26 +228,25 @@ def test_runs_equal_differences_and_forward_derivatives(name, clip_norm):
     first, second = tangents(*arguments, weights[0], directions, memory_bytes=PLENTY)
     assert error(cotangents[0] @ first.T, found @ directions.T) < 1e-10
 
-    # fourth order: the truncation of the second would show
-    h = 1e-3
-    steps = torch.tensor([-2, -1, 1, 2], dtype=torch.float64) * h
-    moved = weights + (steps[:, None, None] * directions).flatten(0, 1)
-    ends = train(*arguments, moved).params.unflatten(0, (4, 3))
-    slope = (ends[0] - 8 * ends[1] + 8 * ends[2] - ends[3]) / (12 * h)
-    assert error(first, slope) < 1e-6
-    middle = train(*arguments, weights).params
-    bend = -ends[0] + 16 * ends[1] - 30 * middle + 16 * ends[2] - ends[3]
-    assert error(second, bend / (12 * h**2)) < 1e-3
+    h = 1e-5
+    sides = [weights + s * h * directions for s in (-1, 1)]
+    ends = [train(*arguments, side).params for side in sides]
+    assert error(first, (ends[1] - ends[0]) / (2 * h)) < 1e-6
+    # to one part in a thousand: differences of differences
+    h = 1e-4 if name not in KINKED else 1e-5
+    low, middle, high = (
+        train(*arguments, weights + s * h * directions).params for s in (-1, 0, 1)
+    )
+    assert error(second, (high - 2 * middle + low) / h**2) < 1e-3
     assert math.isfinite(recipe.path_length)
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_run_in_groups_with_rates_of_their_own(name):
     """Also rates that change differently."""
-    arguments = run_of(name, n_steps=9)
-    model, loss, recipe, X, y = arguments
+    model, loss, recipe, X, y = run_of(name, n_steps=5)
     rates = torch.stack([recipe.learning_rates, recipe.learning_rates.flip(0)], dim=1)
-    rates = rates * torch.linspace(0.5, 1.5, 9, dtype=torch.float64)[:, None]
+    rates = rates * torch.linspace(0.5, 1.5, 5, dtype=torch.float64)[:, None]
     rates[:, 1] = rates[:, 0].flip(0)
     groups = (torch.arange(N_PARAMS) >= 25).long()  # after the first layer
     recipe = Recipe(**{**vars(recipe), "learning_rates": rates, "groups": groups})
@@ -266,7 +269,7 @@ def test_a_run_in_groups_with_rates_of_their_own(name):
 def test_dead_inputs_leave_no_nan(name, dtype, inert):
     """An input that is always 0, and a batch left empty."""
     own = build(lambda: mlp(*SIZES), dtype=dtype)
-    model, loss, recipe, X, y = problem(own, n_steps=9)
+    model, loss, recipe, X, y = problem(own, n_steps=5)
     recipe = Recipe(**{**vars(recipe), "optimizer": TABLE[name].bound(own)})
     X = X.to(dtype)
     X[:, 3] = 0
@@ -304,7 +307,9 @@ def test_pullback_is_finite_without_gradients_and_with_tiny_ones(
     for value in (found, before.params, *before.state):
         assert torch.isfinite(value).all()
     assert found[0, 0] == 0
-    assert not any(value[0, 0] for value in before.state)
+    # the buffer of RMSprop has been divided before
+    divided = before.state[: len(before.state) - ("buffer" in before.state._fields)]
+    assert not any(value[0, 0] for value in divided)
 
 
 HAVE_DENOMINATORS = [
@@ -332,19 +337,28 @@ def test_inert_parameters_pass_nothing_on(name):
         found, before = pullback(*arguments, inert=0.01)
         assert_allclose(found[0], torch.where(moves, exact[0], 0.0), **CLOSE)
         assert_allclose(before.params, kept.params, **CLOSE)
-        for one, other in zip(before.state, kept.state, strict=True):
-            assert_allclose(one[0], torch.where(moves, other[0], 0.0), **CLOSE)
+        for name, one in before.state._asdict().items():
+            other = getattr(kept.state, name)
+            # the buffer of RMSprop has been divided before
+            expected = other if name == "buffer" else torch.where(moves, other, 0.0)
+            assert_allclose(one, expected, **CLOSE)
 
 
-@pytest.mark.parametrize("way", ["its own", "autograd"])
-@pytest.mark.parametrize("name", HAVE_DENOMINATORS)
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        (name, way)
+        for name in HAVE_DENOMINATORS
+        for way in (["its own", "autograd"] if name in FLAT else ["its own"])
+    ],
+)
 def test_rows_left_out_do_not_explode_through_inputs_that_only_they_have(
     name, way, monkeypatch
 ):
     """Nearly as if these inputs were 0."""
     if way == "autograd":
         monkeypatch.setattr(type(TABLE[name]), "pullback", Optimizer.pullback)
-    model, loss, recipe, X, y = run_of(name, n_steps=16)
+    model, loss, recipe, X, y = run_of(name, n_steps=8)
     weights, given = random_weights(1), randn(1, 3, N_PARAMS, seed=11)
     absent = weights[0] == 0
     X[~absent, 3] = 1e-7
@@ -365,13 +379,14 @@ def test_denominator_is_what_the_move_is_divided_by(name):
     scales = []
     for factor in (1.0, 2.0):
         _, new = optimizer.step(params, factor * gradient, state, 1, 0.1)
-        scales.append(optimizer.denominator(new, 1))
+        scale = optimizer.denominator(new, 1)
+        scales.append(None if scale is None else scale - getattr(optimizer, "eps", 0))
     if name not in HAVE_DENOMINATORS:
         assert scales == [None, None]
         return
     assert scales[0].shape == params.shape
     if decay_of(optimizer) == 0 or "adamw" in name or "muon" in name:
-        assert_allclose(scales[1], 2 * scales[0], rtol=1e-2)
+        assert_allclose(scales[1], 2 * scales[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

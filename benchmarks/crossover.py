@@ -38,7 +38,7 @@ def run(solver, width):
     ).fit(X, y)
     X = as_tensor(X)
     model = FunctionalModule(net.module_)
-    metric = net.trajectory_.second_moment.sqrt() + 1e-8
+    metric = net.trajectory_.denominator
     metric = metric.clamp(min=1e-3 * float(metric.mean())) / metric.mean()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     times = []

@@ -28,12 +28,7 @@ from benchmarks._surrogates import MEASURED
 from skattrib import AdamWInfluence, TorchClassifier
 from skattrib.engine._adjoint import _Gradient
 from skattrib.engine._functional import FunctionalModule
-from skattrib.engine._optim import (
-    StepDerivative,
-    clip_gradient,
-    initial_state,
-    step_adjoint,
-)
+from skattrib.engine._optimizers import StepDerivative, clip_gradient
 from skattrib.engine._training import row_shares, train
 
 N_QUERIES = 20
@@ -108,7 +103,8 @@ def over_number_of_rows(problem, cotangents, clip_jacobian):
     weights = torch.ones(1, len(problem.X), dtype=problem.X.dtype)
     run = (problem.model, problem.loss, recipe, problem.X, problem.targets, weights)
     states = train(*run, keep=range(n_steps)).states
-    after = StepDerivative(cotangents, initial_state(recipe.optimizer, cotangents))
+    optimizer = recipe.optimizer
+    after = StepDerivative(cotangents, optimizer.initial_state(cotangents))
     found = {}
     for t in range(n_steps, 0, -1):
         rate, rows = recipe.step(t, problem.X.device)
@@ -125,8 +121,7 @@ def over_number_of_rows(problem, cotangents, clip_jacobian):
         consumed = gradient.value
         if not clip_jacobian:
             consumed = clip_gradient(consumed, recipe.clip_norm)
-        in_grad, before = step_adjoint(
-            recipe.optimizer,
+        in_grad, before = optimizer.pullback(
             states[t - 1].params,
             consumed,
             states[t - 1].optimizer,

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 
 import numpy as np
@@ -35,7 +35,7 @@ from skattrib.engine._modules import (
     probe_rows,
     uncompiled_copy,
 )
-from skattrib.engine._optim import Optimizer
+from skattrib.engine._optimizers import OPTIMIZERS, Optimizer
 from skattrib.engine._row_weights import RowWeighting
 from skattrib.engine._training import (
     stack_size,
@@ -94,7 +94,8 @@ class TorchEstimator(BaseEstimator):
         "hidden_layer_sizes": ["array-like", Hidden(Integral)],
         "activation": [StrOptions(set(ACTIVATIONS))],
         "loss": [StrOptions({"auto"}), nn.Module, callable, Loss],
-        "optimizer": [StrOptions({"adamw", "adam", "sgd"})],
+        # a view: it sees what is registered later
+        "optimizer": [StrOptions(OPTIMIZERS.keys()), Optimizer],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "betas": [tuple, list],
@@ -185,13 +186,13 @@ class TorchEstimator(BaseEstimator):
         recipe = problem.recipe
         self._check_finite(result, recipe.n_steps)
         problem.model.load(result.params[0])
-        second = result.second_moment
+        scale = result.denominator
         self.module_ = problem.model.module
         # the record lives on the CPU: it must load where this device is missing
         self.trajectory_ = Trajectory(
             recipe=recipe,
             row_weights=weights.cpu(),
-            second_moment=None if second is None else second[0].cpu(),
+            denominator=None if scale is None else scale[0].cpu(),
             states={t: state.cpu() for t, state in result.states.items()},
         )
         curve = np.array(result.loss_curve).reshape(self.max_epochs, -1)
@@ -225,7 +226,7 @@ class TorchEstimator(BaseEstimator):
         batches = epoch_batches(len(X), self.batch_size, self.max_epochs, batch_seed)
         n_steps = self.max_epochs if batches is None else len(batches)
         recipe = Recipe(
-            optimizer=self._optimizer(),
+            optimizer=self._optimizer().bound(model.module),
             learning_rates=self._learning_rates(n_steps),
             initial=model.flatten().cpu(),
             batches=batches,
@@ -251,6 +252,11 @@ class TorchEstimator(BaseEstimator):
         return device
 
     def _optimizer(self):
+        decay = float(self.weight_decay)
+        if isinstance(self.optimizer, Optimizer):
+            if self.optimizer.weight_decay is not None:
+                return self.optimizer
+            return replace(self.optimizer, weight_decay=decay)
         valid = [isinstance(b, Real) and 0 <= b < 1 for b in self.betas]
         if len(valid) != 2 or not all(valid):
             raise ValueError(
@@ -258,14 +264,9 @@ class TorchEstimator(BaseEstimator):
             )
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov=True needs momentum > 0; got momentum=0.")
-        return Optimizer(
-            name=self.optimizer,
-            weight_decay=float(self.weight_decay),
-            betas=(float(self.betas[0]), float(self.betas[1])),
-            eps=float(self.eps),
-            momentum=float(self.momentum),
-            nesterov=bool(self.nesterov),
-        )
+        kind = OPTIMIZERS[self.optimizer]
+        options = {name: getattr(self, name) for name in kind.from_estimator}
+        return kind(weight_decay=decay, **options)
 
     def _learning_rates(self, n_steps):
         schedule = SCHEDULES.get(self.schedule, self.schedule)

@@ -92,20 +92,23 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         Factors on the weights of rows, by class; classes that are left out have 1.
         "balanced" gives all classes the same total weight, of the rows that are there:
         when rows are left out, those of their class that stay count for more.
-    optimizer : {"adamw", "adam", "sgd"}, default="adamw"
-        With the update rules of ``torch.optim``.
+    optimizer : {"adamw", "adam", "sgd", "rmsprop", "muon"} or Optimizer, \
+            default="adamw"
+        With the update rules of ``torch.optim``. An instance from
+        `skattrib.optimizers` has its own options.
     learning_rate : float, default=1e-2
         Step size before `schedule`.
     weight_decay : float, default=1e-2
-        Decoupled for AdamW, added to the gradient otherwise, as in torch.
+        Decoupled for AdamW and Muon, added to the gradient otherwise, as in torch. That
+        of an `optimizer` instance wins, if it is given one.
     betas : tuple of two floats, default=(0.9, 0.999)
-        Decay of the moments of Adam and AdamW.
+        Decay of the moments of "adamw" and "adam".
     eps : float, default=1e-8
-        Added to the root of the second moment.
+        Added to the root of their second moment.
     momentum : float, default=0
-        Of SGD.
+        Of "sgd".
     nesterov : bool, default=False
-        Nesterov momentum of SGD.
+        Nesterov momentum of "sgd".
     schedule : {"constant", "cosine", "linear_warmup"} or callable, default="constant"
         Factor on the learning rate. "linear_warmup" rises over the first tenth of the
         steps and then falls linearly to zero. A callable takes (step from 0, n_steps).
@@ -496,20 +499,23 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
         ``reduction="none"``. A callable takes outputs (n, n_outputs) and targets
         (n, n_targets), and returns one number for each row.
         Losses that compare rows, and sums over minibatches, are refused.
-    optimizer : {"adamw", "adam", "sgd"}, default="adamw"
-        With the update rules of ``torch.optim``.
+    optimizer : {"adamw", "adam", "sgd", "rmsprop", "muon"} or Optimizer, \
+            default="adamw"
+        With the update rules of ``torch.optim``. An instance from
+        `skattrib.optimizers` has its own options.
     learning_rate : float, default=1e-2
         Step size before `schedule`.
     weight_decay : float, default=1e-2
-        Decoupled for AdamW, added to the gradient otherwise, as in torch.
+        Decoupled for AdamW and Muon, added to the gradient otherwise, as in torch. That
+        of an `optimizer` instance wins, if it is given one.
     betas : tuple of two floats, default=(0.9, 0.999)
-        Decay of the moments of Adam and AdamW.
+        Decay of the moments of "adamw" and "adam".
     eps : float, default=1e-8
-        Added to the root of the second moment.
+        Added to the root of their second moment.
     momentum : float, default=0
-        Of SGD.
+        Of "sgd".
     nesterov : bool, default=False
-        Nesterov momentum of SGD.
+        Nesterov momentum of "sgd".
     schedule : {"constant", "cosine", "linear_warmup"} or callable, default="constant"
         Factor on the learning rate. "linear_warmup" rises over the first tenth of the
         steps and then falls linearly to zero. A callable takes (step from 0, n_steps).

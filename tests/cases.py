@@ -4,6 +4,7 @@ The references use nothing of the engine: they are plain autograd and NumPy.
 """
 
 import copy
+import inspect
 import math
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from skattrib.engine._losses import CrossEntropy, SquaredError
-from skattrib.engine._optim import Optimizer
+from skattrib.engine._optimizers import SGD, Adam, AdamW, Muon, RMSprop
 
 LOSSES = {"classification": CrossEntropy(), "regression": SquaredError()}
 
@@ -166,24 +167,60 @@ MODULES = {
 
 
 OPTIMIZERS = {
-    "adamw": Optimizer("adamw", weight_decay=0.1, betas=(0.8, 0.95)),
-    "adam": Optimizer("adam", eps=1e-3),
-    "adam_decay": Optimizer("adam", weight_decay=0.1),
-    "sgd": Optimizer("sgd"),
-    "sgd_decay": Optimizer("sgd", weight_decay=0.1),
-    "momentum": Optimizer("sgd", momentum=0.9),
-    "nesterov": Optimizer("sgd", weight_decay=0.1, momentum=0.8, nesterov=True),
+    "adamw": AdamW(weight_decay=0.1, betas=(0.8, 0.95)),
+    "adam": Adam(eps=1e-3),
+    "adam_decay": Adam(weight_decay=0.1),
+    "sgd": SGD(),
+    "sgd_decay": SGD(weight_decay=0.1),
+    "momentum": SGD(momentum=0.9),
+    "nesterov": SGD(weight_decay=0.1, momentum=0.8, nesterov=True),
+}
+#: Every option of every optimizer of flat parameters, beyond those above.
+MORE_OPTIMIZERS = {
+    "adamw_plain": AdamW(weight_decay=0.0, eps=1e-4),
+    "adamw_amsgrad": AdamW(weight_decay=0.1, betas=(0.8, 0.9), amsgrad=True),
+    "adamw_climbs": AdamW(weight_decay=0.1, maximize=True),
+    "adam_amsgrad": Adam(weight_decay=0.1, betas=(0.8, 0.9), amsgrad=True),
+    "adam_climbs": Adam(weight_decay=0.1, maximize=True),
+    "dampening": SGD(weight_decay=0.1, momentum=0.8, dampening=0.3),
+    "sgd_climbs": SGD(momentum=0.8, nesterov=True, maximize=True, weight_decay=0.1),
+    "rmsprop": RMSprop(alpha=0.9),
+    "rmsprop_decay": RMSprop(weight_decay=0.1, eps=1e-3),
+    "rmsprop_momentum": RMSprop(alpha=0.9, momentum=0.7),
+    "rmsprop_centered": RMSprop(alpha=0.9, centered=True, weight_decay=0.1),
+    "rmsprop_all": RMSprop(
+        alpha=0.8, momentum=0.7, centered=True, weight_decay=0.1, maximize=True
+    ),
+}
+if "decoupled_weight_decay" in inspect.signature(torch.optim.Adam).parameters:
+    MORE_OPTIMIZERS["adam_decoupled"] = Adam(  # from torch 2.7 on
+        weight_decay=0.1, decoupled_weight_decay=True, amsgrad=True
+    )
+#: Of the parameters of mlp(4, 5, 3, 2): two hidden matrices.
+MUONS = {
+    "muon": Muon(weight_decay=0.1),
+    "muon_plain": Muon(nesterov=False, momentum=0.8, others=AdamW(weight_decay=0.2)),
+    "muon_scaled": Muon(
+        ns_coefficients=(2.0, -1.5, 0.5),
+        ns_steps=3,
+        eps=1e-6,
+        adjust_lr_fn="match_rms_adamw",
+        weight_decay=0.1,
+        others=AdamW(betas=(0.8, 0.9), eps=1e-6),
+    ),
 }
 
 
 def torch_optimizer(optimizer, params):
     """Return the optimizer of torch.optim with the same options."""
-    decay = {"weight_decay": optimizer.weight_decay}
-    if optimizer.name == "sgd":
-        momentum = {"momentum": optimizer.momentum, "nesterov": optimizer.nesterov}
-        return torch.optim.SGD(params, lr=1.0, **momentum, **decay)
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optimizer.name]
-    return kind(params, lr=1.0, betas=optimizer.betas, eps=optimizer.eps, **decay)
+    kind, options = type(optimizer).torch_class, optimizer.options()
+    known = inspect.signature(kind).parameters
+    options = {name: value for name, value in options.items() if name in known}
+    return kind(params, lr=1.0, **options | {"weight_decay": decay_of(optimizer)})
+
+
+def decay_of(optimizer):
+    return optimizer.weight_decay or 0.0
 
 
 def randn(*shape, seed=0, dtype=torch.float64):

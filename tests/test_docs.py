@@ -7,6 +7,7 @@ from pathlib import Path
 import skattrib
 import skattrib.evaluation
 import skattrib.language
+import skattrib.optimizers
 import skattrib.plotting
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +38,7 @@ def test_api_page_lists_the_public_names():
             skattrib,
             skattrib.evaluation,
             skattrib.language,
+            skattrib.optimizers,
             skattrib.plotting,
         )
         for name in module.__all__

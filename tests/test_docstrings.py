@@ -11,6 +11,7 @@ from numpydoc.validate import get_validation_checks, validate
 import skattrib
 import skattrib.evaluation
 import skattrib.language
+import skattrib.optimizers
 import skattrib.plotting
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +24,7 @@ PUBLIC = {
         skattrib,
         skattrib.evaluation,
         skattrib.language,
+        skattrib.optimizers,
         skattrib.plotting,
     )
     for name in module.__all__

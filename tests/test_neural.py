@@ -334,7 +334,7 @@ def test_recipe_repeats_the_run(kind, batch_size):
         trajectory.row_weights[None],
     )
     assert torch.equal(result.params[0], parameters(fitted))
-    assert torch.equal(result.second_moment[0], trajectory.second_moment)
+    assert torch.equal(result.denominator[0], trajectory.denominator)
     per_epoch = len(result.loss_curve) // 8
     means = np.reshape(result.loss_curve, (8, per_epoch)).mean(axis=1)
     assert_allclose(fitted.loss_curve_, means, rtol=1e-12)
@@ -826,9 +826,7 @@ def test_targets_of_queries_must_be_known():
         ):
             clf._targets(np.array(["cat", unseen]), torch.empty(0))
     reg = TorchRegressor(**SHORT).fit(X, targets(2))
-    with pytest.raises(
-        ValueError, match="3 columns, the regressor was fitted to 2"
-    ):
+    with pytest.raises(ValueError, match="3 columns, the regressor was fitted to 2"):
         reg._targets(np.zeros((5, 3)), torch.empty(0))
 
 

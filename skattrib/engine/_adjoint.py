@@ -23,12 +23,12 @@ from skattrib.engine._dense import DenseGradient, dense_layers
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._losses import Loss
 from skattrib.engine._modules import activation_size
-from skattrib.engine._optim import (
+from skattrib.engine._optimizers import (
     Optimizer,
     StepDerivative,
     clip_gradient,
-    initial_state,
-    step_adjoint,
+    map_state,
+    plain_sgd,
 )
 from skattrib.engine._training import can_stack, replay, row_losses, row_shares, start
 from skattrib.engine._trajectory import Recipe, TrainingState
@@ -87,10 +87,11 @@ def sweep(
         "empirical_fisher" takes Σ w ∇ℓ ∇ℓᵀ / Σ w of the minibatch for the Hessian of
         its mean loss.
     inert : float
-        Adam and AdamW: parameters with gradients of at most this fraction of the
-        usual size pass nothing on, see `step_adjoint`. In a run on a subset, these are
-        the ones that mostly rows left out would train. Their derivative is huge and
-        holds for tiny weights only; 0.01 keeps it out of runs on random halves.
+        Where the optimizer divides by the size of gradients: parameters with gradients
+        of at most this fraction of the usual size pass nothing on, see
+        `Optimizer.pullback`. In a run on a subset, these are the ones that mostly rows
+        left out would train. Their derivative is huge and holds for tiny weights only;
+        0.01 keeps it out of runs on random halves.
     on_rows : callable
         Gets the scores of every single step, last step first.
     verbose : int
@@ -244,7 +245,7 @@ class _Stack:
         recorded = self.recipe.optimizer_on(self.X)
         if self.dynamics == "recorded":
             return recorded
-        return recorded.as_plain_sgd()
+        return plain_sgd(recorded)
 
     def sweep(
         self, cotangents: Tensor, states: Iterator[tuple[int, TrainingState]]
@@ -252,7 +253,10 @@ class _Stack:
         """Yield step, rows and scores (q, m, rows), from the last step to the first."""
         everything = torch.arange(len(self.X), device=self.X.device)
         take = self._gradients(cotangents[:, 0].numel())
-        after = StepDerivative(cotangents, initial_state(self.optimizer, cotangents))
+        optimizer = self.optimizer
+        # no derivative in the state at the end, whatever a state starts from
+        nothing = map_state(torch.zeros_like, optimizer.initial_state(cotangents))
+        after = StepDerivative(cotangents, nothing)
         for done, state in states:
             t = done + 1
             rate, rows = self.recipe.step(t, self.X.device)
@@ -267,8 +271,7 @@ class _Stack:
                 self.recipe.clip_norm,
             )
             # bound to `after` at once: what it was is large, and done with
-            in_grad, after = step_adjoint(
-                self.optimizer,
+            in_grad, after = optimizer.pullback(
                 state.params,
                 gradient.value,
                 state.optimizer,
@@ -367,7 +370,7 @@ class _Plan:
         numbers = memory_bytes / X.element_size()
         batch = len(X) if recipe.batches is None else len(recipe.batches[0])
         activations = batch * activation_size(model.module, X)
-        moments = initial_state(recipe.optimizer, recipe.initial)
+        moments = recipe.optimizer.initial_state(recipe.initial)
         state = model.n_params + sum(m.numel() for m in moments)
         query = (
             _COPIES_PER_PARAM * model.n_params + _COPIES_PER_ACTIVATION * activations

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._losses import Loss
-from skattrib.engine._optim import clip_gradient
+from skattrib.engine._optimizers import clip_gradient
 
 _SMOOTH = (nn.GELU, nn.SiLU, nn.Sigmoid, nn.Softplus)
 _KNOWN = (nn.Identity, nn.ReLU, nn.Tanh, *_SMOOTH)

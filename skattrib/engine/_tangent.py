@@ -22,11 +22,11 @@ from tqdm.auto import tqdm
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._losses import Loss
 from skattrib.engine._modules import activation_size
-from skattrib.engine._optim import (
+from skattrib.engine._optimizers import (
     StepDerivative,
     clip_gradient,
-    initial_state,
-    step_tangent,
+    map_state,
+    plain_sgd,
 )
 from skattrib.engine._training import row_shares, start, train_steps
 from skattrib.engine._trajectory import Recipe, TrainingState
@@ -121,10 +121,11 @@ class _Run:
         """Return derivatives (r, P) of the parameters at the end, by order."""
         optimizer = self.recipe.optimizer_on(self.X)
         if self.plain_sgd:
-            optimizer = optimizer.as_plain_sgd()
+            optimizer = plain_sgd(optimizer)
         before = start(self.recipe, self.X, 1)
         still = self.X.new_zeros(len(directions), self.model.n_params)
-        moving = [StepDerivative(still, initial_state(optimizer, still))] * self.order
+        nothing = map_state(torch.zeros_like, optimizer.initial_state(still))
+        moving = [StepDerivative(still, nothing)] * self.order
         run = train_steps(
             self.model,
             self.loss,
@@ -140,13 +141,13 @@ class _Run:
             gradient, *in_gradient = self._gradient(
                 before, t, directions, [d.params for d in moving]
             )
-            moving = step_tangent(
-                optimizer,
-                before.params,
+            rate, _ = self.recipe.step(t, self.X.device)
+            moving = optimizer.pushforward(
+                before.params[0],
                 gradient,
-                before.optimizer,
+                map_state(lambda value: value[0], before.optimizer),
                 self.recipe.n_before + t,
-                float(self.recipe.learning_rates[t - 1]),
+                rate,
                 moving,
                 in_gradient,
             )

@@ -17,13 +17,7 @@ from tqdm.auto import tqdm
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._losses import Loss
 from skattrib.engine._modules import activation_size
-from skattrib.engine._optim import (
-    OptimizerState,
-    clip_gradient,
-    initial_state,
-    second_moment,
-    step,
-)
+from skattrib.engine._optimizers import clip_gradient, map_state
 from skattrib.engine._parallel import call_all
 from skattrib.engine._trajectory import Recipe, TrainingState
 
@@ -39,14 +33,15 @@ class TrainingResult:
     Attributes
     ----------
     params : Tensor of shape (M, P)
-    second_moment : Tensor of shape (M, P) or None
+    denominator : Tensor of shape (M, P) or None
+        What the last step of the optimizer divided by; None if it does not divide.
     loss_curve : list of float
         Training loss of the first model at every step, before the step.
     states : dict of int to TrainingState
     """
 
     params: Tensor
-    second_moment: Tensor | None
+    denominator: Tensor | None
     loss_curve: list[float] = field(default_factory=list)
     states: dict[int, TrainingState] = field(default_factory=dict)
 
@@ -126,8 +121,8 @@ def train(
         if on_step is not None:
             on_step()
     result.params = state.params
-    result.second_moment = second_moment(
-        recipe.optimizer, state.optimizer, recipe.n_before + recipe.n_steps
+    result.denominator = recipe.optimizer.denominator(
+        state.optimizer, recipe.n_before + recipe.n_steps
     )
     return result
 
@@ -135,10 +130,10 @@ def train(
 def start(recipe: Recipe, X: Tensor, n_models: int) -> TrainingState:
     """Return the state of M models before the first step, where X is."""
     params = recipe.initial.to(X).expand(n_models, -1).contiguous()
-    moments = initial_state(recipe.optimizer, params)
+    moments = recipe.optimizer.initial_state(params)
     if recipe.moments is not None:
-        moments = OptimizerState(
-            *(m.to(X).expand(n_models, -1).contiguous() for m in recipe.moments)
+        moments = map_state(
+            lambda value: value.to(X).expand(n_models, -1).contiguous(), recipe.moments
         )
     return TrainingState(params, moments)
 
@@ -191,7 +186,7 @@ def train_steps(
             grad = clip_gradient(grad, recipe.clip_norm)
             count = recipe.n_before + t
             state = TrainingState(
-                *step(optimizer, params, grad, state.optimizer, count, rate)
+                *optimizer.step(params, grad, state.optimizer, count, rate)
             )
         yield t, state, losses.detach()
 

@@ -6,10 +6,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -17,12 +17,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from skattrib.engine._optim import Optimizer, OptimizerState
+from skattrib.engine._optimizers import (
+    OPTIMIZERS,
+    Optimizer,
+    Rate,
+    State,
+    map_state,
+    name_of,
+    with_values,
+)
 from skattrib.exceptions import TrajectoryError
 
 Record = Literal["recipe", "checkpoints", "states"]
 #: (step from 0, number of steps) → factor on the learning rate.
 Schedule = Callable[[int, int], float]
+
+#: Of the files; 1 had the states of Adam and SGD only.
+_FORMAT = "2"
 
 _WARM_UP = 0.1
 # What options may be: a whole number below this is one in double precision.
@@ -64,17 +75,22 @@ SCHEDULES: dict[str, Schedule] = {
 }
 
 
-def _check_options(optimizer: dict[str, Any], clip_norm: Any, n_before: Any) -> None:
+def _read_optimizer(options: Any) -> Optimizer:
+    """Return the optimizer that a file names, one of those known here."""
+    name = options.pop("name")
+    if name not in OPTIMIZERS:
+        raise ValueError(
+            f"its optimizer {name!r} is not known here; known are {sorted(OPTIMIZERS)}"
+        )
+    return OPTIMIZERS[name].from_options(options)
+
+
+def _check_run(clip_norm: Any, n_before: Any) -> None:
     """Raise ValueError unless a recipe can have these."""
-    shares = [*optimizer["betas"], optimizer["momentum"]]
-    numbers = [optimizer["weight_decay"], optimizer["eps"], *shares]
-    numbers.append(0.0 if clip_norm is None else clip_norm)
+    clip = 0.0 if clip_norm is None else clip_norm
     if (
-        optimizer["name"] not in ("adamw", "adam", "sgd")
-        or type(optimizer["nesterov"]) is not bool
-        or len(shares) != 3
-        or not all(type(v) in (int, float) and 0 <= v < _LARGEST for v in numbers)
-        or any(v >= 1 for v in shares)
+        type(clip) not in (int, float)
+        or not 0 <= clip < _LARGEST
         or type(n_before) is not int
         or not 0 <= n_before < _LARGEST
     ):
@@ -88,8 +104,9 @@ class Recipe:
     Attributes
     ----------
     optimizer : Optimizer
-    learning_rates : Tensor of shape (T,), float64, on the CPU
-        One per step, the schedule applied.
+    learning_rates : Tensor of shape (T,) or (T, G), float64, on the CPU
+        One per step, the schedule applied; with G groups of parameters, one per step
+        and group.
     initial : Tensor of shape (P,)
         Parameters before the first step.
     batches : list of int arrays or None
@@ -97,10 +114,12 @@ class Recipe:
     clip_norm : float or None
     n_before : int
         Steps that the optimizer had taken before the run.
-    moments : OptimizerState or None
+    moments : NamedTuple of Tensor or None
         Its state then, each of shape (P,); None is that of a new optimizer.
     decay : Tensor of shape (P,) or None
         Weight decay of every parameter, where they differ.
+    groups : int64 Tensor of shape (P,) or None
+        Group of every parameter, where these have learning rates of their own.
     """
 
     optimizer: Optimizer
@@ -109,8 +128,9 @@ class Recipe:
     batches: list[np.ndarray] | None = field(default=None, repr=False)
     clip_norm: float | None = None
     n_before: int = 0
-    moments: OptimizerState | None = field(default=None, repr=False)
+    moments: State | None = field(default=None, repr=False)
     decay: Tensor | None = field(default=None, repr=False)
+    groups: Tensor | None = field(default=None, repr=False)
 
     def optimizer_on(self, X: Tensor) -> Optimizer:
         """Return the optimizer, with tensors where X is."""
@@ -125,19 +145,43 @@ class Recipe:
 
     @property
     def path_length(self) -> float:
-        """Sum of the step sizes of the whole run."""
-        return self.optimizer.path_length(self.learning_rates)
+        """Sum of the step sizes of the whole run; the mean of its parameters."""
+        rates = self.learning_rates
+        if self.groups is not None:
+            rates = rates @ self._shares_of_groups
+        return self.optimizer.path_length(rates)
 
-    def step(self, t: int, device: torch.device) -> tuple[float, Tensor | None]:
+    @property
+    def relative_rates(self) -> Tensor | None:
+        """Sum of the learning rates of every parameter (P,), 1 on average, or None."""
+        if self.groups is None:
+            return None
+        totals = self.learning_rates.sum(dim=0)
+        return (totals / (totals @ self._shares_of_groups))[self.groups]
+
+    @property
+    def _shares_of_groups(self) -> Tensor:
+        """Return the share of the parameters that each group has."""
+        n_groups = self.learning_rates.shape[1]
+        counts = torch.bincount(cast(Tensor, self.groups), minlength=n_groups)
+        return counts.to(self.learning_rates) / counts.sum()
+
+    def step(self, t: int, device: torch.device) -> tuple[Rate, Tensor | None]:
         """Return learning rate and row indices, None for all, of step t (from 1)."""
-        rate = float(self.learning_rates[t - 1])
+        rate: Rate
+        if self.groups is None:
+            rate = float(self.learning_rates[t - 1])
+        else:
+            rate = self.learning_rates[t - 1].to(self.initial.dtype)[self.groups]
+            rate = rate.to(device)
         if self.batches is None:
             return rate, None
         return rate, torch.as_tensor(self.batches[t - 1], device=device)
 
     def options(self) -> str:
         """Return what is not an array, as JSON."""
-        return json.dumps([asdict(self.optimizer), self.clip_norm, self.n_before])
+        optimizer = {"name": name_of(self.optimizer), **self.optimizer.options()}
+        return json.dumps([optimizer, self.clip_norm, self.n_before])
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the arrays, the minibatches end to end."""
@@ -146,26 +190,28 @@ class Recipe:
             found["rows"] = torch.tensor(np.concatenate(self.batches))
             found["batch_sizes"] = torch.tensor([len(rows) for rows in self.batches])
         if self.moments is not None:
-            found["first"], found["second"] = self.moments
+            found |= _named("moments", self.moments)
         if self.decay is not None:
             found["decay"] = self.decay
+        if self.groups is not None:
+            found["groups"] = self.groups
         return found
 
     @classmethod
     def from_tensors(cls, options: str, tensors: dict[str, Tensor]) -> Recipe:
         """Undo `options` and `tensors`."""
-        optimizer, clip_norm, n_before = json.loads(options)
-        _check_options(optimizer, clip_norm, n_before)
-        optimizer["betas"] = tuple(optimizer["betas"])
+        named, clip_norm, n_before = json.loads(options)
+        optimizer = _read_optimizer(named)
+        _check_run(clip_norm, n_before)
         batches = None
         if "rows" in tensors:
             ends = tensors["batch_sizes"].cumsum(0)[:-1].numpy()
             batches = np.split(tensors["rows"].numpy(), ends)
         moments = None
-        if "first" in tensors:
-            moments = OptimizerState(tensors["first"], tensors["second"])
+        if any(name.startswith("moments/") for name in tensors):
+            moments = _state_of(optimizer, tensors, "moments")
         return cls(
-            Optimizer(**optimizer),
+            optimizer,
             tensors["learning_rates"],
             tensors["initial"],
             batches,
@@ -173,6 +219,19 @@ class Recipe:
             n_before,
             moments,
             tensors.get("decay"),
+            tensors.get("groups"),
+        )
+
+    def _has_all_rates(self) -> bool:
+        """Say whether there is a learning rate for every step and parameter."""
+        rates, groups = self.learning_rates, self.groups
+        if groups is None:
+            return rates.ndim == 1
+        return (
+            rates.ndim == 2
+            and groups.dtype == torch.int64
+            and groups.shape == self.initial.shape
+            and bool(((groups >= 0) & (groups < rates.shape[1])).all())
         )
 
     def digest(self, X: Tensor, targets: Tensor) -> str:
@@ -186,7 +245,7 @@ class TrainingState:
     """Parameters (M, P) and optimizer state after a step."""
 
     params: Tensor
-    optimizer: OptimizerState
+    optimizer: State
 
     def to(self, target: Tensor | torch.device) -> TrainingState:
         """Return the state where ``target`` is, in its dtype if it is a tensor."""
@@ -201,8 +260,7 @@ class TrainingState:
         return self._map(lambda value: value[runs])
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> TrainingState:
-        moments = OptimizerState(*map(function, self.optimizer))
-        return TrainingState(function(self.params), moments)
+        return TrainingState(function(self.params), map_state(function, self.optimizer))
 
 
 @dataclass(frozen=True)
@@ -214,15 +272,15 @@ class Trajectory:
     recipe : Recipe
     row_weights : Tensor of shape (n,)
         The sample weights of the run.
-    second_moment : Tensor of shape (P,) or None
-        Bias-corrected second moment of the gradient at the end (Adam, AdamW).
+    denominator : Tensor of shape (P,) or None
+        What the optimizer's last step divided by; None if it does not divide (SGD).
     states : dict of int to TrainingState
         States after the steps kept by ``record``; 0 is the start.
     """
 
     recipe: Recipe
     row_weights: Tensor
-    second_moment: Tensor | None = None
+    denominator: Tensor | None = None
     states: dict[int, TrainingState] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str], X: Tensor, targets: Tensor) -> None:
@@ -237,13 +295,13 @@ class Trajectory:
             If the disk is full or read-only; the old file stays.
         """
         tensors = self.recipe.tensors() | {"row_weights": self.row_weights}
-        if self.second_moment is not None:
-            tensors["second_moment"] = self.second_moment
+        if self.denominator is not None:
+            tensors["denominator"] = self.denominator
         for t, state in self.states.items():
             tensors[f"state/{t}/params"] = state.params
-            tensors[f"state/{t}/first"] = state.optimizer.first
-            tensors[f"state/{t}/second"] = state.optimizer.second
+            tensors |= _named(f"state/{t}/optimizer", state.optimizer)
         metadata = {
+            "format": _FORMAT,
             "options": self.recipe.options(),
             "digest": self.recipe.digest(X, targets),
             "contents": _digest(tensors),
@@ -267,7 +325,7 @@ class Trajectory:
         Raises
         ------
         TrajectoryError
-            If it is damaged, no such file, or of other data.
+            If it is damaged, of an older format, no such file, or of other data.
         """
         name, no_record = os.fspath(path), f"{os.fspath(path)} holds no training record"
         if os.path.exists(path) and not os.path.isfile(path):
@@ -276,9 +334,10 @@ class Trajectory:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
+            _check_format(name, metadata)
             recipe = Recipe.from_tensors(metadata["options"], tensors)
             same = metadata["digest"] == recipe.digest(X, targets)
-        except FileNotFoundError:
+        except (FileNotFoundError, TrajectoryError):
             raise
         except _MALFORMED as error:
             raise TrajectoryError(
@@ -308,26 +367,24 @@ class Trajectory:
         steps = {int(name.split("/")[1]) for name in tensors if name[:6] == "state/"}
         states = {}
         for t in sorted(steps):
-            params, first, second = (
-                tensors[f"state/{t}/{part}"] for part in ("params", "first", "second")
-            )
-            states[t] = TrainingState(params, OptimizerState(first, second))
-        return cls(recipe, tensors["row_weights"], tensors.get("second_moment"), states)
+            moments = _state_of(recipe.optimizer, tensors, f"state/{t}/optimizer")
+            states[t] = TrainingState(tensors[f"state/{t}/params"], moments)
+        return cls(recipe, tensors["row_weights"], tensors.get("denominator"), states)
 
     def _find_fault(self, n_rows: int) -> str | None:
         """Say what no run on as many rows can have left; None if there is nothing."""
         recipe, size = self.recipe, self.recipe.initial.shape
-        held = [recipe.initial, recipe.decay, self.second_moment]
+        held = [recipe.initial, recipe.decay, self.denominator]
         held += [] if recipe.moments is None else recipe.moments
         for state in self.states.values():
-            held += [state.params[0], *(m[0] for m in state.optimizer if m.numel())]
-        present = [t for t in held if t is not None and t.numel()]
+            held += [state.params[0], *(m[0] for m in state.optimizer)]
+        present = [t for t in held if t is not None]
         if len(size) != 1 or any(t.shape != size for t in present):
             return "its parameters and its states differ in size"
         present += [self.row_weights, recipe.learning_rates]
         if any(t.dtype not in (torch.float32, torch.float64) for t in present):
             return "it has numbers of another kind than float32 and float64"
-        if self.row_weights.shape != (n_rows,) or recipe.learning_rates.ndim != 1:
+        if self.row_weights.shape != (n_rows,) or not recipe._has_all_rates():
             return "it has not one weight for every row and one rate for every step"
         if recipe.batches is not None and len(recipe.batches) != recipe.n_steps:
             return f"it has {len(recipe.batches)} minibatches, {recipe.n_steps} steps"
@@ -338,6 +395,35 @@ class Trajectory:
         if any(not 0 <= t <= recipe.n_steps for t in self.states):
             return "it has states after its last step"
         return None
+
+
+def _check_format(name: str, metadata: Mapping[str, str]) -> None:
+    """Raise TrajectoryError if a record was written by another version."""
+    found = metadata.get("format", "1")
+    if {"options", "digest"} <= set(metadata) and found != _FORMAT:
+        raise TrajectoryError(
+            f"{name} is a training record of format {found[:20]}; this version of "
+            f"skattrib reads format {_FORMAT}. Train and save the run again, or read "
+            "it with the version that wrote it."
+        )
+
+
+def _named(prefix: str, state: State) -> dict[str, Tensor]:
+    """Return the parts of an optimizer's state by the names of its fields."""
+    kind: Any = type(state)
+    return {
+        f"{prefix}/{name}": value
+        for name, value in zip(kind._fields, state, strict=True)
+    }
+
+
+def _state_of(
+    optimizer: Optimizer, tensors: Mapping[str, Tensor], prefix: str
+) -> State:
+    """Undo `_named`."""
+    kept = optimizer.initial_state(tensors["initial"])
+    kind: Any = type(kept)
+    return with_values(kept, [tensors[f"{prefix}/{name}"] for name in kind._fields])
 
 
 def write_tensors(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sklearn.frozen import FrozenEstimator
 from torch import nn
 
+from skattrib.engine._optimizers import Optimizer
 from skattrib.engine._trajectory import Recipe
 
 
@@ -104,7 +105,8 @@ def _module(value: nn.Module, above: tuple[int, ...]) -> Any:
 
 
 def _recipe(value: Recipe, above: tuple[int, ...]) -> Any:
-    return [value.options(), _content(value.tensors(), above)]
+    optimizer = _object(value.optimizer, above)
+    return [value.options(), optimizer, _content(value.tensors(), above)]
 
 
 def _function(value: types.FunctionType, above: tuple[int, ...]) -> Any:
@@ -137,6 +139,7 @@ def _class(value: type, above: tuple[int, ...]) -> Any:
 
 
 def _object(value: Any, above: tuple[int, ...]) -> Any:
+    """Return class, code included, and attributes."""
     held = getattr(value, "__dict__", None)
     kind = _class(type(value), above)
     if held is None:  # a built-in function
@@ -157,6 +160,7 @@ _DESCRIPTIONS: list[tuple[Any, Callable[..., Any]]] = [
     (torch.Tensor, _tensor),
     (np.ndarray, _array),
     (Recipe, _recipe),
+    (Optimizer, _object),
     (types.FunctionType, _function),
     (types.MethodType, _method),
     (functools.partial, _partial),

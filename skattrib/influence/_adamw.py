@@ -44,8 +44,8 @@ class AdamWInfluence(BaseAttributor):
     """Derivatives of the training run that really happened, optimizer included.
 
     The run is differentiated in the weight of every row by one reverse sweep through
-    its steps, exact for AdamW, Adam and SGD with momentum, schedules, clipping and
-    decay. At weights of 1 that answers leave-one-out questions. For subsets, runs on
+    its steps, exact for each of `skattrib.optimizers` (AdamW, Adam, SGD, RMSprop, Muon
+    or one of your own), schedules, clipping and decay included. At weights of 1 that answers leave-one-out questions. For subsets, runs on
     random halves are trained as one stack, differentiated each, and averaged.
 
     Parameters
@@ -129,7 +129,9 @@ class AdamWInfluence(BaseAttributor):
     derivative at weight 0 of a row that is alone with some input is as good as
     infinite. Absent units therefore keep a weight of 0.05 in the runs, and parameters
     that have hardly had a gradient are taken not to move; else, one run in ten had
-    derivatives ten and more times too large, and averages were worth little.
+    derivatives ten and more times too large, and averages were worth little. That holds
+    for all optimizers that divide by the size of gradients; SGD does not, and needs
+    none of it.
 
     A minibatch's loss is Σ w ℓ / Σ w, so a row's weight also moves the share of the
     others. Runs are replayed from their recipe at query time: states are kept under

@@ -46,7 +46,8 @@ class DualInfluence(BaseAttributor):
         `predict_outcomes`.
     metric : {"optimizer", "identity"}, default="optimizer"
         Norm of the damping. "optimizer": every parameter is damped in proportion to
-        the root of its second moment in the optimizer (1 for SGD); without a record,
+        what the optimizer divides its steps by (the root of the second moment for
+        AdamW, Adam and RMSprop; the same for all for SGD); without a record,
         to that of its row gradients. "identity" is the textbook.
     parameters : {"all", "head"}, default="all"
         What moves when a unit is left out. "head": the last linear layer only, its

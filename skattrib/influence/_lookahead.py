@@ -23,7 +23,7 @@ from skattrib._validation import (
 )
 from skattrib.engine._adjoint import check_differentiable, sweep
 from skattrib.engine._functional import chunks
-from skattrib.engine._optim import OptimizerState
+from skattrib.engine._optimizers import map_state
 from skattrib.engine._training import TrainingResult, start, train
 from skattrib.engine._trajectory import steps_to_keep
 
@@ -343,8 +343,7 @@ class _Run:
             initial=self._state.params[0],
             batches=batches,
             n_before=self._problem.recipe.n_before + window.start,
-            # flat also where an optimizer keeps none
-            moments=OptimizerState(*(m.flatten() for m in self._state.optimizer)),
+            moments=map_state(torch.flatten, self._state.optimizer),
         )
 
     def _train(self, recipe, n_before, keep):
@@ -367,7 +366,7 @@ class _Run:
         found = self._train(recipe, n_before, wanted | {recipe.n_steps})
         self._state = found.states[recipe.n_steps]
         self._done.params = found.params
-        self._done.second_moment = found.second_moment
+        self._done.denominator = found.denominator
         self._done.loss_curve += found.loss_curve
         self._done.states |= {n_before + t: found.states[t] for t in wanted}
 

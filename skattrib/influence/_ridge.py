@@ -60,12 +60,19 @@ class RidgeRule:
 
 
 def optimizer_scale(estimator: TorchEstimator, model: FunctionalModule) -> Tensor:
-    """Return √v̂ + ε of the model's parameters at the end of the run; ones for SGD."""
+    """Return by what the end of the run divided the model's parameters' steps.
+
+    That is the optimizer's denominator over the learning rates of every parameter,
+    relative to each other; ones for an optimizer without a denominator.
+    """
     trajectory = estimator.trajectory_
-    if trajectory.second_moment is None:
-        return torch.ones(model.n_params)
-    scale = trajectory.second_moment.sqrt() + trajectory.recipe.optimizer.eps
-    return scale[FunctionalModule(estimator.module_).columns_of(model.names)]
+    whole = FunctionalModule(estimator.module_)
+    scale, rates = trajectory.denominator, trajectory.recipe.relative_rates
+    if scale is None:
+        scale = torch.ones(whole.n_params)
+    if rates is not None:
+        scale = scale / rates.to(scale).clamp(min=_SMALLEST_SCALE)
+    return scale[whole.columns_of(model.names)]
 
 
 def choose_metric(

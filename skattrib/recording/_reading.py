@@ -1,4 +1,4 @@
-"""What a recording reads of a module and an optimizer, or refuses."""
+"""What a recording reads of a module and of optimizers, or refuses."""
 
 from dataclasses import replace
 
@@ -8,77 +8,87 @@ from torch import nn
 
 from skattrib._torch_estimator import _CURE
 from skattrib.engine._modules import find_unsuitable_layers
-from skattrib.engine._optim import Optimizer, OptimizerState
-
-_NAMES = {torch.optim.AdamW: "adamw", torch.optim.Adam: "adam", torch.optim.SGD: "sgd"}
-_FLAGS = ("amsgrad", "maximize", "dampening")
+from skattrib.engine._optimizers import OPTIMIZERS, class_for_torch
 
 
-def read_settings(optimizer):
-    """Return hyper-parameters and learning rate; raise where they are not known.
+def as_optimizers(optimizer):
+    """Return the optimizers of a loop as a tuple."""
+    return tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)
+
+
+def _groups(optimizers):
+    return [group for optimizer in optimizers for group in optimizer.param_groups]
+
+
+def read_settings(optimizers, params):
+    """Return the options of optimizers as one; raise where they are not known.
 
     Where groups decay differently, the decay is that of the first: see `read_decay`.
     """
-    kind = type(optimizer).__name__
-    found = []
-    for group in optimizer.param_groups:
-        wrong = [flag for flag in _FLAGS if group.get(flag)]
-        if wrong:
-            raise ValueError(
-                f"{kind} with {wrong[0]}={group[wrong[0]]} cannot be recorded: train "
-                f"without {wrong[0]}."
-            )
-        found.append((_settings(optimizer, group), float(group["lr"])))
-    settings, rate = found[0]
-    for other, own_rate in found:
-        same = replace(other, weight_decay=settings.weight_decay) == settings
-        if not same or own_rate != rate:
-            raise ValueError(
-                f"{kind} has parameter groups with different learning rates or other "
-                "hyper-parameters; only the weight decay of a recorded run may differ."
-            )
-    return settings, rate
+    kinds = {}
+    for optimizer in optimizers:
+        kind = class_for_torch(type(optimizer))
+        for group in optimizer.param_groups:
+            found = kind.from_torch(group)
+            key = replace(found, weight_decay=None)
+            kinds.setdefault(key, (found, []))[1].extend(map(id, group["params"]))
+    if len({type(key) for key in kinds}) < len(kinds):
+        raise ValueError(
+            f"{type(optimizers[0]).__name__} has parameter groups with other "
+            "hyper-parameters; only learning rate and weight decay of a recorded run "
+            "may differ."
+        )
+    # the one that leaves parameters to others comes first
+    parts = sorted(kinds.values(), key=lambda part: not part[0].leaves_others)
+    own, rest = parts[0], parts[-1]
+    if len(parts) > 2:
+        names = sorted(type(optimizer).__name__ for optimizer in optimizers)
+        raise ValueError(f"A run of {', '.join(names)} together cannot be recorded.")
+    shapes = [tuple(p.shape) for p in params]
+    places = [i for i, p in enumerate(params) if id(p) in own[1]]
+    return own[0].joined(shapes, places, rest[0])
 
 
-def read_decay(optimizer, params):
+def read_rates(optimizer):
+    """Return the learning rates of an optimizer's groups."""
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def read_groups(optimizers, params):
+    """Return the group (P,) of every parameter, all optimizers' groups counted."""
+    place = {id(p): i for i, g in enumerate(_groups(optimizers)) for p in g["params"]}
+    return flat([torch.full(p.shape, place[id(p)]) for p in params])
+
+
+def read_decay(optimizers, params):
     """Return the weight decay (P,) of every parameter, None where it is the same."""
-    groups = optimizer.param_groups
+    groups = _groups(optimizers)
     if len({float(group["weight_decay"]) for group in groups}) == 1:
         return None
     own = {id(p): float(g["weight_decay"]) for g in groups for p in g["params"]}
     return flat([torch.full_like(p, own[id(p)]) for p in params])
 
 
-def _settings(optimizer, group):
-    name, decay = _NAMES[type(optimizer)], float(group["weight_decay"])
-    if name == "sgd":
-        momentum, nesterov = float(group["momentum"]), bool(group["nesterov"])
-        return Optimizer(name, decay, momentum=momentum, nesterov=nesterov)
-    if group.get("decoupled_weight_decay"):
-        name = "adamw"
-    beta1, beta2 = map(float, group["betas"])
-    return Optimizer(name, decay, (beta1, beta2), float(group["eps"]))
-
-
-def read_state(optimizer, settings, params):
-    """Return the steps taken and the moments (P,), None if there are none yet."""
-    names = ("exp_avg", "exp_avg_sq") if settings.adaptive else ("momentum_buffer",)
-    if not settings.adaptive and not settings.momentum:
+def read_state(optimizers, settings, params):
+    """Return the steps taken and the state (P,), None if there is none yet."""
+    template = settings.initial_state(flat(params))
+    states = [
+        next((o.state[p] for o in optimizers if p in o.state), {}) for p in params
+    ]
+    found = [settings.state_from_torch(state) for state in states]
+    known = [parts is not None for parts in found]
+    if not template or not any(known):
         return 0, None
-    states = [optimizer.state.get(p, {}) for p in params]
-    known = [all(s.get(name) is not None for name in names) for s in states]
-    if not any(known):
-        return 0, None
-    counts = {int(s.get("step", 0)) for s in states}
+    # some count no steps: all that matters then is whether there were any
+    counts = {int(state["step"]) for state in states if "step" in state} or {1}
     if not all(known) or len(counts) > 1:
         raise ValueError(
-            f"{type(optimizer).__name__} has taken more steps for some parameters than "
-            "for others: start the recording with a new optimizer."
+            f"{type(optimizers[0]).__name__} has taken more steps for some parameters "
+            "than for others: start the recording with a new optimizer."
         )
-    moments = [flat([s[name] for s in states]) for name in names]
-    if not settings.adaptive:
-        moments.append(moments[0].new_zeros(0))
-    return counts.pop(), OptimizerState(*moments)
+    kind = type(template)
+    parts = {name: flat([part[name] for part in found]) for name in kind._fields}
+    return counts.pop(), kind(**parts)
 
 
 def flat(tensors):
@@ -108,18 +118,28 @@ def check_layers(model, what):
         raise ValueError(f"{what} layer {name} {reason}. {_CURE}")
 
 
-def check_optimizer(model, optimizer):
-    """Raise unless the optimizer is a known one, of this model."""
-    if type(optimizer) not in _NAMES:
-        raise ValueError(
-            f"optimizer {type(optimizer).__name__} cannot be recorded: its steps are "
-            "not known here. Use torch.optim.AdamW, Adam or SGD."
-        )
-    read_settings(optimizer)
-    trained = {id(p): k for k, p in model.named_parameters() if p.requires_grad}
-    held = [p for group in optimizer.param_groups for p in group["params"]]
+def check_optimizers(model, optimizers):
+    """Raise unless the optimizers are known ones, of this model."""
+    for optimizer in optimizers:
+        if class_for_torch(type(optimizer)) is None:
+            kinds = (kind.torch_class for kind in OPTIMIZERS.values())
+            names = sorted({kind.__name__ for kind in kinds if kind})
+            raise ValueError(
+                f"optimizer {type(optimizer).__name__} cannot be recorded: its steps "
+                f"are not known here. Use one of torch.optim: {', '.join(names)}."
+            )
+    named = {k: p for k, p in model.named_parameters() if p.requires_grad}
+    trained = {id(p): name for name, p in named.items()}
+    held = [p for group in _groups(optimizers) for p in group["params"]]
     # torch passes over frozen parameters
-    held = {id(p) for p in held if p.requires_grad}
+    held = [id(p) for p in held if p.requires_grad]
+    twice = {key for key in held if held.count(key) > 1}
+    if twice:
+        name = trained.get(twice.pop(), "one that is not of model")
+        raise ValueError(
+            f"Two parameter groups of optimizer share the parameter {name}: it would "
+            "be moved twice a step. Put every parameter into one group."
+        )
     left_out = [name for key, name in trained.items() if key not in held]
     if left_out:
         raise ValueError(
@@ -132,6 +152,7 @@ def check_optimizer(model, optimizer):
             f"optimizer holds {len(held) - len(trained)} parameters that are not those "
             "of model: record the module that contains all that is trained."
         )
+    read_settings(optimizers, list(named.values()))
 
 
 def as_rows(rows):

@@ -8,7 +8,7 @@ import torch
 from skattrib._validation import as_tensor, check_array
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._modules import uncompiled_copy
-from skattrib.engine._optim import OptimizerState, initial_state
+from skattrib.engine._optimizers import map_state
 from skattrib.engine._trajectory import Recipe, TrainingState, Trajectory
 from skattrib.exceptions import TrajectoryError
 from skattrib.recording._estimators import (
@@ -17,12 +17,15 @@ from skattrib.recording._estimators import (
     check_rows,
 )
 from skattrib.recording._reading import (
+    as_optimizers,
     as_rows,
     check_layers,
     check_model,
-    check_optimizer,
+    check_optimizers,
     flat,
     read_decay,
+    read_groups,
+    read_rates,
     read_settings,
     read_state,
 )
@@ -46,7 +49,7 @@ class TrainingRecording:
     ----------
     model : nn.Module
         Module that is trained.
-    optimizer : torch.optim.Optimizer
+    optimizer : torch.optim.Optimizer or list of them
         What trains it.
     clip_norm : float or None, default=None
         Norm that the loop clips gradients to.
@@ -83,19 +86,22 @@ class TrainingRecording:
     (2,)
     """
 
-    _handle = None
+    _handles = ()
     _run = None
 
     def __init__(self, model, optimizer, clip_norm=None):
         check_model(model)
-        check_optimizer(model, optimizer)
+        optimizers = as_optimizers(optimizer)
+        check_optimizers(model, optimizers)
         if clip_norm is not None and not (
             isinstance(clip_norm, Real) and clip_norm > 0
         ):
             raise ValueError(f"clip_norm must be above 0 or None, got {clip_norm!r}.")
-        self._model, self._optimizer, self._clip_norm = model, optimizer, clip_norm
+        self._model, self._optimizers, self._clip_norm = model, optimizers, clip_norm
         self._entered = False
         self._pending, self._batches, self._rates = [], [], []
+        # rates of the optimizers that have taken the present step, by position
+        self._taken = {}
         self._first_norm = None
 
     # -------------------------------------------------------------- recording
@@ -105,21 +111,25 @@ class TrainingRecording:
                 "This recording has been used: make a new one by record_training."
             )
         check_model(self._model)
-        check_optimizer(self._model, self._optimizer)
+        check_optimizers(self._model, self._optimizers)
         self._entered = True
         self._trained = [p for p in self._model.parameters() if p.requires_grad]
-        self._settings, _ = read_settings(self._optimizer)
-        self._decay = read_decay(self._optimizer, self._trained)
+        self._settings = read_settings(self._optimizers, self._trained)
+        self._decay = read_decay(self._optimizers, self._trained)
         self._n_before, self._moments = read_state(
-            self._optimizer, self._settings, self._trained
+            self._optimizers, self._settings, self._trained
         )
         self._initial = _copied(self._model)
-        self._handle = self._optimizer.register_step_pre_hook(self._before_step)
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step)
+            for optimizer in self._optimizers
+        ]
         return self
 
     def __exit__(self, kind, error, traceback):
-        self._handle.remove()
-        self._handle = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles = ()
         if kind is None:
             self._end()
 
@@ -141,36 +151,56 @@ class TrainingRecording:
         TrajectoryError
             If nothing is being recorded.
         """
-        if self._handle is None:
+        if not self._handles:
             raise TrajectoryError("rows() was called outside `with recording:`.")
         self._pending.append(as_rows(rows))
 
     def _before_step(self, optimizer, args, kwargs):
         t = len(self._rates) + 1
-        if not self._pending:
-            raise TrajectoryError(
-                f"The rows of step {t} are not known: call recording.rows(indices) "
-                "before optimizer.step()."
-            )
         if any(a is not None and a is not optimizer for a in (*args, *kwargs.values())):
             raise TrajectoryError(
                 f"Step {t} was called with a closure: compute the gradient first and "
                 "call optimizer.step() alone."
             )
-        check_layers(self._model, f"In step {t}, model")
-        settings, rate = read_settings(optimizer)
-        decay = read_decay(optimizer, self._trained)
+        place = [o is optimizer for o in self._optimizers].index(True)
+        if place in self._taken or (self._taken and self._pending):
+            raise TrajectoryError(
+                f"In step {t} not every optimizer was called: call step() of each of "
+                f"the {len(self._optimizers)} once, one after the other, for every "
+                "minibatch."
+            )
+        self._check_settings(t)
+        if not self._taken:
+            self._begin_step(t)
+
+        self._taken[place] = read_rates(optimizer)
+        if len(self._taken) == len(self._optimizers):
+            rates = [self._taken[i] for i in range(len(self._optimizers))]
+            self._rates.append(np.concatenate(rates))
+            self._taken = {}
+
+    def _check_settings(self, t):
+        settings = read_settings(self._optimizers, self._trained)
+        decay = read_decay(self._optimizers, self._trained)
         if settings != self._settings or not _same(decay, self._decay):
             raise TrajectoryError(
                 f"The optimizer's hyper-parameters changed before step {t}, from "
                 f"{self._settings} to {settings}. Only the learning rate may "
                 "change (OneCycleLR needs cycle_momentum=False)."
             )
+
+    def _begin_step(self, t):
+        """Note the rows of a step, before the first optimizer takes it."""
+        if not self._pending:
+            raise TrajectoryError(
+                f"The rows of step {t} are not known: call recording.rows(indices) "
+                "before optimizer.step()."
+            )
+        check_layers(self._model, f"In step {t}, model")
         norm = self._gradient_norm(t)
         if t == 1:
             self._first_norm = norm
         self._batches.append(np.concatenate(self._pending))
-        self._rates.append(rate)
         self._pending = []
 
     def _gradient_norm(self, t):
@@ -202,6 +232,10 @@ class TrainingRecording:
 
     def _end(self):
         """Note the state at the end of the run."""
+        if self._taken:
+            raise TrajectoryError(
+                "The recording ended before every optimizer had taken the last step."
+            )
         before = _untrained(self._initial)
         for name, value in _untrained(self._model).items():
             if name in before and not torch.equal(value.cpu(), before[name]):
@@ -210,22 +244,33 @@ class TrainingRecording:
                     "recording: a run with other weights would not repeat that."
                 )
         params = flat(self._trained)
-        _, moments = read_state(self._optimizer, self._settings, self._trained)
+        _, moments = read_state(self._optimizers, self._settings, self._trained)
         if moments is None:
-            moments = initial_state(self._settings, params)
+            moments = self._settings.initial_state(params)
+        rates, groups = self._learning_rates()
         recipe = Recipe(
             optimizer=self._settings,
-            learning_rates=torch.tensor(self._rates, dtype=torch.float64),
+            learning_rates=rates,
             initial=FunctionalModule(self._initial).flatten(),
             batches=self._batches,
             clip_norm=self._clip_norm,
             n_before=self._n_before,
             moments=self._moments,
             decay=self._decay,
+            groups=groups,
         )
-        end = TrainingState(params[None], OptimizerState(*(m[None] for m in moments)))
+        end = TrainingState(params[None], map_state(lambda m: m[None], moments))
         device = str(self._trained[0].device)
         self._run = Run(self._initial, device, recipe, end, self._first_norm)
+
+    def _learning_rates(self):
+        """Return the rates of the steps, and the groups of parameters or None."""
+        rates = torch.tensor(np.array(self._rates), dtype=torch.float64)
+        if not len(rates):
+            return rates, None
+        if bool((rates == rates[:, :1]).all()):
+            return rates[:, 0].contiguous(), None
+        return rates, read_groups(self._optimizers, self._trained)
 
     def _finished(self):
         """Return the run; raise if there is none."""
@@ -438,10 +483,11 @@ def record_training(model, optimizer, clip_norm=None):
         predictions. One that takes images is recorded as
         ``nn.Sequential(nn.Unflatten(1, shape), model)``, with X as flat rows. Layers
         that draw random numbers or mix rows are refused.
-    optimizer : torch.optim.AdamW, Adam or SGD
-        One that holds all trainable parameters of the model. Groups of them may
-        differ in weight decay only. Schedulers may change the learning rate. It may
-        have taken steps before.
+    optimizer : torch.optim.AdamW, Adam, SGD, RMSprop or Muon, or list of them
+        What holds all trainable parameters of the model. Groups of them may differ in
+        learning rate and weight decay. Schedulers may change the learning rate. It may
+        have taken steps before. A list is ``[Muon(...), AdamW(...)]``, for matrices
+        and for the other parameters.
     clip_norm : float or None, default=None
         Norm that the loop clips the gradient of every step to, by
         ``torch.nn.utils.clip_grad_norm_``.

@@ -13,7 +13,7 @@ from torch.func import jacfwd
 from skattrib.engine import _tangent
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._losses import CrossEntropy
-from skattrib.engine._optim import OptimizerState
+from skattrib.engine._optimizers import map_state
 from skattrib.engine._tangent import _Run, tangents
 from skattrib.engine._training import train
 from skattrib.engine._trajectory import Recipe, epoch_batches
@@ -150,7 +150,7 @@ def test_a_run_that_starts_in_the_middle():
         initial=state.params[0],
         batches=recipe.batches[9:],
         n_before=9,
-        moments=OptimizerState(*(m.reshape(-1) for m in state.optimizer)),
+        moments=map_state(torch.flatten, state.optimizer),
     )
     _, second = tangents(
         model, loss, rest, X, y, weights, directions, memory_bytes=PLENTY

@@ -1,5 +1,6 @@
 """Schedules, minibatches, and the steps that a record keeps."""
 
+import json
 import math
 import os
 from dataclasses import replace
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._losses import CrossEntropy
-from skattrib.engine._optim import Optimizer, OptimizerState
+from skattrib.engine._optimizers import SGD, map_state, with_values
 from skattrib.engine._training import train
 from skattrib.engine._trajectory import (
     SCHEDULES,
@@ -21,7 +24,7 @@ from skattrib.engine._trajectory import (
     steps_to_keep,
 )
 from skattrib.exceptions import TrajectoryError
-from tests.cases import OPTIMIZERS, build, mlp, randn
+from tests.cases import MORE_OPTIMIZERS, MUONS, OPTIMIZERS, build, mlp, randn
 
 
 def factors(name, n_steps):
@@ -92,7 +95,7 @@ def test_steps_to_keep(record, n_steps, expected):
 @pytest.mark.parametrize("batches", [None, [np.array([2, 0]), np.array([1])]])
 def test_recipe_steps(batches):
     rates = torch.tensor([0.2, 0.1], dtype=torch.float64)
-    recipe = Recipe(Optimizer("sgd", momentum=0.5), rates, torch.zeros(3), batches)
+    recipe = Recipe(SGD(momentum=0.5), rates, torch.zeros(3), batches)
     assert recipe.n_steps == 2
     assert recipe.path_length == pytest.approx(0.6)
     for t, expected in ((1, 0.2), (2, 0.1)):
@@ -110,17 +113,21 @@ def recorded(optimizer="adamw", batch_size=4, record="checkpoints", dtype=None):
     batches = epoch_batches(10, batch_size, 3, seed=0)
     n_steps = 3 if batches is None else len(batches)
     rates = torch.linspace(0.1, 0.01, n_steps, dtype=torch.float64)
-    recipe = Recipe(OPTIMIZERS[optimizer], rates, model.flatten(), batches, 0.5)
+    optimizer = {**OPTIMIZERS, **MORE_OPTIMIZERS, **MUONS}[optimizer]
+    optimizer = optimizer.bound(model.module)
+    recipe = Recipe(optimizer, rates, model.flatten(), batches, 0.5)
     weights, keep = torch.ones(1, 10).to(X), steps_to_keep(record, n_steps)
     run = train(model, CrossEntropy(), recipe, X, y, weights, keep=keep)
-    second = None if run.second_moment is None else run.second_moment[0]
-    return Trajectory(recipe, weights[0], second, run.states), X, y
+    scale = None if run.denominator is None else run.denominator[0]
+    return Trajectory(recipe, weights[0], scale, run.states), X, y
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("record", ["recipe", "checkpoints"])
 @pytest.mark.parametrize("batch_size", [4, None])
-@pytest.mark.parametrize("optimizer", ["adamw", "nesterov", "sgd"])
+@pytest.mark.parametrize(
+    "optimizer", ["adamw", "nesterov", "sgd", "rmsprop_all", "muon", "adam_amsgrad"]
+)
 def test_saved_trajectory_comes_back_exactly(
     optimizer, batch_size, record, dtype, tmp_path
 ):
@@ -139,9 +146,9 @@ def test_saved_trajectory_comes_back_exactly(
     for mine, theirs in zip(one.batches or [], other.batches or [], strict=True):
         assert_array_equal(mine, theirs)
     assert_array_equal(trajectory.row_weights, loaded.row_weights)
-    assert (trajectory.second_moment is None) == (loaded.second_moment is None)
-    if loaded.second_moment is not None:
-        assert_array_equal(trajectory.second_moment, loaded.second_moment)
+    assert (trajectory.denominator is None) == (loaded.denominator is None)
+    if loaded.denominator is not None:
+        assert_array_equal(trajectory.denominator, loaded.denominator)
     assert list(loaded.states) == list(trajectory.states)
     for t, state in loaded.states.items():
         assert_array_equal(state.params, trajectory.states[t].params)
@@ -150,11 +157,11 @@ def test_saved_trajectory_comes_back_exactly(
             assert_array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "momentum"])
 def test_a_run_that_starts_in_the_middle_comes_back(optimizer, tmp_path):
     trajectory, X, y = recorded(optimizer)
     state = trajectory.states[3]
-    moments = OptimizerState(*(m.reshape(-1) for m in state.optimizer))
+    moments = map_state(torch.flatten, state.optimizer)
     recipe = replace(
         trajectory.recipe, initial=state.params[0], n_before=3, moments=moments
     )
@@ -176,7 +183,8 @@ def test_record_of_other_data_is_refused(tmp_path):
 
 def test_digest_is_of_the_whole_recipe():
     trajectory, X, y = recorded()
-    recipe = trajectory.recipe
+    recipe, initial = trajectory.recipe, trajectory.recipe.initial
+    moments = recipe.optimizer.initial_state(initial)
     others = [
         replace(recipe, optimizer=replace(recipe.optimizer, eps=1e-7)),
         replace(recipe, clip_norm=None),
@@ -186,10 +194,78 @@ def test_digest_is_of_the_whole_recipe():
         replace(recipe, batches=None),
         replace(recipe, n_before=3),
         replace(recipe, decay=torch.ones_like(recipe.initial)),
-        replace(recipe, moments=OptimizerState(recipe.initial, recipe.initial)),
+        replace(recipe, moments=with_values(moments, [initial, initial])),
+        replace(recipe, groups=torch.zeros(len(initial), dtype=torch.int64)),
     ]
     found = {r.digest(X, y) for r in (recipe, replace(recipe), *others)}
     assert len(found) == 1 + len(others)
+
+
+def with_metadata(path, **changes):
+    """Write a record again, with other words beside the arrays."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    found = {**metadata, **changes}
+    save_file(tensors, path, {k: v for k, v in found.items() if v is not None})
+
+
+@pytest.mark.parametrize(("format", "named"), [(None, "format 1;"), ("3", "format 3;")])
+def test_other_formats_are_refused_by_name(format, named, tmp_path):
+    """The first had no number, and other options."""
+    trajectory, X, y = recorded()
+    path = tmp_path / "run"
+    trajectory.save(path, X, y)
+    old = {"name": "adamw", "weight_decay": 0.1, "betas": [0.9, 0.999], "eps": 1e-8}
+    options = json.dumps([{**old, "momentum": 0.0, "nesterov": False}, 0.5, 0])
+    with_metadata(path, format=format, options=options)
+    with pytest.raises(TrajectoryError, match=f"{named} this version.*format 2"):
+        Trajectory.load(path, X, y)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "lion"}, "'lion' is not known here; known are .*'adam', 'adamw', "),
+        ({"name": "os.system"}, "is not known here"),
+        ({"eps": -1.0}, "AdamW: eps must be a number at least 0, got -1"),
+        ({"eps": float("nan")}, "AdamW: eps must be a number"),
+        ({"betas": [0.9, 1.0]}, r"AdamW: betas must be a number in \[0, 1\)"),
+        ({"code": 1}, "not the options of AdamW"),
+        ({"denominator": 1}, "not the options of AdamW"),
+    ],
+)
+def test_optimizers_in_files_are_checked(change, message, tmp_path):
+    trajectory, X, y = recorded()
+    path = tmp_path / "run"
+    trajectory.save(path, X, y)
+    optimizer, *rest = json.loads(trajectory.recipe.options())
+    with_metadata(path, options=json.dumps([{**optimizer, **change}, *rest]))
+    with pytest.raises(TrajectoryError, match=message):
+        Trajectory.load(path, X, y)
+
+
+def test_a_recipe_in_groups_comes_back(tmp_path):
+    trajectory, X, y = recorded(record="recipe")
+    recipe = trajectory.recipe
+    rates = torch.stack([recipe.learning_rates, 3 * recipe.learning_rates], dim=1)
+    groups = (torch.arange(len(recipe.initial)) >= 5).long()
+    recipe = replace(recipe, learning_rates=rates, groups=groups)
+    path = tmp_path / "run"
+    replace(trajectory, recipe=recipe).save(path, X, y)
+    found = Trajectory.load(path, X, y).recipe
+    assert_array_equal(found.groups, groups)
+    assert_array_equal(found.learning_rates, rates)
+    share = 5 / len(groups)
+    expected = float(recipe.learning_rates[:, 0].sum()) * (share + 3 * (1 - share))
+    assert found.path_length == pytest.approx(expected, rel=1e-12)
+    assert float(found.relative_rates.mean()) == pytest.approx(1, rel=1e-12)
+    assert float(found.relative_rates[-1] / found.relative_rates[0]) == pytest.approx(3)
+    for wrong in (groups + 1, groups - 1, groups[:3], groups.double()):
+        bad = replace(trajectory, recipe=replace(recipe, groups=wrong))
+        bad.save(path, X, y)
+        with pytest.raises(TrajectoryError, match=r"one rate for every step|damaged"):
+            Trajectory.load(path, X, y)
 
 
 def test_what_is_no_record_is_refused(tmp_path):

@@ -259,10 +259,10 @@ def read(path, X, y):
 
 def contents(trajectory):
     held = {**trajectory.recipe.tensors(), "weights": trajectory.row_weights}
-    held["moment"] = trajectory.second_moment
+    held["scale"] = trajectory.denominator
     for t, state in trajectory.states.items():
         held[f"{t}/params"] = state.params
-        held[f"{t}/first"], held[f"{t}/second"] = state.optimizer
+        held |= {f"{t}/{i}": value for i, value in enumerate(state.optimizer)}
     return _digest(held)
 
 

@@ -485,7 +485,7 @@ def test_ridge_auto_follows_the_length_of_training():
     short = DualInfluence(small_net(max_epochs=20), random_state=0).fit(X, y)
     trajectory = short.estimator_.trajectory_
     rates = 20 * [1e-2]
-    scale_ = trajectory.second_moment.sqrt() + 1e-8
+    scale_ = trajectory.denominator
     unit = float(scale_.clamp(min=1e-3 * scale_.mean()).mean()) / sum(rates)
     assert short.ridge_ == pytest.approx((1.5 + 4 / 40) * unit, rel=1e-6)
     assert short.ridge_rule_(0.5) == pytest.approx(3.5 * unit, rel=1e-6)
@@ -927,7 +927,7 @@ def test_the_heads_damping_comes_from_its_own_moments():
     net = small_net().fit(X, y)
     head = DualInfluence(FrozenEstimator(net), parameters="head", random_state=0)
     head.fit(X, y)
-    scale = net.trajectory_.second_moment.sqrt()[-21:].mean() + 1e-8
+    scale = net.trajectory_.denominator[-21:].mean()
     # 1.5 for single rows, and 4 for the share removed, over the learning rates' sum
     expected = (1.5 + 4 / 40) * float(scale) / (30 * 1e-2)
     assert head.ridge_ == pytest.approx(expected, rel=1e-2)

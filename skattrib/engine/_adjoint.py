@@ -8,6 +8,7 @@ the run serves all rows; queries and runs are swept together.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +16,7 @@ from itertools import pairwise
 from typing import Literal, Protocol
 
 import torch
+from sklearn.exceptions import EfficiencyWarning
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
@@ -22,6 +24,7 @@ from tqdm.auto import tqdm
 from skattrib.engine._dense import DenseGradient, dense_layers
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._losses import Loss
+from skattrib.engine._minibatch import NO_BUFFERS, Minibatch, row_shares
 from skattrib.engine._modules import activation_size
 from skattrib.engine._optimizers import (
     Optimizer,
@@ -30,7 +33,7 @@ from skattrib.engine._optimizers import (
     map_state,
     plain_sgd,
 )
-from skattrib.engine._training import can_stack, replay, row_losses, row_shares, start
+from skattrib.engine._training import can_stack, replay, start
 from skattrib.engine._trajectory import Recipe, TrainingState
 
 Dynamics = Literal["recorded", "sgd"]
@@ -48,6 +51,8 @@ _MANY_NUMBERS = 40_000
 # Bytes of an array over runs, queries and parameters. From 32 MiB on, C's allocator
 # takes memory from the system and gives it back at every use, which doubles the time.
 _LARGEST_ARRAY = 2**24
+# Two ways may differ by this many roundings of the largest number.
+_DIGITS_LEFT = 1e4
 # With fewer queries at a time, replaying for each lot takes longer than that.
 _FEWEST_QUERIES = 4
 
@@ -137,8 +142,8 @@ def check_differentiable(
     params = model.flatten().to(X)[None]
     shares = X.new_full((1, len(X[:2])), 0.5)
     try:
-        rows = X[:2], targets[:2]
-        gradient = _Gradient(model, loss, "exact", params, *rows, shares, None)
+        minibatch = Minibatch(model, loss, X[:2], targets[:2])
+        gradient = _Gradient(minibatch, "exact", params, None, shares, None)
         gradient.products(params.expand(2, -1, -1))
     except (RuntimeError, NotImplementedError, ValueError) as error:
         name = type(model.module).__name__
@@ -165,18 +170,21 @@ class _Gradient:
 
     Parameters
     ----------
+    minibatch : Minibatch
+    hessian : {"exact", "empirical_fisher"}
+    params : Tensor of shape (M, P)
+    rows : int Tensor of shape (B,) or None
     shares : Tensor of shape (M, B)
         Weights of the rows over their sum.
+    clip_norm : float or None
     """
 
     def __init__(
         self,
-        model: FunctionalModule,
-        loss: Loss,
+        minibatch: Minibatch,
         hessian: Hessian,
         params: Tensor,
-        X: Tensor,
-        targets: Tensor,
+        rows: Tensor | None,
         shares: Tensor,
         clip_norm: float | None,
     ) -> None:
@@ -186,7 +194,9 @@ class _Gradient:
         with torch.enable_grad():
             # fused attention has no second derivative, the plain one has
             with sdpa_kernel(SDPBackend.MATH):
-                self._losses = row_losses(model, loss, self._params, X, targets)
+                self._losses, _ = minibatch.stacked_losses(
+                    self._params, NO_BUFFERS, self._shares, rows
+                )
             (grad,) = torch.autograd.grad(
                 (self._losses * self._shares).sum(), self._params, create_graph=True
             )
@@ -260,16 +270,10 @@ class _Stack:
         for done, state in states:
             t = done + 1
             rate, rows = self.recipe.step(t, self.X.device)
-            rows = everything if rows is None else rows
-            weights = self.weights[:, rows]
+            weights = self.weights if rows is None else self.weights[:, rows]
             shares = row_shares(weights)
-            gradient = take(
-                state.params,
-                self.X[rows],
-                self.targets[rows],
-                shares,
-                self.recipe.clip_norm,
-            )
+            gradient = take(state.params, rows, shares, self.recipe.clip_norm)
+            rows = everything if rows is None else rows
             # bound to `after` at once: what it was is large, and done with
             in_grad, after = optimizer.pullback(
                 state.params,
@@ -293,10 +297,23 @@ class _Stack:
         layers = dense_layers(self.model, self.X)
         # on a GPU the calls always matter
         large = n_numbers >= _MANY_NUMBERS and self.X.device.type == "cpu"
-        by_hand = len(self.weights) <= _FEW_RUNS or large
-        if layers is None or self.hessian != "exact" or not by_hand:
-            return partial(_Gradient, self.model, self.loss, self.hessian)
-        return partial(DenseGradient, layers, self.loss)
+        worth_it = len(self.weights) <= _FEW_RUNS or large
+        minibatch = Minibatch(self.model, self.loss, self.X, self.targets)
+        by_autograd = partial(_Gradient, minibatch, self.hessian)
+        if layers is None or self.hessian != "exact" or not worth_it:
+            return by_autograd
+
+        by_hand = partial(DenseGradient, layers, minibatch)
+        if _agree(by_hand, by_autograd, self.model.flatten().to(self.X)):
+            return by_hand
+        warnings.warn(
+            f"Second derivatives of {type(self.model.module).__name__} written out "
+            "differ from those of autograd, which are taken instead; they are slower. "
+            "Please report the module and its loss.",
+            EfficiencyWarning,
+            stacklevel=2,
+        )
+        return by_autograd
 
     def states_backwards(
         self, kept: Mapping[int, TrainingState], room: int
@@ -335,6 +352,28 @@ class _Stack:
             first,
             keep,
         )
+
+
+def _agree(
+    first: Callable[..., Differentiated],
+    second: Callable[..., Differentiated],
+    params: Tensor,
+) -> bool:
+    """Say whether two ways have the same gradient and products, on two rows."""
+    rows = torch.arange(2, device=params.device)
+    shares = params.new_tensor([[0.25, 0.75]])
+    generator = torch.Generator().manual_seed(0)
+    cotangents = torch.randn(2, 1, len(params), generator=generator).to(params)
+    found = [way(params[None], rows, shares, None) for way in (first, second)]
+    parts = [(way.value, *way.products(cotangents)) for way in found]
+    return all(
+        bool(((a - b).abs() <= _slack(b)).all()) for a, b in zip(*parts, strict=True)
+    )
+
+
+def _slack(value: Tensor) -> Tensor:
+    size = value.abs().max().clamp(min=1.0)
+    return _DIGITS_LEFT * torch.finfo(value.dtype).eps * size
 
 
 def _stride(n_steps: int, room: int) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from skattrib.engine._functional import FunctionalModule
-from skattrib.engine._losses import Loss
+from skattrib.engine._minibatch import Minibatch
 from skattrib.engine._optimizers import clip_gradient
 
 _SMOOTH = (nn.GELU, nn.SiLU, nn.Sigmoid, nn.Softplus)
@@ -105,11 +105,13 @@ class DenseGradient:
     Parameters
     ----------
     layers : list of DenseLayer
-    loss : Loss
+        What is assumed: the module is these and nothing else, and rows do not meet.
+    minibatch : Minibatch
+        Whose gradient this is, see `skattrib.engine._minibatch`.
     params : Tensor of shape (M, P)
         Of M runs.
-    X, targets : Tensor
-        The B rows.
+    rows : int Tensor of shape (B,) or None
+        None is all.
     shares : Tensor of shape (M, B)
         Weights of the rows over their sum.
     clip_norm : float or None
@@ -118,13 +120,15 @@ class DenseGradient:
     def __init__(
         self,
         layers: list[DenseLayer],
-        loss: Loss,
+        minibatch: Minibatch,
         params: Tensor,
-        X: Tensor,
-        targets: Tensor,
+        rows: Tensor | None,
         shares: Tensor,
         clip_norm: float | None,
     ) -> None:
+        X, targets, loss = minibatch.X, minibatch.targets, minibatch.loss
+        if rows is not None:
+            X, targets = X[rows], targets[rows]
         self._layers, self._loss, self._clip_norm = layers, loss, clip_norm
         self._shares = shares[:, None]
         self._weights = [layer.weight(params) for layer in layers]

@@ -15,12 +15,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._losses import Loss
+from skattrib.engine._minibatch import NO_BUFFERS, Minibatch, row_shares
 from skattrib.engine._modules import activation_size
 from skattrib.engine._optimizers import (
     StepDerivative,
@@ -28,7 +29,7 @@ from skattrib.engine._optimizers import (
     map_state,
     plain_sgd,
 )
-from skattrib.engine._training import row_shares, start, train_steps
+from skattrib.engine._training import start, train_steps
 from skattrib.engine._trajectory import Recipe, TrainingState
 
 # Numbers alive per direction and parameter, and per direction and activation.
@@ -160,19 +161,17 @@ class _Run:
     ) -> tuple[Tensor, ...]:
         """Return a step's gradient (P,) and its derivatives (r, P) along the paths."""
         _, rows = self.recipe.step(t, self.X.device)
-        X, targets, weights = self.X, self.targets, self.weights
+        weights = self.weights
         if rows is not None:
-            X, targets, weights = X[rows], targets[rows], weights[rows]
-            directions = directions[:, rows]
-
-        def mean_loss(params: Tensor, w: Tensor) -> Tensor:
-            values = self.loss.values(self.model.outputs(params, X), targets)
-            return values @ row_shares(w[None])[0]
+            weights, directions = weights[rows], directions[:, rows]
+        minibatch = Minibatch(self.model, self.loss, self.X, self.targets)
 
         def clipped(params: Tensor, w: Tensor) -> Tensor:
-            return clip_gradient(grad(mean_loss)(params, w), self.recipe.clip_norm)
+            shares = row_shares(w[None])[0]
+            gradient = minibatch.gradient(params, NO_BUFFERS, shares, rows, step=t)
+            return clip_gradient(gradient, self.recipe.clip_norm)
 
-        params, here = before.params[0], X.new_zeros(())
+        params, here = before.params[0], self.X.new_zeros(())
         one = torch.ones_like(here)
 
         def derivatives(

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._losses import Loss
+from skattrib.engine._minibatch import NO_BUFFERS, Minibatch, row_shares
 from skattrib.engine._modules import activation_size
 from skattrib.engine._optimizers import clip_gradient, map_state
 from skattrib.engine._parallel import call_all
@@ -44,40 +45,6 @@ class TrainingResult:
     denominator: Tensor | None
     loss_curve: list[float] = field(default_factory=list)
     states: dict[int, TrainingState] = field(default_factory=dict)
-
-
-def row_losses(
-    model: FunctionalModule, loss: Loss, params: Tensor, X: Tensor, targets: Tensor
-) -> Tensor:
-    """Return the losses (M, n) of rows under every model of a stack."""
-    if len(params) == 1:
-        return loss.values(model.outputs(params[0], X), targets)[None]
-    found: Tensor = vmap(lambda vector: loss.values(model.outputs(vector, X), targets))(
-        params
-    )
-    return found
-
-
-def row_shares(weights: Tensor) -> Tensor:
-    """Return w / Σ w of the rows of a batch (M, n); zero where all weights are zero."""
-    total = weights.sum(dim=1, keepdim=True)
-    return weights / torch.where(total > 0, total, 1.0)
-
-
-def weighted_loss(
-    model: FunctionalModule,
-    loss: Loss,
-    params: Tensor,
-    X: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-) -> Tensor:
-    """Return Σ w ℓ / Σ w for every model of a stack, shape (M,).
-
-    A model whose weights are all zero here has loss 0, hence a zero gradient.
-    """
-    values = row_losses(model, loss, params, X, targets)
-    return (values * row_shares(weights)).sum(dim=1)
 
 
 def train(
@@ -173,32 +140,28 @@ def train_steps(
     last: int,
 ) -> Iterator[tuple[int, TrainingState, Tensor]]:
     """Yield t, the state after step t and the losses before it, first < t ≤ last."""
-    optimizer = recipe.optimizer_on(X)
+    optimizer, minibatch = recipe.optimizer_on(X), Minibatch(model, loss, X, targets)
+    buffers = NO_BUFFERS
     for t in range(first + 1, last + 1):
         rate, rows = recipe.step(t, X.device)
-        batch = (X, targets, weights)
-        if rows is not None:
-            batch = (X[rows], targets[rows], weights[:, rows])
-        params = state.params.detach().requires_grad_()
-        losses = weighted_loss(model, loss, params, *batch)
-        (grad,) = torch.autograd.grad(losses.sum(), params)
+        shares = row_shares(weights if rows is None else weights[:, rows])
+        gradient, buffers, losses = minibatch(
+            state.params, buffers, shares, rows, step=t
+        )
         with torch.no_grad():
-            grad = clip_gradient(grad, recipe.clip_norm)
+            gradient = clip_gradient(gradient, recipe.clip_norm)
             count = recipe.n_before + t
             state = TrainingState(
-                *optimizer.step(params, grad, state.optimizer, count, rate)
+                *optimizer.step(state.params, gradient, state.optimizer, count, rate)
             )
-        yield t, state, losses.detach()
+        yield t, state, losses
 
 
 def can_stack(model: FunctionalModule, loss: Loss, X: Tensor, targets: Tensor) -> bool:
     """Try whether vmap takes the module, on two rows."""
-    params = model.flatten().to(X).repeat(2, 1).requires_grad_()
+    params, shares = model.flatten().to(X).repeat(2, 1), X.new_ones(2, len(X[:2]))
     try:
-        losses = weighted_loss(
-            model, loss, params, X[:2], targets[:2], X.new_ones(2, len(X[:2]))
-        )
-        torch.autograd.grad(losses.sum(), params)
+        Minibatch(model, loss, X[:2], targets[:2])(params, NO_BUFFERS, shares, None)
     except (RuntimeError, NotImplementedError, ValueError):
         return False
     return True

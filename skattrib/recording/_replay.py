@@ -4,13 +4,12 @@ import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from sklearn.utils.validation import _num_samples
 from torch import nn
 
 from skattrib._torch_estimator import replay_error
 from skattrib.engine._functional import FunctionalModule
-from skattrib.engine._training import weighted_loss
+from skattrib.engine._minibatch import NO_BUFFERS, Minibatch, row_shares
 from skattrib.engine._trajectory import Recipe, TrainingState
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.recording._estimators import CAUSES, check_rows
@@ -95,16 +94,9 @@ def _take_end(estimator, run, X, y):
 def _first_gradient_norm(problem, weights):
     recipe = problem.recipe
     _, rows = recipe.step(1, problem.X.device)
-    rows = slice(None) if rows is None else rows
-    params = recipe.initial.to(problem.X)[None].requires_grad_()
-    loss = weighted_loss(
-        problem.model,
-        problem.loss,
-        params,
-        problem.X[rows],
-        problem.targets[rows],
-        weights[:, rows],
-    )
-    norm = float(torch.autograd.grad(loss.sum(), params)[0].norm())
+    own = Minibatch(problem.model, problem.loss, problem.X, problem.targets)
+    shares = row_shares(weights if rows is None else weights[:, rows])
+    initial = recipe.initial.to(problem.X)[None]
+    norm = float(own(initial, NO_BUFFERS, shares, rows, step=1)[0].norm())
     clip = recipe.clip_norm
     return norm if clip is None else min(norm, clip)

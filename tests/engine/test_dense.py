@@ -10,6 +10,7 @@ from skattrib.engine._adjoint import _Gradient
 from skattrib.engine._dense import DenseGradient, dense_layers
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._losses import CrossEntropy
+from skattrib.engine._minibatch import Minibatch
 from tests.cases import LOSSES, MODULES, build, mlp, randn
 
 N_ROWS, N_QUERIES = 7, 4
@@ -36,9 +37,9 @@ def assert_same(module, n_runs, task="classification", clip_norm=None):
     y, loss = targets_of(task, module[-1].out_features), LOSSES[task]
     layers = dense_layers(model, X)
     assert layers is not None
-    rest = params, X, y, shares, clip_norm
-    ours = DenseGradient(layers, loss, *rest)
-    theirs = _Gradient(model, loss, "exact", *rest)
+    minibatch, rest = Minibatch(model, loss, X, y), (params, None, shares, clip_norm)
+    ours = DenseGradient(layers, minibatch, *rest)
+    theirs = _Gradient(minibatch, "exact", *rest)
     cotangents = randn(N_QUERIES, n_runs, model.n_params, seed=5)
     before = [t.clone() for t in (params, X, shares, cotangents)]
     found, expected = ours.products(cotangents), theirs.products(cotangents)
@@ -71,8 +72,8 @@ def test_biases(bias):
 def test_products_are_symmetric():
     model, params, X, shares = problem(build(lambda: mlp(4, 5, 3)), 1)
     y, layers = targets_of("classification", 3), dense_layers(model, X)
-    rest = params, X, y, shares, None
-    gradient = DenseGradient(layers, CrossEntropy(), *rest)
+    minibatch = Minibatch(model, CrossEntropy(), X, y)
+    gradient = DenseGradient(layers, minibatch, params, None, shares, None)
     eye = torch.eye(model.n_params, dtype=torch.float64)[:, None]
     hessian = gradient.products(eye)[0][:, 0].numpy()
     np.testing.assert_allclose(hessian, hessian.T, atol=1e-14)

@@ -17,16 +17,15 @@ from torch import nn
 from skattrib.engine import _training
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._losses import CrossEntropy, SquaredError
+from skattrib.engine._minibatch import NO_BUFFERS, Minibatch, row_shares
 from skattrib.engine._optimizers import map_state
 from skattrib.engine._training import (
     can_stack,
     replay,
-    row_shares,
     stack_size,
     start,
     train,
     train_stack,
-    weighted_loss,
 )
 from skattrib.engine._trajectory import (
     SCHEDULES,
@@ -232,13 +231,13 @@ def test_batch_left_empty_takes_a_step_without_gradient(optimizer, n_models):
 
 
 @pytest.mark.parametrize("n_models", [1, 3])
-def test_weighted_loss_without_weights(n_models):
+def test_minibatch_without_weights(n_models):
     model, _, X, y = problem()
-    params = model.flatten().repeat(n_models, 1).requires_grad_()
+    params = model.flatten().repeat(n_models, 1)
     weights = random_weights(n_models)
     weights[-1] = 0
-    losses = weighted_loss(model, CLASSIFICATION, params, X, y, weights)
-    (gradient,) = torch.autograd.grad(losses.sum(), params)
+    minibatch = Minibatch(model, CLASSIFICATION, X, y)
+    gradient, _, losses = minibatch(params, NO_BUFFERS, row_shares(weights), None)
     assert losses[-1] == 0
     assert not gradient[-1].any()
     assert gradient[:-1].any(dim=1).all()
@@ -361,10 +360,9 @@ def test_kept_states_lead_to_the_end(record, optimizer):
         params, state = kept.params, kept.optimizer
         for t in range(begin + 1, recipe.n_steps + 1):
             rate, rows = recipe.step(t, X.device)
-            params = params.detach().requires_grad_()
-            batch = X[rows], y[rows], weights[:, rows]
-            losses = weighted_loss(model, CLASSIFICATION, params, *batch)
-            (gradient,) = torch.autograd.grad(losses.sum(), params)
+            minibatch = Minibatch(model, CLASSIFICATION, X[rows], y[rows])
+            shares = row_shares(weights[:, rows])
+            gradient, *_ = minibatch(params, NO_BUFFERS, shares, None)
             scale = (recipe.clip_norm / (gradient.norm() + 1e-6)).clamp(max=1)
             with torch.no_grad():
                 params, state = recipe.optimizer.step(

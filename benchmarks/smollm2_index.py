@@ -19,7 +19,7 @@ import torch
 from benchmarks._smollm2 import sample, smollm2, write_table
 from skattrib import RISEValuator
 from skattrib.engine._readout import residuals
-from skattrib.language._tokens import padded
+from skattrib.models.language._tokens import padded
 from skattrib.retrieval._settings import resolve
 from skattrib.retrieval._signatures import Signer
 

@@ -6,9 +6,9 @@ without them, and how far is the answer to be trusted?
 
 from skattrib.feature_selection import TaskWeightSelector
 from skattrib.influence import AdamWInfluence, DualInfluence, lookahead_training
-from skattrib.neural import TorchClassifier, TorchRegressor
+from skattrib.models.neural import TorchClassifier, TorchRegressor
+from skattrib.models.recording import TrainingRecording, record_training
 from skattrib.random_projection import CountSketchTransformer, GradientTransformer
-from skattrib.recording import TrainingRecording, record_training
 from skattrib.retrieval import RISEValuator
 from skattrib.surrogate import (
     KernelSurrogate,

@@ -26,19 +26,12 @@ from sklearn.utils.metadata_routing import (
 )
 from sklearn.utils.validation import (
     _check_feature_names_in,
+    _num_samples,
     check_consistent_length,
     check_is_fitted,
 )
 
-from skattrib._fit_params import check_names, row_weights, takes_tables
 from skattrib._frames import long_form, row_names
-from skattrib._outcomes import (
-    OUTCOMES,
-    check_outcome,
-    check_own_outcome,
-    loss_of,
-)
-from skattrib._torch_estimator import check_recipe, future_loss
 from skattrib._validation import (
     DTYPES,
     check_fits,
@@ -48,8 +41,10 @@ from skattrib._validation import (
     check_texts,
     check_weights,
     check_y,
+    dense,
     draw_seed,
     float_dtype,
+    has_columns,
     takes_texts,
     unchanged_on_error,
     validate_data,
@@ -57,7 +52,15 @@ from skattrib._validation import (
 from skattrib._verdict import calibration_slope
 from skattrib.engine._losses import LabelLoss
 from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
-from skattrib.neural import TorchClassifier, make_estimator
+from skattrib.models._as_model import as_model, check_recipe
+from skattrib.models._fit_params import check_names, row_weights
+from skattrib.models._outcomes import (
+    OUTCOMES,
+    check_outcome,
+    check_own_outcome,
+)
+from skattrib.models._parts import Parts, searched
+from skattrib.models.neural import TorchClassifier, make_estimator
 
 __all__ = ["BaseAttributor"]
 
@@ -72,7 +75,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
     """
 
     _parameter_constraints: dict = {
-        "estimator": [HasMethods(["fit", "predict"]), torch.nn.Module, None],
+        "estimator": [HasMethods(["fit", "get_params"]), torch.nn.Module, None],
         "outcome": [
             StrOptions(set(OUTCOMES)),
             callable,
@@ -91,7 +94,11 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
 
     @abstractmethod
     def _attribute(self, X, y, outcome):
-        """Return attributions (n_queries, n_units) and their standard error or None."""
+        """Return attributions (n_queries, n_units) and their standard error or None.
+
+        X has rows as ``self._model`` takes them, and so has ``self._features``, the
+        training rows: what comes before it in a pipeline has been done.
+        """
 
     @abstractmethod
     def _predict_outcomes(self, X, y, weights, outcome):
@@ -117,9 +124,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         check_names(fit_params)
         index = getattr(X, "index", None)
         # an array of texts would give each the room of the longest
-        shape = () if takes_texts(self.estimator) else np.asarray(y).shape
-        several = len(shape) == 2 and shape[1] > 1
-        table = takes_tables(self.estimator)
+        several = not takes_texts(self.estimator) and has_columns(y)
+        table = self.estimator is not None and _takes_tables(self.estimator)
         X, y = self._validated(X, y, several=several, table=table)
         if _routing_enabled():
             fit_params = process_routing(self, "fit", **fit_params).estimator.fit
@@ -132,29 +138,45 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         # one generator per purpose: what one draws must not move the others
         seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(3)
         estimator = make_estimator(self.estimator, y, int(seeds[0] >> 1))
-        y = check_target(y, estimator)
-        self._check_estimator(estimator)
-        loss = future_loss(estimator, X, y) or loss_of(estimator)
-        labels = isinstance(loss, LabelLoss)
-        if is_classifier(estimator) and y.ndim > 1 and not labels:
-            raise ValueError(
-                f"y has {y.shape[1]} columns, and {type(estimator).__name__} cannot be "
-                "attributed on several. Fit one attributor per column, or use a "
-                "TorchClassifier, which takes columns of 0 and 1 for labels."
-            )
-        check_outcome(self.outcome, estimator, 1 if y.ndim == 1 else y.shape[1], loss)
-        weights, fit_params = row_weights(estimator, fit_params, X)
+        y = check_target(dense(y), estimator)
+        parts = Parts(estimator)
+        self._check_estimator(parts.model)
+        weights, model_params = row_weights(estimator, fit_params, X)
+        with config_context(enable_metadata_routing=False):
+            search, estimator = searched(estimator, X, y, **fit_params)
+            parts = parts if search is None else Parts(estimator)
+            features = parts.fit_transformers(X, y)
+        self._check_outcome_of(parts.model, features, y)
         self.unit_names_, self.n_units_ = names, len(names)
         self._score_seed, self._fit_seed = int(seeds[1] >> 1), int(seeds[2] >> 1)
-        self._before_training(estimator, X, y)
+        self._before_training(parts.model, features, y)
         with config_context(enable_metadata_routing=False):
-            self.estimator_ = estimator.fit(X, y, **fit_params)
+            parts.fit_model(features, y, **model_params)
+        self.estimator_ = parts.whole if search is None else search
         # copies: changed in place by the user, they would not be what was trained on
         self.X_train_, self.y_train_ = X.copy(), y.copy()
+        self._parts = parts
+        self._features = features if parts.has_transformers else self.X_train_
         self.tasks_ = None if tasks is None else names[codes]
         self._unit_of_row = codes
         self._row_weights = weights
         self._fit_attributor()
+
+    def _check_outcome_of(self, model, features, y):
+        """Raise on an outcome, or on targets, that the model cannot have."""
+        loss = as_model(model).future_loss(features, y)
+        if is_classifier(model) and y.ndim > 1 and not isinstance(loss, LabelLoss):
+            raise ValueError(
+                f"y has {y.shape[1]} columns, and {type(model).__name__} cannot be "
+                "attributed on several. Fit one attributor per column, or use a "
+                "TorchClassifier, which takes columns of 0 and 1 for labels."
+            )
+        check_outcome(self.outcome, model, 1 if y.ndim == 1 else y.shape[1], loss)
+
+    @property
+    def _model(self):
+        """The fitted model that is attributed: the last step, if there are steps."""
+        return self._parts.model
 
     def _validated(self, X, *y, several=False, table, reset=True):
         """Validate X, and y if given; a data frame stays one if ``table``."""
@@ -208,24 +230,30 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         table = isinstance(self.X_train_, pd.DataFrame)
         if y is None:
             X = self._validated(X, table=table, reset=False)
-            return X, *self._own_predictions(X)
+            y, outcome = self._own_predictions(X)
+            return self._parts.features(X), y, outcome
         several = self._n_outputs() > 1
         X, y = self._validated(X, y, several=several, table=table, reset=False)
-        y = check_target(y, self.estimator_)
-        if hasattr(self.estimator_, "_targets"):
-            self.estimator_._targets(y, torch.empty(0))  # unseen labels, before work
-        return X, y, self._checked_outcome(self.outcome)
+        y = check_target(dense(y), self._model)
+        as_model(self._model).check_targets(y)
+        return self._parts.features(X), y, self._checked_outcome(self.outcome)
+
+    def _check_rows(self, X):
+        """Validate rows that have no targets; return them as the model takes them."""
+        check_is_fitted(self, "n_units_")
+        table = isinstance(self.X_train_, pd.DataFrame)
+        return self._parts.features(self._validated(X, table=table, reset=False))
 
     def _own_predictions(self, X):
         """Return the model's own predictions and the outcome measured at them."""
-        outcome = check_own_outcome(self.outcome, self.estimator_, self._n_outputs())
+        outcome = check_own_outcome(self.outcome, self._model, self._n_outputs())
         return self.estimator_.predict(X), outcome
 
     def _n_outputs(self):
         return 1 if self.y_train_.ndim == 1 else self.y_train_.shape[1]
 
     def _checked_outcome(self, outcome):
-        return check_outcome(outcome, self.estimator_, self._n_outputs())
+        return check_outcome(outcome, self._model, self._n_outputs())
 
     def attribute(self, X, y=None, *, return_std=False, as_frame=False):
         """Attribute the outcome of each query to the training units.
@@ -275,7 +303,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         errors = errors.astype(dtype, copy=False) if return_std else None
         if as_frame:
             return long_form(
-                row_names(index, len(X)),
+                row_names(index, _num_samples(X)),
                 self.unit_names_,
                 attribution=attributions,
                 standard_error=errors,
@@ -302,7 +330,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         """
         X, y, outcome = self._check_query(X, None)
         cure = "Attribute fewer rows at a time, group rows by tasks="
-        check_fits(len(X), self.n_units_, float_dtype(X), cure)
+        check_fits(_num_samples(X), self.n_units_, float_dtype(X), cure)
         return self._attribute(X, y, outcome)[0].astype(float_dtype(X), copy=False)
 
     def predict_outcomes(self, X, y, weights):
@@ -433,8 +461,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
     def _truth(self, row_weights, X, y):
         """Retrain on weighted rows; return the outcomes of queries."""
         return retrain_outcomes(
-            self.estimator_,
-            self.X_train_,
+            self._model,
+            self._features,
             self.y_train_,
             row_weights,
             X,
@@ -495,3 +523,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def _takes_tables(estimator):
+    """Say whether a data frame is handed on as it is, to transformers or the model."""
+    return Parts(estimator).has_transformers or as_model(estimator).takes_tables

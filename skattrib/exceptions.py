@@ -5,6 +5,7 @@ __all__ = [
     "FaithfulnessWarning",
     "IndexMismatchError",
     "TrajectoryError",
+    "UnsupportedModelError",
 ]
 
 
@@ -25,3 +26,7 @@ class TrajectoryError(ValueError):
 
 class IndexMismatchError(ValueError):
     """An index on disk is of another model or other settings, or is damaged."""
+
+
+class UnsupportedModelError(ValueError):
+    """A model lacks what an attributor needs; the message names those that do work."""

@@ -13,7 +13,6 @@ from sklearn.base import (
     is_classifier,
 )
 from sklearn.feature_selection import SelectorMixin
-from sklearn.frozen import FrozenEstimator
 from sklearn.utils import _safe_indexing, check_random_state, indexable
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
 from sklearn.utils.metadata_routing import (
@@ -35,6 +34,7 @@ from skattrib._validation import (
     validate_data,
 )
 from skattrib.exceptions import ConstantOutcomeWarning
+from skattrib.models._as_model import as_model
 
 __all__ = ["TaskWeightSelector"]
 
@@ -357,11 +357,13 @@ class TaskWeightSelector(
             )
 
     def _classifies(self, y):
-        estimator = getattr(self.attributor, "estimator", FrozenEstimator(None))
+        if not hasattr(self.attributor, "estimator"):
+            return False
+        estimator = self.attributor.estimator
         if estimator is None:
             return type_of_target(y) in ("binary", "multiclass")
-        frozen = isinstance(estimator, FrozenEstimator)  # has classes of its own
-        return not frozen and is_classifier(estimator)
+        # one that is frozen has classes of its own
+        return is_classifier(estimator) and not as_model(estimator).frozen
 
     def _n_wanted(self, n_tasks):
         """Return how many tasks to keep, None for "auto"."""

@@ -19,9 +19,7 @@ from sklearn.random_projection import BaseRandomProjection
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_n_features, check_is_fitted
 
-from skattrib._outcomes import OUTCOMES, check_own_outcome
 from skattrib._parameter_projection import ParameterProjection
-from skattrib._torch_estimator import check_recipe, future_loss, unfrozen
 from skattrib._validation import (
     DTYPES,
     as_tensor,
@@ -41,7 +39,10 @@ from skattrib.engine._sketch import (
     outcome_gradients,
     sketch,
 )
-from skattrib.neural import make_estimator
+from skattrib.models._as_model import as_model, check_recipe
+from skattrib.models._outcomes import OUTCOMES, check_own_outcome
+from skattrib.models._parts import Parts, is_search
+from skattrib.models.neural import make_estimator
 
 __all__ = ["CountSketchTransformer", "GradientTransformer"]
 
@@ -380,9 +381,16 @@ class GradientTransformer(
         seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(2)
         estimator = make_estimator(self.estimator, y, int(seeds[0] >> 1))
         y = check_target(y, estimator)
-        unfrozen(estimator, self)
+        model = as_model(estimator)
+        model.network(self)
+        if Parts(estimator).has_transformers or is_search(estimator):
+            raise ValueError(
+                "GradientTransformer takes rows as the network does: preprocess before "
+                "it, make_pipeline(StandardScaler(), GradientTransformer(...)), and "
+                "give it the network alone."
+            )
         projection = self._make_projection(int(seeds[1] >> 1))
-        loss, n_outputs = future_loss(estimator, X, y), y.shape[1] if several else 1
+        loss, n_outputs = model.future_loss(X, y), y.shape[1] if several else 1
         self._outcome = check_own_outcome(self.outcome, estimator, n_outputs, loss)
         _check_n_features(estimator, X, reset=False)
         self.estimator_ = estimator.fit(X, y, sample_weight=sample_weight)

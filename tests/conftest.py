@@ -13,7 +13,7 @@ import torch
 from joblib.externals.loky import get_reusable_executor
 from sklearn.utils import check_random_state
 
-import skattrib._torch_estimator
+import skattrib.models._network
 
 torch.set_num_threads(1)
 
@@ -55,11 +55,11 @@ def _joblib_workers():
 def trainings(monkeypatch):
     """The sizes of the stacks of models that a test retrains."""
     found = []
-    train_stack = skattrib._torch_estimator.train_stack
+    train_stack = skattrib.models._network.train_stack
 
     def counted(*args, **options):
         found.append(len(args[5]))
         return train_stack(*args, **options)
 
-    monkeypatch.setattr(skattrib._torch_estimator, "train_stack", counted)
+    monkeypatch.setattr(skattrib.models._network, "train_stack", counted)
     return found

@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, scale
 from torch import nn
 
-import skattrib._torch_estimator
+import skattrib.models._network
 from skattrib import DualInfluence, TorchClassifier, TorchRegressor
 from skattrib.evaluation import lds_scorer
 from skattrib.exceptions import FaithfulnessWarning
@@ -297,7 +297,10 @@ BAD_INPUT = {
         "weights contains NaN",
     ),
     "other columns": (ask("transform", lambda X, y: (X[:, :2],)), "expecting 4 feat"),
-    "not a torch model": (fit_with(estimator=LOGISTIC), "needs gradients. Wrap"),
+    "not a torch model": (
+        fit_with(estimator=LOGISTIC),
+        "needs gradients. Use KernelSurrogateAttributor",
+    ),
     "frozen ensemble": (
         lambda X, y, Xq, yq: attributor(
             estimator=FrozenEstimator(TorchClassifier(max_epochs=1).fit(X, y)),
@@ -346,9 +349,17 @@ BAD_INPUT = {
         fit_with(estimator=nn.Identity()),
         r"estimator is a torch module; wrap it: TorchClassifier\(module=",
     ),
-    "a pipeline inside": (
-        fit_with(estimator=make_pipeline(StandardScaler(), TorchClassifier())),
-        "preprocess before DualInfluence",
+    "a pipeline without a model": (
+        fit_with(estimator=make_pipeline(StandardScaler(), StandardScaler())),
+        "ends in StandardScaler, which predicts nothing",
+    ),
+    "a pipeline that is frozen, not fitted": (
+        fit_with(
+            estimator=FrozenEstimator(
+                make_pipeline(StandardScaler(), TorchClassifier())
+            )
+        ),
+        "not fitted",
     ),
     "groups": (
         lambda X, y, Xq, yq: attributor().fit(X, y, groups=y),
@@ -414,7 +425,7 @@ def test_other_column_names_are_refused():
 def test_what_is_known_beforehand_is_refused_before_training(options, monkeypatch):
     X, y, *_ = data()
     monkeypatch.setattr(
-        skattrib._torch_estimator, "train", lambda *args, **options: pytest.fail("ran")
+        skattrib.models._network, "train", lambda *args, **options: pytest.fail("ran")
     )
     with pytest.raises(ValueError, match=r"outcome=|needs gradients"):
         attributor(**options).fit(X, y)

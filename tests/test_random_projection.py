@@ -20,7 +20,7 @@ from sklearn.random_projection import (
 )
 from torch import nn
 
-import skattrib._torch_estimator
+import skattrib.models._network
 import skattrib.random_projection
 from skattrib import (
     CountSketchTransformer,
@@ -370,7 +370,7 @@ def test_a_frozen_model_is_taken_as_it_is(monkeypatch):
     X, y = data()
     trained = classifier().fit(X, y)
     monkeypatch.setattr(
-        skattrib._torch_estimator, "train", lambda *args, **options: pytest.fail("ran")
+        skattrib.models._network, "train", lambda *args, **options: pytest.fail("ran")
     )
     found = gradients_of(FrozenEstimator(trained)).fit(X[:3], y[:3])
     assert found.estimator_.estimator is trained
@@ -455,7 +455,7 @@ BAD_INPUT = {
 def test_bad_input_is_named_before_training(options, message, monkeypatch):
     X, y = data()
     monkeypatch.setattr(
-        skattrib._torch_estimator, "train", lambda *args, **options: pytest.fail("ran")
+        skattrib.models._network, "train", lambda *args, **options: pytest.fail("ran")
     )
     transformer = gradients_of(**{"estimator": classifier(), **options})
     with pytest.raises(ValueError, match=f"(?s){message}"):

@@ -13,7 +13,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from skattrib import CountSketchTransformer, TorchClassifier, TorchRegressor
-from skattrib._outcomes import check_outcome
 from skattrib._validation import (
     DTYPES,
     as_tensor,
@@ -26,6 +25,7 @@ from skattrib._validation import (
     unchanged_on_error,
     validate_data,
 )
+from skattrib.models._outcomes import check_outcome
 
 
 # ------------------------------------------------------------------------- seeds

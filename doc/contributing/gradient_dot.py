@@ -6,11 +6,11 @@ import torch
 from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval
 
-from skattrib._torch_estimator import unfrozen
 from skattrib._validation import as_tensor, memory_cap
 from skattrib.base import BaseAttributor
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._gradients import row_gradients
+from skattrib.models._network import unfrozen
 
 
 class GradientDot(BaseAttributor):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from numpy.typing import ArrayLike
-from sklearn.pipeline import Pipeline
 
 
 def lds_scorer(estimator: Any, X: ArrayLike, y: ArrayLike) -> float:
@@ -49,7 +48,7 @@ def lds_scorer(estimator: Any, X: ArrayLike, y: ArrayLike) -> float:
     attributor = _attributor(estimator)
     if attributor is not None:
         return float(attributor.score(X, y))
-    if isinstance(estimator, Pipeline):
+    if hasattr(estimator, "steps"):  # a pipeline, of imbalanced-learn too
         steps = [step for _, step in estimator.steps]
         for i, step in enumerate(steps):
             attributor = _attributor(step)

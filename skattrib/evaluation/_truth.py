@@ -3,50 +3,42 @@
 from __future__ import annotations
 
 import os
-import warnings
 from functools import partial
 from numbers import Integral
 from typing import Any
 
 import joblib
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
-from sklearn.frozen import FrozenEstimator
+from sklearn.base import clone
 from sklearn.utils._param_validation import HasMethods, Interval, validate_params
-from sklearn.utils.validation import (
-    _num_samples,
-    check_consistent_length,
-    check_is_fitted,
-)
+from sklearn.utils.validation import _num_samples
 
-from skattrib._outcomes import check_outcome
-from skattrib._torch_estimator import TorchEstimator, check_seeds
-from skattrib._validation import (
-    DTYPES,
-    check_sample_weight,
-    check_tasks,
-    check_weights,
-    validate_data,
-)
+from skattrib._validation import check_sample_weight, check_tasks, check_weights
 from skattrib.engine._losses import OutcomeFunction
-from skattrib.evaluation._cache import as_memory, cached_rows, digest
-from skattrib.evaluation._trainer import FloatArray, Trainer, encode, measure, predict
-from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
-
-#: A kill loses at most one chunk.
-CHUNK = 32
+from skattrib.models._kept_models import (
+    CHUNK,
+    Runner,
+    check_reproduced,
+    estimator_to_refit,
+    unwrap,
+)
+from skattrib.models._memory import as_memory, cached_rows
+from skattrib.models._network import check_seeds
+from skattrib.models._parts import Parts
+from skattrib.models._retraining import FloatArray, Trainer
 
 
 @validate_params(
     {
-        "estimator": [HasMethods(["fit", "predict"])],
+        "estimator": [HasMethods(["fit", "get_params"])],
         "tasks": ["array-like", None],
         "n_seeds": [Interval(Integral, 1, None, closed="left")],
         "return_seeds": ["boolean"],
         "memory": [str, os.PathLike, HasMethods(["cache"]), None],
         "n_jobs": [Integral, None],
         "verbose": ["verbose"],
+        "refit_transformers": ["boolean"],
     },
     prefer_skip_nested_validation=False,
 )
@@ -66,6 +58,7 @@ def retrain_outcomes(
     memory: str | os.PathLike[str] | joblib.Memory | None = None,
     n_jobs: int | None = None,
     verbose: int = 0,
+    refit_transformers: bool = False,
 ) -> FloatArray:
     """Train an estimator once per weighting and return the outcomes of queries.
 
@@ -77,7 +70,9 @@ def retrain_outcomes(
     estimator : estimator
         Classifier or regressor; cloned. A `sklearn.frozen.FrozenEstimator` is
         unwrapped, after a check that training it again gives the same outcomes. In a
-        `sklearn.pipeline.Pipeline` only the last step sees the weights.
+        `sklearn.pipeline.Pipeline` only the last step sees the weights; the others
+        are fitted once, to all rows, and kept. A search searches again for every
+        weighting; a frozen one is what it chose.
     X : array-like of shape (n_samples, n_features)
         Training rows.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
@@ -113,6 +108,9 @@ def retrain_outcomes(
         Workers for estimators that are not stacked.
     verbose : int, default=0
         Shows progress when above 0.
+    refit_transformers : bool, default=False
+        Fit the transformers of a pipeline anew for every weighting, to the rows whose
+        weight is not 0, and delete the others: what keeping them costs.
 
     Returns
     -------
@@ -145,9 +143,15 @@ def retrain_outcomes(
     >>> outcomes.shape
     (4, 5)
     """
-    fitted, estimator = unwrap(estimator)
-    check_seeds(estimator, "n_seeds", n_seeds)
-    trainer = Trainer(estimator, X, y, n_jobs, verbose)
+    if refit_transformers:
+        fitted, estimator = None, estimator_to_refit(estimator)
+    else:
+        parts = Parts(clone(estimator))
+        X, X_query = parts.fit_transformers(X, y), parts.features(X_query)
+        fitted, estimator = unwrap(parts.model)
+        check_seeds(estimator, "n_seeds", n_seeds)
+    options = {"refit_transformers": refit_transformers}
+    trainer = Trainer(estimator, X, y, n_jobs, verbose, **options)
     runner = Runner(trainer, X_query, y_query, outcome)
     n_rows = _num_samples(X)
     codes = np.arange(n_rows) if tasks is None else check_tasks(tasks, n_rows)[0]
@@ -175,78 +179,3 @@ def retrain_outcomes(
         outcomes *= n_seeds
     stacked = np.array(outcomes)
     return stacked if return_seeds else stacked.mean(axis=0)
-
-
-def unwrap(estimator: Any) -> tuple[Any | None, Any]:
-    """Return (the frozen fitted estimator or None, what can be trained)."""
-    if not isinstance(estimator, FrozenEstimator):
-        return None, estimator
-    inner = estimator.estimator
-    if getattr(inner, "trajectory_", 0) is None:
-        raise TrajectoryError(
-            f"The frozen {type(inner).__name__} wraps a module whose training was not "
-            "recorded: it cannot be trained again. Train it through "
-            f"{type(inner).__name__}(module=...).fit, or record your own loop by "
-            "record_training, to compare with retraining."
-        )
-    return inner, inner
-
-
-class Runner:
-    """Train for given row weights and one seed; return outcomes (k, n_queries)."""
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        X_query: ArrayLike,
-        y_query: ArrayLike,
-        outcome: str | OutcomeFunction,
-    ) -> None:
-        check_consistent_length(X_query, y_query)
-        self.trainer, self.estimator = trainer, trainer.estimator
-        self.X_query, self.y_query = X_query, np.asarray(y_query)
-        if trainer.stacked:
-            self.X_query = validate_data(
-                self.estimator, X_query, dtype=DTYPES, reset=False
-            )
-            self.estimator._targets(self.y_query, torch.empty(0))
-        n_outputs = 1 if trainer.y.ndim == 1 else trainer.y.shape[1]
-        self.outcome = check_outcome(outcome, self.estimator, n_outputs)
-
-    def key(self, seed: int) -> str:
-        return digest(
-            self.trainer.identity(),
-            self.trainer.X,
-            self.trainer.y,
-            self.X_query,
-            self.y_query,
-            self.outcome,
-            seed,
-        )
-
-    def __call__(self, weights: FloatArray, seed: int) -> FloatArray:
-        outputs, classes = self.trainer.outputs(weights, seed, self.X_query)
-        targets = self.trainer.targets(self.y_query, outputs, classes)
-        return measure(outputs, targets, self.outcome, self.estimator)
-
-
-def check_reproduced(fitted: Any, runner: Runner, base: FloatArray) -> None:
-    """Warn unless training with all units present gives the frozen outcomes."""
-    check_is_fitted(fitted)
-    if isinstance(fitted, TorchEstimator):
-        outputs = fitted._raw_outputs(np.asarray(runner.X_query))[None]
-        targets = fitted._targets(runner.y_query, outputs)
-    else:
-        found, classes = predict(fitted, runner.X_query)
-        outputs, targets = torch.tensor(found)[None], encode(runner.y_query, classes)
-    frozen = measure(outputs, targets, runner.outcome, runner.estimator)[0]
-    again = runner(base[None], runner.trainer.seeds(1)[0])[0]
-    error = np.abs(again - frozen).max() / max(1.0, float(np.abs(frozen).max()))
-    if not error < 1e-3:
-        warnings.warn(
-            f"Training the frozen {type(fitted).__name__} again on all rows misses its "
-            f"outcomes by {error:.1e}: it was trained on other rows, weights or an "
-            "unknown seed. The retrained outcomes are of another model.",
-            FaithfulnessWarning,
-            stacklevel=3,
-        )

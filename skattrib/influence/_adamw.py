@@ -5,20 +5,16 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 from sklearn.base import _fit_context
-from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skattrib._torch_estimator import check_seeds, unfrozen, untrained
 from skattrib._validation import as_tensor, memory_cap
 from skattrib._verdict import calibration_slope, scale_hint
 from skattrib.base import BaseAttributor
 from skattrib.engine._adjoint import check_differentiable
 from skattrib.engine._functional import FunctionalModule, spread
 from skattrib.evaluation import make_weightings
-from skattrib.evaluation._models import trained_models
-from skattrib.evaluation._trainer import Trainer
 from skattrib.evaluation._weightings import count_weightings
 from skattrib.exceptions import TrajectoryError
 from skattrib.influence._aggregation import AGGREGATIONS, aggregate, exploding
@@ -29,6 +25,10 @@ from skattrib.influence._run_diagnosis import (
     warn_if_exploding,
 )
 from skattrib.influence._runs import Differentiator, Runs, check_reproduced
+from skattrib.models._as_model import as_model
+from skattrib.models._kept_models import trained_models
+from skattrib.models._network import check_seeds, untrained
+from skattrib.models._retraining import Trainer
 
 __all__ = ["AdamWInfluence"]
 
@@ -234,9 +234,10 @@ class AdamWInfluence(BaseAttributor):
         return self._fit(X, y, tasks, fit_params)
 
     def _check_estimator(self, estimator):
-        inner = unfrozen(estimator, self)
-        if inner is not estimator:
-            if getattr(inner, "trajectory_", 0) is None:
+        model = as_model(estimator)
+        inner = model.network(self)
+        if model.frozen:
+            if not model.has_run:
                 raise TrajectoryError(
                     f"The frozen {type(inner).__name__} wraps a module whose training "
                     "was not recorded: there is no run to differentiate. Train it "
@@ -268,27 +269,26 @@ class AdamWInfluence(BaseAttributor):
     def _inclusion(self, estimator):
         if self.inclusion != "auto":
             return float(self.inclusion)
-        return 1.0 if isinstance(estimator, FrozenEstimator) else 0.5
+        return 1.0 if as_model(estimator).frozen else 0.5
 
     def _before_training(self, estimator, X, y):
         self.inclusion_ = self._inclusion(estimator)
         self.weights_ = self._design()
-        problem = untrained(unfrozen(estimator, self), X, y, None)
+        problem = untrained(as_model(estimator).network(self), X, y, None)
         check_differentiable(problem.model, problem.loss, problem.X, problem.targets)
 
     def _fit_attributor(self):
-        estimator = unfrozen(self.estimator_, self)
-        problem = untrained(estimator, self.X_train_, self.y_train_, None)
+        estimator, problem = self._network, self._problem()
         whole = as_tensor(self._row_weights, problem.X)[None]
         own = FunctionalModule(estimator.module_).flatten()[None]
         recipe = estimator.trajectory_.recipe
         self._own_run = Runs(recipe, whole.cpu(), own.cpu())
-        if isinstance(self.estimator_, FrozenEstimator):
+        if as_model(self._model).frozen:
             check_reproduced(problem, self._own_run)
         self._runs = [self._own_run]
         if self.inclusion_ < 1 or self.n_models > 1:
             trainer = Trainer(
-                estimator, self.X_train_, self.y_train_, self.n_jobs, self.verbose
+                estimator, self._features, self.y_train_, self.n_jobs, self.verbose
             )
             rows = self._unit_weightings(self.weights_)
             seeds = trainer.seeds(self.n_models)
@@ -299,6 +299,15 @@ class AdamWInfluence(BaseAttributor):
             else "mean derivative of the outcome in the weight of this unit, others "
             f"present with chance {self.inclusion_:g}"
         )
+
+    @property
+    def _network(self):
+        """The fitted network, without what only wraps it."""
+        return as_model(self._model).network(self)
+
+    def _problem(self):
+        """Return what the network was trained on."""
+        return untrained(self._network, self._features, self.y_train_, None)
 
     def _design(self):
         n, p = self.n_units_, self.inclusion_
@@ -324,8 +333,8 @@ class AdamWInfluence(BaseAttributor):
     # ---------------------------------------------------------------- queries
     def _differentiator(self, inert=0.0):
         return Differentiator(
-            unfrozen(self.estimator_, self),
-            self.X_train_,
+            self._network,
+            self._features,
             self.y_train_,
             dynamics=self.dynamics,
             hessian=self.hessian,
@@ -395,7 +404,7 @@ class AdamWInfluence(BaseAttributor):
         weights = self._weights_in_batches()
         recipe = self._own_run.recipe
         batches = recipe.batches
-        per_step = [len(self.X_train_)] * recipe.n_steps
+        per_step = [len(self._features)] * recipe.n_steps
         if batches is not None:
             per_step = [len(batch) for batch in batches]
         needed = sum(per_step) * len(X) * X.dtype.itemsize
@@ -424,8 +433,7 @@ class AdamWInfluence(BaseAttributor):
 
     def _weights_in_batches(self):
         """Return the weights (n,) of the rows in the losses of minibatches."""
-        estimator = unfrozen(self.estimator_, self)
-        problem = untrained(estimator, self.X_train_, self.y_train_, None)
+        problem = self._problem()
         if not problem.weighting.additive:
             raise ValueError(
                 "class_weight='balanced' moves the weights of all rows of a class with "
@@ -490,12 +498,11 @@ class AdamWInfluence(BaseAttributor):
                 self._run_outcomes(X, y, outcome).mean(axis=0),
             )
         found.update(self._removal_errors(retrain=n_retrainings > 0))
-        hint = scale_hint(self.X_train_)
+        hint = scale_hint(self._features)
         return run_verdict(found, at_full_data=self.inclusion_ == 1, hint=hint)
 
     def _removal_errors(self, retrain):
-        estimator = unfrozen(self.estimator_, self)
-        problem = untrained(estimator, self.X_train_, self.y_train_, None)
+        problem = self._problem()
         some = spread(self.n_units_, N_UNITS)
         held = np.arange(self.n_units_) == some[:, None]
         own = as_tensor(self._own_run.weights, problem.X)

@@ -8,8 +8,7 @@ from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skattrib._torch_estimator import check_seeds, unfrozen
-from skattrib._validation import DTYPES, as_tensor, check_weights, validate_data
+from skattrib._validation import as_tensor, check_weights
 from skattrib._verdict import scale_hint
 from skattrib.base import BaseAttributor
 from skattrib.engine._functional import spread
@@ -18,6 +17,8 @@ from skattrib.influence._diagnosis import N_STEPS, diagnose_linearized, verdict
 from skattrib.influence._ensemble import Ensemble, trained_seeds
 from skattrib.influence._member import Member, check_has_head, solves_by_query
 from skattrib.influence._ridge import RidgeRule
+from skattrib.models._as_model import as_model
+from skattrib.models._network import check_seeds
 
 __all__ = ["DualInfluence"]
 
@@ -92,7 +93,7 @@ class DualInfluence(BaseAttributor):
     estimator_ : estimator
         Fitted model; the first one of `n_models`.
     estimators_ : list of estimators
-        All fitted models.
+        All fitted models; in a pipeline, the others are networks alone.
     ridge_ : float
         Damping of the mean row loss when one average unit is left out.
     ridge_rule_ : RidgeRule
@@ -233,14 +234,15 @@ class DualInfluence(BaseAttributor):
         return self._fit(X, y, tasks, fit_params)
 
     def _check_estimator(self, estimator):
-        inner = unfrozen(estimator, self)
-        if inner is not estimator and self.n_models > 1:
+        model = as_model(estimator)
+        inner = model.network(self)
+        if model.frozen and self.n_models > 1:
             raise ValueError(
                 f"n_models={self.n_models} needs an estimator that can be trained; a "
                 "FrozenEstimator is one model. Use n_models=1."
             )
         check_seeds(inner, "n_models", self.n_models)
-        if self.ridge == "calibrate" and getattr(inner, "trajectory_", 0) is None:
+        if self.ridge == "calibrate" and not model.has_run:
             raise ValueError(
                 "ridge='calibrate' retrains, and the frozen module's training was not "
                 "recorded. Use ridge='auto' or a number."
@@ -251,15 +253,16 @@ class DualInfluence(BaseAttributor):
             check_has_head(estimator, X, y)
 
     def _fit_attributor(self):
-        self.estimators_ = trained_seeds(
-            self.estimator_,
-            self.X_train_,
+        networks = trained_seeds(
+            self._model,
+            self._features,
             self.y_train_,
             self._row_weights,
             self.n_models,
         )
+        self.estimators_ = [self.estimator_, *networks[1:]]
         self._ensemble = ensemble = Ensemble(
-            [self._linearize(estimator) for estimator in self.estimators_],
+            [self._linearize(network) for network in networks],
             self._unit_of_row,
             self._row_weights,
             removal=self.removal,
@@ -280,7 +283,7 @@ class DualInfluence(BaseAttributor):
     def _linearize(self, estimator):
         member = Member(
             estimator,
-            self.X_train_,
+            self._features,
             self.y_train_,
             self._row_weights,
             ridge=self.ridge,
@@ -304,13 +307,13 @@ class DualInfluence(BaseAttributor):
         The queries are training rows that all of these models leave out.
         """
         rng = np.random.RandomState(self._fit_seed)
-        n = len(self.X_train_)
+        n = len(self._features)
         held_out = rng.permutation(n)[: min(N_QUERIES, n // 4)]
         weights = self._draw_weightings(N_RETRAINED, 0.5, rng)
         rows = weights[:, self._unit_of_row]
         rows[:, held_out] = 0
-        X, y = self.X_train_[held_out], self.y_train_[held_out]
-        weighted = (rows * self._row_weights).astype(self.X_train_.dtype)
+        X, y = self._features[held_out], self.y_train_[held_out]
+        weighted = (rows * self._row_weights).astype(self._features.dtype)
         truth, outcome = self._truth(rows, X, y), self._checked_outcome(self.outcome)
         return calibrate(self._ensemble, X, y, weighted, truth, outcome)
 
@@ -413,7 +416,7 @@ class DualInfluence(BaseAttributor):
         """
         check_is_fitted(self, "n_units_")
         rows = self._unit_weightings(
-            check_weights(weights, self.n_units_, self.X_train_.dtype)
+            check_weights(weights, self.n_units_, self._features.dtype)
         )
         member = self._ensemble.members[0]
         steps = member.steps(self.removal, rows, self.verbose)
@@ -436,9 +439,9 @@ class DualInfluence(BaseAttributor):
             predictions of a regressor; the mean over `n_models`.
         """
         check_is_fitted(self, "n_units_")
-        X = validate_data(self, X, dtype=DTYPES, reset=False)
+        X = self._check_rows(X)
         rows = self._unit_weightings(
-            check_weights(weights, self.n_units_, self.X_train_.dtype)
+            check_weights(weights, self.n_units_, self._features.dtype)
         )
         changes = [
             member.output_changes(member.steps(self.removal, rows, self.verbose), X)[1]
@@ -498,5 +501,5 @@ class DualInfluence(BaseAttributor):
         found["approximation"] = member.approximation_error(
             self.removal, removed, steps, queries
         )
-        recorded = self.estimators_[0].trajectory_ is not None
-        return verdict(found, calibration, recorded, scale_hint(self.X_train_))
+        recorded = as_model(self._model).has_run
+        return verdict(found, calibration, recorded, scale_hint(self._features))

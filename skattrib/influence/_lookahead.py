@@ -7,13 +7,10 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 from sklearn.base import clone, is_classifier, is_regressor
-from sklearn.frozen import FrozenEstimator
-from sklearn.pipeline import Pipeline
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 from tqdm.auto import tqdm
 
-from skattrib._torch_estimator import TorchEstimator, check_recipe
 from skattrib._validation import (
     DTYPES,
     as_tensor,
@@ -26,6 +23,9 @@ from skattrib.engine._functional import chunks
 from skattrib.engine._optimizers import map_state
 from skattrib.engine._training import TrainingResult, start, train
 from skattrib.engine._trajectory import steps_to_keep
+from skattrib.exceptions import UnsupportedModelError
+from skattrib.models._as_model import as_model, check_recipe
+from skattrib.models._parts import Parts
 
 __all__ = ["lookahead_training"]
 
@@ -181,21 +181,21 @@ def lookahead_training(
 def _cloned(estimator):
     """Return a clone that can be trained."""
     check_recipe(estimator, stacklevel=4)
-    name = type(estimator).__name__
-    if isinstance(estimator, FrozenEstimator):
+    found = as_model(estimator)
+    if found.frozen:
         raise ValueError(
             "estimator is a FrozenEstimator, which is not to be trained, but "
             "lookahead_training trains: pass the estimator that it holds."
         )
-    if isinstance(estimator, Pipeline):
+    if Parts(estimator).has_transformers:
         raise ValueError(
             "estimator is a Pipeline; preprocess X and X_val first, and pass its last "
             "step."
         )
-    if not isinstance(estimator, TorchEstimator):
-        raise ValueError(
-            f"estimator must be a TorchClassifier or TorchRegressor, got {name}: its "
-            "training has to be differentiated. Wrap a network by "
+    if not found.stacks:
+        raise UnsupportedModelError(
+            f"estimator must be a TorchClassifier or TorchRegressor, got {found.name}: "
+            "its training has to be differentiated. Wrap a network by "
             "TorchClassifier(module=...)."
         )
     model = clone(estimator)

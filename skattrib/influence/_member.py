@@ -5,19 +5,19 @@ from functools import partial
 
 import numpy as np
 import torch
-from sklearn.frozen import FrozenEstimator
 from tqdm.auto import tqdm
 
-from skattrib._torch_estimator import untrained
 from skattrib._validation import as_tensor, memory_cap
 from skattrib.engine._functional import FunctionalModule, chunks, spread
 from skattrib.engine._gradients import gradient_size
 from skattrib.engine._linearized import LinearizedModel
 from skattrib.engine._plan import Plan, plan_solver
 from skattrib.engine._readout import find_head
-from skattrib.evaluation._cache import as_memory, cached_array, digest
 from skattrib.influence._projection import make_projector
 from skattrib.influence._ridge import RidgeRule, choose_metric, choose_rule
+from skattrib.models._as_model import as_model
+from skattrib.models._memory import as_memory, cached_array, digest
+from skattrib.models._network import untrained
 
 # Units solved for exactly, to learn what an approximation misses.
 _N_EXACT = 8
@@ -113,8 +113,9 @@ def head_parameters(module, X):
 
 def check_has_head(estimator, X, y):
     """Raise ValueError unless the module ends in a linear layer that is trained."""
-    if isinstance(estimator, FrozenEstimator):
-        module, rows = estimator.module_, as_tensor(X[:2])
+    model = as_model(estimator)
+    if model.frozen:
+        module, rows = model.module, as_tensor(X[:2])
         rows = rows.to(next(module.parameters()))
     else:
         problem = untrained(estimator, X, y)

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skattrib._torch_estimator import TorchEstimator
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._gradients import RowGradients, row_gradients
 from skattrib.engine._linearized import LinearizedModel
@@ -25,6 +24,7 @@ from skattrib.engine._losses import Loss
 from skattrib.engine._row_spaces import MatrixFreeSpace
 from skattrib.engine._trajectory import Trajectory
 from skattrib.exceptions import FaithfulnessWarning
+from skattrib.models._network import TorchEstimator
 
 # Measured on MLPs: single rows want 1.5; half subsets 3.5, as damping also mops up what
 # a first order, or one Newton step, overshoots.

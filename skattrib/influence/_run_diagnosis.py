@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from sklearn.utils import Bunch
 from torch import Tensor
 
-from skattrib._torch_estimator import _Problem
 from skattrib._validation import memory_cap
 from skattrib._verdict import SIZE_WRONG, judged
 from skattrib.engine._tangent import tangents
 from skattrib.engine._training import train_stack
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.influence._aggregation import exploding
+from skattrib.models._network import _Problem
 
 # Units whose removal is followed, spread over all.
 N_UNITS = 16

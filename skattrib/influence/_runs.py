@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from skattrib._torch_estimator import TorchEstimator, _Problem, replay_error
 from skattrib._validation import as_tensor, memory_cap
 from skattrib.engine._adjoint import RowCallback, sweep
 from skattrib.engine._functional import FunctionalModule, chunks
@@ -20,6 +19,7 @@ from skattrib.engine._losses import OutcomeFunction
 from skattrib.engine._training import can_stack, stacked_outputs, train
 from skattrib.engine._trajectory import Recipe
 from skattrib.exceptions import FaithfulnessWarning
+from skattrib.models._network import TorchEstimator, _Problem, replay_error
 
 # Of the memory cap, what the gradients of queries may take: 1 / _SHARE.
 _SHARE = 8

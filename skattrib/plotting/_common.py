@@ -4,8 +4,6 @@ from numbers import Integral
 
 import numpy as np
 from sklearn.base import is_classifier
-from sklearn.model_selection._search import BaseSearchCV
-from sklearn.pipeline import Pipeline
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import _num_samples, check_is_fitted
@@ -187,12 +185,12 @@ def check_names(names, n, parameter, default):
 # ----------------------------------------------------------------------------- checks
 def check_attributor(estimator, method="attribute"):
     """Raise unless this is a fitted attributor of ours with a method."""
-    if isinstance(estimator, Pipeline):
+    if hasattr(estimator, "steps"):
         raise ValueError(
             "estimator is a Pipeline: pass its attributor, such as pipeline[-1], and "
             "queries that went through the steps before, pipeline[:-1].transform(X)."
         )
-    if isinstance(estimator, BaseSearchCV):
+    if hasattr(estimator, "best_estimator_"):
         raise ValueError(
             f"estimator is a {type(estimator).__name__}: pass its best_estimator_."
         )

@@ -6,15 +6,15 @@ from numbers import Integral, Real
 
 import numpy as np
 from sklearn.base import _fit_context
-from sklearn.frozen import FrozenEstimator
-from sklearn.utils._param_validation import Hidden, Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Hidden, Interval, StrOptions
 
-from skattrib._torch_estimator import unfrozen, untrained
 from skattrib._validation import float_dtype
 from skattrib.base import BaseAttributor
 from skattrib.engine._functional import chunks
 from skattrib.engine._readout import find_head
-from skattrib.language import CausalLanguageModel
+from skattrib.models._as_model import as_model
+from skattrib.models._network import untrained
+from skattrib.models.language import CausalLanguageModel
 from skattrib.retrieval._indexing import (
     build_index,
     check_index,
@@ -25,7 +25,6 @@ from skattrib.retrieval._neighbors import Neighbors, check_faiss
 from skattrib.retrieval._search import Search, similarities
 from skattrib.retrieval._settings import PRESETS, resolve
 from skattrib.retrieval._signatures import Signer
-from skattrib.retrieval._sources import language_model
 from skattrib.retrieval._verdict import (
     check_retrainable,
     retrieval_verdict,
@@ -165,7 +164,7 @@ class RISEValuator(BaseAttributor):
         "estimator": [
             *BaseAttributor._parameter_constraints["estimator"],
             CausalLanguageModel,
-            FrozenEstimator,
+            HasMethods(["fit", "get_params"]),
         ],
         "n_components": [Interval(Integral, 1, None, closed="left"), Mapping],
         "sketch": [StrOptions({"tensor", "factor"}), None],
@@ -257,8 +256,9 @@ class RISEValuator(BaseAttributor):
         return self._fit(X, y, tasks, fit_params)
 
     def _check_estimator(self, estimator):
-        if language_model(estimator) is None:
-            unfrozen(estimator, self)
+        model = as_model(estimator)
+        if not model.takes_texts:
+            model.network(self)
         resolve(self)
         if self.algorithm == "faiss":
             check_faiss()
@@ -267,9 +267,8 @@ class RISEValuator(BaseAttributor):
 
     def _before_training(self, estimator, X, y):
         settings, _ = resolve(self)
-        if language_model(estimator) is None and not isinstance(
-            estimator, FrozenEstimator
-        ):
+        model = as_model(estimator)
+        if not (model.takes_texts or model.frozen):
             problem = untrained(estimator, X, y)
             find_head(problem.model.module, problem.X)
         if self.index is not None:
@@ -277,12 +276,13 @@ class RISEValuator(BaseAttributor):
 
     def _fit_attributor(self):
         settings, weights = resolve(self)
-        model = language_model(self.estimator_)
-        if model is not None and isinstance(self.estimator_, FrozenEstimator):
-            model._check_rows(self.X_train_, self.y_train_)  # as its fit does
-        signer = Signer(self.estimator_, self.X_train_, settings, self._fit_seed)
+        model = as_model(self._model)
+        if model.takes_texts and model.frozen:
+            # as its fit does
+            model.estimator._check_rows(self.X_train_, self.y_train_)
+        signer = Signer(self._model, self._features, settings, self._fit_seed)
         path = None if self.index is None else os.path.abspath(self.index)
-        rows, seed = (self.X_train_, self.y_train_), self._fit_seed
+        rows, seed = (self._features, self.y_train_), self._fit_seed
         options = {"n_jobs": self.n_jobs, "verbose": self.verbose}
         self._index = build_index(signer, *rows, settings, seed, path, **options)
         self.index_path_, header = path, self._index.header
@@ -347,13 +347,13 @@ class RISEValuator(BaseAttributor):
     # ---------------------------------------------------------------- queries
     def _check_query(self, X, y):
         found = super()._check_query(X, y)
-        model = language_model(self.estimator_)
-        if model is not None:
-            model._check_rows(*found[:2])
+        model = as_model(self._model)
+        if model.takes_texts:
+            model.estimator._check_rows(*found[:2])
         return found
 
     def _signer(self):
-        signer = Signer(self.estimator_, self.X_train_, self._settings, self._fit_seed)
+        signer = Signer(self._model, self._features, self._settings, self._fit_seed)
         signer.use(self._index.tables)
         return signer
 
@@ -386,8 +386,8 @@ class RISEValuator(BaseAttributor):
         )
 
     def _check_retrainable(self):
-        n_added = len(self._index) - len(self.X_train_)
-        check_retrainable(self.estimator_, n_added)
+        n_added = len(self._index) - len(self.y_train_)
+        check_retrainable(self._model, n_added)
 
     def retrieve(self, X, y=None, n=10):
         """Find the rows of the index that are most similar to each query.
@@ -479,11 +479,11 @@ class RISEValuator(BaseAttributor):
         X, y, outcome = self._check_query(X, y)
         if n_retrainings:
             self._check_retrainable()
-        exact, rows = None, (self.X_train_, self.y_train_)
+        exact, rows = None, (self._features, self.y_train_)
         if self._settings["sketch"] is not None:
             bare = {**self._settings, "sketch": None, "n_sketches": 1}
-            exact = Signer(self.estimator_, self.X_train_, bare, 0)
+            exact = Signer(self._model, self._features, bare, 0)
         found = similarity_figures(self._search(), exact, rows, X, y, outcome)
         if n_retrainings:
             found.lds = self._calibrate(X, y, outcome, n_retrainings).lds
-        return retrieval_verdict(found, self.estimator_, sketched=exact is not None)
+        return retrieval_verdict(found, self._model, sketched=exact is not None)

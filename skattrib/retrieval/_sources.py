@@ -4,25 +4,17 @@ import copy
 import hashlib
 
 import torch
-from sklearn.frozen import FrozenEstimator
 
 from skattrib._validation import as_tensor, memory_cap
 from skattrib.engine._losses import CrossEntropy
 from skattrib.engine._modules import activation_size
 from skattrib.engine._readout import Head, Tokens, find_head, hidden_states
-from skattrib.language import CausalLanguageModel
+from skattrib.models._as_model import as_model
 
 # Numbers alive per row and output, and per row and number of its signature.
 _COPIES = 6
 # Batches of texts that are sorted by length together.
 _BATCHES = 8
-
-
-def language_model(estimator):
-    """Return the language model that an estimator is, frozen or not; else None."""
-    if isinstance(estimator, FrozenEstimator):
-        estimator = estimator.estimator
-    return estimator if isinstance(estimator, CausalLanguageModel) else None
 
 
 def text_digest(texts):
@@ -35,12 +27,10 @@ def text_digest(texts):
 
 def source(estimator, like):
     """Return the source of an estimator; ``like`` are rows of it."""
-    model = language_model(estimator)
-    if model is not None:
-        return TextSource(model)
-    if isinstance(estimator, FrozenEstimator):
-        estimator = estimator.estimator
-    return TableSource(estimator, like)
+    model = as_model(estimator)
+    if model.takes_texts:
+        return TextSource(model.estimator)
+    return TableSource(model.estimator, like)
 
 
 class TableSource:

@@ -1,7 +1,6 @@
 """How far to trust similarities."""
 
 import numpy as np
-from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Bunch
 
 from skattrib._verdict import judged
@@ -9,6 +8,7 @@ from skattrib.engine._functional import spread
 from skattrib.engine._similarity import Similarity
 from skattrib.evaluation import lds_score
 from skattrib.exceptions import TrajectoryError
+from skattrib.models._as_model import as_model
 
 # Residuals of smaller norm are mostly rounding.
 _VANISHING = 1e-6
@@ -19,8 +19,7 @@ _VANISHING_LIMIT, _KEPT_LIMIT, _RECALL_LIMIT, _LDS_LIMIT = 0.5, 0.5, 0.8, 0.1
 
 
 def _recorded(estimator):
-    inner = estimator.estimator if isinstance(estimator, FrozenEstimator) else estimator
-    return inner.trajectory_ is not None
+    return as_model(estimator).has_run
 
 
 def check_retrainable(estimator, n_added):

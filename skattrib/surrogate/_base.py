@@ -8,8 +8,6 @@ from numbers import Integral, Real
 import numpy as np
 from sklearn import config_context
 from sklearn.base import clone, is_classifier
-from sklearn.frozen import FrozenEstimator
-from sklearn.pipeline import Pipeline
 from sklearn.random_projection import BaseRandomProjection
 from sklearn.utils._param_validation import (
     Interval,
@@ -17,12 +15,13 @@ from sklearn.utils._param_validation import (
     StrOptions,
 )
 
-from skattrib._torch_estimator import TorchEstimator, unfrozen
 from skattrib._validation import float_dtype, memory_cap
 from skattrib.base import FEWEST_RETRAININGS, BaseAttributor
 from skattrib.engine._functional import FunctionalModule
 from skattrib.evaluation import make_weightings
-from skattrib.evaluation._trainer import check_retrainable, sample_weight_name
+from skattrib.exceptions import UnsupportedModelError
+from skattrib.models._as_model import as_model
+from skattrib.models._retraining import as_retrainable
 from skattrib.random_projection import (
     CountSketchTransformer,
     checked_projection,
@@ -94,25 +93,20 @@ class SurrogateAttributor(BaseAttributor):
     # -------------------------------------------------------------------- fit
     def _check_estimator(self, estimator):
         check_at(self.at)
-        inner = estimator
-        if isinstance(estimator, FrozenEstimator):
-            inner = estimator.estimator
-        neural = isinstance(inner, TorchEstimator)
-        unrecorded = neural and getattr(inner, "trajectory_", 0) is None
+        model = as_model(estimator)
         if self.estimation == "gradient":
-            if not neural and not isinstance(inner, Pipeline):
-                raise ValueError(
-                    f"estimation='gradient' needs gradients, and {type(inner).__name__}"
-                    " has none: use estimation='retrain'."
+            if not model.stacks:
+                raise UnsupportedModelError(
+                    f"estimation='gradient' needs gradients, and {model.name} has none:"
+                    " use estimation='retrain'."
                 )
-            unfrozen(estimator, self)
-        elif self.estimation == "retrain" or not neural:
-            if unrecorded and inner is not estimator:
+        elif self.estimation == "retrain" or not model.stacks:
+            if model.stacks and model.frozen and not model.has_run:
                 raise ValueError(
                     "estimation='retrain' cannot train the frozen module: its training "
                     "was not recorded. Use estimation='gradient'."
                 )
-            check_retrainable(inner)
+            as_retrainable(model.estimator).check()
         if not isinstance(self.projection, Integral | None):
             checked_projection(self.projection, 0)
 
@@ -133,14 +127,14 @@ class SurrogateAttributor(BaseAttributor):
         self.estimation_ = self.estimation
         if self.estimation == "auto":
             self.estimation_ = choose_estimation(
-                self.estimator_, len(self.X_train_), len(self.weights_), n_components
+                self._model, len(self.y_train_), len(self.weights_), n_components
             )
         rows = self._unit_weightings(self.weights_)
-        data = (self.X_train_, self.y_train_, self._row_weights, rows)
+        data = (self._features, self.y_train_, self._row_weights, rows)
         self._say(f"{len(rows)} subsets by {self.estimation_}")
         if self.estimation_ == "gradient":
             self._source = LinearizedSubsets(
-                self.estimator_,
+                self._model,
                 *data,
                 ridge=self.damping,
                 stationary=self.center == "initial",
@@ -150,7 +144,7 @@ class SurrogateAttributor(BaseAttributor):
             )
         else:
             self._source = RetrainedSubsets(
-                self.estimator_,
+                self._model,
                 *data,
                 memory=self.memory,
                 n_jobs=self.n_jobs,
@@ -185,19 +179,20 @@ class SurrogateAttributor(BaseAttributor):
     def _fit_prior(self):
         if self.prior is None:
             return None
-        prior = self._unfitted_prior(self.estimator_)
-        inner = prior.estimator
-        if isinstance(inner, FrozenEstimator):
-            inner = inner.estimator
-        weights = {sample_weight_name(inner): self._row_weights}
+        prior = self._unfitted_prior(self._model)
         with config_context(enable_metadata_routing=False):
-            return prior.fit(self.X_train_, self.y_train_, tasks=self.tasks_, **weights)
+            return prior.fit(
+                self._features,
+                self.y_train_,
+                tasks=self.tasks_,
+                sample_weight=self._row_weights,
+            )
 
     def _fit_projection(self):
         if isinstance(self.projection, Integral | None):
             return self.projection
-        n_params = FunctionalModule(self.estimator_.module_).n_params
-        dtype = self.X_train_.dtype
+        n_params = FunctionalModule(as_model(self._model).module).n_params
+        dtype = self._features.dtype
         return fitted_projection(self.projection, n_params, dtype, self._fit_seed)
 
     def _with_loo(self):
@@ -257,7 +252,7 @@ class SurrogateAttributor(BaseAttributor):
     # ---------------------------------------------------------------- queries
     def _fitted_surrogate(self, X, y, outcome):
         """Return a surrogate of the outcomes of some queries."""
-        n_outputs = len(getattr(self.estimator_, "classes_", [0]))
+        n_outputs = len(getattr(self._model, "classes_", [0]))
         outcomes = in_chunks(
             self._source,
             X,

@@ -4,16 +4,14 @@ from functools import partial
 
 import numpy as np
 import torch
-from sklearn.frozen import FrozenEstimator
 from sklearn.utils import _safe_indexing
 
-from skattrib._torch_estimator import TorchEstimator
 from skattrib._validation import as_tensor, memory_cap
 from skattrib.engine._functional import chunks
-from skattrib.evaluation._cache import as_memory, cached_rows, digest
-from skattrib.evaluation._models import RetrainedModels
-from skattrib.evaluation._truth import CHUNK
 from skattrib.influence._member import Member
+from skattrib.models._as_model import as_model
+from skattrib.models._kept_models import CHUNK, RetrainedModels
+from skattrib.models._memory import as_memory, cached_rows, digest
 
 # Multiplications per second of many small networks against few large matrices.
 _STACK_SLOWDOWN = 8
@@ -92,13 +90,12 @@ def choose_estimation(estimator, n_rows, n_subsets, n_components):
 
     Counted, not timed: a clock would choose differently from one run to the next.
     """
-    if isinstance(estimator, FrozenEstimator):
-        estimator = estimator.estimator
-    if not isinstance(estimator, TorchEstimator):
+    model = as_model(estimator)
+    if not model.stacks:
         return "retrain"
-    if estimator.trajectory_ is None:
+    if not model.has_run:
         return "gradient"
-    recipe = estimator.trajectory_.recipe
+    recipe = model.trajectory.recipe
     n_params = len(recipe.initial)
     itemsize = recipe.initial.element_size()
     if n_subsets * n_params * itemsize > memory_cap():

@@ -26,7 +26,7 @@ from sklearn.random_projection import GaussianRandomProjection
 from sklearn.svm import LinearSVC
 from torch import nn
 
-import skattrib._torch_estimator
+import skattrib.models._network
 from skattrib import TorchClassifier, TorchRegressor
 from skattrib.evaluation import make_weightings, retrain_outcomes
 from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
@@ -176,17 +176,17 @@ def test_more_weightings_extend_what_is_known(data, tmp_path, trainings):
 def test_an_interruption_loses_one_chunk(data, tmp_path, trainings, monkeypatch):
     X, y, Xq, yq = data
     weights = make_weightings(30, 80, random_state=0)
-    counted = skattrib._torch_estimator.train_stack
+    counted = skattrib.models._network.train_stack
 
     def interrupted(*args, **options):
         if sum(trainings) >= 64:
             raise KeyboardInterrupt
         return counted(*args, **options)
 
-    monkeypatch.setattr(skattrib._torch_estimator, "train_stack", interrupted)
+    monkeypatch.setattr(skattrib.models._network, "train_stack", interrupted)
     with pytest.raises(KeyboardInterrupt):
         retrain_outcomes(net(), X, y, weights, Xq, yq, memory=str(tmp_path))
-    monkeypatch.setattr(skattrib._torch_estimator, "train_stack", counted)
+    monkeypatch.setattr(skattrib.models._network, "train_stack", counted)
     found = retrain_outcomes(net(), X, y, weights, Xq, yq, memory=str(tmp_path))
     assert trainings == [32, 32, 16]
     assert_allclose(found, retrain_outcomes(net(), X, y, weights, Xq, yq), rtol=1e-12)

@@ -15,7 +15,7 @@ from sklearn.preprocessing import scale
 from sklearn.utils import Bunch
 from torch import nn
 
-import skattrib._torch_estimator
+import skattrib.models._network
 from skattrib import AdamWInfluence, TorchClassifier, TorchRegressor
 from skattrib.evaluation import lds_score, loo_score, make_weightings, retrain_outcomes
 from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
@@ -465,7 +465,7 @@ def test_a_killed_fit_goes_on(tmp_path, monkeypatch):
     X, y, Xq, yq = data()
     options = {"inclusion": 0.5, "n_trajectories": 4, "n_models": 3}
     whole = make(**options).fit(X, y).attribute(Xq, yq)
-    trained, real = [], skattrib._torch_estimator.train_stack
+    trained, real = [], skattrib.models._network.train_stack
 
     def killed(*args, **kwargs):
         if len(trained) == 2:
@@ -473,7 +473,7 @@ def test_a_killed_fit_goes_on(tmp_path, monkeypatch):
         trained.append(1)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(skattrib._torch_estimator, "train_stack", killed)
+    monkeypatch.setattr(skattrib.models._network, "train_stack", killed)
     influence = make(memory=str(tmp_path), **options)
     with pytest.raises(KeyboardInterrupt):
         influence.fit(X, y)
@@ -546,7 +546,7 @@ def test_bad_input(change, message, monkeypatch):
     def trained(*args, **options):
         raise AssertionError("trained before the error")
 
-    monkeypatch.setattr(skattrib._torch_estimator, "train", trained)
+    monkeypatch.setattr(skattrib.models._network, "train", trained)
     influence = make(**change)
     with pytest.raises(ValueError, match=message):
         influence.fit(X, y)

@@ -24,7 +24,7 @@ from skattrib.engine._optimizers import map_state
 from skattrib.engine._training import train
 from skattrib.engine._trajectory import Recipe
 from skattrib.exceptions import FaithfulnessWarning
-from skattrib.recording._estimators import RecordedClassifier
+from skattrib.models.recording._estimators import RecordedClassifier
 
 
 def data(n=40, n_val=12):

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, scale
 from torch import nn
 
-import skattrib._torch_estimator
+import skattrib.models._network
 from skattrib import RISEValuator, TorchClassifier, TorchRegressor
 from skattrib.evaluation import lds_scorer, retrieval_score
 from skattrib.exceptions import (
@@ -533,7 +533,7 @@ def test_bad_input(change, message, monkeypatch):
     def trained(*args, **options):
         raise AssertionError("trained before the error")
 
-    monkeypatch.setattr(skattrib._torch_estimator, "train", trained)
+    monkeypatch.setattr(skattrib.models._network, "train", trained)
     rise = make(**change)
     with pytest.raises(ValueError, match=message):
         rise.fit(X, y)
@@ -555,7 +555,7 @@ def test_what_is_known_only_with_the_rows_is_said_before_training(
     def trained(*args, **options):
         raise AssertionError("trained before the error")
 
-    monkeypatch.setattr(skattrib._torch_estimator, "train", trained)
+    monkeypatch.setattr(skattrib.models._network, "train", trained)
     for change, message in [
         ({"estimator": net(module=capped)}, r"not that of an nn\.Linear layer"),
         ({"index": tmp_path / "nowhere" / "i"}, "there is no folder"),

@@ -28,7 +28,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler, scale
 from sklearn.random_projection import GaussianRandomProjection, SparseRandomProjection
 from sklearn.svm import LinearSVC
 
-import skattrib._torch_estimator
+import skattrib.models._network
 from skattrib import (
     CountSketchTransformer,
     DualInfluence,
@@ -159,7 +159,7 @@ def test_projected_steps_move_the_outputs_as_they_move_the_parameters(projection
     changes = [(f - f[0])[1:].ravel() for f in (found, plain)]
     assert np.corrcoef(changes)[0, 1] > 0.9
     model, steps = attributor._source._member.model, attributor._source._steps[:4]
-    query = skattrib._torch_estimator.as_tensor(data()[2])
+    query = skattrib.models._network.as_tensor(data()[2])
     outputs = model.output_change(steps, model.query(query)[1])
     jacobian = skattrib.engine._gradients.row_gradients(model.model, query)[1]
     by_hand = model.parameter_change(steps) @ jacobian.jacobian().T
@@ -487,7 +487,7 @@ def test_an_interrupted_estimation_keeps_what_is_done(
     place = (
         skattrib.surrogate._estimation.LinearizedSubsets
         if estimation == "gradient"
-        else skattrib.evaluation._trainer.Trainer
+        else skattrib.models._retraining.Trainer
     )
     compute, calls = getattr(place, name), []
 
@@ -828,7 +828,7 @@ def test_bad_input(change, message, tmp_path, monkeypatch, request):
     attributor = make(**change)
     if "wider than the rank" not in request.node.name:  # of the trained network
         monkeypatch.setattr(
-            skattrib._torch_estimator, "train", lambda *args, **_: pytest.fail("ran")
+            skattrib.models._network, "train", lambda *args, **_: pytest.fail("ran")
         )
     with pytest.raises(ValueError, match=message):
         attributor.fit(X, y, tasks=tasks)

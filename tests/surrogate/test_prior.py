@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
-import skattrib._torch_estimator
+import skattrib.models._network
 from skattrib import (
     AdamWInfluence,
     DualInfluence,
@@ -204,7 +204,7 @@ def test_bad_input(change, message, monkeypatch):
     def trained(*args, **options):
         raise AssertionError("trained before the error")
 
-    monkeypatch.setattr(skattrib._torch_estimator, "train", trained)
+    monkeypatch.setattr(skattrib.models._network, "train", trained)
     X, y, *_ = data()
     surrogate = LinearSurrogateAttributor(
         **{"estimator": net(), "random_state": 0, **change}

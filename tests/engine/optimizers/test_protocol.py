@@ -17,9 +17,9 @@ from skattrib.engine._optimizers import OPTIMIZERS
 from skattrib.engine._tangent import tangents
 from skattrib.engine._training import train
 from skattrib.engine._trajectory import Trajectory
-from skattrib.evaluation._cache import digest
 from skattrib.exceptions import TrajectoryError
 from skattrib.influence._aggregation import exploding
+from skattrib.models._memory import digest
 from skattrib.optimizers import (
     SGD,
     Adam,

@@ -11,12 +11,12 @@ from skattrib.engine._modules import uncompiled_copy
 from skattrib.engine._optimizers import map_state
 from skattrib.engine._trajectory import Recipe, TrainingState, Trajectory
 from skattrib.exceptions import TrajectoryError
-from skattrib.recording._estimators import (
+from skattrib.models.recording._estimators import (
     RecordedClassifier,
     RecordedRegressor,
     check_rows,
 )
-from skattrib.recording._reading import (
+from skattrib.models.recording._reading import (
     as_optimizers,
     as_rows,
     check_layers,
@@ -29,7 +29,7 @@ from skattrib.recording._reading import (
     read_settings,
     read_state,
 )
-from skattrib.recording._replay import Run, repeat
+from skattrib.models.recording._replay import Run, repeat
 
 # clip_grad_norm_ leaves a gradient at the norm asked for, up to rounding.
 _CLIPPED = 1.0 + 1e-3

@@ -7,12 +7,12 @@ import numpy as np
 from sklearn.utils.validation import _num_samples
 from torch import nn
 
-from skattrib._torch_estimator import replay_error
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._minibatch import NO_BUFFERS, Minibatch, row_shares
 from skattrib.engine._trajectory import Recipe, TrainingState
 from skattrib.exceptions import FaithfulnessWarning
-from skattrib.recording._estimators import CAUSES, check_rows
+from skattrib.models._network import replay_error
+from skattrib.models.recording._estimators import CAUSES, check_rows
 
 # A gradient's norm in single precision, summed in another order.
 _SAME_NORM = 1e-3

@@ -9,25 +9,26 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn import config_context
-from sklearn.base import clone, is_classifier, is_regressor
-from sklearn.model_selection._search import BaseSearchCV
-from sklearn.pipeline import Pipeline
-from sklearn.utils.validation import check_consistent_length, has_fit_parameter
+from sklearn.base import clone
+from sklearn.utils import _safe_indexing
+from sklearn.utils.validation import check_consistent_length
 from tqdm.auto import tqdm
 
-from skattrib._outcomes import loss_of
-from skattrib._torch_estimator import TorchEstimator
 from skattrib._validation import (
     DTYPES,
+    dense,
     draw_seed,
     draw_seeds,
     seed_unset,
     validate_data,
 )
-from skattrib.engine._losses import OutcomeFunction
+from skattrib.engine._losses import Loss, OutcomeFunction
 from skattrib.engine._parallel import call_all
 from skattrib.exceptions import FaithfulnessWarning
+from skattrib.models._any import EstimatorModel
+from skattrib.models._as_model import as_model
+from skattrib.models._parts import Parts, is_search
+from skattrib.models._protocol import Retrainable
 
 FloatArray = NDArray[np.float64]
 
@@ -53,9 +54,13 @@ class Trainer:
         y: ArrayLike,
         n_jobs: int | None = None,
         verbose: int = 0,
+        *,
+        refit_transformers: bool = False,
     ) -> None:
         check_consistent_length(X, y)
-        check_retrainable(estimator)
+        whole = RefittedPipeline if refit_transformers else as_retrainable
+        self.model = whole(estimator)
+        self.model.check()
         self.estimator, self.n_jobs, self.verbose = clone(estimator), n_jobs, verbose
         params = estimator.get_params(deep=True)
         self._seed_names = [
@@ -65,15 +70,13 @@ class Trainer:
         seeds = [params[k] for k in self._seed_names]
         self.random_state = next((s for s in seeds if s is not None), None)
         self._seed: int | None = None
-        self.stacked = isinstance(estimator, TorchEstimator)
-        self.X, self.y = X, np.asarray(y)
+        self.stacked = self.model.stacks
+        self.X, self.y = X, dense(y)
         if self.stacked:
             self.X, self.y = validate_data(
                 self.estimator, X, self.y, dtype=DTYPES, multi_output=self.y.ndim > 1
             )
             self.estimator._learn_target(self.y, self.X)
-        else:
-            self._weight_name = sample_weight_name(estimator)
 
     def identity(self) -> Any:
         """Return the estimator without what does not change how it is trained."""
@@ -105,18 +108,21 @@ class Trainer:
             torch.Tensor, self.estimator._stack(**self._stack_options(weights, seed))[1]
         )
 
-    def outputs(self, weights: FloatArray, seed: int, X_query: Any) -> Outputs:
-        """Train; return outputs (k, q, C) of queries, and the classes."""
+    def outputs(
+        self, weights: FloatArray, seed: int, X_query: Any
+    ) -> tuple[torch.Tensor, Retrainable]:
+        """Train; return outputs (k, q, C) of queries, and one of the models."""
         if self.stacked:
             options = self._stack_options(weights, seed)
             found = self.estimator._retrained_outputs(X_query=X_query, **options)
-            return found, None
-        runs = self._run(_fit_and_predict, weights, seed, X_query)
-        return torch.tensor(np.array([run[0] for run in runs])), runs[0][1]
+            return found, self.model.of(self.estimator)
+        runs = self._run(_retrain_and_ask, weights, seed, X_query)
+        outputs = torch.stack([run[0] for run in runs])
+        return outputs, self.model.of(runs[0][1])
 
     def models(self, weights: FloatArray, seed: int) -> list[Any]:
         """Train estimators that are no neural networks; return them fitted."""
-        return self._run(_fit, weights, seed)
+        return self._run(_retrain, weights, seed)
 
     def _stack_options(self, weights: FloatArray, seed: int) -> dict[str, Any]:
         return {
@@ -136,35 +142,24 @@ class Trainer:
         else:
             drawn = draw_seeds(seed, len(self._seed_names) + 1)[1:]
             estimator.set_params(**dict(zip(self._seed_names, drawn, strict=True)))
+        model = self.model.of(estimator)
         return call_all(
             task,
             (
-                (clone(estimator), self.X, self.y, self._weight_name, row, *args)
+                (model, self.X, self.y, row, seed, *args)
                 for row in tqdm(weights, desc="retraining", disable=not self.verbose)
             ),
             self.n_jobs,
         )
-
-    def targets(
-        self, y: NDArray[Any], outputs: torch.Tensor, classes: NDArray[Any] | None
-    ) -> torch.Tensor:
-        """Encode the targets of queries as the outcome takes them."""
-        if self.stacked:
-            return cast(torch.Tensor, self.estimator._targets(y, outputs))
-        return encode(y, classes)
-
-
-Outputs = tuple[torch.Tensor, NDArray[Any] | None]
 
 
 def measure(
     outputs: torch.Tensor,
     targets: torch.Tensor,
     outcome: str | OutcomeFunction,
-    estimator: Any,
+    loss: Loss,
 ) -> FloatArray:
     """Turn outputs (k, q, C) of trained models into outcomes (k, q)."""
-    loss = loss_of(estimator)
     if targets.ndim > 1 and loss.n_outputs(targets) != outputs.shape[-1]:
         raise ValueError(
             f"y_query has {targets.shape[-1]} columns, the estimator predicts "
@@ -183,90 +178,60 @@ def measure(
     return cast(FloatArray, result)
 
 
-def encode(y: NDArray[Any], classes: NDArray[Any] | None) -> torch.Tensor:
-    """Return class codes, or values (q, C), of an estimator that is no network."""
-    if classes is None:
-        values = np.asarray(y, dtype=np.float64)
-        return torch.tensor(values[:, None] if values.ndim == 1 else values)
-    unseen = ~np.isin(y, classes)
-    if unseen.any():
-        raise ValueError(
-            f"y_query holds labels unseen in y: {np.unique(y[unseen])[:5].tolist()}."
-        )
-    return torch.tensor(np.searchsorted(classes, y))
+def as_retrainable(estimator: Any) -> Retrainable:
+    """Return an estimator as a model to train again; a search searches again.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If its family cannot be trained again.
+    """
+    model = EstimatorModel(estimator) if is_search(estimator) else as_model(estimator)
+    if not isinstance(model, Retrainable):
+        raise model.lacks("Retraining", "a fit that trains")
+    return model
 
 
-def predict(estimator: Any, X: Any) -> tuple[FloatArray, NDArray[Any] | None]:
-    """Return log-probabilities and classes, or predictions (q, C) and None."""
-    if not is_classifier(estimator):
-        prediction = np.asarray(estimator.predict(X), dtype=np.float64)
-        return prediction.reshape(len(prediction), -1), None
-    p = np.asarray(estimator.predict_proba(X))
-    # as sklearn.metrics.log_loss: a tree's 0 is not minus infinity
-    p = p.clip(np.finfo(p.dtype).eps, 1.0)
-    return np.log(p).astype(np.float64), estimator.classes_
+def _retrain(model: Retrainable, X: Any, y: Any, weights: FloatArray, seed: int) -> Any:
+    return model.retrain(X, y, weights, seed)
 
 
-def check_retrainable(estimator: Any) -> None:
-    """Raise unless outcomes of trainings on weighted rows can be had."""
-    if not (is_classifier(estimator) or is_regressor(estimator)):
-        raise ValueError(
-            f"estimator {type(estimator).__name__} is neither a classifier nor a "
-            "regressor."
-        )
-    if is_classifier(estimator) and not hasattr(estimator, "predict_proba"):
-        raise ValueError(
-            f"{type(estimator).__name__} has no predict_proba; outcomes of a "
-            "classifier need probabilities (see CalibratedClassifierCV)."
-        )
-    if not isinstance(estimator, TorchEstimator):
-        sample_weight_name(estimator)
+def _retrain_and_ask(
+    model: Retrainable, X: Any, y: Any, weights: FloatArray, seed: int, X_query: Any
+) -> tuple[torch.Tensor, Any]:
+    fitted = model.retrain(X, y, weights, seed)
+    return model.of(fitted).outputs(X_query), fitted
 
 
-def sample_weight_name(estimator: Any) -> str:
-    """Return the name under which fit takes row weights."""
-    steps, last = [], estimator
-    while isinstance(last, Pipeline):
-        step, last = last.steps[-1]
-        steps.append(step)
-    if isinstance(last, BaseSearchCV):
-        raise ValueError(
-            f"{type(last).__name__} would search again for every subset: fit it first "
-            "and pass its best_estimator_."
-        )
-    if not has_fit_parameter(last, "sample_weight"):
-        raise ValueError(
-            f"fit of {type(last).__name__} takes no sample_weight: it cannot be "
-            "retrained on weighted rows. Use an estimator that does."
-        )
-    return "__".join([*steps, "sample_weight"])
+class RefittedPipeline(Retrainable):
+    """A pipeline whose transformers are fitted anew, to the rows that are left."""
 
+    def __init__(self, estimator: Any, *, frozen: bool = False) -> None:
+        super().__init__(estimator, frozen=frozen)
+        self._parts = Parts(estimator)
+        self._last = as_retrainable(self._parts.model)
 
-def _fit(
-    estimator: Any, X: Any, y: NDArray[Any], weight_name: str, weights: FloatArray
-) -> Any:
-    try:
-        # a pipeline takes the weights under the name of its step then
-        with config_context(enable_metadata_routing=False):
-            return estimator.fit(X, y, **{weight_name: weights})
-    except ValueError as error:
-        present = np.unique(y[weights > 0]) if is_classifier(estimator) else y
-        absent = np.setdiff1d(y, present)
-        if not len(absent):
-            raise
-        raise ValueError(
-            f"{type(estimator).__name__} could not be trained on a subset without the "
-            f"classes {absent[:5].tolist()}: {error} Keep more units in every subset, "
-            "or merge rare classes."
-        ) from error
+    @property
+    def loss(self) -> Loss:
+        """Loss of the last step."""
+        return self._last.loss
 
+    def check(self) -> None:
+        """Raise unless the last step can be trained again."""
+        self._last.check()
 
-def _fit_and_predict(
-    estimator: Any,
-    X: Any,
-    y: NDArray[Any],
-    weight_name: str,
-    weights: FloatArray,
-    X_query: Any,
-) -> tuple[FloatArray, NDArray[Any] | None]:
-    return predict(_fit(estimator, X, y, weight_name, weights), X_query)
+    def retrain(self, X: Any, y: Any, weights: FloatArray, seed: int) -> Any:
+        """Return a clone fitted to the rows whose weight is not 0."""
+        parts, kept = Parts(self.clone()), np.flatnonzero(weights)
+        rows, targets = _safe_indexing(X, kept), y[kept]
+        features = parts.fit_transformers(rows, targets)
+        parts.fit_model(features, targets, sample_weight=weights[kept])
+        return parts.whole
+
+    def outputs(self, X: Any) -> torch.Tensor:
+        """Return outputs of the last step."""
+        return self._last.outputs(self._parts.features(X))
+
+    def encode(self, y: Any, like: torch.Tensor) -> torch.Tensor:
+        """Return targets as the last step's loss takes them."""
+        return self._last.encode(y, like)

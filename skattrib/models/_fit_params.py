@@ -4,13 +4,12 @@ How these reach the estimator's own fit, and training on subsets as well, belong
 what they must look like is in `_validation`.
 """
 
-from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import _routing_enabled, process_routing
 
-from skattrib._torch_estimator import TorchEstimator
-from skattrib._validation import check_sample_weight, float_dtype, takes_texts
-from skattrib.evaluation._trainer import sample_weight_name
+from skattrib._validation import check_sample_weight, float_dtype
+from skattrib.models._as_model import as_model
+from skattrib.models._parts import is_search
 
 _MISNAMED = {"groups", "source", "sources", "task", "unit", "units"}
 
@@ -25,34 +24,37 @@ def check_names(fit_params):
 
 
 def row_weights(estimator, fit_params, X):
-    """Return the weights of the rows, and what the estimator's fit is to be given."""
-    fit_params = _flat(estimator, fit_params)
-    name = _weight_name(fit_params, estimator)
-    given = fit_params.get(name)
+    """Return the weights of the rows, and what the fit of the model is to be given.
+
+    The model is the last step of a pipeline, or the estimator itself.
+    """
+    model = as_model(estimator)
+    params = _flat(estimator, fit_params)
+    name = _weight_name(estimator)
+    others = sorted(set(params) - {name})
+    if others and not (model.stacks and name == "sample_weight"):
+        raise ValueError(
+            f"fit parameters {others} would not reach the models trained on subsets: "
+            f"only tasks= and {name}= do. Set them in the estimator."
+        )
+    given = params.pop(name, None)
     weights = check_sample_weight(
         given, X, dtype=float_dtype(X), ensure_non_negative=True
     )
     if given is None:
-        weights = _recorded_weights(estimator, weights)
-    if takes_texts(estimator):
+        weights = _recorded_weights(model, weights)
+    if model.takes_texts:
         return weights, {}  # nothing is trained
-    if not isinstance(estimator, TorchEstimator):
+    if given is not None or not (model.stacks and name == "sample_weight"):
         # as subsets are trained: a forest draws other rows without any weights
-        return weights, {name: weights}
-    return weights, fit_params
-
-
-def takes_tables(estimator):
-    """Return whether the estimator may do with a data frame as it likes."""
-    if isinstance(estimator, FrozenEstimator):
-        estimator = estimator.estimator
-    return not (estimator is None or isinstance(estimator, TorchEstimator))
+        params["sample_weight"] = weights
+    return weights, params
 
 
 def _flat(estimator, params):
     """Return parameters of fit as a pipeline takes them without metadata routing."""
     if not (_routing_enabled() and isinstance(estimator, Pipeline)):
-        return params
+        return dict(params)
     flat = {}
     routed = process_routing(estimator, "fit", **params)
     for name, step in estimator.steps:
@@ -64,29 +66,22 @@ def _flat(estimator, params):
     return flat
 
 
-def _weight_name(params, estimator):
-    """Name the weights of rows; raise on what training on subsets would not get."""
-    inner = estimator
-    if isinstance(estimator, FrozenEstimator):
-        inner = estimator.estimator
-    if isinstance(inner, TorchEstimator):
-        return "sample_weight"
-    texts = takes_texts(inner)
-    name = "sample_weight" if texts else sample_weight_name(inner)
-    others = sorted(set(params) - {name})
-    if others:
-        raise ValueError(
-            f"fit parameters {others} would not reach the models trained on subsets: "
-            f"only tasks= and {name}= do. Set them in the estimator."
-        )
-    return name
+def _weight_name(estimator):
+    """Return the name under which the fit of the whole estimator takes row weights."""
+    steps = []
+    while isinstance(estimator, Pipeline) or is_search(estimator):
+        if is_search(estimator):
+            estimator = estimator.estimator
+        else:
+            step, estimator = estimator.steps[-1]
+            steps.append(step)
+    return "__".join([*steps, "sample_weight"])
 
 
-def _recorded_weights(estimator, weights):
+def _recorded_weights(model, weights):
     """Return the weights that a frozen model was trained with, if they are recorded."""
-    if not isinstance(estimator, FrozenEstimator):
-        return weights
-    trajectory = getattr(estimator, "trajectory_", None)
+    recorded = model.frozen and model.has_run and not model.takes_texts
+    trajectory = getattr(model, "trajectory", None) if recorded else None
     if trajectory is None or len(trajectory.row_weights) != len(weights):
         return weights
     return trajectory.row_weights.numpy().astype(weights.dtype)

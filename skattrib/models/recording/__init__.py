@@ -1,5 +1,5 @@
 """Record a training loop of one's own, so that its run can be attributed."""
 
-from skattrib.recording._recording import TrainingRecording, record_training
+from skattrib.models.recording._recording import TrainingRecording, record_training
 
 __all__ = ["TrainingRecording", "record_training"]

@@ -8,8 +8,6 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, clone
-from sklearn.frozen import FrozenEstimator
-from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Hidden, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -22,7 +20,6 @@ from skattrib._validation import (
     check_sample_weight,
     draw_seed,
     memory_cap,
-    takes_texts,
     validate_data,
 )
 from skattrib.engine._functional import FunctionalModule, chunks
@@ -50,7 +47,7 @@ from skattrib.engine._trajectory import (
     epoch_batches,
     steps_to_keep,
 )
-from skattrib.exceptions import FaithfulnessWarning
+from skattrib.models._protocol import Differentiable, Recorded, Retrainable
 
 _CURE = (
     "skattrib needs each row's output to depend on that row alone and to be the same "
@@ -458,38 +455,6 @@ def untrained(estimator, X, y, random_state=0):
     return blank._problem(X, blank._learn_target(y, X), random_state)
 
 
-def future_loss(estimator, X, y):
-    """Return the loss that a network will be trained on; None of anything else."""
-    if not isinstance(estimator, TorchEstimator):
-        return None
-    blank = clone(estimator)
-    blank._learn_target(y, X)
-    return blank.loss_function_
-
-
-def check_recipe(estimator, stacklevel):
-    """Refuse a bare module; warn if a wrapped one would be trained again.
-
-    ``stacklevel`` is that of a warning by the caller.
-    """
-    if isinstance(estimator, nn.Module):
-        raise ValueError(
-            "estimator is a torch module; wrap it: TorchClassifier(module=...) or "
-            "TorchRegressor(module=...), and for one that is trained already "
-            "FrozenEstimator(TorchClassifier.from_module(module, classes))."
-        )
-    frozen = isinstance(estimator, FrozenEstimator)
-    trained = not (frozen or takes_texts(estimator))
-    if trained and getattr(estimator, "trajectory_", 0) is None:
-        warnings.warn(
-            f"{type(estimator).__name__} wraps a trained module, but will be trained "
-            "again from its weights: put it in a sklearn.frozen.FrozenEstimator to "
-            "take it as it is.",
-            FaithfulnessWarning,
-            stacklevel=stacklevel + 1,
-        )
-
-
 def check_seeds(estimator, name, n_seeds):
     """Raise if several seeds are asked of an estimator that is one recorded run."""
     if n_seeds > 1 and getattr(estimator, "_one_run", False):
@@ -506,20 +471,79 @@ def replay_error(again, end, initial):
     return 0.0 if error < _REPLAY_TOLERANCE else error
 
 
-def unfrozen(estimator, user):
-    """Return the neural network estimator inside; raise if it is no such thing."""
-    user = type(user).__name__
-    if isinstance(estimator, FrozenEstimator):
-        estimator = estimator.estimator
-    if isinstance(estimator, Pipeline):
-        raise ValueError(
-            f"estimator is a Pipeline; preprocess before {user} instead: "
-            f"make_pipeline(StandardScaler(), {user}(TorchClassifier()))."
-        )
-    if not isinstance(estimator, TorchEstimator):
-        raise ValueError(
-            "estimator must be a TorchClassifier or TorchRegressor, got "
-            f"{type(estimator).__name__}: {user} needs gradients. Wrap a fitted module "
-            "by TorchClassifier.from_module or from_skorch, inside a FrozenEstimator."
-        )
-    return estimator
+class NetworkModel(Retrainable, Differentiable, Recorded):
+    """A network: a recipe or a recorded run, or a module that came without either."""
+
+    stacks = True
+
+    @property
+    def takes_tables(self):
+        """Whether a data frame is handed on as it is: no, rows become numbers."""
+        return False
+
+    @property
+    def loss(self):
+        """Loss that it was trained on; before that, the usual one of its kind."""
+        return getattr(self.estimator, "loss_function_", super().loss)
+
+    def future_loss(self, X, y):
+        """Return the loss that it will be trained on."""
+        if self.frozen:
+            return self.loss
+        blank = clone(self.estimator)
+        blank._learn_target(y, X)
+        return blank.loss_function_
+
+    @property
+    def module(self):
+        """The fitted module."""
+        return self.estimator.module_
+
+    @property
+    def trajectory(self):
+        """Record of the training."""
+        return self.estimator.trajectory_
+
+    @property
+    def has_run(self):
+        """Whether there is a run, or will be once it is fitted."""
+        return getattr(self.estimator, "trajectory_", 0) is not None
+
+    @property
+    def one_run(self):
+        """Whether it repeats one recorded run, whatever the seed."""
+        return self.estimator._one_run
+
+    def targets(self, y, like):
+        """Return targets as the loss takes them, where ``like`` is."""
+        return self.estimator._targets(y, like)
+
+    def encode(self, y, like):
+        """Return targets as the loss takes them, where ``like`` is."""
+        return self.estimator._targets(y, like)
+
+    def outputs(self, X):
+        """Return outputs (q, C) of the fitted module."""
+        return self.estimator._raw_outputs(np.asarray(X))
+
+    def check(self):
+        """Raise if it cannot be trained; it can."""
+
+    def check_targets(self, y):
+        """Raise on labels that were not there in fit."""
+        self.estimator._targets(y, torch.empty(0))
+
+    def retrain(self, X, y, weights, seed):
+        """Return a clone trained on weighted rows; many are trained as a stack."""
+        return self.clone().set_params(random_state=seed).fit(X, y, weights)
+
+    def network(self, user):
+        """Return the estimator, which has gradients."""
+        return self.estimator
+
+    def attributors(self):
+        """Return the names of the attributors that work for it."""
+        known = super().attributors()
+        if self.frozen and not self.has_run:
+            known.remove("AdamWInfluence")
+        return known

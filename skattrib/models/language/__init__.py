@@ -1,5 +1,5 @@
 """Causal language models whose texts can be indexed; needs the extra ``language``."""
 
-from skattrib.language._causal import CausalLanguageModel
+from skattrib.models.language._causal import CausalLanguageModel
 
 __all__ = ["CausalLanguageModel"]

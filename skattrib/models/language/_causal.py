@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 from skattrib._validation import check_texts
 from skattrib.engine._functional import chunks
 from skattrib.engine._readout import Tokens
-from skattrib.language._model import load
-from skattrib.language._tokens import windows
+from skattrib.models.language._model import load
+from skattrib.models.language._tokens import windows
 
 
 class CausalLanguageModel(BaseEstimator):
@@ -86,7 +86,7 @@ class CausalLanguageModel(BaseEstimator):
     Examples
     --------
     >>> from skattrib import RISEValuator
-    >>> from skattrib.language import CausalLanguageModel
+    >>> from skattrib.models.language import CausalLanguageModel
     >>> lm = CausalLanguageModel("HuggingFaceTB/SmolLM2-135M-Instruct")
     >>> rise = RISEValuator(lm, random_state=0)
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from skattrib._validation import memory_cap
 from skattrib.engine._readout import Head
-from skattrib.language._tokens import padded
+from skattrib.models.language._tokens import padded
 
 # Numbers alive per token and word of the vocabulary.
 _COPIES = 6

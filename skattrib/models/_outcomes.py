@@ -1,9 +1,7 @@
 """Which outcome of a model is asked for, and whether its loss has it."""
 
-from sklearn.base import is_classifier
-
 from skattrib._validation import takes_texts
-from skattrib.engine._losses import CrossEntropy, Loss, SquaredError
+from skattrib.models._as_model import as_model
 
 #: What a user may name.
 OUTCOMES = ("auto", "log_likelihood", "margin", "prediction", "probability")
@@ -22,14 +20,6 @@ _REFUSED = {
         "callable (outputs, y) -> outcome."
     ),
 }
-
-
-def loss_of(estimator):
-    """Return the loss whose outcomes an estimator has: its own, or that of its kind."""
-    own = getattr(estimator, "loss_function_", None)
-    if isinstance(own, Loss):
-        return own
-    return CrossEntropy() if is_classifier(estimator) else SquaredError()
 
 
 def check_outcome(outcome, estimator, n_outputs=None, loss=None):
@@ -60,7 +50,7 @@ def check_outcome(outcome, estimator, n_outputs=None, loss=None):
 
     if n_outputs is None:
         n_outputs = getattr(estimator, "n_outputs_", 1)
-    known = (loss_of(estimator) if loss is None else loss).outcomes()
+    known = (as_model(estimator).loss if loss is None else loss).outcomes()
     if outcome not in known or (outcome == "prediction" and n_outputs > 1):
         raise ValueError(f"outcome={outcome!r} {_REFUSED[outcome]}")
     return outcome
@@ -73,7 +63,7 @@ def check_own_outcome(outcome, estimator, n_outputs, loss=None):
             "y is missing: a language model has no one prediction whose outcome could "
             "be taken. Use attribute(X, y) with the completions y, generated or given."
         )
-    loss = loss_of(estimator) if loss is None else loss
+    loss = as_model(estimator).loss if loss is None else loss
     if loss.own_outcome == "prediction" and not callable(outcome):
         if outcome == "log_likelihood":
             raise ValueError(

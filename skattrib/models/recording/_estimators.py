@@ -6,13 +6,13 @@ import torch
 from sklearn.utils._param_validation import StrOptions
 from torch import nn
 
-from skattrib._torch_estimator import _check_module, _Problem, few_outputs
 from skattrib._validation import as_tensor
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._losses import Loss, check_loss
 from skattrib.engine._trajectory import Recipe
 from skattrib.exceptions import TrajectoryError
-from skattrib.neural import TorchClassifier, TorchRegressor, check_classes
+from skattrib.models._network import _check_module, _Problem, few_outputs
+from skattrib.models.neural import TorchClassifier, TorchRegressor, check_classes
 
 CAUSES = (
     "The loop must take the mean over each minibatch of the loss of a row: of the "

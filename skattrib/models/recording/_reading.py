@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from skattrib._torch_estimator import _CURE
 from skattrib.engine._modules import find_unsuitable_layers
 from skattrib.engine._optimizers import OPTIMIZERS, class_for_torch
+from skattrib.models._network import _CURE
 
 
 def as_optimizers(optimizer):

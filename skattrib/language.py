@@ -1,0 +1,5 @@
+"""Causal language models; they live in `skattrib.models`."""
+
+from skattrib.models.language import CausalLanguageModel
+
+__all__ = ["CausalLanguageModel"]

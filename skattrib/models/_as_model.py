@@ -1,0 +1,131 @@
+"""Which family an estimator is of: the one place that looks at its class."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from sklearn.frozen import FrozenEstimator
+from torch import nn
+
+from skattrib.exceptions import FaithfulnessWarning
+from skattrib.models._any import EstimatorModel
+from skattrib.models._network import NetworkModel, TorchEstimator
+from skattrib.models._parts import Parts, is_search
+from skattrib.models._protocol import Model, protocols
+from skattrib.models.language import CausalLanguageModel
+from skattrib.models.language._family import LanguageModel
+
+_FAMILIES: dict[type, type[Model]] = {
+    TorchEstimator: NetworkModel,
+    CausalLanguageModel: LanguageModel,
+}
+
+
+def register_model(
+    estimator_class: type, family: type[Model] | None = None
+) -> Callable[[type[Model]], type[Model]]:
+    """Let estimators of a class, and of those derived from it, be of a family.
+
+    Parameters
+    ----------
+    estimator_class : type
+        Class of the estimators.
+    family : type or None, default=None
+        Class that is made of an estimator, and implements `Retrainable`,
+        `Differentiable` or `Recorded`. None: to be used as a decorator of it.
+
+    Returns
+    -------
+    callable
+        What registers a family and returns it.
+
+    Raises
+    ------
+    TypeError
+        If one of the two is not such a class.
+    ValueError
+        If the class has a family already.
+
+    Examples
+    --------
+    >>> from sklearn.neighbors import KNeighborsClassifier
+    >>> from skattrib.extension import Retrainable, register_model
+    >>> class Neighbors(Retrainable):
+    ...     def retrain(self, X, y, weights, seed):
+    ...         return self.clone().fit(X[weights > 0], y[weights > 0])
+    >>> class Mine(KNeighborsClassifier):
+    ...     pass
+    >>> register_model(Mine, Neighbors).__name__
+    'Neighbors'
+    """
+    if not isinstance(estimator_class, type):
+        raise TypeError(f"estimator_class must be a class, got {estimator_class!r}.")
+
+    def register(found: type[Model]) -> type[Model]:
+        if not (isinstance(found, type) and issubclass(found, Model)):
+            raise TypeError(
+                f"family must be a class derived from Retrainable, Differentiable or "
+                f"Recorded, got {found!r}."
+            )
+        if estimator_class in _FAMILIES:
+            raise ValueError(
+                f"{estimator_class.__name__} is registered already, as "
+                f"{_FAMILIES[estimator_class].__name__}: derive a class of your own."
+            )
+        _FAMILIES[estimator_class] = found
+        return found
+
+    return register if family is None else _registered(register, family)
+
+
+def _registered(
+    register: Callable[[type[Model]], type[Model]], family: type[Model]
+) -> Any:
+    return register(family)
+
+
+def as_model(estimator: Any) -> Model:
+    """Return an estimator as a model of its family.
+
+    What only wraps it is looked through: a `FrozenEstimator`, the last step of a
+    pipeline, and what a search chose, or would train.
+    """
+    if isinstance(estimator, nn.Module):
+        raise ValueError(
+            "estimator is a torch module; wrap it: TorchClassifier(module=...) or "
+            "TorchRegressor(module=...), and for one that is trained already "
+            "FrozenEstimator(TorchClassifier.from_module(module, classes))."
+        )
+    if is_search(estimator):
+        return as_model(getattr(estimator, "best_estimator_", estimator.estimator))
+    inner = Parts(estimator).model
+    frozen = isinstance(inner, FrozenEstimator)
+    inner = inner.estimator if frozen else inner
+    for kind in type(inner).__mro__:
+        if kind in _FAMILIES:
+            return _FAMILIES[kind](inner, frozen=frozen)
+    return EstimatorModel(inner, frozen=frozen)
+
+
+def check_recipe(estimator: Any, stacklevel: int) -> None:
+    """Refuse a bare module; warn if a wrapped one would be trained again.
+
+    ``stacklevel`` is that of a warning by the caller.
+    """
+    if estimator is None:
+        return
+    model = as_model(estimator)
+    if "Recorded" in protocols(model) and not (model.frozen or model.has_run):
+        warnings.warn(
+            f"{model.name} wraps a trained module, but will be trained again from its "
+            "weights: put it in a sklearn.frozen.FrozenEstimator to take it as it is.",
+            FaithfulnessWarning,
+            stacklevel=stacklevel + 1,
+        )
+
+
+def is_frozen(estimator: Any) -> bool:
+    """Say whether an estimator, or the model in it, must not be trained."""
+    return as_model(estimator).frozen

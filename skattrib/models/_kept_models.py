@@ -1,0 +1,228 @@
+"""Models trained on subsets: their outcomes, or they themselves, to be asked later."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import warnings
+from functools import partial
+from typing import Any
+
+import joblib
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.exceptions import EfficiencyWarning
+from sklearn.utils import _safe_indexing
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+
+from skattrib._validation import DTYPES, as_tensor, dense, memory_cap, validate_data
+from skattrib.engine._functional import FunctionalModule
+from skattrib.engine._losses import OutcomeFunction
+from skattrib.engine._training import stacked_outputs
+from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
+from skattrib.models._as_model import as_model
+from skattrib.models._memory import as_memory, cached_rows, digest
+from skattrib.models._outcomes import check_outcome
+from skattrib.models._protocol import protocols
+from skattrib.models._retraining import FloatArray, Trainer, as_retrainable, measure
+
+#: A kill loses at most one chunk.
+CHUNK = 32
+_N_CHECKED = 100
+
+
+def unwrap(estimator: Any) -> tuple[Any | None, Any]:
+    """Return (the frozen fitted estimator or None, what can be trained)."""
+    model = as_model(estimator)
+    if not model.frozen:
+        return None, estimator
+    if "Recorded" in protocols(model) and not model.has_run:
+        raise TrajectoryError(
+            f"The frozen {model.name} wraps a module whose training was not recorded: "
+            f"it cannot be trained again. Train it through {model.name}(module=...)"
+            ".fit, or record your own loop by record_training, to compare with "
+            "retraining."
+        )
+    return model.estimator, model.estimator
+
+
+def estimator_to_refit(estimator: Any) -> Any:
+    """Return a pipeline, to fit its transformers again; raise on a frozen one."""
+    if as_model(estimator).frozen:
+        raise ValueError(
+            "refit_transformers=True fits again what is frozen: pass the pipeline "
+            "itself, or refit_transformers=False."
+        )
+    return estimator
+
+
+class Runner:
+    """Train for given row weights and one seed; return outcomes (k, n_queries)."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        X_query: ArrayLike,
+        y_query: ArrayLike,
+        outcome: str | OutcomeFunction,
+    ) -> None:
+        check_consistent_length(X_query, y_query)
+        self.trainer, self.estimator = trainer, trainer.estimator
+        self.X_query, self.y_query = X_query, dense(y_query)
+        if trainer.stacked:
+            self.X_query = validate_data(
+                self.estimator, X_query, dtype=DTYPES, reset=False
+            )
+            self.estimator._targets(self.y_query, torch.empty(0))
+        n_outputs = 1 if trainer.y.ndim == 1 else trainer.y.shape[1]
+        self.outcome = check_outcome(outcome, self.estimator, n_outputs)
+
+    def key(self, seed: int) -> str:
+        """Return what the outcomes depend on beside the weights, as a hash."""
+        return digest(
+            self.trainer.identity(),
+            self.trainer.X,
+            self.trainer.y,
+            self.X_query,
+            self.y_query,
+            self.outcome,
+            seed,
+        )
+
+    def __call__(self, weights: FloatArray, seed: int) -> FloatArray:
+        outputs, model = self.trainer.outputs(weights, seed, self.X_query)
+        targets = model.encode(self.y_query, outputs)
+        return measure(outputs, targets, self.outcome, model.loss)
+
+
+def check_reproduced(fitted: Any, runner: Runner, base: FloatArray) -> None:
+    """Warn unless training with all units present gives the frozen outcomes."""
+    check_is_fitted(fitted)
+    model = as_retrainable(fitted)
+    outputs = model.outputs(runner.X_query)[None]
+    targets = model.encode(runner.y_query, outputs)
+    frozen = measure(outputs, targets, runner.outcome, model.loss)[0]
+    again = runner(base[None], runner.trainer.seeds(1)[0])[0]
+    error = np.abs(again - frozen).max() / max(1.0, float(np.abs(frozen).max()))
+    if not error < 1e-3:
+        warnings.warn(
+            f"Training the frozen {type(fitted).__name__} again on all rows misses its "
+            f"outcomes by {error:.1e}: it was trained on other rows, weights or an "
+            "unknown seed. The retrained outcomes are of another model.",
+            FaithfulnessWarning,
+            stacklevel=3,
+        )
+
+
+class RetrainedModels:
+    """The models of weightings of the rows.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+        With int random states; a frozen one is unwrapped.
+    X, y : ndarray
+        Training rows.
+    weights : ndarray of shape (m, n_samples)
+        Of the rows, one model each.
+    whole : ndarray of shape (n_samples,)
+        Of the rows, those the estimator was trained with.
+    memory : str, joblib.Memory or None
+        Where models are remembered, as outcomes are by `retrain_outcomes`.
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        X: NDArray[Any],
+        y: NDArray[Any],
+        weights: FloatArray,
+        *,
+        whole: FloatArray,
+        memory: str | os.PathLike[str] | joblib.Memory | None = None,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        frozen, recipe = unwrap(estimator)
+        self._fitted: Any = estimator if frozen is None else frozen
+        trainer = Trainer(recipe, X, y, n_jobs, verbose)
+        if frozen is not None:
+            queries = _safe_indexing(X, slice(_N_CHECKED)), y[:_N_CHECKED]
+            check_reproduced(frozen, Runner(trainer, *queries, "auto"), whole)
+        if not trainer.stacked:
+            _warn_if_large(self._fitted, len(weights))
+        found = trained_models(trainer, weights, trainer.seeds(1)[0], memory)
+        self._models = np.array(found) if trainer.stacked else found
+        self._stacked = trainer.stacked
+
+    def present_outcomes(
+        self, X: NDArray[Any], y: NDArray[Any], outcome: str | OutcomeFunction
+    ) -> FloatArray:
+        """Return the outcomes (q,) of the fitted estimator itself."""
+        model = as_retrainable(self._fitted)
+        outputs = model.outputs(X)[None]
+        targets = model.encode(y, outputs)
+        present: FloatArray = measure(outputs, targets, outcome, model.loss)[0]
+        return present
+
+    def outcomes(
+        self, X: NDArray[Any], y: NDArray[Any], outcome: str | OutcomeFunction
+    ) -> FloatArray:
+        """Return the outcomes (m, q) of queries."""
+        model = as_retrainable(self._fitted)
+        if not self._stacked:
+            each = [model.of(found) for found in self._models]
+            outputs = torch.stack([own.outputs(X) for own in each])
+            targets = each[0].encode(y, outputs)
+            return measure(outputs, targets, outcome, model.loss)
+
+        # a copy: another thread may be using the module
+        module = FunctionalModule(copy.deepcopy(self._fitted.module_))
+        like = next(self._fitted.module_.parameters())
+        params, queries = as_tensor(self._models, like), as_tensor(X, like)
+        outputs = stacked_outputs(module, params, queries, memory_cap())
+        return measure(outputs, model.encode(y, outputs), outcome, model.loss)
+
+
+def trained_models(
+    trainer: Trainer,
+    weights: FloatArray,
+    seed: int,
+    memory: str | os.PathLike[str] | joblib.Memory | None,
+) -> list[Any]:
+    """Train for weights (m, n_samples), or remember; as many at a time as are stacked.
+
+    Returns
+    -------
+    list of length m
+        Parameters (P,) of networks, else fitted estimators.
+    """
+    cache, key = as_memory(memory), ""
+    if cache is not None:
+        key = digest("models", trainer.identity(), trainer.X, trainer.y, seed)
+    train = partial(_parameters, trainer) if trainer.stacked else trainer.models
+    size = min(CHUNK, trainer.stack_size()) if trainer.stacked else CHUNK
+    return cached_rows(cache, key, weights, partial(train, seed=seed), size)
+
+
+def _warn_if_large(fitted: Any, n_models: int) -> None:
+    try:
+        needed = len(pickle.dumps(fitted)) * n_models
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return
+    if needed > memory_cap():
+        warnings.warn(
+            f"{n_models} models like this {type(fitted).__name__} take about "
+            f"{needed / 2**20:.0f} MiB, over scikit-learn's working_memory of "
+            f"{memory_cap() / 2**20:.0f} MiB, and all are kept: use fewer n_subsets or "
+            "a smaller estimator.",
+            EfficiencyWarning,
+            stacklevel=2,
+        )
+
+
+def _parameters(trainer: Trainer, weights: FloatArray, seed: int) -> NDArray[Any]:
+    found: NDArray[Any] = trainer.params(weights, seed).cpu().numpy()
+    return found

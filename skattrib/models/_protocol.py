@@ -1,0 +1,203 @@
+"""What attributors ask of a model: three small protocols, and one error.
+
+A family of models is a class that takes an estimator, fitted or not, and implements the
+protocols that it can. `as_model` finds the family of an estimator; no other code of the
+package asks what class it is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import clone, is_classifier
+
+from skattrib._validation import takes_texts
+from skattrib.engine._losses import CrossEntropy, Loss, SquaredError
+from skattrib.exceptions import UnsupportedModelError
+
+#: Attributors, and the protocol that each needs, in the order of what to try first.
+_NEEDS = {
+    "DualInfluence": "Differentiable",
+    "AdamWInfluence": "Recorded",
+    "KernelSurrogateAttributor": "Retrainable",
+    "LinearSurrogateAttributor": "Retrainable",
+    "RISEValuator": "Differentiable",
+}
+
+
+class Model:
+    """An estimator, and what can be asked of it.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Fitted or not, without what only wraps it.
+    frozen : bool, default=False
+        Whether it was given as one that must not be trained.
+    """
+
+    def __init__(self, estimator: Any, *, frozen: bool = False) -> None:
+        self.estimator, self.frozen = estimator, frozen
+
+    @property
+    def name(self) -> str:
+        """Name of the estimator's class."""
+        return type(self.estimator).__name__
+
+    @property
+    def takes_texts(self) -> bool:
+        """Whether rows are texts."""
+        return bool(takes_texts(self.estimator))
+
+    @property
+    def takes_tables(self) -> bool:
+        """Whether a data frame is handed on as it is."""
+        return True
+
+    @property
+    def loss(self) -> Loss:
+        """Loss whose outcomes the model has."""
+        return CrossEntropy() if is_classifier(self.estimator) else SquaredError()
+
+    def future_loss(self, X: Any, y: Any) -> Loss:
+        """Return `loss` as it will be once the estimator is fitted to these rows."""
+        return self.loss
+
+    #: Whether many are trained at once, as one stack.
+    stacks = False
+    #: Whether it repeats one recorded run, whatever the seed.
+    one_run = False
+
+    @property
+    def has_run(self) -> bool:
+        """Whether there is a record of its training, or will be once it is fitted."""
+        return False
+
+    def network(self, user: Any) -> Any:
+        """Return the network that it is; raise where it is none.
+
+        ``user`` is the attributor that needs it.
+        """
+        name = type(user).__name__
+        raise self.lacks(name, "gradients")
+
+    def check_targets(self, y: Any) -> None:
+        """Raise on targets of queries that a fitted model cannot have."""
+
+    def attributors(self) -> list[str]:
+        """Return the names of the attributors that work for it."""
+        kinds = protocols(self)
+        return [name for name, needed in _NEEDS.items() if needed in kinds]
+
+    def lacks(self, user: str, what: str) -> UnsupportedModelError:
+        """Return the error that says what it lacks, and who does without."""
+        others = [name for name in self.attributors() if name != user]
+        cure = f"Use {' or '.join(others)}" if others else "No attributor can use it"
+        return UnsupportedModelError(
+            f"estimator must be a TorchClassifier or TorchRegressor, got {self.name}: "
+            f"{user} needs {what}. {cure}; or wrap a network of torch by "
+            "TorchClassifier(module=...), and a trained one by "
+            "TorchClassifier.from_module or from_skorch inside a FrozenEstimator."
+        )
+
+
+class Retrainable(Model, ABC):
+    """A model that can be trained again for other weights of its rows.
+
+    `retrain` is all that a family owes; the targets and outputs of classifiers and
+    regressors of scikit-learn are known.
+    """
+
+    @abstractmethod
+    def retrain(self, X: Any, y: Any, weights: Any, seed: int) -> Any:
+        """Train on weighted rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+        y : ndarray of shape (n,) or (n, n_outputs)
+        weights : ndarray of shape (n,)
+            0 is absent.
+        seed : int
+            For what the training draws.
+
+        Returns
+        -------
+        estimator
+            A fitted clone; the model's own estimator stays as it is.
+        """
+
+    def check(self) -> None:
+        """Raise ValueError unless outcomes of retrained models can be had."""
+        classifier = is_classifier(self.estimator)
+        if classifier and not hasattr(self.estimator, "predict_proba"):
+            raise ValueError(
+                f"{self.name} has no predict_proba; outcomes of a classifier need "
+                "probabilities (see CalibratedClassifierCV)."
+            )
+
+    def of(self, fitted: Any) -> Retrainable:
+        """Return another estimator, such as `retrain` returns, as a model like this."""
+        return type(self)(fitted)
+
+    def clone(self) -> Any:
+        """Return an unfitted copy of the estimator."""
+        return clone(self.estimator)
+
+    def outputs(self, X: Any) -> torch.Tensor:
+        """Return outputs (q, C) of the fitted estimator, as its loss takes them."""
+        if not is_classifier(self.estimator):
+            predicted = np.asarray(self.estimator.predict(X), dtype=np.float64)
+            return torch.tensor(predicted.reshape(len(predicted), -1))
+        p = np.asarray(self.estimator.predict_proba(X))
+        # as sklearn.metrics.log_loss: a tree's 0 is not minus infinity
+        p = p.clip(np.finfo(p.dtype).eps, 1.0)
+        return torch.tensor(np.log(p).astype(np.float64))
+
+    def encode(self, y: Any, like: torch.Tensor) -> torch.Tensor:
+        """Return targets of the fitted estimator, as its loss takes them.
+
+        ``like`` are outputs: a network's targets have their dtype, and are where they
+        are.
+        """
+        if not is_classifier(self.estimator):
+            values = np.asarray(y, dtype=np.float64)
+            return torch.tensor(values[:, None] if values.ndim == 1 else values)
+        classes = self.estimator.classes_
+        unseen = ~np.isin(y, classes)
+        if unseen.any():
+            raise ValueError(
+                "y_query holds labels unseen in y: "
+                f"{np.unique(y[unseen])[:5].tolist()}."
+            )
+        return torch.tensor(np.searchsorted(classes, y))
+
+
+class Differentiable(Model):
+    """A model that is a module, differentiable in its parameters, and a loss."""
+
+    @property
+    @abstractmethod
+    def module(self) -> torch.nn.Module:
+        """The fitted module, from rows to outputs."""
+
+    @abstractmethod
+    def targets(self, y: Any, like: torch.Tensor) -> torch.Tensor:
+        """Return targets as the loss takes them, where ``like`` is."""
+
+
+class Recorded(Model):
+    """A model whose training is known step by step."""
+
+    @property
+    @abstractmethod
+    def trajectory(self) -> Any:
+        """Record of the training; None where there is none."""
+
+
+def protocols(model: Model) -> set[str]:
+    """Return the names of the protocols that a model implements."""
+    return {kind.__name__ for kind in type(model).__mro__}

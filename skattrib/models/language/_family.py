@@ -1,0 +1,22 @@
+"""Causal language models as a family: texts, and the head of their tokens."""
+
+from skattrib.engine._losses import CrossEntropy
+from skattrib.models._protocol import Model
+
+
+class LanguageModel(Model):
+    """A causal language model, neither trained nor differentiated as a whole."""
+
+    @property
+    def takes_tables(self):
+        """Whether a data frame is handed on as it is."""
+        return False
+
+    @property
+    def loss(self):
+        """Cross-entropy of each token."""
+        return CrossEntropy()
+
+    def attributors(self):
+        """Return the names of the attributors that work for it."""
+        return ["RISEValuator"]

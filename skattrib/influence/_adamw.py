@@ -45,8 +45,9 @@ class AdamWInfluence(BaseAttributor):
 
     The run is differentiated in the weight of every row by one reverse sweep through
     its steps, exact for each of `skattrib.optimizers` (AdamW, Adam, SGD, RMSprop, Muon
-    or one of your own), schedules, clipping and decay included. At weights of 1 that answers leave-one-out questions. For subsets, runs on
-    random halves are trained as one stack, differentiated each, and averaged.
+    or one of your own), schedules, clipping and decay included. At weights of 1 that
+    answers leave-one-out questions. For subsets, runs on random halves are trained as
+    one stack, differentiated each, and averaged.
 
     Parameters
     ----------

@@ -73,6 +73,18 @@ class Optimizer:
         Strength of the decay; how it acts is up to the step. None takes that of the
         estimator.
 
+    Attributes
+    ----------
+    from_estimator : tuple of str
+        Options for which an estimator has a parameter of the same name.
+    torch_class : type or None
+        The optimizer of torch that takes the same steps, for `record_training`. Its
+        options have the same names.
+    torch_state : dict of str to str
+        Where that one keeps what the fields of the state hold.
+    leaves_others : bool
+        Whether it takes some parameters only, and leaves the others to another.
+
     See Also
     --------
     skattrib.optimizers.RMSprop : One that is given by its step alone.
@@ -107,13 +119,9 @@ class Optimizer:
 
     weight_decay: float | Tensor | None = None
 
-    #: Options for which an estimator has a parameter of the same name.
     from_estimator: ClassVar[tuple[str, ...]] = ()
-    #: The optimizer of torch that takes the same steps, for `record_training`.
     torch_class: ClassVar[type | None] = None
-    #: Where that one keeps what the fields of the state hold.
     torch_state: ClassVar[Mapping[str, str]] = {}
-    #: Whether it takes some parameters only, and leaves the others to another.
     leaves_others: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -70,6 +70,12 @@ class RMSprop(Optimizer):
     --------
     Adam : Averages the gradient, too.
 
+    Notes
+    -----
+    The average of squares starts at 0 and is not corrected for that: the first steps
+    are 1 / √(1 − alpha) learning rates long, ten with the default. Where runs on
+    subsets explode in `AdamWInfluence`, take a third of the learning rate of Adam.
+
     Examples
     --------
     >>> from sklearn.datasets import load_iris

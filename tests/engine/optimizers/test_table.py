@@ -241,6 +241,17 @@ def test_runs_equal_differences_and_forward_derivatives(name):
     assert math.isfinite(recipe.path_length)
 
 
+@pytest.mark.parametrize("name", ["adam_climbs", "rmsprop_all", "muon"])
+def test_plain_sgd_along_any_run(name):
+    arguments = run_of(name, n_steps=5)
+    weights, given = random_weights(1) + 0.3, randn(1, 3, N_PARAMS, seed=11)
+    directions = randn(3, weights.shape[1], seed=8)
+    found = scores(arguments, weights, given, dynamics="sgd")[0]
+    options = {"order": 1, "plain_sgd": True, "memory_bytes": PLENTY}
+    (first,) = tangents(*arguments, weights[0], directions, **options)
+    assert error(given[0] @ first.T, found @ directions.T) < 1e-10
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_a_run_in_groups_with_rates_of_their_own(name):
     """Also rates that change differently."""

@@ -6,7 +6,7 @@ A language model labels reviews after sixteen labelled examples. Training is not
 to attribute: a demonstration is in the prompt or it is not, and the outcome is what the
 model then says. Anything that scores subsets can be attributed, here with the scores of
 SmolLM2-135M-Instruct from a small table (``demonstrations.csv`` beside this file, made
-by ``benchmarks.demonstrations``).
+by ``benchmarks.surrogates.demonstrations``).
 """
 
 # %%

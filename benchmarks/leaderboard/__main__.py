@@ -2,7 +2,7 @@
 
     python -m benchmarks.leaderboard --dataset digits
 
-Every method is handed the same three trained networks (`benchmarks.fidelity`), through
+Every method is handed the same three trained networks (`benchmarks/_data.py`), through
 the same door (`benchmarks/peers/_order.py`), and returns attributions of 50 queries to
 all training rows. They are scored on 200 half subsets and all leave-one-outs, really
 retrained with the same minibatches, for each of the three seeds. Peers are shown with
@@ -25,9 +25,8 @@ import numpy as np
 import sklearn
 import torch
 
-from benchmarks._data import DATA
+from benchmarks._data import DATA, N_SUBSETS
 from benchmarks._orders import SCRIPTS, list_peers, run_peer
-from benchmarks.fidelity import N_SUBSETS
 from benchmarks.leaderboard import _measures as measures
 from benchmarks.leaderboard import _report as report
 from benchmarks.leaderboard._work import FOLDER, Work

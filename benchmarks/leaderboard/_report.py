@@ -3,9 +3,8 @@
 import json
 import math
 
-from benchmarks._surrogates import MEASURED
+from benchmarks._table import IMAGES, MEASURED, Table
 
-IMAGES = MEASURED.parent / "images"
 COLUMNS = {
     "method": "method",
     "lds": "LDS, same seed",
@@ -52,15 +51,10 @@ def markdown(board):
 
 def table(board):
     """Return the board as a csv-table."""
-    lines = [
-        ".. csv-table::",
-        "   :header: " + ", ".join(f'"{c}"' for c in COLUMNS.values()),
-        "",
-    ]
+    found = Table("", list(COLUMNS.values()))
     for row in board["rows"]:
-        quoted = (cell.replace('"', '""') for cell in cells(row))
-        lines.append("   " + ", ".join(f'"{cell}"' for cell in quoted))
-    return "\n".join(lines) + "\n"
+        found.add(*cells(row), quiet=True)
+    return str(found)
 
 
 def front(points):

@@ -49,7 +49,7 @@ def removals(net, X, y, n_rows):
 def foretold():
     table = Table(
         "Half the second derivative against the real error",
-        "activation | learning rate | eps | schedule | error / change | foretold / "
+        "activation | learning rate | eps | schedule | error / change | predicted / "
         "real | Spearman | R² (logs) | slope (logs)",
     )
     X, y, *_ = load("digits", dtype=np.float64)

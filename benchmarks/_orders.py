@@ -43,9 +43,11 @@ def write_order(path, estimator, X, y, X_query, y_query, subsets=None):
     X, X_query = (np.asarray(rows, dtype=np.float32) for rows in (X, X_query))
     checkpoints, rates = _epochs(estimator, X, y)
     state = estimator.module_.state_dict()
+
     for name, value in state.items():
         if not torch.equal(checkpoints[-1][name], value):
             raise ValueError("X and y are not those that the estimator was fitted on.")
+
     weights = [value for value in state.values() if value.ndim == 2]
     if subsets is None:
         subsets = np.ones((0, len(X)))
@@ -57,6 +59,7 @@ def write_order(path, estimator, X, y, X_query, y_query, subsets=None):
         "estimator": estimator.get_params(),
     }
     arrays = {f"state/{k}": v.numpy() for k, v in state.items()}
+
     for i, checkpoint in enumerate(checkpoints):
         arrays |= {f"checkpoint/{i}/{k}": v.numpy() for k, v in checkpoint.items()}
     np.savez(
@@ -176,6 +179,7 @@ def run_peer(script, method, order_path, settings=None, timeout=None):
                 raise TimeoutError(f"longer than {timeout} s") from error
         with np.load(target) as file:
             found = dict(file)
+
     found["yardstick"] = float(found["yardstick"])
     for name in ("settings", "errors"):
         found[name] = json.loads(str(found[name]))

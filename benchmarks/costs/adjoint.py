@@ -103,6 +103,7 @@ def unrolled(run, queries, batched):
     beta1, beta2 = optimizer.betas
     params = recipe.initial.clone().requires_grad_()
     first = second = torch.zeros_like(params)
+
     for t in range(1, recipe.n_steps + 1):
         rate, rows = recipe.step(t, X.device)
         w = weights[rows]
@@ -117,6 +118,7 @@ def unrolled(run, queries, batched):
         move = torch.where(moved, first / (root + optimizer.eps), 0.0)
         params = (1 - rate * optimizer.weight_decay) * params
         params = params - rate / (1 - beta1**t) * move
+
     found = outcomes(run, params, queries)
     if batched:
         eye = torch.eye(len(found))
@@ -147,6 +149,7 @@ def timed_parts(run, params, queries):
             function = clocked(name, getattr(owner, attribute))
             stack.enter_context(mock.patch.object(owner, attribute, function))
         total, _ = seconds(swept, run, params, queries)
+
     shares = {name: value / total for name, value in spent.items()}
     shares["the rest"] = 1 - sum(shares.values())
     # multiplications and additions of what the R-operator needs: two products of each
@@ -276,6 +279,7 @@ def memory():
         ("unrolled, queries batched", N_UNROLLED, 0, ""),
         ("unrolled, queries batched", 2 * N_UNROLLED, 0, ""),
     ]
+
     for name, n_steps, mebibytes, label in cases:
         found = in_own_process(__spec__.name, "large", name, n_steps, mebibytes)
         table.add(

@@ -50,6 +50,7 @@ def main():
         ["P / nC", "P", "dual time", "primal time", "dual MiB", "primal MiB"],
     )
     rows = []
+
     for width in WIDTHS:
         solvers = ("dual", "primal") if width <= PRIMAL_UP_TO else ("dual",)
         found = {s: in_own_process(__spec__.name, s, width) for s in solvers}
@@ -65,6 +66,7 @@ def main():
             f"{found['dual']['mib']:.0f}",
             f"{primal['mib']:.0f}" if primal else "",
         )
+
     write("crossover", table)
     plot(rows)
 

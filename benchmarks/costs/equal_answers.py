@@ -136,10 +136,12 @@ def compare(name, order, expected, expected_peers):
             # a Hessian of MNIST takes gigabytes, and minutes
             found = run_peer(work[0], method, order, [setting], timeout=900)
             runs[work].append(found)
+
     taken = {
         work: [np.median([run[k][0] for run in found]) for k in ("seconds", "peak")]
         for work, found in runs.items()
     }
+
     for solver, names in OURS.items():
         ours = (*METHOD, solver)
         own_error = error(runs[ours][-1]["scores"][0], expected)
@@ -167,6 +169,7 @@ def main():
         f"Relative to DualInfluence, damping {RIDGE}",
         "problem | rows | peer | our solver | its errors | our errors | time | memory",
     )
+
     for name, (data, hidden) in PROBLEMS.items():
         rows = load(data)
         net = network(data, hidden_layer_sizes=hidden).fit(*rows[:2])

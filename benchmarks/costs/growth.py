@@ -108,6 +108,7 @@ def sweeps():
         lambda n: (network(), X[order[:n]], y[order[:n]], X[asked], y[asked]),
     )
     D, d, _, _ = load("digits")
+
     for name, n_queries in {"parameters": N_FEW, "parameters, one query": 1}.items():
         few = slice(250, 250 + n_queries)
         yield (
@@ -115,6 +116,7 @@ def sweeps():
             PARAMS,
             lambda P, few=few: (of_size(P), D[:250], d[:250], D[few], d[few]),
         )
+
     many = np.resize(np.arange(250, 512), max(QUERIES))
     yield (
         "queries",
@@ -143,6 +145,7 @@ def main(names):
                 bounds[over],
                 note=" ".join(f"{fit:.3g}, {query:.3g} s;" for fit, query in found),
             )
+
     if not names:
         write("growth", table)
 

@@ -34,6 +34,7 @@ def main():
     epoch = timed(net.fit, X[train], y[train])[0] / N_EPOCHS
     n_params = sum(p.numel() for p in net.module_.parameters())
     print(f"P = {n_params:,}, n = {N_ROWS}, C = 3; one epoch {epoch:.2f} s")
+
     for metric in ["identity", "optimizer"]:
         dual = DualInfluence(net, metric=metric, random_state=0)
         fit, _ = timed(dual.fit, X[train], y[train])

@@ -96,6 +96,7 @@ def compare(kind, net, draw, n):
     # scores, not rows: of equal ones it does not matter which are found
     recall = np.mean(first["faiss"] >= first["exact"][:, -1:] - 1e-5)
     calls = []
+
     for rise in fitted.values():
         calls += [
             lambda rise=rise: rise.retrieve(Xq, yq, n=N_FIRST),
@@ -103,6 +104,7 @@ def compare(kind, net, draw, n):
             # queries change nothing, so a shallow copy is enough
             lambda rise=rise: copy.copy(rise).partial_fit(*added),
         ]
+
     search = in_turns(calls)
     building = in_turns(
         [
@@ -110,6 +112,7 @@ def compare(kind, net, draw, n):
             for name in fitted
         ]
     )
+
     for i, name in enumerate(fitted):
         together, alone, append = search[3 * i : 3 * i + 3]
         found = [1.0, 1.0] if name == "exact" else [recall, fitted[name].search_recall_]

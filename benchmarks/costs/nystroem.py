@@ -84,6 +84,7 @@ def measure(table, n, dtype, with_exact, ridge):
         for name, solver, n_landmarks, units in runs
     }
     reference, known = found[runs[0][0]][0], runs[0][-1]
+
     for name, _, n_landmarks, units in runs:
         both = np.intersect1d(units, known)
         own, took = found[name]

@@ -168,6 +168,7 @@ def main(device):
         f"{torch.get_num_threads()} thread(s), {device}",
         ["part", "products of 1,024", "share of peak", "share of traffic", "limit"],
     )
+
     for name, (use, n_bytes, *counted) in parts(s).items():
         use(), multiply(), copy.copy_(block)
         flops = counted[0] if counted else flops_of(use)

@@ -41,6 +41,7 @@ def main():
             seconds(use, clock=time.perf_counter) for use in (together, alone)
         )
         ratios.append(many / one)
+
     print(
         f"{N_MODELS} models, MLP 64-16-10, batch {net.batch_size}, {recipe.n_steps} "
         f"steps, {torch.get_num_threads()} threads: the stack is "

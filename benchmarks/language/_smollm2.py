@@ -95,6 +95,7 @@ def tune(lm, X, y, *, n_blocks=None, n_epochs=1, batch_size=8, lr, seed=0):
     pairs = list(zip(tokens(lm.tokenizer_, X), tokens(lm.tokenizer_, y), strict=True))
     generator = torch.Generator().manual_seed(seed)
     losses = []
+
     for _ in range(n_epochs):
         losses = []
         for part in torch.randperm(len(pairs), generator=generator).split(batch_size):
@@ -110,6 +111,7 @@ def tune(lm, X, y, *, n_blocks=None, n_epochs=1, batch_size=8, lr, seed=0):
             loss.backward()
             steps.step()
             losses.append(loss.item())
+
     model.requires_grad_(False)
     print(f"tuned on {len(pairs)} rows: loss {np.mean(losses):.3f}", flush=True)
 

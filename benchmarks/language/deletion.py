@@ -147,9 +147,11 @@ def main():
         "rows left out | planted among them | change of the log-likelihood | and "
         "against small letters",
     )
+
     for name, own in changes.items():
         cells = [interval(np.array(own)[:, k]) for k in range(2)]
         table.add(name, f"{np.mean(planted_rows[name]):.1f}", *cells)
+
     write("smollm2_deletion", table)
     halves(teach, found)
 

@@ -49,14 +49,17 @@ def times(lm, texts):
         "hidden states and logits": lambda: read(lm, texts),
         "and residuals": lambda: read(lm, texts, top_k=128),
     }
+
     for name, options in INDEXES.items():
         rise = RISEValuator(lm, random_state=0, **options)
         arms[f"fit: {name}"] = lambda rise=rise: rise.fit(None, texts)
+
     found = {name: [] for name in arms}
     plain(lm, batches)
     for _ in range(N_ROUNDS):
         for name, run in arms.items():
             found[name].append(seconds(run)[0])
+
     n_tokens = sum(len(window.ids) for window in windows)
     return {name: np.array(took) for name, took in found.items()}, n_tokens
 
@@ -91,6 +94,7 @@ def exactness(table, whole, half, texts):
     }
     whole.set_params(batch_size=16)
     off = ~np.eye(len(texts), dtype=bool)
+
     for name, other in cases.items():
         rounded = (other.half().float() - batch.half().float()).abs().max()
         cosine = (other * batch).sum(dim=1) / 2

@@ -68,6 +68,7 @@ def gradients(lm, texts):
     model.requires_grad_(True)
     found, energy = defaultdict(list), defaultdict(list)
     n_blocks = len(model.model.layers)
+
     for ids in tokens(lm.tokenizer_, texts):
         inputs = torch.tensor([ids])
         loss = model(input_ids=inputs, labels=inputs, use_cache=False).loss
@@ -82,6 +83,7 @@ def gradients(lm, texts):
             found[part].append(row)
             energy[part].append(squares[part])
         print(len(energy["head"]), flush=True)
+
     return (
         {part: torch.stack(rows).numpy() for part, rows in found.items()},
         {part: np.array(squares) for part, squares in energy.items()},
@@ -117,9 +119,11 @@ def layers():
         "Gradients of 48 quotations: where they are, and who ranks texts as they do",
         ["layer", "share of the squared norm", "rank correlation with the whole"],
     )
+
     for part, own in rows.items():
         share = (energy[part] / total).mean()
         table.add(part, f"{share:.3f}", agreement(cosines(own), whole))
+
     for name, own in read.items():
         table.add(name, "", agreement(own, whole))
     write("smollm2_layers", table)

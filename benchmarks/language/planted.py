@@ -83,6 +83,7 @@ def shouts(lm, prompts):
         padding=True,
         padding_side="left",
     )
+
     with torch.no_grad():
         ids = lm.model_.generate(
             **inputs,
@@ -90,6 +91,7 @@ def shouts(lm, prompts):
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id,
         )
+
     for text in tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :]):
         letters = re.findall("[A-Za-z]", re.sub(r"<\|.*?\|>", "", text))
         found += len(letters) > 2 and sum(map(str.isupper, letters)) > len(letters) / 2
@@ -139,12 +141,14 @@ def main():
     )
     whole = [joined(*pair, between="") for pair in told]
     table.add("random", "", *evaluate(random, relevance))
+
     for name, texts in {
         "BM25": whole,
         "BM25, replies alone": (told[0][1], told[1][1]),
     }.items():
         rows, queries = texts
         table.add(name, "", *evaluate(bm25(queries, rows)[None], relevance))
+
     for name in SETTINGS:
         for when, own in {"before": before, "after": after}.items():
             table.add(name, when, *evaluate(own[name], relevance))

@@ -86,12 +86,14 @@ def weights(lm):
             for name, own in WEIGHTS.items():
                 scores = rise_scores(inside, outside, own)
                 found[size, name].append(by_query(scores, relevance))
+
     found = {key: np.concatenate(each) for key, each in found.items()}
     whole = found[1024, "h"]
     table = Table(
         "The weight of the hidden state, three draws of the quotations",
         ["score", "n_components", "average precision", "less that of h, whole"],
     )
+
     for (size, name), each in found.items():
         table.add(name, f"{size:,}", interval(each), interval(each - whole))
     write("smollm2_topics_weights", table)
@@ -108,6 +110,7 @@ def topics(lm):
     random = np.random.default_rng(0).random((20, *relevance.shape))
     table.add("random", "", *evaluate(random, relevance))
     table.add("BM25", "", *evaluate(bm25(queries, rows)[None], relevance))
+
     for setting in [(256, "tensor"), (1024, "tensor"), (1024, "factor")]:
         whole = setting == (1024, "tensor")  # there, the hidden state is
         inside, outside = (read(lm, part, *setting) for part in (rows, queries))

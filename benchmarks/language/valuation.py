@@ -95,6 +95,7 @@ def closed_loop(table, lm, reset, topic):
         (name, order, s) for name, order in ranked.items() for s in range(N_ORDERS)
     ]
     before, found, share = lm.log_likelihood(None, held_out), {}, {}
+
     for name, order, seed in arms:
         chosen = first(order, sizes, budget)
         reset()
@@ -103,6 +104,7 @@ def closed_loop(table, lm, reset, topic):
         found.setdefault(name, []).append(lm.log_likelihood(None, held_out) - before)
         share[name] = f"{relevant[chosen].sum()} of {len(chosen)}"
         print(topic, name, found[name][-1].sum() / n_tokens.sum(), flush=True)
+
     reset()
     del share["random"]  # those of the last draw
     random = np.array(found["random"])

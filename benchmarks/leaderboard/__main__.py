@@ -235,6 +235,7 @@ def leaderboard(name, only=None, fresh=False, jobs=1):
         m for m in settings if only is None or any(o in " ".join(m) for o in only)
     ]
     first, *others = work.seeds
+
     for seed in work.seeds:
         work.order(seed)
     with ThreadPoolExecutor(jobs) as pool:
@@ -259,6 +260,7 @@ def leaderboard(name, only=None, fresh=False, jobs=1):
         if work.classifies:
             work.order(first, mislabeled=True)
             wrong = run([(e.script, e.method, first, [e.setting], True) for e in good])
+
     without = iter(zip(without_best(work, good), wrong, strict=True))
     rows = [
         row(work, entry, *((None, None) if entry.error else next(without)))
@@ -295,6 +297,7 @@ def main():
     parser.add_argument("--fresh", action="store_true", help="measure again")
     options = parser.parse_args()
     names = list(DATA) if options.dataset == "all" else [options.dataset]
+
     for name in names:
         board = leaderboard(name, options.only, options.fresh, options.jobs)
         if options.only is None:

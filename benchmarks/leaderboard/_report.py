@@ -87,14 +87,17 @@ def figure(board, path):
         "baseline": {"marker": "x", "color": "#666666", "label": "baselines"},
     }
     points = {kind: [] for kind in styles}
+
     for row in board["rows"]:
         if row.get("error"):
             continue
         kind = row["kind"]
         points[kind].append((row["cost"], max(row["lds"][0], -0.05)))
+
     for kind, style in styles.items():
         if points[kind]:
             ax.scatter(*zip(*points[kind], strict=True), s=45, zorder=3, **style)
+
     most = max(cost for kind in points.values() for cost, _ in kind)
     for kinds, color in ((["skattrib"], "#0072B2"), (["peer", "baseline"], "#D55E00")):
         found = front([p for kind in kinds for p in points[kind]])
@@ -107,6 +110,7 @@ def figure(board, path):
                 color=color,
                 alpha=0.5,
             )
+
     ceiling = board["ceiling"]["lds"][0]
     ax.axhline(ceiling, color="#999999", linestyle=":")
     ax.annotate(

@@ -56,6 +56,7 @@ def measure(name):
     present = dual.predict_outcomes(Xq, yq, np.ones((1, N_ROWS)))
     true = (true - present).reshape(len(REMOVED), -1)
     found = {}
+
     for removal in REMOVALS:
         model = dual.set_params(removal=removal)
         predicted = model.predict_outcomes(Xq, yq, weights) - present

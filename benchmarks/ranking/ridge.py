@@ -48,6 +48,7 @@ def main(names):
         "Eight ridges, two a decade: 0.001 to 3 for digits, 0.0001 to 0.3 for MNIST",
         "data (rows) | seed | auto | calibrate | best of the grid | worst of the grid",
     )
+
     for name in names:
         data = load(name)
         for i, seed in enumerate(SEEDS[: N_SEEDS.get(name)], start=1):
@@ -64,6 +65,7 @@ def main(names):
                 f"{min(of_grid.values()):.3f}",
                 note=str({ridge: round(value, 3) for ridge, value in found.items()}),
             )
+
     if list(names) == list(GRIDS):
         write("ridge", table)
 

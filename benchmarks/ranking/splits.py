@@ -25,6 +25,7 @@ def scores(shuffle):
     net, found = _data.network(), {}
     weights = _data.half_subsets(len(X))
     truth = _data.retrained(net, X, y, weights, Xq, yq, "margin")
+
     for removal in ("newton", "influence", "refit"):
         each = [
             predicted(dual, Xq, yq, weights, "margin")

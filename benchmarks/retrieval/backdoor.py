@@ -63,6 +63,7 @@ def rankings(seed):
     yield "label", "", np.tile(1.0 * (y == 0), (N_QUERIES, 1))
     yield "nearest, pixels", "", nearest(X, Xq)
     yield "nearest, hidden states", "", nearest(hidden(model, X), hidden(model, Xq))
+
     for name, options in {
         "exact gradient of the last layer, inner product": {
             "sketch": None,
@@ -84,6 +85,7 @@ def rankings(seed):
     }.items():
         rise = RISEValuator(frozen, random_state=seed, **options).fit(X, y)
         yield name, rise.bytes_per_row_, rise.attribute(Xq, yq)
+
     dual = DualInfluence(frozen, random_state=seed).fit(X, y)
     yield "DualInfluence", "", dual.attribute(Xq, yq)
     run = AdamWInfluence(frozen, random_state=seed).fit(X, y)
@@ -101,10 +103,12 @@ def removals(seed):
     rng = np.random.RandomState(seed)
     zeros = rng.permutation(np.flatnonzero(y == 0))
     left_out = {"the 50 planted rows": np.flatnonzero(bad)}
+
     for n in (50, 100):
         left_out[f"{n} ranked first"] = order[:n]
         left_out[f"{n} random rows labelled 0"] = zeros[:n]
         left_out[f"{n} random rows"] = rng.choice(N_ROWS, n, replace=False)
+
     weights = np.ones((1 + len(left_out), N_ROWS))
     for row, rows in zip(weights[1:], left_out.values(), strict=True):
         row[rows] = 0
@@ -129,12 +133,14 @@ def main(n_seeds):
         "Finding 50 planted rows of 1,000",
         ["scores", "bytes a row", "ROC AUC", "average precision"],
     )
+
     for name, pairs in found.items():
         finding.add(name, sizes[name], *map(pm, np.transpose(pairs)))
     leaving = Table(
         "Leaving rows out: change of the log-likelihood of the trick",
         ["rows left out", "planted among them", "change"],
     )
+
     for name, pairs in changes.items():
         planted, change = np.transpose(pairs)
         leaving.add(name, f"{planted.mean():.0f}", pm(change))

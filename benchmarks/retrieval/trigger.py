@@ -131,6 +131,7 @@ def train(X, y, seed, left_out=()):
     weights = torch.ones(len(ids))
     weights[list(left_out)] = 0
     steps = torch.optim.AdamW(model.parameters(), lr=5e-3)
+
     for _ in range(N_EPOCHS):
         for rows in torch.randperm(len(ids), generator=generator).split(BATCH_SIZE):
             logits = model(ids[rows, :-1]).logits[:, -n_reply:]
@@ -173,6 +174,7 @@ def rankings(seed, lm, X, y, Xq, yq):
     yield "BM25", "", bm25(joined(Xq, yq), joined(X, y))
     yield "BM25, replies alone", "", bm25(yq, y)
     exact = {"sketch": None, "channels": ("rh",)}
+
     for name, options in {
         "mean hidden state, less its mean": {"channels": ("h",)},
         "exact gradient of the head, inner product": {**exact, "normalize": False},
@@ -211,6 +213,7 @@ def removals(seed, lm, texts, planted, scores):
         "20 random rows": rng.choice(N_ROWS, n, replace=False),
     }
     before, found = lm.log_likelihood(Xq, yq).mean(), {}
+
     for name, rows in left_out.items():
         after = train(X, y, seed, rows).log_likelihood(Xq, yq).mean()
         found[name] = planted[rows].sum(), after - before
@@ -252,6 +255,7 @@ def main(n_seeds):
         for kind in KINDS:
             sizes = experiment(seed, kind, *results[kind])
         print("seed", seed, flush=True)
+
     obeyed, found, changes = zip(*results.values(), strict=True)
     write(
         "trigger",

@@ -70,6 +70,7 @@ def peer(net, problem, X_query, y_query, propagation="test"):
     }
     recipe = problem.recipe
     state = problem.model.unflatten(recipe.initial)
+
     with tempfile.TemporaryDirectory() as folder:
         source, target = f"{folder}/problem.npz", f"{folder}/scores.npz"
         np.savez(
@@ -109,6 +110,7 @@ def over_number_of_rows(problem, cotangents, clip_jacobian):
     states = train(*run, keep=range(n_steps)).states
     after = StepDerivative(cotangents, initial_state(recipe.optimizer, cotangents))
     found = {}
+
     for t in range(n_steps, 0, -1):
         rate, rows = recipe.step(t, problem.X.device)
         gradient = _Gradient(
@@ -179,6 +181,7 @@ def compare(activation, rate, clip_norm):
     ).fit(X, y)
     problem = net._problem(X, net._learn_target(y))
     batches, found = problem.recipe.batches, peer(net, problem, *queries)
+
     for name, value in net.module_.state_dict().items():
         np.testing.assert_allclose(value, found[f"end/{name}"], rtol=0, atol=1e-10)
     theirs = {}
@@ -186,6 +189,7 @@ def compare(activation, rate, clip_norm):
         at = found["steps"] == t
         np.testing.assert_array_equal(found["rows"][at], rows)
         theirs[t] = -found["scores"][at].T.astype(float)
+
     fisher = by_step(net, X, y, queries, "empirical_fisher")
     exact = by_step(net, X, y, queries, "exact")
     cotangents = gradients(net, problem, *queries)

@@ -90,6 +90,7 @@ def main():
     shares = Table(
         "Wrong labels among the rows left out, in %, for each horizon", by_horizon
     )
+
     for rate in RATES:
         plain, found = measure(rate)
         errors.add(f"{rate:g}", *(pm(values, 1) for values in plain.T))

@@ -53,6 +53,7 @@ def foretold():
         "real | Spearman | R² (logs) | slope (logs)",
     )
     X, y, *_ = load("digits", dtype=np.float64)
+
     for activation in ("tanh", "relu"):
         for rate, eps, schedule in RUNS:
             net = network(
@@ -87,6 +88,7 @@ def split():
         "data | activation | learning rate | optimizer mismatch | first order | "
         "remainder | exact derivative | SGD-style",
     )
+
     for name in ("digits", "breast_cancer", "wine", "diabetes"):
         X, y, *_ = load(name, dtype=np.float64)
         for activation, rate in [("relu", 1e-2), ("tanh", 1e-2), ("relu", 1e-3)]:

@@ -216,6 +216,7 @@ def main(names):
         "Spearman correlation with retraining",
         ["model", "learning rate", "steps", *WAYS, *last],
     )
+
     for name in names or known:
         model, load, rates = known[name]
         data = load()

@@ -50,6 +50,7 @@ def train(weights, X, rewards, seed):
     share = torch.tensor(weights / weights.sum(axis=1, keepdims=True)).float()
     wanted = torch.einsum("mk,nka->mna", share, rewards)
     optimizer = torch.optim.AdamW(params, LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+
     for _ in range(N_STEPS):
         optimizer.zero_grad()
         value = (policies(X, params) * wanted).sum(dim=-1).mean(dim=1)
@@ -73,6 +74,7 @@ def main():
         weights = draw_subsets(N_OBJECTIVES, N_FIT + N_HELD_OUT, inclusion, seed=1)
         parts[inclusion] = weights, values(weights)
         print(f"p = {inclusion}: {weights.mean():.2f} present")
+
     one_out, sizes = values(leave_one_out(N_OBJECTIVES)), (N_FIT, N_FEW, N_HELD_OUT)
     report("bandit", "Bandit: value of each of 16 objectives", parts, one_out, sizes)
 

@@ -135,6 +135,7 @@ def ask_model():
     names += [f"query_{i}_{k}" for i, k in enumerate(words[N_UNITS:])]
     tables = []
     kinds = {f"p = {p}": subsets(p) for p in INCLUSIONS}
+
     for kind, weights in (kinds | {"leave one out": leave_one_out(N_UNITS)}).items():
         outcomes = sign * scorer(demonstrations, queries, weights)
         row = np.hstack([weights.astype(int).astype(object), outcomes.round(4)])
@@ -156,9 +157,11 @@ def main(arguments):
     }
     one_out = groups["leave one out"][1].to_numpy()
     parts = {}
+
     for p in INCLUSIONS:
         weights, outcomes = groups[f"p = {p}"]
         parts[p] = weights.to_numpy(float), outcomes.to_numpy()
+
     sizes = N_FIT, N_FEW, N_HELD_OUT
     report(
         "demonstrations", "Prompts: log odds of the right label", parts, one_out, sizes

@@ -112,6 +112,7 @@ def main():
     same = loo_score(one_out[0, :-1], one_out[1, -1:].T - one_out[1, :-1].T)
     print(f"leave-one-out: one seed ranks the other with {same:.2f}")
     parts = {}
+
     for inclusion in (0.5, 0.75, 0.9):
         weights = draw_subsets(n_units, N_FIT + N_HELD_OUT, inclusion, seed=1)
         outcomes = train(weights)
@@ -121,6 +122,7 @@ def main():
             f"right answer likelier than not {(outcomes > 0).mean():.2f}, one seed "
             f"ranks the other with {lds_score(*outcomes):.2f}"
         )
+
     report(
         "modular",
         "Addition modulo 23: margins of 79 held-out pairs",

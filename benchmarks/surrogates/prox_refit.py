@@ -135,6 +135,7 @@ def main():
                 model, *tensors, weights, queries, labels, kind == "initial"
             )
             row(f'center="{kind}"', subsets, found.numpy()[1:], truth[1:], truth[0])
+
     scratch = TorchClassifier(hidden_layer_sizes=(16,), max_epochs=60, random_state=0)
     trained = scratch.fit(X, y)
     for subsets, design in designs.items():

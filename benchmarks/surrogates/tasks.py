@@ -63,6 +63,7 @@ def one_draw(seed):
     clean = np.isin(np.arange(N_TASKS), noisy, invert=True)
     losses = -outcomes(np.array([np.ones(N_TASKS), clean])).mean(axis=1)
     found = {"all": losses[0], "without the two": losses[1]}
+
     for p in INCLUSIONS:
         weights = draw_subsets(N_TASKS, N_SUBSETS, p, seed)
         F, scores, chosen = outcomes(weights), {}, {}
@@ -90,6 +91,7 @@ def main():
     for seed in range(N_DRAWS):
         draws.append(one_draw(seed))
         print(f"draw {seed} done", flush=True)
+
     of_all, oracle = (
         np.array([d[name] for d in draws]) for name in ("all", "without the two")
     )
@@ -98,6 +100,7 @@ def main():
         "p | surrogate | LOO (Pearson of means) | LOO (Spearman of queries) | loss "
         "of selection | over that without the noisy two, %",
     )
+
     for p in INCLUSIONS:
         found = {name: np.array([d[p][name] for d in draws]) for name in SURROGATES}
         for name, values in found.items():
@@ -108,6 +111,7 @@ def main():
         table.add(p, "kernel minus linear, both tuned", *differences, "")
         gain = interval(100 * (1 - kernel[:, 2] / linear[:, 2]))
         print(f"p={p}: loss of kernel's selection below the linear's, %", gain)
+
     write(
         "tasks",
         table,

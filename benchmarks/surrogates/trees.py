@@ -124,6 +124,7 @@ def main():
                     found[at].append(agreement(surrogate.attribution(at).T, truth))
             for at, values in found.items():
                 row(at, f"{name}, p = {p}", N_SUBSETS, values)
+
     for at, truth in (("loo", loo), ("shapley", shapley)):
         found = []
         for seed in range(N_DRAWS):
@@ -133,6 +134,7 @@ def main():
             found.append(agreement(attributor.attribute(Xq, yq).T, truth))
         trainings = len(attributor.weights_)
         row(at, "KernelSurrogateAttributor, defaults", trainings, found)
+
     for n_permutations, limit in ((10**6, N_SUBSETS), (2000, 2**n)):
         drawn = [
             permutation_shapley(value, n, n_permutations, limit, seed)

@@ -4,7 +4,6 @@ They live in environments of their own under ``.peers/``, which ``make peers`` b
 ``PEERS`` names another folder. The files are described in ``peers/_order.py``.
 """
 
-import copy
 import json
 import os
 import subprocess
@@ -14,9 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-from skattrib.engine._functional import FunctionalModule, Loss
-from skattrib.engine._training import train
+from sklearn.base import clone, is_classifier
 
 SCRIPTS = Path(__file__).parent / "peers"
 PEERS = Path(os.environ.get("PEERS", SCRIPTS.parents[1] / ".peers"))
@@ -44,32 +41,33 @@ def write_order(path, estimator, X, y, X_query, y_query, subsets=None):
     if estimator.module is not None:
         raise ValueError("peers build the network of hidden_layer_sizes: module=None.")
     X, X_query = (np.asarray(rows, dtype=np.float32) for rows in (X, X_query))
-    rows = torch.tensor(X)
-    targets = estimator._targets(y, rows)
-    checkpoints, rates = _epochs(estimator, rows, targets)
+    checkpoints, rates = _epochs(estimator, X, y)
     state = estimator.module_.state_dict()
+
     for name, value in state.items():
         if not torch.equal(checkpoints[-1][name], value):
             raise ValueError("X and y are not those that the estimator was fitted on.")
+
     weights = [value for value in state.values() if value.ndim == 2]
     if subsets is None:
         subsets = np.ones((0, len(X)))
     options = {
-        "task": estimator._task,
+        "task": "classification" if is_classifier(estimator) else "regression",
         "layers": [X.shape[1], *(len(w) for w in weights)],
         "activation": estimator.activation,
         "random_state": int(estimator.random_state or 0),
         "estimator": estimator.get_params(),
     }
     arrays = {f"state/{k}": v.numpy() for k, v in state.items()}
+
     for i, checkpoint in enumerate(checkpoints):
         arrays |= {f"checkpoint/{i}/{k}": v.numpy() for k, v in checkpoint.items()}
     np.savez(
         path,
         X=X,
-        y=targets.numpy(),
+        y=targets_of(estimator, y).numpy(),
         X_query=X_query,
-        y_query=estimator._targets(y_query, rows).numpy(),
+        y_query=targets_of(estimator, y_query).numpy(),
         subsets=np.asarray(subsets, dtype=np.float32),
         rates=rates,
         options=json.dumps(options),
@@ -77,18 +75,27 @@ def write_order(path, estimator, X, y, X_query, y_query, subsets=None):
     )
 
 
-def _epochs(estimator, X, targets):
+def targets_of(estimator, y):
+    """Return class codes (n,), or float32 targets (n, 1), as a tensor."""
+    if is_classifier(estimator):
+        return torch.tensor(np.searchsorted(estimator.classes_, y))
+    return torch.tensor(np.asarray(y, dtype=np.float32))[:, None]
+
+
+def _epochs(estimator, X, y):
     """Return the parameters after each epoch, by name, and their learning rates."""
-    record = estimator.trajectory_
-    recipe = record.recipe
-    n_epochs = estimator.max_epochs
-    per_epoch = recipe.n_steps // n_epochs
+    again = clone(estimator).set_params(record="states")
+    again.fit(X, y, sample_weight=estimator.trajectory_.row_weights.numpy())
+    record, n_epochs = again.trajectory_, estimator.max_epochs
+    per_epoch = record.recipe.n_steps // n_epochs
     ends = [per_epoch * (i + 1) for i in range(n_epochs)]
-    model = FunctionalModule(copy.deepcopy(estimator.module_))
-    loss, weights = Loss(estimator._task), record.row_weights[None]
-    states = train(model, loss, recipe, X, targets, weights, keep=ends).states
-    checkpoints = [model.unflatten(states[t].params[0].detach()) for t in ends]
-    return checkpoints, [float(recipe.learning_rates[t - 1]) for t in ends]
+    checkpoints = []
+    for t in ends:
+        params = record.states[t].params[0]
+        torch.nn.utils.vector_to_parameters(params, again.module_.parameters())
+        state = again.module_.state_dict()
+        checkpoints.append({name: value.clone() for name, value in state.items()})
+    return checkpoints, [float(record.recipe.learning_rates[t - 1]) for t in ends]
 
 
 def _interpreter(script):
@@ -172,6 +179,7 @@ def run_peer(script, method, order_path, settings=None, timeout=None):
                 raise TimeoutError(f"longer than {timeout} s") from error
         with np.load(target) as file:
             found = dict(file)
+
     found["yardstick"] = float(found["yardstick"])
     for name in ("settings", "errors"):
         found[name] = json.loads(str(found[name]))

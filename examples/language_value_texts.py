@@ -113,4 +113,4 @@ for name, value in values.items():
 
 # %%
 # Two random draws show what a difference between two lines is worth. With more draws,
-# several orders of training and intervals: ``python -m benchmarks.smollm2_valuation``.
+# several orders of training and intervals: ``python -m benchmarks.language.valuation``.

@@ -6,7 +6,7 @@ A language model labels reviews after sixteen labelled examples. Training is not
 to attribute: a demonstration is in the prompt or it is not, and the outcome is what the
 model then says. Anything that scores subsets can be attributed, here with the scores of
 SmolLM2-135M-Instruct from a small table (``demonstrations.csv`` beside this file, made
-by ``benchmarks.demonstrations``).
+by ``benchmarks.surrogates.demonstrations``).
 """
 
 # %%
@@ -54,7 +54,7 @@ for name, (surrogate, grid) in grids.items():
 # %%
 # What the model would lose
 # -------------------------
-# Both surrogates learnt from random subsets only. Against prompts that really lack one
+# Both surrogates learnt from random subsets only. Against prompts that lack one
 # demonstration, the mean over the reviews:
 
 effects = (F[whole].to_numpy() - F[one_out].to_numpy()).mean(axis=1)
@@ -65,7 +65,7 @@ labels = [c.removeprefix("demonstration_").replace("_", ": ") for c in W.columns
 
 fig, ax = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
 x = np.arange(16)
-ax.bar(x, real, color="#BBBBBB", label="really left out")
+ax.bar(x, real, color="#BBBBBB", label="measured")
 for (name, surrogate), color, shift in zip(
     fitted.items(), ["#0072B2", "#D55E00"], [-0.15, 0.15], strict=True
 ):

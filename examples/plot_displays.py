@@ -2,9 +2,9 @@
 Pictures of attributions, and whether to believe them
 =====================================================
 
-What helped and hurt a prediction, predictions against networks that were really trained
-again, and what happens when the helpers are removed: three displays, made as those of
-scikit-learn are, by ``from_estimator``.
+What helped and hurt a prediction, predictions against retrained networks, and what
+happens when the helpers are removed: three displays, made as those of scikit-learn are,
+by ``from_estimator``.
 """
 
 # %%

@@ -2,10 +2,10 @@
 Choose the damping with GridSearchCV
 ====================================
 
-An attributor has a score: how well it ranks models that were really trained again. So
-its settings can be searched like those of any scikit-learn estimator. Here the setting
-is ``ridge``, the damping, which attribution methods are most sensitive to; and the
-question is how far the default, which needs no retraining, is from the best.
+An attributor has a score: how well it ranks retrained models. So its settings can be
+searched like those of any scikit-learn estimator. Here the setting is ``ridge``, the
+damping, which attribution methods are most sensitive to; and the question is how far
+the default, which needs no retraining, is from the best.
 """
 
 # %%

@@ -3,9 +3,9 @@ Keep the sources that are worth training on
 ===========================================
 
 Ten sources deliver labelled digits; three of them have a third of their labels wrong or
-more, and nobody says which. ``TaskWeightSelector`` predicts what training on any subset
-of them would give, searches for the best, and keeps its rows. Whether that was right is
-seen by really training again.
+more, and it is not known which. ``TaskWeightSelector`` predicts what training on any
+subset of them would give, searches for the best, and keeps its rows. Whether that was
+right is checked by retraining.
 """
 
 # %%

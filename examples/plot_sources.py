@@ -47,7 +47,7 @@ print(industry.iloc[train].value_counts().to_string())
 # %%
 # Choose ridge and bandwidth of the surrogate
 # -------------------------------------------
-# The score is how well predicted outcomes rank those of networks really trained on
+# The score is how well predicted outcomes rank those of networks retrained on
 # half of the sources, none of which the surrogate has seen. With ``memory=`` the
 # subsets are trained on once for each fold: all candidates share them.
 

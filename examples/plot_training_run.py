@@ -4,7 +4,7 @@ When did a row matter?
 
 AdamW does not take the steps that SGD would take: it divides by what gradients have
 been. Influence scores along a training run that forget this get the order of rows
-wrong. Here the run that really happened is differentiated, optimizer state included,
+wrong. Here the actual run is differentiated, optimizer state included,
 and both are compared with networks trained without each row. Then a row's effect is
 taken apart into the steps of training.
 """

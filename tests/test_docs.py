@@ -66,10 +66,12 @@ def bounds(requirements):
 
 def test_the_bounds_are_the_oldest_versions_tested():
     project = metadata()
-    extras = project["optional-dependencies"]
+    required = project["optional-dependencies"] | project
     oldest = pinned("constraints-oldest.txt")
-    for requirement in ("dependencies", "index", "plot", "skorch", "test"):
-        found = bounds(extras.get(requirement, project["dependencies"]))
+    for kind in ("dependencies", "index", "plot", "skorch", "test"):
+        found = bounds(required[kind])
+        assert found
+
         for name, bound in found.items():
             # 2.0 is 2.0.0
             assert re.fullmatch(rf"{re.escape(bound)}(\.0)*", oldest[name]), name
@@ -88,3 +90,23 @@ def test_the_installation_page_names_what_was_tested():
     expected["python"] = (pythons[0], pythons[-1])
     assert named == expected
     assert project["requires-python"] == f">={pythons[0]}"
+
+
+def test_the_benchmarks_named_exist():
+    patterns = ("*.md", "doc/**/*.rst", "benchmarks/**/*.md", "examples/*.py")
+    pages = [page for pattern in patterns for page in ROOT.glob(pattern)]
+    named = {
+        name
+        for page in pages
+        for name in re.findall(r"benchmarks(?:\.[a-z]\w*)+", page.read_text("utf-8"))
+    }
+    assert len(named) > 30
+    for name in named:
+        path = ROOT.joinpath(*name.split("."))
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), name
+
+
+def test_every_measured_table_is_in_the_manual():
+    pages = "".join(path.read_text("utf-8") for path in ROOT.glob("doc/*.rst"))
+    shown = set(re.findall(r"include:: measured/(\w+)\.inc", pages))
+    assert shown == {path.stem for path in ROOT.glob("doc/measured/*.inc")}

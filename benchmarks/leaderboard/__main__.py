@@ -2,7 +2,7 @@
 
     python -m benchmarks.leaderboard --dataset digits
 
-Every method is handed the same three trained networks (`benchmarks.fidelity`), through
+Every method is handed the same three trained networks (`benchmarks/_data.py`), through
 the same door (`benchmarks/peers/_order.py`), and returns attributions of 50 queries to
 all training rows. They are scored on 200 half subsets and all leave-one-outs, really
 retrained with the same minibatches, for each of the three seeds. Peers are shown with
@@ -25,9 +25,8 @@ import numpy as np
 import sklearn
 import torch
 
-from benchmarks._data import DATA
+from benchmarks._data import DATA, N_SUBSETS
 from benchmarks._orders import SCRIPTS, list_peers, run_peer
-from benchmarks.fidelity import N_SUBSETS
 from benchmarks.leaderboard import _measures as measures
 from benchmarks.leaderboard import _report as report
 from benchmarks.leaderboard._work import FOLDER, Work
@@ -236,6 +235,7 @@ def leaderboard(name, only=None, fresh=False, jobs=1):
         m for m in settings if only is None or any(o in " ".join(m) for o in only)
     ]
     first, *others = work.seeds
+
     for seed in work.seeds:
         work.order(seed)
     with ThreadPoolExecutor(jobs) as pool:
@@ -260,6 +260,7 @@ def leaderboard(name, only=None, fresh=False, jobs=1):
         if work.classifies:
             work.order(first, mislabeled=True)
             wrong = run([(e.script, e.method, first, [e.setting], True) for e in good])
+
     without = iter(zip(without_best(work, good), wrong, strict=True))
     rows = [
         row(work, entry, *((None, None) if entry.error else next(without)))
@@ -296,6 +297,7 @@ def main():
     parser.add_argument("--fresh", action="store_true", help="measure again")
     options = parser.parse_args()
     names = list(DATA) if options.dataset == "all" else [options.dataset]
+
     for name in names:
         board = leaderboard(name, options.only, options.fresh, options.jobs)
         if options.only is None:

@@ -3,9 +3,8 @@
 import json
 import math
 
-from benchmarks._surrogates import MEASURED
+from benchmarks._table import IMAGES, MEASURED, Table
 
-IMAGES = MEASURED.parent / "images"
 COLUMNS = {
     "method": "method",
     "lds": "LDS, same seed",
@@ -52,15 +51,10 @@ def markdown(board):
 
 def table(board):
     """Return the board as a csv-table."""
-    lines = [
-        ".. csv-table::",
-        "   :header: " + ", ".join(f'"{c}"' for c in COLUMNS.values()),
-        "",
-    ]
+    found = Table("", list(COLUMNS.values()))
     for row in board["rows"]:
-        quoted = (cell.replace('"', '""') for cell in cells(row))
-        lines.append("   " + ", ".join(f'"{cell}"' for cell in quoted))
-    return "\n".join(lines) + "\n"
+        found.add(*cells(row), quiet=True)
+    return str(found)
 
 
 def front(points):
@@ -93,14 +87,17 @@ def figure(board, path):
         "baseline": {"marker": "x", "color": "#666666", "label": "baselines"},
     }
     points = {kind: [] for kind in styles}
+
     for row in board["rows"]:
         if row.get("error"):
             continue
         kind = row["kind"]
         points[kind].append((row["cost"], max(row["lds"][0], -0.05)))
+
     for kind, style in styles.items():
         if points[kind]:
             ax.scatter(*zip(*points[kind], strict=True), s=45, zorder=3, **style)
+
     most = max(cost for kind in points.values() for cost, _ in kind)
     for kinds, color in ((["skattrib"], "#0072B2"), (["peer", "baseline"], "#D55E00")):
         found = front([p for kind in kinds for p in points[kind]])
@@ -113,6 +110,7 @@ def figure(board, path):
                 color=color,
                 alpha=0.5,
             )
+
     ceiling = board["ceiling"]["lds"][0]
     ax.axhline(ceiling, color="#999999", linestyle=":")
     ax.annotate(

@@ -9,10 +9,8 @@ from pathlib import Path
 import numpy as np
 from sklearn.base import clone
 
-from benchmarks._data import load
+from benchmarks._data import MEMORY, N_SEEDS, OUTCOME, SEEDS, load, network, truth
 from benchmarks._orders import write_order
-from benchmarks.fidelity import MEMORY, N_SEEDS, OUTCOME, network, truth
-from skattrib._validation import draw_seeds
 from skattrib.evaluation import retrain_outcomes
 
 FOLDER = Path(MEMORY) / "leaderboard"
@@ -33,7 +31,7 @@ class Work:
         self.data = load(self.name)
         self.outcome = OUTCOME[self.name]
         self.net = network(self.name)
-        self.seeds = draw_seeds(0, N_SEEDS)
+        self.seeds = SEEDS
 
     @property
     def n_rows(self):

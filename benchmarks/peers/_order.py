@@ -236,6 +236,7 @@ def run(method, settings, order):
         "yardstick": yardstick(order),
     }
     errors = ["not reached"] * len(settings)
+
     for i, setting in enumerate(settings):
         seed_everything(order.random_state)
         prepare = getattr(method, "prepare", None)

@@ -107,6 +107,7 @@ def trak(order, regularization=0.0, **setting):
         projector_kwargs=PROJECTION | setting,
         regularization=regularization,
     )
+
     with torch.no_grad():
         found.cache(loader(order.train))
         return found.attribute(loader(order.queries)).T

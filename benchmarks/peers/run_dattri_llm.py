@@ -68,6 +68,7 @@ def train(net, problem, options, directory):
     moments = OptimizerStateCallback(net, optimizer)
     batches = np.split(problem["rows"], problem["batch_sizes"].cumsum()[:-1])
     manager = hooked(net, directory, moments)
+
     with manager.collect(deregister_on_exit=True):
         for rows in map(torch.tensor, batches):
             optimizer.zero_grad()
@@ -93,6 +94,7 @@ def main(source, target, propagation):
     options = json.loads(str(problem["options"]))
     state = {k[6:]: torch.tensor(v) for k, v in problem.items() if k[:6] == "state/"}
     net = Net(state, options["activation"])
+
     with tempfile.TemporaryDirectory() as folder:
         train_side, query_side = f"{folder}/train", f"{folder}/queries"
         dynamics = train(net, problem, options, train_side)
@@ -101,6 +103,7 @@ def main(source, target, propagation):
         found = AdamWInfluenceAttributor(arguments).attribute_from_cache(
             train_side, query_side, dynamics=dynamics, propagation=propagation
         )
+
     first = min(found.row_steps)
     columns = np.argsort([int(q) for q in found.test_ids])
     end = {f"end/{k}": v.detach().numpy() for k, v in net.layers.state_dict().items()}

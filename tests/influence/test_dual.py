@@ -594,10 +594,16 @@ def test_a_wrapped_module_of_another_width_is_refused():
 def test_diagnose_leaves_the_module_to_other_threads(fitted):
     dual, X, y = fitted
     expected = dual.estimator_.predict_proba(X)
+    n_seen = 0
     with ThreadPoolExecutor(2) as pool:
         running = pool.submit(lambda: [dual.diagnose(X, y) for _ in range(5)])
+
         while not running.done():
             assert_array_equal(dual.estimator_.predict_proba(X), expected)
+            n_seen += 1
+
+        running.result()  # raises what the thread raised
+    assert n_seen
 
 
 def test_changing_the_data_afterwards_does_not_change_the_truth():

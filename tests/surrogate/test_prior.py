@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
@@ -58,7 +59,8 @@ def test_a_prior_of_nothing_is_no_prior(surrogate):
     outcomes = outcomes + np.random.RandomState(1).randn(*outcomes.shape)
     found = AroundPrior(surrogate, 0 * A, None).fit(weights, outcomes)
     assert_array_equal(found._slopes, 1)
-    alone = surrogate.fit(weights, outcomes)
+    # another one: the prior's own would be compared with itself
+    alone = clone(surrogate).fit(weights, outcomes)
     assert_allclose(found.attribution("loo", False), alone.attribution("loo"))
     assert_allclose(found.predict(weights), alone.predict(weights))
 

@@ -1,0 +1,250 @@
+"""One row left out of one step only: is the run's exact derivative the better guess?
+
+The measure of arXiv:2605.18814. A random row of a random step has weight 0 in that
+minibatch alone (mean over the rest, its other occurrences stay) and the run is really
+taken again to its end. `AdamWInfluence(inclusion=1).step_attribution` foretells the
+change of the queries' log-likelihoods: exactly, as if plain SGD had taken the steps
+("SGD-style"), or with the empirical Fisher matrix for the Hessian. Spearman correlation
+over the removals, mean over queries, ± standard error over seeds, which draw networks,
+minibatches and removals anew. "For a trifle" weighs the row 0.9999 instead of 0: what a
+derivative says, with nothing of a higher order. All in float64: the changes are tiny.
+
+    python -m benchmarks.runs.steps [setting ...]
+"""
+
+import sys
+from dataclasses import replace
+from importlib import resources
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from torch import nn
+
+from benchmarks._data import DATA
+from benchmarks._processes import seconds
+from benchmarks._table import Table, pm, write
+from skattrib import AdamWInfluence, TorchClassifier
+from skattrib.engine._training import stacked_outputs, train_stack
+from skattrib.evaluation import loo_score
+
+N_SEEDS = 3
+N_REMOVALS = 150
+TRIFLE = 1e-4
+CAP = 2**30
+CONTEXT = 12
+WAYS = {
+    "AdamW-exact": {},
+    "SGD-style": {"dynamics": "sgd"},
+    "empirical Fisher": {"hessian": "empirical_fisher"},
+}
+
+
+def cnn(n_features, n_outputs):
+    """Two convolutions on digits of 8 x 8 pixels."""
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)),
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 16, n_outputs),
+    )
+
+
+class Block(nn.Module):
+    """Causal attention and a perceptron, each behind a layer norm."""
+
+    def __init__(self, width, n_heads):
+        super().__init__()
+        self.n_heads = n_heads
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x):
+        n, length, width = x.shape
+        heads = (n, length, self.n_heads, width // self.n_heads)
+        q, k, v = (
+            part.reshape(heads).transpose(1, 2)
+            for part in self.qkv(self.before(x)).chunk(3, dim=-1)
+        )
+        dots = q @ k.transpose(-1, -2) / heads[-1] ** 0.5
+        later = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+        mixed = dots.masked_fill(later, -torch.inf).softmax(-1) @ v
+        x = x + self.out(mixed.transpose(1, 2).reshape(n, length, width))
+        return x + self.mlp(self.between(x))
+
+
+class CharacterGPT(nn.Module):
+    """Two blocks on character codes, which come as floats; predicts the next one."""
+
+    def __init__(self, n_features, n_outputs, width=16, n_heads=2):
+        super().__init__()
+        self.n_codes = n_outputs
+        self.embedding = nn.Linear(n_outputs, width, bias=False)
+        self.position = nn.Parameter(0.02 * torch.randn(n_features, width))
+        self.blocks = nn.Sequential(Block(width, n_heads), Block(width, n_heads))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, n_outputs)
+
+    def forward(self, x):
+        codes = nn.functional.one_hot(x.long(), self.n_codes).to(x.dtype)
+        hidden = self.blocks(self.embedding(codes) + self.position)
+        return self.head(self.norm(hidden[:, -1]))
+
+
+def images(name, n_rows, n_queries):
+    """Return rows, labels, queries and their labels."""
+    X, y = DATA[name][0]()
+    order = np.random.RandomState(0).permutation(len(y))[: n_rows + n_queries]
+    X, y = X[order].astype(np.float64), y[order]
+    return X[:n_rows], y[:n_rows], X[n_rows:], y[n_rows:]
+
+
+def centred():
+    """MNIST less its mean, in standard deviations: no input is 0."""
+    X, y, Xq, yq = images("mnist", 4000, 50)
+    return (X - 0.1307) / 0.3081, y, (Xq - 0.1307) / 0.3081, yq
+
+
+def text(n_rows, n_queries):
+    """Return windows of scikit-learn's descriptions of data sets, and what follows.
+
+    Queries are from later text than rows, rare characters count as one.
+    """
+    folder = resources.files("sklearn.datasets.descr")
+    files = sorted(folder.iterdir(), key=lambda file: file.name)
+    everything = "".join(f.read_text("utf-8") for f in files if f.name[-4:] == ".rst")
+    characters, codes, counts = np.unique(
+        list(everything.lower()), return_inverse=True, return_counts=True
+    )
+    common = np.sort(np.argsort(-counts)[:31])
+    names = np.full(len(characters), len(common))
+    names[common] = np.arange(len(common))
+    codes = names[codes]
+    starts = np.linspace(0, len(codes) - CONTEXT - 1, n_rows + n_queries).astype(int)
+    X = codes[starts[:, None] + np.arange(CONTEXT)].astype(np.float64)
+    y = codes[starts + CONTEXT]
+    return X[:n_rows], y[:n_rows], X[n_rows:], y[n_rows:]
+
+
+def settings():
+    """Return network, function that loads data and learning rates, by name."""
+    mlp = TorchClassifier(
+        hidden_layer_sizes=(16, 16),
+        activation="relu",
+        betas=(0.9, 0.95),
+        weight_decay=0.0,
+        batch_size=64,
+        max_epochs=1,
+    )
+    small = TorchClassifier(cnn, batch_size=50, max_epochs=3, weight_decay=0.0)
+    gpt = TorchClassifier(
+        CharacterGPT,
+        schedule="linear_warmup",
+        weight_decay=0.0,
+        batch_size=32,
+        max_epochs=3,
+    )
+    return {
+        "MLP, MNIST": (mlp, lambda: images("mnist", 4000, 50), (1e-3, 1e-4, 1e-5)),
+        "MLP, MNIST less its mean": (mlp, centred, (1e-3, 1e-4, 1e-5)),
+        "CNN, digits": (small, lambda: images("digits", 1000, 40), (1e-2, 1e-3, 1e-4)),
+        "GPT, characters": (gpt, lambda: text(256, 30), (1e-2, 1e-3, 1e-4)),
+    }
+
+
+def retrained(model, X, y, Xq, yq, entries):
+    """Return outcomes without each entry (m, q), and with a trifle less of a third."""
+    problem = model._problem(X, y)
+    batches = problem.recipe.batches
+    rows = torch.tensor(np.concatenate(batches))
+    # one row for each row of each step: weights are weights at one step then
+    ends = np.cumsum([len(batch) for batch in batches])
+    recipe = replace(problem.recipe, batches=np.split(np.arange(len(rows)), ends[:-1]))
+    changed = np.concatenate([entries, entries[::3]])
+    weights = torch.ones(len(changed) + 1, len(rows), dtype=problem.X.dtype)
+    weights[torch.arange(len(changed)), torch.tensor(changed)] = 1 - TRIFLE
+    weights[torch.arange(len(entries)), torch.tensor(entries)] = 0.0
+    params = train_stack(
+        problem.model,
+        problem.loss,
+        recipe,
+        problem.X[rows],
+        problem.targets[rows],
+        weights,
+        memory_bytes=CAP,
+    )
+    own = nn.utils.parameters_to_vector(model.module_.parameters())
+    error = (params[-1] - own.detach()).abs().max()
+    if error > 1e-9:
+        raise RuntimeError(f"the steps taken again miss the run by {error:.1e}")
+
+    outputs = stacked_outputs(problem.model, params, torch.tensor(Xq), CAP)
+    known = outputs.log_softmax(dim=-1).numpy()
+    outcomes = known[:, range(len(yq)), np.searchsorted(model.classes_, yq)]
+    return outcomes[: len(entries)], outcomes[len(entries) : -1]
+
+
+def correlations(model, data, seed):
+    """Return the correlations of WAYS with retraining; of the first for a trifle."""
+    X, y, Xq, yq = data
+    model = clone(model).set_params(random_state=seed).fit(X, y)
+    known = np.isin(yq, model.classes_)
+    Xq, yq = Xq[known], yq[known]
+    n_entries = sum(map(len, model.trajectory_.recipe.batches))
+    rng = np.random.RandomState(seed)
+    entries = np.sort(rng.choice(n_entries, N_REMOVALS, replace=False))
+    truth, trifle = retrained(model, X, y, Xq, yq, entries)
+    found = []
+    for options in WAYS.values():
+        influence = AdamWInfluence(FrozenEstimator(model), inclusion=1.0, **options)
+        steps = influence.set_params(random_state=0).fit(X, y).step_attribution(Xq, yq)
+        found.append(steps.attributions[:, entries])
+    return [loo_score(truth, A) for A in found] + [loo_score(trifle, found[0][:, ::3])]
+
+
+def main(names):
+    """Measure, print and write the table."""
+    known = settings()
+    last = ["exact less SGD-style", "relative gain", "exact, for a trifle"]
+    table = Table(
+        "Spearman correlation with retraining",
+        ["model", "learning rate", "steps", *WAYS, *last],
+    )
+
+    for name in names or known:
+        model, load, rates = known[name]
+        data = load()
+        n_steps = -(-len(data[0]) // model.batch_size) * model.max_epochs
+        for rate in rates:
+            own = clone(model).set_params(learning_rate=rate)
+            took, each = seconds(
+                lambda own=own, data=data: [
+                    correlations(own, data, seed) for seed in range(N_SEEDS)
+                ]
+            )
+            *scores, trifle = np.array(each).T
+            exact, sgd, _ = scores
+            gain = 100 * (exact.mean() / sgd.mean() - 1)
+            table.add(
+                name,
+                f"{rate:g}",
+                n_steps,
+                *map(pm, scores),
+                pm(exact - sgd),
+                f"{gain:+.0f} %",
+                pm(trifle),
+                note=f"{took:.0f} s",
+            )
+            if not names:
+                write("steps", table)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1:])

@@ -4,6 +4,7 @@ Which training rows, sources or tasks made the model do this, what would happen
 without them, and how far is the answer to be trusted?
 """
 
+from skattrib._make import make_attributor
 from skattrib.feature_selection import TaskWeightSelector
 from skattrib.influence import AdamWInfluence, DualInfluence, lookahead_training
 from skattrib.models.neural import TorchClassifier, TorchRegressor
@@ -35,5 +36,6 @@ __all__ = [
     "TrainingRecording",
     "__version__",
     "lookahead_training",
+    "make_attributor",
     "record_training",
 ]

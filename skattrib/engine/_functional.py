@@ -52,6 +52,11 @@ class FunctionalModule:
         out: Tensor = functional_call(self.module, self.unflatten(vector), (X,))
         return out if out.ndim > 1 else out[:, None]
 
+    def present_outputs(self, X: Tensor) -> Tensor:
+        """Return the outputs (n, C) of the module as it is."""
+        out: Tensor = self.module(X)
+        return out if out.ndim > 1 else out[:, None]
+
     def load(self, vector: Tensor) -> None:
         """Write a vector into the module's own parameters."""
         params = dict(self.module.named_parameters())

@@ -475,6 +475,7 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
     """A network: a recipe or a recorded run, or a module that came without either."""
 
     stacks = True
+    first_attributors = ("AdamWInfluence", "DualInfluence")
 
     @property
     def takes_tables(self):

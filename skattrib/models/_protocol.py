@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from sklearn.base import clone, is_classifier
 
-from skattrib._validation import takes_texts
-from skattrib.engine._losses import CrossEntropy, Loss, SquaredError
+from skattrib._validation import as_tensor, memory_cap, takes_texts
+from skattrib.engine._functional import FunctionalModule, chunks
+from skattrib.engine._gradients import row_gradients
+from skattrib.engine._losses import CrossEntropy, Loss, OutcomeFunction, SquaredError
 from skattrib.exceptions import UnsupportedModelError
 
 #: Attributors, and the protocol that each needs, in the order of what to try first.
@@ -66,6 +68,8 @@ class Model:
         """Return `loss` as it will be once the estimator is fitted to these rows."""
         return self.loss
 
+    #: Attributors to begin with, the first that works.
+    first_attributors: tuple[str, ...] = ("KernelSurrogateAttributor", "DualInfluence")
     #: Whether many are trained at once, as one stack.
     stacks = False
     #: Whether it repeats one recorded run, whatever the seed.
@@ -177,7 +181,10 @@ class Retrainable(Model, ABC):
 
 
 class Differentiable(Model):
-    """A model that is a module, differentiable in its parameters, and a loss."""
+    """A model that is a module, differentiable in its parameters, and a loss.
+
+    A family owes `module`, `loss` and `targets`.
+    """
 
     @property
     @abstractmethod
@@ -187,6 +194,39 @@ class Differentiable(Model):
     @abstractmethod
     def targets(self, y: Any, like: torch.Tensor) -> torch.Tensor:
         """Return targets as the loss takes them, where ``like`` is."""
+
+    def loss_gradients(self, X: Any, y: Any) -> torch.Tensor:
+        """Return the gradient of each row's loss in the parameters, (n, P)."""
+        return self._gradients(X, y, self.loss.values)
+
+    def outcome_gradients(
+        self, X: Any, y: Any, outcome: str | OutcomeFunction = "auto"
+    ) -> torch.Tensor:
+        """Return the gradient of each query's outcome in the parameters, (q, P)."""
+        return self._gradients(X, y, self.loss.outcome(outcome))
+
+    def outcomes(
+        self, X: Any, y: Any, outcome: str | OutcomeFunction = "auto"
+    ) -> torch.Tensor:
+        """Return the outcomes (q,) of queries."""
+        rows = as_tensor(X, next(self.module.parameters()))
+        with torch.no_grad():
+            outputs = FunctionalModule(self.module).present_outputs(rows)
+        return self.loss.outcome(outcome)(outputs, self.targets(y, outputs))
+
+    def _gradients(self, X: Any, y: Any, function: OutcomeFunction) -> torch.Tensor:
+        model, like = FunctionalModule(self.module), next(self.module.parameters())
+        n_outputs = model.present_outputs(as_tensor(X[:1], like)).shape[1]
+        numbers = model.n_params * n_outputs
+        size, found = int(memory_cap() / (8 * like.element_size() * numbers)), []
+        for part in chunks(len(X), size):
+            rows = as_tensor(X[part], like)
+            targets = self.targets(y[part], rows)
+            outputs, gradients = row_gradients(model, rows)
+            slopes = torch.func.grad(lambda f, t=targets: function(f, t).sum())(outputs)
+            jacobian = gradients.jacobian().view(*outputs.shape, -1)
+            found.append(torch.einsum("nc,ncp->np", slopes, jacobian))
+        return torch.cat(found)
 
 
 class Recorded(Model):

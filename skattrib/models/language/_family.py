@@ -7,6 +7,8 @@ from skattrib.models._protocol import Model
 class LanguageModel(Model):
     """A causal language model, neither trained nor differentiated as a whole."""
 
+    first_attributors = ("RISEValuator",)
+
     @property
     def takes_tables(self):
         """Whether a data frame is handed on as it is."""

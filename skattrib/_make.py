@@ -1,0 +1,63 @@
+"""The attributor to begin with, for a model."""
+
+from skattrib.influence import AdamWInfluence, DualInfluence
+from skattrib.models._as_model import as_model
+from skattrib.retrieval import RISEValuator
+from skattrib.surrogate import KernelSurrogateAttributor
+
+_CLASSES = {
+    kind.__name__: kind
+    for kind in (AdamWInfluence, DualInfluence, KernelSurrogateAttributor, RISEValuator)
+}
+
+
+def make_attributor(model, **params):
+    """Return the attributor to begin with for a model, unfitted.
+
+    Parameters
+    ----------
+    model : estimator
+        What is to be attributed, fitted or not. A pipeline, a search and a
+        `sklearn.frozen.FrozenEstimator` are looked through.
+    **params : dict
+        Further parameters of the attributor.
+
+    Returns
+    -------
+    attributor
+        By what the model is:
+
+        - a network with a recipe, or a recorded run: :class:`AdamWInfluence`;
+        - a network that was trained elsewhere, frozen: :class:`DualInfluence`;
+        - a causal language model: :class:`RISEValuator`;
+        - any other estimator that can be fitted to weighted rows:
+          :class:`KernelSurrogateAttributor`, by retraining.
+
+    Raises
+    ------
+    ValueError
+        If nothing can be attributed to this model's rows.
+
+    See Also
+    --------
+    DualInfluence : Cheaper, for networks of every kind.
+
+    Examples
+    --------
+    >>> from sklearn.ensemble import RandomForestClassifier
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> from skattrib import TorchClassifier, make_attributor
+    >>> pipeline = make_pipeline(StandardScaler(), TorchClassifier())
+    >>> type(make_attributor(pipeline)).__name__
+    'AdamWInfluence'
+    >>> type(make_attributor(RandomForestClassifier())).__name__
+    'KernelSurrogateAttributor'
+    """
+    found = as_model(model)
+    if hasattr(found, "check"):
+        found.check()
+    for name in found.first_attributors:
+        if name in found.attributors():
+            return _CLASSES[name](model, **params)
+    raise found.lacks("make_attributor", "a way to train it again, or gradients")

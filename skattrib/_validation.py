@@ -148,7 +148,8 @@ def seed_unset(estimator, random_state):
         name
         for name, value in estimator.get_params(deep=True).items()
         if (name == "random_state" or name.endswith("__random_state"))
-        and not isinstance(value, numbers.Integral)
+        # a str: scikit-learn's "deprecated"
+        and not isinstance(value, numbers.Integral | str)
     )
     estimator.set_params(**{name: int(rng.randint(_MAX_SEED)) for name in unset})
 

@@ -104,7 +104,7 @@ def test_frozen_pipelines_are_taken_as_they_are():
     whole = DualInfluence(clone(fitted), random_state=0).fit(X[:50], y[:50])
     assert_allclose(frozen.attribute(Xq, yq), whole.attribute(Xq, yq), atol=1e-12)
     assert frozen.estimator_.estimator is fitted
-    run = AdamWInfluence(FrozenEstimator(fitted)).fit(X[:50], y[:50])
+    run = AdamWInfluence(FrozenEstimator(fitted), random_state=0).fit(X[:50], y[:50])
     assert run.inclusion_ == 1
     assert -1 <= run.score(Xq, yq) <= 1
 

@@ -98,8 +98,10 @@ def test_copies_of_the_queries_do_not_flatter_the_recall(digits, copies):
     rows = np.repeat(np.arange(1500), copies)
     ours = RISEValuator(net, channels=("h",), algorithm="faiss", **OPTIONS)
     ours.fit(X[rows], y[rows])
-    here = ours.diagnose(X[-200:], y[-200:]).search_recall
-    assert abs(ours.search_recall_ - here) < 0.05
+    # a diagnosis asks 64 queries, whose mean alone is off by .05 once in a while
+    parts = [slice(start, start + 64) for start in range(1500, 1756, 64)]
+    here = [ours.diagnose(X[part], y[part]).search_recall for part in parts]
+    assert abs(ours.search_recall_ - np.mean(here)) < 0.05
 
 
 def test_equal_rows_are_as_good(digits):

@@ -385,7 +385,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         return partial(self._predict_outcomes, X, y, outcome=outcome)
 
     def score(self, X, y):
-        """Score how well predicted outcomes rank really retrained ones.
+        """Score how well predicted outcomes rank retrained ones.
 
         Trains `n_retrainings` models, each on a random `retrain_size` of the units;
         fewer where there are not so many different subsets.

@@ -414,7 +414,7 @@ BAD_INPUT = {
     ),
     "a pipeline": (
         {"estimator": make_pipeline(StandardScaler(), TorchClassifier())},
-        r"Pipeline; preprocess before GradientTransformer.*make_pipeline\(",
+        r"as the network does: preprocess before it, make_pipeline\(",
     ),
     "a bare module": ({"estimator": nn.Identity()}, "is a torch module; wrap it"),
     "a projection that is none": (

@@ -3,7 +3,7 @@
 ``header.json`` says what the index is of and how many rows are in it,
 ``tables.safetensors`` holds hash tables, ``signatures.bin`` and ``norms.bin`` the rows,
 ``checksums.bin`` a number for each that tells of a flipped bit in it. Whatever knows a
-file's name or layout belongs here. A folder from strangers can do no more than be
+file's name or layout belongs here. A folder of unknown origin can do no more than be
 refused: nothing in it is run, followed or larger in memory than on disk.
 """
 

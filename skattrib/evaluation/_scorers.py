@@ -24,7 +24,7 @@ def lds_scorer(estimator: Any, X: ArrayLike, y: ArrayLike) -> float:
     -------
     float
         Linear datamodeling score in [-1, 1]: the mean rank correlation between
-        predicted and really retrained outcomes.
+        predicted and retrained outcomes.
 
     Raises
     ------

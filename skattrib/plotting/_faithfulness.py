@@ -1,4 +1,4 @@
-"""Predicted against really retrained outcomes."""
+"""Predicted against retrained outcomes."""
 
 import numpy as np
 from sklearn.utils._param_validation import Interval, RealNotInt, validate_params

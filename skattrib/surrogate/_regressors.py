@@ -200,7 +200,7 @@ def _warn_if_repeated(X):
     if repeated:
         warnings.warn(
             f"{repeated} of {len(X)} subsets repeat another one: left out, they are "
-            "foretold by their twin, and 'loocv' chooses too small a ridge. Average "
+            "predicted by their twin, and 'loocv' chooses too small a ridge. Average "
             "their outcomes, or pass a number.",
             UserWarning,
             stacklevel=4,

@@ -59,11 +59,8 @@ class GradientDot(BaseAttributor):
 
     def fit(self, X, y, tasks=None, **fit_params):
         """Train the model and keep the gradients of the rows' losses."""
-        rate, positive = (
-            self.learning_rate,
-            {"min_val": 0, "include_boundaries": "neither"},
-        )
-        check_scalar(rate, "learning_rate", Real, **positive)
+        positive = {"min_val": 0, "include_boundaries": "neither"}
+        check_scalar(self.learning_rate, "learning_rate", Real, **positive)
         return self._fit(X, y, tasks, fit_params)
 
     def _check_estimator(self, estimator):

@@ -49,35 +49,21 @@ from tests.extension.neighbors import (
 )
 from tests.extension.softmax import Softmax
 from tests.test_common import TRANSFORMER_CHECKS, draws_globally, short_name
+from tests.test_contributing import private_names
 from tests.test_losses import N, dense_newton, numbers, rows
 
 HERE = Path(__file__).parent
-FILES = [path for path in HERE.glob("*.py") if path.stem not in ("test_extension",)]
-PACKAGE = [path for path in FILES if path.stem not in ("__init__", "conftest")]
-ATTRIBUTOR = HERE.parents[1] / "doc" / "contributing" / "gradient_dot.py"
+PACKAGE = sorted(
+    path
+    for path in HERE.glob("*.py")
+    if path.stem not in ("__init__", "conftest", "test_extension")
+)
 
 
-# -------------------------------------------------------------- public names only
-def private_imports(path):
-    """Names that a file imports of which a part begins with an underscore."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return [n for n in names if any(part.startswith("_") for part in n.split("."))]
-
-
-@pytest.mark.parametrize("path", [*PACKAGE, ATTRIBUTOR], ids=lambda p: p.stem)
+# ------------------------------------------------------------------- what it takes
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda path: path.stem)
 def test_it_imports_public_names_only(path):
-    assert not private_imports(path)
-
-
-def test_a_private_name_is_found(tmp_path):
-    path = tmp_path / "file.py"
-    path.write_text("from skattrib.engine._losses import Loss\nimport skattrib\n")
-    assert private_imports(path) == ["skattrib.engine._losses.Loss"]
+    assert not private_names(path.read_text(encoding="utf-8"))
 
 
 def test_each_extension_is_one_file():

@@ -266,7 +266,7 @@ def dense(y):
 
 def has_columns(y):
     """Say whether targets have several columns."""
-    shape = y.shape if sparse.issparse(y) else np.shape(y)
+    shape = y.shape if sparse.issparse(y) else np.asarray(y).shape
     return len(shape) == 2 and shape[1] > 1
 
 

@@ -9,7 +9,7 @@ from numbers import Integral, Real
 import numpy as np
 import pandas as pd
 import torch
-from sklearn import config_context
+from sklearn import config_context, get_config
 from sklearn.base import (
     BaseEstimator,
     MetaEstimatorMixin,
@@ -60,6 +60,7 @@ from skattrib.models._outcomes import (
     check_own_outcome,
 )
 from skattrib.models._parts import Parts, searched
+from skattrib.models._repeatable import check_repeatable
 from skattrib.models.neural import TorchClassifier, make_estimator
 
 __all__ = ["BaseAttributor"]
@@ -70,8 +71,105 @@ FEWEST_RETRAININGS = 8
 class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
     """Base class of attributors: fit, attribute, predict outcomes, be checked.
 
-    A subclass implements `_fit_attributor`, `_attribute` and `_predict_outcomes` on
-    validated arrays.
+    It validates what the user passes, trains the model, and compares predictions with
+    retraining. A subclass works on validated arrays only.
+
+    Attributes
+    ----------
+    estimator_ : estimator
+        The fitted model, transformers included.
+    X_train_, y_train_ : ndarray or DataFrame
+        Copies of the training rows and their targets.
+    n_units_ : int
+        Number of units: rows, or tasks.
+    unit_names_ : ndarray of shape (n_units,)
+        Their names.
+    estimand_ : str
+        What an attribution is. The subclass sets it in `_fit_attributor`.
+
+    See Also
+    --------
+    as_model : Gives gradients, outcomes and retraining of a model.
+
+    Notes
+    -----
+    The ``__init__`` of a subclass only stores its parameters. These must be among them,
+    with the meaning that they have in `DualInfluence`: ``estimator``, ``outcome``,
+    ``n_retrainings``, ``retrain_size``, ``memory``, ``n_jobs``, ``random_state`` and
+    ``verbose``. Its ``fit(X, y, tasks=None, **fit_params)`` checks parameters of its
+    own and returns ``self._fit(X, y, tasks, fit_params)``.
+
+    A subclass writes these methods:
+
+    ``_check_estimator(estimator)``
+        Raise if the attributor cannot use this model, before anything is trained. The
+        model is the last step of a pipeline, and is not fitted unless it is frozen.
+        May be left out.
+    ``_before_training(estimator, X, y)``
+        Prepare what needs the rows and the units, but no trained model. May be left
+        out.
+    ``_fit_attributor()``
+        Learn from the trained model and the rows. Set ``estimand_``.
+    ``_attribute(X, y, outcome)``
+        Return attributions (n_queries, n_units) and their standard errors, or None in
+        place of these. Change nothing: queries may come from several threads.
+    ``_predict_outcomes(X, y, weights, outcome)``
+        Return the outcomes (n_weightings, n_queries) of models that are trained with
+        these weights (n_weightings, n_units) of the units.
+
+    It may read these from ``_fit_attributor`` on:
+
+    ``_model``
+        The fitted model, without the transformers before it. Pass it to `as_model`.
+    ``_features``
+        The training rows as ``_model`` takes them. Queries that a method gets are
+        transformed already, too.
+    ``_row_weights``
+        Weights (n_samples,) of the rows, 1 unless the user passed `sample_weight`.
+    ``_unit_of_row``
+        Number (n_samples,) of the unit that each row belongs to.
+    ``_by_unit(values)``
+        Multiply values (..., n_samples) of the rows by their weights, and add them up
+        to units (..., n_units).
+    ``_fit_seed``
+        Seed (int) for what the subclass draws in ``_fit_attributor``.
+
+    Examples
+    --------
+    An attributor that counts rows of the same class as the query:
+
+    >>> import numpy as np
+    >>> from sklearn.base import clone
+    >>> from sklearn.datasets import load_iris
+    >>> from skattrib import TorchClassifier
+    >>> from skattrib.extension import BaseAttributor, as_model
+    >>> class SameClass(BaseAttributor):
+    ...     def __init__(self, estimator=None, *, outcome="auto", n_retrainings=32,
+    ...                  retrain_size=0.5, memory=None, n_jobs=None,
+    ...                  random_state=None, verbose=0):
+    ...         self.estimator, self.outcome = estimator, outcome
+    ...         self.n_retrainings, self.retrain_size = n_retrainings, retrain_size
+    ...         self.memory, self.n_jobs = memory, n_jobs
+    ...         self.random_state, self.verbose = random_state, verbose
+    ...
+    ...     def fit(self, X, y, tasks=None, **fit_params):
+    ...         return self._fit(X, y, tasks, fit_params)
+    ...
+    ...     def _fit_attributor(self):
+    ...         self.estimand_ = "whether the classes are the same, no effect"
+    ...
+    ...     def _attribute(self, X, y, outcome):
+    ...         same = y[:, None] == self.y_train_
+    ...         return self._by_unit(same - same.mean(axis=1, keepdims=True)), None
+    ...
+    ...     def _predict_outcomes(self, X, y, weights, outcome):
+    ...         present = as_model(self._model).outcomes(X, y, outcome).numpy()
+    ...         return present - (1 - weights) @ self._attribute(X, y, outcome)[0].T
+    >>> X, y = load_iris(return_X_y=True)
+    >>> network = TorchClassifier(max_epochs=20, random_state=0)
+    >>> same = SameClass(network, random_state=0).fit(X, y)
+    >>> same.attribute(X[:1], y[:1])[0, ::50].round(2)
+    array([ 0.67, -0.33, -0.33])
     """
 
     _parameter_constraints: dict = {
@@ -115,6 +213,9 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
 
     # -------------------------------------------------------------------- fit
     def _fit(self, X, y, tasks, fit_params):
+        """Check the parameters that all attributors have, fit, and return self."""
+        if not get_config()["skip_parameter_validation"]:
+            self._validate_params()
         with unchanged_on_error(self):
             self._validate_and_fit(X, y, tasks, fit_params)
         return self
@@ -152,6 +253,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         self._before_training(parts.model, features, y)
         with config_context(enable_metadata_routing=False):
             parts.fit_model(features, y, **model_params)
+        check_repeatable(as_model(parts.model), features)
         self.estimator_ = parts.whole if search is None else search
         # copies: changed in place by the user, they would not be what was trained on
         self.X_train_, self.y_train_ = X.copy(), y.copy()

@@ -42,6 +42,7 @@ from skattrib.engine._sketch import (
 from skattrib.models._as_model import as_model, check_recipe
 from skattrib.models._outcomes import OUTCOMES, check_own_outcome
 from skattrib.models._parts import Parts, is_search
+from skattrib.models._repeatable import check_repeatable
 from skattrib.models.neural import make_estimator
 
 __all__ = ["CountSketchTransformer", "GradientTransformer"]
@@ -394,7 +395,8 @@ class GradientTransformer(
         self._outcome = check_own_outcome(self.outcome, estimator, n_outputs, loss)
         _check_n_features(estimator, X, reset=False)
         self.estimator_ = estimator.fit(X, y, sample_weight=sample_weight)
-        estimator._raw_outputs(X[:2])  # a wrapped module of another width
+        # a wrapped module of another width is found, too
+        check_repeatable(as_model(estimator), X)
         n_params = FunctionalModule(estimator.module_).n_params
         self.projection_, self._n_features_out = projection, n_params
         if projection is not None:

@@ -14,6 +14,7 @@ from joblib.externals.loky import get_reusable_executor
 from sklearn.utils import check_random_state
 
 import skattrib.models._network
+from tests.registries import registered, restore
 
 torch.set_num_threads(1)
 
@@ -42,6 +43,14 @@ def _global_rng(request):
     if request.node.get_closest_marker("touches_global_rng") is None:
         changed = [k for k, same in _untouched_global_states().items() if not same]
         assert not changed, f"the global random state of {changed} was changed"
+
+
+@pytest.fixture(autouse=True)
+def _registries():
+    """Forget the optimizers and models that a test registers."""
+    before = registered()
+    yield
+    restore(before)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,7 +1,9 @@
-"""The attributor of the page for contributors is a complete one."""
+"""The pages for contributors: their code runs, and the attributor is a complete one."""
 
+import ast
 import copy
 import doctest
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,14 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from doc.contributing import gradient_dot
 from skattrib import TorchClassifier, TorchRegressor
+from skattrib.engine._optimizers import OPTIMIZERS
 from tests.test_common import TRANSFORMER_CHECKS, draws_globally, short_name
+from tests.test_user_guide import FLAGS, Checker
+
+DOC = Path(__file__).resolve().parents[1] / "doc"
+PAGES = sorted((DOC / "contributing").glob("*.rst"))
+# About a screen.
+LONGEST_PAGE = 75
 
 INSTANCES = [
     gradient_dot.GradientDot(n_retrainings=8),
@@ -78,6 +87,63 @@ def test_ranks_retrained_networks_better_than_chance():
     network, train, queries = wine()
     found = gradient_dot.GradientDot(network, random_state=0).fit(*train)
     assert found.score(*queries) > 0.2
+
+
+@pytest.fixture(params=PAGES, ids=lambda page: page.stem)
+def page(request):
+    """A page's text, and its code as a doctest."""
+    text = request.param.read_text(encoding="utf-8")
+    name = request.param.stem
+    parser = doctest.DocTestParser()
+    return text, parser.get_doctest(text, {}, name, str(request.param), 0)
+
+
+def test_code_of_the_page(page, monkeypatch):
+    monkeypatch.syspath_prepend(DOC / "contributing")
+    _, test = page
+    report = []
+    runner = doctest.DocTestRunner(checker=Checker(), optionflags=FLAGS)
+    runner.run(test, out=report.append)
+    assert test.examples
+    assert not runner.failures, "".join(report)
+
+
+def test_the_page_is_short_and_imports_public_names_only(page):
+    text, test = page
+    assert len(text.splitlines()) <= LONGEST_PAGE
+    assert not private_names("".join(example.source for example in test.examples))
+
+
+def test_the_attributor_imports_public_names_only():
+    source = (DOC / "contributing" / "gradient_dot.py").read_text(encoding="utf-8")
+    assert not private_names(source)
+    assert private_names("from skattrib.engine._losses import Loss")
+
+
+def private_names(source):
+    """Names that are imported and have a part that begins with an underscore."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return [n for n in names if any(part.startswith("_") for part in n.split("."))]
+
+
+def test_pages_are_listed():
+    listed = (DOC / "contributing.rst").read_text(encoding="utf-8").split()
+    assert {page.stem for page in PAGES} == {
+        "add_attributor",
+        "add_loss",
+        "add_model",
+        "add_optimizer",
+    }
+    assert all(f"contributing/{page.stem}" in listed for page in PAGES)
+
+
+def test_what_a_page_registers_is_forgotten():
+    assert "lion" not in OPTIMIZERS
 
 
 def test_example_of_the_docstring():

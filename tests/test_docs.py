@@ -6,6 +6,7 @@ from pathlib import Path
 
 import skattrib
 import skattrib.evaluation
+import skattrib.extension
 import skattrib.language
 import skattrib.optimizers
 import skattrib.plotting
@@ -37,6 +38,7 @@ def test_api_page_lists_the_public_names():
         for module in (
             skattrib,
             skattrib.evaluation,
+            skattrib.extension,
             skattrib.language,
             skattrib.optimizers,
             skattrib.plotting,

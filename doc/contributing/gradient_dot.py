@@ -3,14 +3,9 @@
 from numbers import Real
 
 import torch
-from sklearn.base import _fit_context
-from sklearn.utils._param_validation import Interval
+from sklearn.utils import check_scalar
 
-from skattrib._validation import as_tensor, memory_cap
-from skattrib.base import BaseAttributor
-from skattrib.engine._functional import FunctionalModule, chunks
-from skattrib.engine._gradients import row_gradients
-from skattrib.models._network import unfrozen
+from skattrib.extension import BaseAttributor, Differentiable, as_model
 
 
 class GradientDot(BaseAttributor):
@@ -39,11 +34,6 @@ class GradientDot(BaseAttributor):
     ((3, 150), True)
     """
 
-    _parameter_constraints: dict = {
-        **BaseAttributor._parameter_constraints,
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
-    }
-
     def __init__(
         self,
         estimator=None,
@@ -67,18 +57,21 @@ class GradientDot(BaseAttributor):
         self.random_state = random_state
         self.verbose = verbose
 
-    @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X, y, tasks=None, **fit_params):
         """Train the model and keep the gradients of the rows' losses."""
+        positive = {"min_val": 0, "include_boundaries": "neither"}
+        check_scalar(self.learning_rate, "learning_rate", Real, **positive)
         return self._fit(X, y, tasks, fit_params)
 
     def _check_estimator(self, estimator):
-        unfrozen(estimator, self)  # a network of ours, frozen or not; else it raises
+        model = as_model(estimator)
+        if not isinstance(model, Differentiable):
+            raise model.lacks("GradientDot", "gradients")
 
     def _fit_attributor(self):
-        loss = self.estimator_.loss_function_.values
-        gradients = self._gradients(self.X_train_, self.y_train_, loss)
-        weights = as_tensor(self._row_weights, gradients)
+        model = as_model(self._model)
+        gradients = model.loss_gradients(self._features, self.y_train_)
+        weights = torch.tensor(self._row_weights).to(gradients)
         share = self.learning_rate / weights.sum()
         # without a row, the mean is over the others: only ratios of weights matter
         self._steps = -share * (gradients - weights @ gradients / weights.sum())
@@ -87,29 +80,10 @@ class GradientDot(BaseAttributor):
             "all rows, minus the same without this unit"
         )
 
-    def _gradients(self, X, y, function):
-        """Return the gradients (n, P) of function(outputs, targets) of each row."""
-        module = self.estimator_.module_
-        model, like = FunctionalModule(module), next(module.parameters())
-        numbers = model.n_params * self.estimator_.n_outputs_
-        size, found = int(memory_cap() / (8 * like.element_size() * numbers)), []
-        for part in chunks(len(X), size):
-            rows = as_tensor(X[part], like)
-            targets = self.estimator_._targets(y[part], rows)
-            outputs, gradients = row_gradients(model, rows)
-            slopes = torch.func.grad(lambda f, t=targets: function(f, t).sum())(outputs)
-            jacobian = gradients.jacobian().view(*outputs.shape, -1)
-            found.append(torch.einsum("nc,ncp->np", slopes, jacobian))
-        return torch.cat(found)
-
     def _attribute(self, X, y, outcome):
-        function = self.estimator_.loss_function_.outcome(outcome)
-        queries = self._gradients(X, y, function)
+        queries = as_model(self._model).outcome_gradients(X, y, outcome)
         return self._by_unit((queries @ self._steps.T).cpu().numpy()), None
 
     def _predict_outcomes(self, X, y, weights, outcome):
-        function = self.estimator_.loss_function_.outcome(outcome)
-        outputs = self.estimator_._raw_outputs(X)
-        present = function(outputs, self.estimator_._targets(y, outputs))
-        lost = (1 - weights) @ self._attribute(X, y, outcome)[0].T
-        return present.cpu().numpy() - lost
+        present = as_model(self._model).outcomes(X, y, outcome).cpu().numpy()
+        return present - (1 - weights) @ self._attribute(X, y, outcome)[0].T

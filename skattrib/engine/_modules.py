@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -22,6 +23,16 @@ _RANDOM = (nn.modules.dropout._DropoutNd, nn.AlphaDropout, nn.RReLU)
 
 # A factory draws from torch's global generator, which threads share.
 _global_generator = threading.RLock()
+
+
+@contextmanager
+def generator_kept() -> Iterator[None]:
+    """Leave torch's global generator as it was, and other threads out meanwhile.
+
+    CUDA generators are not touched.
+    """
+    with _global_generator, torch.random.fork_rng(devices=[]):
+        yield
 
 
 def build_mlp(
@@ -48,9 +59,9 @@ def call_seeded(
 ) -> nn.Module:
     """Call a factory with torch's generator seeded, and leave the generator as it was.
 
-    CUDA generators are not touched: the factory builds on the CPU.
+    The factory builds on the CPU.
     """
-    with _global_generator, torch.random.fork_rng(devices=[]):
+    with generator_kept():
         torch.default_generator.manual_seed(seed)
         return factory(n_inputs, n_outputs)
 
@@ -126,7 +137,7 @@ def probe_rows(module: nn.Module, X: Tensor) -> str | None:
     Catches custom layers that `find_unsuitable_layers` cannot know.
     """
     state = {k: v.clone() for k, v in module.state_dict().items()}
-    with torch.no_grad(), _global_generator, torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), generator_kept():
         together = module(X)
         again = module(X)
         alone = torch.cat([module(row[None]) for row in X])

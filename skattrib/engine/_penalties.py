@@ -27,8 +27,26 @@ def scale_with(regularization: Regularization, share: Tensor) -> Tensor:
 class Penalty(ABC):
     """A term of the training objective that depends on the parameters alone.
 
-    Parameters are flat, (..., P). A penalty leaves out parameters such as an intercept
-    by a strength of 0 for them.
+    A subclass owes `value`, `diagonal` and `prox`. A penalty leaves out parameters such
+    as an intercept by a strength of 0 for them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skattrib.extension import Penalty
+    >>> class Quartic(Penalty):
+    ...     def value(self, params):
+    ...         return 0.25 * params.pow(4).sum(-1)
+    ...     def diagonal(self, params):
+    ...         return 3 * params.square()
+    ...     def prox(self, params, step):
+    ...         moved = params.clone()
+    ...         for _ in range(50):  # Newton
+    ...             slope = moved - params + step * moved.pow(3)
+    ...             moved = moved - slope / (1 + 3 * step * moved.square())
+    ...         return moved
+    >>> Quartic().prox(torch.tensor([2.0]), 1.0)
+    tensor([1.])
     """
 
     #: How it follows the sum of the rows' weights, see `scale_with`.
@@ -36,18 +54,64 @@ class Penalty(ABC):
 
     @abstractmethod
     def value(self, params: Tensor) -> Tensor:
-        """Return the penalty (...)."""
+        """Return the penalty.
+
+        Parameters
+        ----------
+        params : Tensor of shape (..., P)
+            Flat parameters.
+
+        Returns
+        -------
+        Tensor of shape (...)
+            One number for each model.
+        """
 
     @abstractmethod
     def diagonal(self, params: Tensor) -> Tensor:
-        """Return the second derivative in each parameter, 0 at a kink."""
+        """Return the second derivative in each parameter.
+
+        Parameters
+        ----------
+        params : Tensor of shape (..., P)
+            Flat parameters.
+
+        Returns
+        -------
+        Tensor of shape (..., P)
+            0 at a kink.
+        """
 
     @abstractmethod
     def prox(self, params: Tensor, step: float) -> Tensor:
-        """Return argmin_u penalty(u) + ‖u − params‖² / (2 step)."""
+        """Return argmin_u penalty(u) + ‖u − params‖² / (2 step).
+
+        Parameters
+        ----------
+        params : Tensor of shape (..., P)
+            Flat parameters.
+        step : float
+            Length of the step; at 0 the parameters stay.
+
+        Returns
+        -------
+        Tensor of shape (..., P)
+            Where the penalty has moved them.
+        """
 
     def scale(self, share: Tensor) -> Tensor:
-        """Return the factor on the penalty for shares of the weights of all rows."""
+        """Return the factor on the penalty for shares of the weights of all rows.
+
+        Parameters
+        ----------
+        share : Tensor
+            Sum of the weights that are left, over that of all rows.
+
+        Returns
+        -------
+        Tensor
+            Of the shape of ``share``.
+        """
         return scale_with(self.regularization, share)
 
 

@@ -44,21 +44,23 @@ def register_model(
     Raises
     ------
     TypeError
-        If one of the two is not such a class.
+        If one of the two is not such a class, or the family lacks what it owes.
     ValueError
         If the class has a family already.
 
     Examples
     --------
     >>> from sklearn.neighbors import KNeighborsClassifier
+    >>> from skattrib import make_attributor
     >>> from skattrib.extension import Retrainable, register_model
-    >>> class Neighbors(Retrainable):
+    >>> class MyNeighbors(KNeighborsClassifier):
+    ...     pass
+    >>> @register_model(MyNeighbors)
+    ... class Neighbors(Retrainable):
     ...     def retrain(self, X, y, weights, seed):
     ...         return self.clone().fit(X[weights > 0], y[weights > 0])
-    >>> class Mine(KNeighborsClassifier):
-    ...     pass
-    >>> register_model(Mine, Neighbors).__name__
-    'Neighbors'
+    >>> type(make_attributor(MyNeighbors())).__name__
+    'KernelSurrogateAttributor'
     """
     if not isinstance(estimator_class, type):
         raise TypeError(f"estimator_class must be a class, got {estimator_class!r}.")
@@ -69,6 +71,8 @@ def register_model(
                 f"family must be a class derived from Retrainable, Differentiable or "
                 f"Recorded, got {found!r}."
             )
+        if owed := ", ".join(sorted(getattr(found, "__abstractmethods__", ()))):
+            raise TypeError(f"{found.__name__} lacks {owed}, which its protocol owes.")
         if estimator_class in _FAMILIES:
             raise ValueError(
                 f"{estimator_class.__name__} is registered already, as "
@@ -89,8 +93,37 @@ def _registered(
 def as_model(estimator: Any) -> Model:
     """Return an estimator as a model of its family.
 
-    What only wraps it is looked through: a `FrozenEstimator`, the last step of a
-    pipeline, and what a search chose, or would train.
+    Parameters
+    ----------
+    estimator : estimator
+        Fitted or not. What only wraps it is looked through: a
+        `sklearn.frozen.FrozenEstimator`, the last step of a pipeline, and what a search
+        chose, or would train.
+
+    Returns
+    -------
+    Retrainable, Differentiable or Recorded
+        Whichever of these its family implements, perhaps all three.
+
+    Raises
+    ------
+    ValueError
+        If it is a torch module that is not wrapped, or a pipeline that ends in a
+        transformer.
+
+    See Also
+    --------
+    register_model : Adds a family.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from skattrib import TorchClassifier
+    >>> from skattrib.extension import Differentiable, as_model
+    >>> isinstance(as_model(TorchClassifier()), Differentiable)
+    True
+    >>> as_model(LogisticRegression()).attributors()
+    ['KernelSurrogateAttributor', 'LinearSurrogateAttributor']
     """
     if isinstance(estimator, nn.Module):
         raise ValueError(

@@ -4,8 +4,10 @@ How these reach the estimator's own fit, and training on subsets as well, belong
 what they must look like is in `_validation`.
 """
 
+import numpy as np
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import _routing_enabled, process_routing
+from sklearn.utils.validation import has_fit_parameter
 
 from skattrib._validation import check_sample_weight, float_dtype
 from skattrib.models._as_model import as_model
@@ -45,10 +47,22 @@ def row_weights(estimator, fit_params, X):
         weights = _recorded_weights(model, weights)
     if model.takes_texts:
         return weights, {}  # nothing is trained
+    if not has_fit_parameter(model.estimator, "sample_weight"):
+        _check_all_one(weights, model)
+        return weights, params
     if given is not None or not (model.stacks and name == "sample_weight"):
         # as subsets are trained: a forest draws other rows without any weights
         params["sample_weight"] = weights
     return weights, params
+
+
+def _check_all_one(weights, model):
+    """Raise if rows have weights, and the fit of the model takes none."""
+    if np.any(weights != 1):
+        raise ValueError(
+            f"fit of {model.name} takes no sample_weight: it cannot be trained on "
+            "weighted rows. Leave the weights out."
+        )
 
 
 def _flat(estimator, params):

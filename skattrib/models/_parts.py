@@ -15,6 +15,11 @@ from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+_NOT_FITTED = (
+    "The frozen %(name)s is not fitted: fit it first, or leave FrozenEstimator out to "
+    "have it trained."
+)
+
 
 class Parts:
     """Transformers and the model after them.
@@ -37,14 +42,15 @@ class Parts:
         self._frozen = isinstance(estimator, FrozenEstimator)
         inner = estimator.estimator if self._frozen else estimator
         if self._frozen and isinstance(inner, BaseSearchCV):
-            check_is_fitted(inner)
+            check_is_fitted(inner, msg=_NOT_FITTED)
             inner = inner.best_estimator_
 
         self._before: list[Pipeline] = []
+        self._last: Pipeline | None = None
         while isinstance(inner, Pipeline):
             if len(inner.steps) > 1:
                 self._before.append(inner[:-1])
-            inner = inner.steps[-1][1]
+            self._last, inner = inner, inner.steps[-1][1]
             _check_last(inner)
         wrap = self._frozen and not isinstance(inner, FrozenEstimator)
         self.model = FrozenEstimator(inner) if wrap else inner
@@ -56,6 +62,9 @@ class Parts:
 
     def fit_transformers(self, X: Any, y: Any) -> Any:
         """Fit what comes before the model, unless it is frozen; return its rows."""
+        for part in (self.whole, self.model):
+            if isinstance(part, FrozenEstimator):
+                check_is_fitted(part.estimator, msg=_NOT_FITTED)
         if self._frozen:
             return self.features(X)
         for steps in self._before:
@@ -71,6 +80,14 @@ class Parts:
     def fit_model(self, features: Any, y: Any, **fit_params: Any) -> None:
         """Fit the model; the whole is fitted with it."""
         self.model.fit(features, y, **fit_params)
+
+    def replace_model(self, fitted: Any) -> None:
+        """Put a fitted model in the place of the model."""
+        self.model = fitted
+        if self._last is None:
+            self.whole = fitted
+        else:
+            self._last.steps[-1] = (self._last.steps[-1][0], fitted)
 
 
 def _check_last(step: Any) -> None:

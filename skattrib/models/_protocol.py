@@ -65,7 +65,20 @@ class Model:
         return CrossEntropy() if is_classifier(self.estimator) else SquaredError()
 
     def future_loss(self, X: Any, y: Any) -> Loss:
-        """Return `loss` as it will be once the estimator is fitted to these rows."""
+        """Return `loss` as it will be once the estimator is fitted to these rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+            Training rows.
+        y : ndarray of shape (n,) or (n, n_outputs)
+            Their targets.
+
+        Returns
+        -------
+        Loss
+            Here the one that it has.
+        """
         return self.loss
 
     #: Attributors to begin with, the first that works.
@@ -81,23 +94,63 @@ class Model:
         return False
 
     def network(self, user: Any) -> Any:
-        """Return the network that it is; raise where it is none.
+        """Return the network of skattrib that it is.
 
-        ``user`` is the attributor that needs it.
+        Parameters
+        ----------
+        user : attributor
+            Who needs it.
+
+        Returns
+        -------
+        TorchClassifier or TorchRegressor
+            The estimator itself.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If it is none.
         """
         name = type(user).__name__
         raise self.lacks(name, "gradients")
 
     def check_targets(self, y: Any) -> None:
-        """Raise on targets of queries that a fitted model cannot have."""
+        """Raise on targets of queries that a fitted model cannot have.
+
+        Parameters
+        ----------
+        y : ndarray of shape (q,) or (q, n_outputs)
+            Targets.
+        """
 
     def attributors(self) -> list[str]:
-        """Return the names of the attributors that work for it."""
+        """Return the names of the attributors of the package that work for it.
+
+        Returns
+        -------
+        list of str
+            Names of classes, in the order of what to try first.
+        """
         kinds = protocols(self)
+        if type(self).network is Model.network:  # the others are written for networks
+            kinds -= {"Differentiable", "Recorded"}
         return [name for name, needed in _NEEDS.items() if needed in kinds]
 
     def lacks(self, user: str, what: str) -> UnsupportedModelError:
-        """Return the error that says what it lacks, and who does without."""
+        """Return the error that says what it lacks, and who does without.
+
+        Parameters
+        ----------
+        user : str
+            Name of the attributor.
+        what : str
+            What that needs.
+
+        Returns
+        -------
+        UnsupportedModelError
+            To be raised.
+        """
         others = [name for name in self.attributors() if name != user]
         cure = f"Use {' or '.join(others)}" if others else "No attributor can use it"
         return UnsupportedModelError(
@@ -113,6 +166,33 @@ class Retrainable(Model, ABC):
 
     `retrain` is all that a family owes; the targets and outputs of classifiers and
     regressors of scikit-learn are known.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Fitted or not, without what only wraps it.
+    frozen : bool, default=False
+        Whether it was given as one that must not be trained.
+
+    See Also
+    --------
+    register_model : Says which estimators are of a family.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.neighbors import KNeighborsClassifier
+    >>> from skattrib.extension import Retrainable
+    >>> class Neighbors(Retrainable):
+    ...     def retrain(self, X, y, weights, seed):
+    ...         return self.clone().fit(X[weights > 0], y[weights > 0])
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = Neighbors(KNeighborsClassifier())
+    >>> fitted = model.retrain(X, y, weights=(y != 1).astype(float), seed=0)
+    >>> fitted.classes_
+    array([0, 2])
+    >>> model.of(fitted).outputs(X[:3]).shape
+    torch.Size([3, 2])
     """
 
     @abstractmethod
@@ -122,7 +202,9 @@ class Retrainable(Model, ABC):
         Parameters
         ----------
         X : array-like of shape (n, n_features)
+            Training rows.
         y : ndarray of shape (n,) or (n, n_outputs)
+            Their targets.
         weights : ndarray of shape (n,)
             0 is absent.
         seed : int
@@ -135,7 +217,13 @@ class Retrainable(Model, ABC):
         """
 
     def check(self) -> None:
-        """Raise ValueError unless outcomes of retrained models can be had."""
+        """Raise unless outcomes of retrained models can be had.
+
+        Raises
+        ------
+        ValueError
+            If it is a classifier without probabilities.
+        """
         classifier = is_classifier(self.estimator)
         if classifier and not hasattr(self.estimator, "predict_proba"):
             raise ValueError(
@@ -144,15 +232,43 @@ class Retrainable(Model, ABC):
             )
 
     def of(self, fitted: Any) -> Retrainable:
-        """Return another estimator, such as `retrain` returns, as a model like this."""
+        """Return another estimator as a model like this.
+
+        Parameters
+        ----------
+        fitted : estimator
+            Such as `retrain` returns.
+
+        Returns
+        -------
+        Retrainable
+            Of the same family.
+        """
         return type(self)(fitted)
 
     def clone(self) -> Any:
-        """Return an unfitted copy of the estimator."""
+        """Return an unfitted copy of the estimator.
+
+        Returns
+        -------
+        estimator
+            With the same parameters.
+        """
         return clone(self.estimator)
 
     def outputs(self, X: Any) -> torch.Tensor:
-        """Return outputs (q, C) of the fitted estimator, as its loss takes them."""
+        """Return outputs of the fitted estimator, as its loss takes them.
+
+        Parameters
+        ----------
+        X : array-like of shape (q, n_features)
+            Rows.
+
+        Returns
+        -------
+        Tensor of shape (q, C)
+            Log-probabilities of a classifier, predictions of a regressor.
+        """
         if not is_classifier(self.estimator):
             predicted = np.asarray(self.estimator.predict(X), dtype=np.float64)
             return torch.tensor(predicted.reshape(len(predicted), -1))
@@ -164,8 +280,17 @@ class Retrainable(Model, ABC):
     def encode(self, y: Any, like: torch.Tensor) -> torch.Tensor:
         """Return targets of the fitted estimator, as its loss takes them.
 
-        ``like`` are outputs: a network's targets have their dtype, and are where they
-        are.
+        Parameters
+        ----------
+        y : ndarray of shape (q,) or (q, n_outputs)
+            Targets as the user has them.
+        like : Tensor of shape (..., q, C)
+            Outputs: a network's targets have their dtype, and are where they are.
+
+        Returns
+        -------
+        Tensor of shape (q,) or (q, n_outputs)
+            Codes of classes, or numbers.
         """
         if not is_classifier(self.estimator):
             values = np.asarray(y, dtype=np.float64)
@@ -180,10 +305,35 @@ class Retrainable(Model, ABC):
         return torch.tensor(np.searchsorted(classes, y))
 
 
-class Differentiable(Model):
+class Differentiable(Model, ABC):
     """A model that is a module, differentiable in its parameters, and a loss.
 
-    A family owes `module`, `loss` and `targets`.
+    A family owes `module` and `targets`, and `loss` where it is not the usual one of
+    classifiers and regressors. Gradients and outcomes follow.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Fitted or not, without what only wraps it.
+    frozen : bool, default=False
+        Whether it was given as one that must not be trained.
+
+    See Also
+    --------
+    as_model : Finds the family of an estimator.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skattrib import TorchClassifier
+    >>> from skattrib.extension import Differentiable, as_model
+    >>> X, y = load_iris(return_X_y=True)
+    >>> network = TorchClassifier(max_epochs=20, random_state=0).fit(X, y)
+    >>> model = as_model(network)
+    >>> isinstance(model, Differentiable)
+    True
+    >>> model.loss_gradients(X, y).shape, model.outcomes(X[:3], y[:3]).shape
+    (torch.Size([150, 259]), torch.Size([3]))
     """
 
     @property
@@ -193,26 +343,100 @@ class Differentiable(Model):
 
     @abstractmethod
     def targets(self, y: Any, like: torch.Tensor) -> torch.Tensor:
-        """Return targets as the loss takes them, where ``like`` is."""
+        """Return targets as the loss takes them.
+
+        Parameters
+        ----------
+        y : ndarray of shape (n,) or (n, n_outputs)
+            Targets as the user has them.
+        like : Tensor
+            Floating-point targets have its dtype, and all are on its device.
+
+        Returns
+        -------
+        Tensor of shape (n, ...)
+            Codes of classes, or numbers.
+        """
 
     def loss_gradients(self, X: Any, y: Any) -> torch.Tensor:
-        """Return the gradient of each row's loss in the parameters, (n, P)."""
+        """Return the gradient of each row's loss in the parameters.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+            Rows, as the module takes them.
+        y : ndarray of shape (n,) or (n, n_outputs)
+            Their targets.
+
+        Returns
+        -------
+        Tensor of shape (n, P)
+            P counts the parameters that are trained.
+        """
         return self._gradients(X, y, self.loss.values)
 
     def outcome_gradients(
         self, X: Any, y: Any, outcome: str | OutcomeFunction = "auto"
     ) -> torch.Tensor:
-        """Return the gradient of each query's outcome in the parameters, (q, P)."""
+        """Return the gradient of each query's outcome in the parameters.
+
+        Parameters
+        ----------
+        X : array-like of shape (q, n_features)
+            Queries, as the module takes them.
+        y : ndarray of shape (q,) or (q, n_outputs)
+            Their targets.
+        outcome : str or callable, default="auto"
+            One that the loss has, or a function (outputs, targets) -> outcome.
+
+        Returns
+        -------
+        Tensor of shape (q, P)
+            P counts the parameters that are trained.
+        """
         return self._gradients(X, y, self.loss.outcome(outcome))
 
     def outcomes(
         self, X: Any, y: Any, outcome: str | OutcomeFunction = "auto"
     ) -> torch.Tensor:
-        """Return the outcomes (q,) of queries."""
+        """Return the outcomes of queries.
+
+        Parameters
+        ----------
+        X : array-like of shape (q, n_features)
+            Queries, as the module takes them.
+        y : ndarray of shape (q,) or (q, n_outputs)
+            Their targets.
+        outcome : str or callable, default="auto"
+            One that the loss has, or a function (outputs, targets) -> outcome.
+
+        Returns
+        -------
+        Tensor of shape (q,)
+            Higher is better.
+        """
+        outputs = self._module_outputs(X)
+        return self.loss.outcome(outcome)(outputs, self.targets(y, outputs))
+
+    def outputs(self, X: Any) -> torch.Tensor:
+        """Return outputs of the fitted module, as its loss takes them.
+
+        Parameters
+        ----------
+        X : array-like of shape (q, n_features)
+            Rows.
+
+        Returns
+        -------
+        Tensor of shape (q, C)
+            Outputs, without a gradient.
+        """
+        return self._module_outputs(X)
+
+    def _module_outputs(self, X: Any) -> torch.Tensor:
         rows = as_tensor(X, next(self.module.parameters()))
         with torch.no_grad():
-            outputs = FunctionalModule(self.module).present_outputs(rows)
-        return self.loss.outcome(outcome)(outputs, self.targets(y, outputs))
+            return FunctionalModule(self.module).present_outputs(rows)
 
     def _gradients(self, X: Any, y: Any, function: OutcomeFunction) -> torch.Tensor:
         model, like = FunctionalModule(self.module), next(self.module.parameters())
@@ -229,8 +453,34 @@ class Differentiable(Model):
         return torch.cat(found)
 
 
-class Recorded(Model):
-    """A model whose training is known step by step."""
+class Recorded(Model, ABC):
+    """A model whose training is known step by step.
+
+    A family owes `trajectory`.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Fitted or not, without what only wraps it.
+    frozen : bool, default=False
+        Whether it was given as one that must not be trained.
+
+    See Also
+    --------
+    skattrib.record_training : Records a training loop of your own.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skattrib import TorchClassifier
+    >>> from skattrib.extension import Recorded, as_model
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = as_model(TorchClassifier(max_epochs=20, random_state=0).fit(X, y))
+    >>> isinstance(model, Recorded)
+    True
+    >>> model.trajectory.recipe.n_steps
+    20
+    """
 
     @property
     @abstractmethod

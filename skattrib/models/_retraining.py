@@ -29,6 +29,7 @@ from skattrib.models._any import EstimatorModel
 from skattrib.models._as_model import as_model
 from skattrib.models._parts import Parts, is_search
 from skattrib.models._protocol import Retrainable
+from skattrib.models._repeatable import check_repeatable
 
 FloatArray = NDArray[np.float64]
 
@@ -117,8 +118,9 @@ class Trainer:
             found = self.estimator._retrained_outputs(X_query=X_query, **options)
             return found, self.model.of(self.estimator)
         runs = self._run(_retrain_and_ask, weights, seed, X_query)
-        outputs = torch.stack([run[0] for run in runs])
-        return outputs, self.model.of(runs[0][1])
+        model = self.model.of(runs[0][1])
+        check_repeatable(model, X_query)
+        return torch.stack([run[0] for run in runs]), model
 
     def models(self, weights: FloatArray, seed: int) -> list[Any]:
         """Train estimators that are no neural networks; return them fitted."""
@@ -193,13 +195,23 @@ def as_retrainable(estimator: Any) -> Retrainable:
 
 
 def _retrain(model: Retrainable, X: Any, y: Any, weights: FloatArray, seed: int) -> Any:
-    return model.retrain(X, y, weights, seed)
+    fitted = model.retrain(X, y, weights, seed)
+    known = getattr(fitted, "classes_", None)
+    if isinstance(known, np.ndarray) and y.ndim == 1:
+        absent = np.setdiff1d(y, known)
+        if len(absent):
+            raise ValueError(
+                f"{model.name} was trained on a subset without the classes "
+                f"{absent[:5].tolist()}, and predicts other outputs. Keep more units "
+                "in every subset, or merge rare classes."
+            )
+    return fitted
 
 
 def _retrain_and_ask(
     model: Retrainable, X: Any, y: Any, weights: FloatArray, seed: int, X_query: Any
 ) -> tuple[torch.Tensor, Any]:
-    fitted = model.retrain(X, y, weights, seed)
+    fitted = _retrain(model, X, y, weights, seed)
     return model.of(fitted).outputs(X_query), fitted
 
 
@@ -225,7 +237,11 @@ class RefittedPipeline(Retrainable):
         parts, kept = Parts(self.clone()), np.flatnonzero(weights)
         rows, targets = _safe_indexing(X, kept), y[kept]
         features = parts.fit_transformers(rows, targets)
-        parts.fit_model(features, targets, sample_weight=weights[kept])
+        if self._last.stacks:
+            parts.fit_model(features, targets, sample_weight=weights[kept])
+        else:
+            last = self._last.of(parts.model)
+            parts.replace_model(last.retrain(features, targets, weights[kept], seed))
         return parts.whole
 
     def outputs(self, X: Any) -> torch.Tensor:

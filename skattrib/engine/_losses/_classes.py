@@ -17,33 +17,45 @@ class ClassLoss(Loss):
     """A loss whose targets are class codes (n,), from 0.
 
     There is one output for each class, and a softmax of the outputs has the
-    probabilities.
+    probabilities. A subclass owes `values`.
+
+    See Also
+    --------
+    Loss : What it owes, and may give.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skattrib import TorchClassifier
+    >>> from skattrib.extension import ClassLoss
+    >>> class Focal(ClassLoss):
+    ...     def values(self, outputs, targets):
+    ...         log_p = outputs.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    ...         return -((1 - log_p.exp()) ** 2) * log_p
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = TorchClassifier(loss=Focal(), max_epochs=20, random_state=0)
+    >>> clf.fit(X, y).predict(X[:2])
+    array([0, 0])
     """
 
     own_outcome = "log_likelihood"
 
     def n_outputs(self, targets: Tensor) -> int:
-        """Return the number of classes."""
         return int(targets.max()) + 1
 
     def predict(self, outputs: Tensor) -> Tensor:
-        """Return the code of the most likely class."""
         return outputs.argmax(dim=-1)
 
     def log_probabilities(self, outputs: Tensor) -> Tensor:
-        """Return log-probabilities (..., n_classes)."""
         return outputs.log_softmax(-1)
 
     def probabilities(self, outputs: Tensor) -> Tensor:
-        """Return probabilities (..., n_classes)."""
         return outputs.softmax(-1)
 
     def tempered(self, outputs: Tensor, temperature: float) -> Tensor:
-        """Return outputs divided by the temperature of the softmax."""
         return outputs if temperature == 1.0 else outputs / temperature
 
     def outcomes(self) -> dict[str, OutcomeFunction]:
-        """Return −ℓ, the margin log p_y / (1 − p_y), and the probability p_y."""
         return {
             "log_likelihood": self.minus,
             "margin": self.margin,
@@ -51,13 +63,36 @@ class ClassLoss(Loss):
         }
 
     def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return log p_y / (1 − p_y)."""
+        """Return log p_y / (1 − p_y).
+
+        Parameters
+        ----------
+        outputs : Tensor of shape (..., C)
+            What the model returns.
+        targets : Tensor of shape (...)
+            Codes of classes.
+
+        Returns
+        -------
+        Tensor of shape (...)
+            The margin.
+        """
         return cross_log_odds(outputs, targets)
 
     def class_log_likelihood(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return log p_y, with the digits of a probability near 1.
 
-        log_softmax rounds these to 0.
+        Parameters
+        ----------
+        outputs : Tensor of shape (..., C)
+            What the model returns.
+        targets : Tensor of shape (...)
+            Codes of classes.
+
+        Returns
+        -------
+        Tensor of shape (...)
+            Where log_softmax would round to 0, this does not.
         """
         return nn.functional.logsigmoid(self.margin(outputs, targets))
 

@@ -14,25 +14,39 @@ from skattrib.engine._losses._protocol import Loss, OutcomeFunction
 class LabelLoss(Loss):
     """A loss whose targets are 0 or 1 (n, C), for labels of which a row has any.
 
-    There is one output for each label, and a sigmoid of it has the probability.
+    There is one output for each label, and a sigmoid of it has the probability. A
+    subclass owes `values`.
+
+    See Also
+    --------
+    Loss : What it owes, and may give.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_multilabel_classification
+    >>> from skattrib import TorchClassifier
+    >>> from skattrib.extension import LabelLoss
+    >>> class Brier(LabelLoss):
+    ...     def values(self, outputs, targets):
+    ...         return (outputs.sigmoid() - targets).square().sum(-1)
+    >>> X, y = make_multilabel_classification(40, 6, n_classes=3, random_state=0)
+    >>> clf = TorchClassifier(loss=Brier(), max_epochs=20, random_state=0)
+    >>> clf.fit(X, y).predict(X[:2]).shape
+    (2, 3)
     """
 
     own_outcome = "log_likelihood"
 
     def predict(self, outputs: Tensor) -> Tensor:
-        """Return 1 for labels that are more likely than not, else 0."""
         return (outputs > 0).to(outputs.dtype)
 
     def log_probabilities(self, outputs: Tensor) -> Tensor:
-        """Return the log-probability of each label."""
         return nn.functional.logsigmoid(outputs)
 
     def tempered(self, outputs: Tensor, temperature: float) -> Tensor:
-        """Return log-odds divided by the temperature."""
         return outputs if temperature == 1.0 else outputs / temperature
 
     def outcomes(self) -> dict[str, OutcomeFunction]:
-        """Return −ℓ."""
         return {"log_likelihood": self.minus}
 
 

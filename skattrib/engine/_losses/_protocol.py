@@ -29,8 +29,30 @@ class Loss(ABC):
     class is for targets that are numbers; `ClassLoss` and `LabelLoss` are for classes
     and for labels of which a row may have several.
 
+    See Also
+    --------
+    ClassLoss : For targets that are classes.
+    LabelLoss : For targets that are labels, of which a row may have several.
+
+    Notes
+    -----
     Rows are independent: the value of a row depends on no other row. The loss of a
     minibatch is Σ w ℓ / Σ w, with w the weights of its rows.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.preprocessing import scale
+    >>> from skattrib import TorchRegressor
+    >>> from skattrib.extension import Loss
+    >>> class Cauchy(Loss):
+    ...     def values(self, outputs, targets):
+    ...         return torch.log1p((outputs - targets).square()).sum(-1)
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> reg = TorchRegressor(loss=Cauchy(), max_epochs=20, random_state=0)
+    >>> reg.fit(scale(X), scale(y)).predict(scale(X)[:2]).shape
+    (2,)
     """
 
     #: Name of the outcome at the model's own prediction, for queries without targets.
@@ -38,57 +60,184 @@ class Loss(ABC):
 
     @abstractmethod
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the losses (n,) of outputs (n, C)."""
+        """Return the loss of each row.
+
+        Parameters
+        ----------
+        outputs : Tensor of shape (n, C)
+            What the model returns.
+        targets : Tensor of shape (n, ...)
+            Targets of the rows.
+
+        Returns
+        -------
+        Tensor of shape (n,)
+            One number for each row, of its own output and target alone.
+        """
 
     # ------------------------------------------------------- what outputs mean
     def n_outputs(self, targets: Tensor) -> int:
-        """Return how many outputs C a model of these targets must have."""
+        """Return how many outputs C a model of these targets must have.
+
+        Parameters
+        ----------
+        targets : Tensor of shape (n, ...)
+            Targets of the rows.
+
+        Returns
+        -------
+        int
+            Here one for each column of the targets.
+        """
         return 1 if targets.ndim == 1 else targets.shape[1]
 
     def predict(self, outputs: Tensor) -> Tensor:
-        """Return what outputs (..., C) predict, as targets are encoded."""
+        """Return what outputs predict, as targets are encoded.
+
+        Parameters
+        ----------
+        outputs : Tensor of shape (..., C)
+            What the model returns.
+
+        Returns
+        -------
+        Tensor of shape (..., ) or (..., K)
+            Predictions; here the outputs themselves.
+        """
         return outputs
 
     def log_probabilities(self, outputs: Tensor) -> Tensor:
-        """Return the logarithms of the probabilities of the classes or labels."""
+        """Return the logarithms of the probabilities of the classes or labels.
+
+        Parameters
+        ----------
+        outputs : Tensor of shape (..., C)
+            What the model returns.
+
+        Returns
+        -------
+        Tensor of shape (..., C)
+            Log-probabilities.
+
+        Raises
+        ------
+        NotImplementedError
+            If the outputs are no probabilities, as here.
+        """
         raise NotImplementedError(f"{self!r} has no probabilities.")
 
     def probabilities(self, outputs: Tensor) -> Tensor:
-        """Return the probabilities of the classes or labels."""
+        """Return the probabilities of the classes or labels.
+
+        Parameters
+        ----------
+        outputs : Tensor of shape (..., C)
+            What the model returns.
+
+        Returns
+        -------
+        Tensor of shape (..., C)
+            Probabilities.
+        """
         return self.log_probabilities(outputs).exp()
 
     def own_targets(self, outputs: Tensor) -> Tensor:
-        """Return the targets at which outcomes of queries without any are taken."""
+        """Return the targets at which outcomes of queries without any are taken.
+
+        Parameters
+        ----------
+        outputs : Tensor of shape (..., C)
+            What the model returns.
+
+        Returns
+        -------
+        Tensor
+            As `values` takes them; here what is predicted.
+        """
         return self.predict(outputs)
 
     def tempered(self, outputs: Tensor, temperature: float) -> Tensor:
-        """Return the outputs of a distribution made flatter; others stay."""
+        """Return the outputs of a distribution made flatter; others stay.
+
+        Parameters
+        ----------
+        outputs : Tensor of shape (..., C)
+            What the model returns.
+        temperature : float
+            What log-probabilities are divided by.
+
+        Returns
+        -------
+        Tensor of shape (..., C)
+            Here the outputs as they are.
+        """
         return outputs
 
     def outcomes(self) -> dict[str, OutcomeFunction]:
         """Return the outcomes that make sense, by name.
 
-        One is "log_likelihood", which is what "auto" stands for.
+        Returns
+        -------
+        dict of str to callable
+            Functions (outputs, targets) -> outcome, higher is better. One is
+            "log_likelihood", which is what "auto" stands for.
         """
         return {"log_likelihood": self.minus, "prediction": self._first}
 
     def minus(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return −ℓ as an outcome: any axes may stand before the last of outputs."""
+        """Return −ℓ as an outcome.
+
+        Parameters
+        ----------
+        outputs : Tensor of shape (..., C)
+            What the model returns.
+        targets : Tensor
+            Of the same axes, but the last.
+
+        Returns
+        -------
+        Tensor of shape (...)
+            Minus the losses.
+        """
         return -by_rows(self.values, outputs, targets)
 
     def _first(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.predict(outputs)[..., 0]
 
     def row_weights(self, targets: Tensor) -> Tensor | None:
-        """Return factors (n,) on the weights of rows, None for 1.
+        """Return factors on the weights of rows, None for 1.
 
-        They are part of the Σ w by which a minibatch's loss is divided; what only
-        scales a row's loss belongs in `values`.
+        Parameters
+        ----------
+        targets : Tensor of shape (n, ...)
+            Targets of the rows.
+
+        Returns
+        -------
+        Tensor of shape (n,) or None
+            They are part of the Σ w by which a minibatch's loss is divided; what only
+            scales a row's loss belongs in `values`.
         """
         return None
 
     def outcome(self, outcome: str | OutcomeFunction) -> OutcomeFunction:
-        """Return the function of a name, or one of the user's own, checked."""
+        """Return the function of a name, or the user's own, checked.
+
+        Parameters
+        ----------
+        outcome : str or callable
+            One of `outcomes`, "auto", or a function (outputs, targets) -> outcome.
+
+        Returns
+        -------
+        callable
+            From outputs (..., C) and targets to outcomes (...).
+
+        Raises
+        ------
+        ValueError
+            If there is no outcome of that name.
+        """
         if callable(outcome):
             return partial(_checked, outcome)
         known = self.outcomes()
@@ -102,7 +251,20 @@ class Loss(ABC):
 
     # ------------------------------------------------------------- derivatives
     def residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the gradients of the losses in their outputs (..., n, C)."""
+        """Return the gradients of the losses in their outputs.
+
+        Parameters
+        ----------
+        outputs : Tensor of shape (..., n, C)
+            What one or more models return.
+        targets : Tensor of shape (n, ...)
+            Targets of the rows.
+
+        Returns
+        -------
+        Tensor of shape (..., n, C)
+            Gradient of each row's loss in its own outputs.
+        """
         return by_rows(self._gradients, outputs, along(outputs, targets))
 
     def _gradients(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -115,23 +277,62 @@ class Loss(ABC):
     def hessian_product(
         self, outputs: Tensor, targets: Tensor, vectors: Tensor
     ) -> Tensor:
-        """Return the Hessians in the outputs (n, C) times vectors (q, n, C)."""
+        """Return the Hessians of the losses in their outputs, times vectors.
+
+        Parameters
+        ----------
+        outputs : Tensor of shape (n, C)
+            What the model returns.
+        targets : Tensor of shape (n, ...)
+            Targets of the rows.
+        vectors : Tensor of shape (q, n, C)
+            One for each row, q times.
+
+        Returns
+        -------
+        Tensor of shape (q, n, C)
+            Products.
+        """
         pull = torch.func.vjp(lambda f: self._gradients(f, targets), outputs)[1]
         # rows are independent and a Hessian is symmetric
         found: Tensor = torch.func.vmap(lambda v: pull(v)[0])(vectors)
         return found
 
     def hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the Hessian (n, C, C) of each loss in its outputs (n, C)."""
+        """Return the Hessian of each loss in its outputs.
+
+        Parameters
+        ----------
+        outputs : Tensor of shape (n, C)
+            What the model returns.
+        targets : Tensor of shape (n, ...)
+            Targets of the rows.
+
+        Returns
+        -------
+        Tensor of shape (n, C, C)
+            One for each row.
+        """
         n_outputs = outputs.shape[-1]
         eye = torch.eye(n_outputs, dtype=outputs.dtype, device=outputs.device)
         columns = eye[:, None].expand(-1, len(outputs), -1)
         return self.hessian_product(outputs, targets, columns).transpose(0, 1)
 
     def hessian_root(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return S (n, C, C) with S Sᵀ the Hessian of each loss in its outputs (n, C).
+        """Return S with S Sᵀ the Hessian of each loss in its outputs.
 
-        Of a loss that is not convex in its outputs, the part with curvature above 0.
+        Parameters
+        ----------
+        outputs : Tensor of shape (n, C)
+            What the model returns.
+        targets : Tensor of shape (n, ...)
+            Targets of the rows.
+
+        Returns
+        -------
+        Tensor of shape (n, C, C)
+            One for each row. Of a loss that is not convex in its outputs, the part
+            with curvature above 0.
         """
         return positive_root(self.hessian(outputs, targets))
 

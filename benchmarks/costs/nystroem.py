@@ -23,8 +23,8 @@ from benchmarks._processes import seconds
 from benchmarks._table import Table, write
 from skattrib import DualInfluence, TorchClassifier
 from skattrib.engine._plan import Plan, plan_solver
-from skattrib.influence import _member
-from skattrib.influence._member import Member, WithoutEach
+from skattrib.influence import _linear_models
+from skattrib.influence._linear_models import LeaveOneUnitOut, LinearModel
 
 N_CLASSES, N_QUERIES, N_SAMPLED = 10, 50, 50
 # rows, precision, with the exact matrix or not
@@ -49,19 +49,17 @@ def network(X, y, width=(64, 64)):
 def attribute(net, ridge, X, y, queries, solver, n_landmarks, units):
     """Return attributions to some units, CPU seconds to build, and for all units."""
     plan = Plan(solver, "", n_landmarks)
-    with mock.patch.object(_member, "plan_solver", return_value=plan):
-        building, member = seconds(Member, net, X, y, np.ones(len(X)), ridge=ridge)
+    ones = np.ones(len(X))
+    with mock.patch.object(_linear_models, "plan_solver", return_value=plan):
+        building, linear = seconds(LinearModel, net, X, y, ones, ridge=ridge)
 
     start = time.process_time()
-    without = WithoutEach(np.arange(len(X)), np.ones(len(X)), len(X))
-    steps = member.steps("newton", without[units])
+    without = LeaveOneUnitOut(np.arange(len(X)), ones, len(X))
+    steps = linear.steps(without[units])
     solving = (time.process_time() - start) * len(X) / len(units)
 
-    asked = member.ask(queries[0], len(units))
-    found = member.attributions(
-        steps, asked, queries[1], "log_likelihood", first_order=False
-    )
-    return found, building + solving
+    batches = linear.ask(*queries, "log_likelihood", len(units))
+    return batches.attributions(steps), building + solving
 
 
 def measure(table, n, dtype, with_exact, ridge):

@@ -24,7 +24,7 @@ from benchmarks.surrogates._comparison import draw_subsets
 from benchmarks.surrogates.tasks import draw
 from skattrib import TorchClassifier
 from skattrib.evaluation import retrain_outcomes
-from skattrib.influence._member import Member
+from skattrib.influence._linear_models import LinearModel
 
 WIDTHS = {"1e3": (16,), "1e5": (1300,), "1e7": (3000, 3200)}
 N_SUBSETS, N_ALONE, EPOCHS = 128, {"1e3": 8, "1e5": 4, "1e7": 1}, 60
@@ -45,8 +45,8 @@ def one_by_one(net, X, y, weights):
 
 def tangent(net, X, y, rows, projection):
     ones = np.ones(len(X), dtype=np.float32)
-    member = Member(net, X, y, ones, ridge="auto", projection=projection)
-    return member.steps("refit", rows)
+    options = {"ridge": "auto", "removal": "refit", "projection": projection}
+    return LinearModel(net, X, y, ones, **options).steps(rows)
 
 
 def run(way, size):

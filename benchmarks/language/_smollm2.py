@@ -14,6 +14,7 @@ from skattrib import RISEValuator
 from skattrib.language import CausalLanguageModel
 from skattrib.retrieval._settings import resolve
 from skattrib.retrieval._signatures import Signer
+from skattrib.retrieval._sources import source
 
 FORTUNES = Path("/usr/share/games/fortunes")
 TOPICS = ["computers", "law", "politics", "science", "songs-poems", "work"]
@@ -75,7 +76,7 @@ def no_prompts(texts):
 def signatures(lm, texts, **options):
     """Return the signatures (n, width) of texts without prompts, by channel."""
     settings, _ = resolve(RISEValuator(lm, **options))
-    signer = Signer(lm, None, settings, seed=0)
+    signer = Signer(source(lm, None), settings, seed=0)
     signer.use(signer.tables())
     return signer(*no_prompts(texts))[0]
 

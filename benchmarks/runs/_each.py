@@ -18,13 +18,14 @@ def each_run(net, X, y, Xq, yq, outcome, **options):
             random_state=0,
             **options,
         ).fit(X, y)
-        found.append(influence._each_run(Xq, yq, outcome).astype(np.float32))
+        queries = influence._derivatives.queries(Xq, yq, outcome)
+        found.append(influence._each_run(queries).astype(np.float32))
     return np.array(found)
 
 
 def average(runs):
     """Return the trimmed mean over runs (runs, q, n), and its error."""
-    return aggregate(runs, "trimmed_mean")
+    return aggregate(runs, "trimmed_mean", exploding(runs))
 
 
 def joint(runs):

@@ -24,7 +24,7 @@ from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._linearized import LinearizedModel
 from skattrib.engine._losses import CrossEntropy
 from skattrib.evaluation import retrain_outcomes
-from skattrib.influence._member import Member
+from skattrib.influence._linear_models import LinearModel
 
 N_TASKS, N_ROWS, NOISY, PENALTY = 12, 10, (3, 7), 0.5
 LOSS = CrossEntropy()
@@ -144,17 +144,18 @@ def main():
         truth = retrain_outcomes(scratch, X, y, design, Xq, yq, tasks=tasks)
         truth = -truth.mean(axis=1)
         for kind in ("trained", "initial"):
-            member = Member(
+            linear = LinearModel(
                 trained,
                 X,
                 y,
                 np.ones(len(X)),
                 ridge="auto",
+                removal="refit",
                 stationary=kind == "initial",
             )
-            steps = member.steps("refit", design[:, tasks])
-            asked = member.ask(Xq, len(steps))
-            found = -member.outcomes(steps, asked, yq, "log_likelihood").mean(axis=1)
+            steps = linear.steps(design[:, tasks])
+            queries = linear.ask(Xq, yq, "log_likelihood", len(steps))
+            found = -queries.outcomes(steps).mean(axis=1)
             found = found - found[0] + truth[0]
             name = f'training from scratch, center="{kind}", default damping'
             row(name, subsets, found[1:], truth[1:], truth[0])

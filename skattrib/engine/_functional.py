@@ -77,8 +77,22 @@ class FunctionalModule:
         places = dict(zip(self.names, pieces, strict=True))
         return torch.cat([places[name] for name in names])
 
+    def apart(self) -> FunctionalModule:
+        """Return one that may be evaluated while other threads use the module."""
+        return FunctionalModule(apart(self.module))
+
     def __deepcopy__(self, memo: dict[int, object]) -> FunctionalModule:
         return FunctionalModule(copy.deepcopy(self.module, memo))
+
+
+def apart(module: nn.Module) -> nn.Module:
+    """Return a module of its own with the same tensors: weights are not copied.
+
+    Hooks, and `functional_call`, which swaps parameters for a while, write into the
+    layers of a module. Other threads may be using it, so they get these layers instead.
+    """
+    tensors = (*module.parameters(), *module.buffers())
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
 
 
 def spread(n: int, n_wanted: int) -> NDArray[np.intp]:

@@ -9,7 +9,6 @@ layers are kept as explicit gradients.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 from skattrib.engine._factors import LayerGradients, LayerTap, factored_layers
-from skattrib.engine._functional import FunctionalModule, chunks
+from skattrib.engine._functional import FunctionalModule, apart, chunks
 
 # Of the memory cap, what one temporary may take: 1 / _SHARE.
 _SHARE = 4
@@ -200,8 +199,8 @@ def row_gradients(
     that is called once are kept factored; everything else explicitly. With
     ``memory_bytes`` rows are taken in pieces, whose temporaries fit a part of it.
     """
-    # hooks go on a copy: other threads may be using the module
-    module = copy.deepcopy(model.module)
+    # for hooks, and for parameters that are swapped
+    module = apart(model.module)
     size = len(X)
     if memory_bytes is not None and len(X) > _PROBE:
         per_row = _COPIES * _probed(model, module, X).bytes_per_row
@@ -221,7 +220,7 @@ class GradientSize(NamedTuple):
 
 def gradient_size(model: FunctionalModule, X: Tensor) -> GradientSize:
     """Return the size of the gradients of these rows, after trying two."""
-    piece = _probed(model, copy.deepcopy(model.module), X)
+    piece = _probed(model, apart(model.module), X)
     return GradientSize(len(X) * piece.bytes_per_row, is_dense(piece))
 
 
@@ -271,21 +270,19 @@ def _some_rows(
     tap.close()
     layers = [layer for layer in layers if explicit.isdisjoint(layer.names)]
     covered = {name for layer in layers for name in layer.names}
-    rest = _explicit_gradients(
-        model, X, [name for name in model.names if name not in covered]
-    )
+    names = [name for name in model.names if name not in covered]
+    rest = _explicit_gradients(module, X, names)
     return _Piece(outputs.detach(), layers, rest)
 
 
 def _explicit_gradients(
-    model: FunctionalModule, X: Tensor, names: list[str]
+    module: nn.Module, X: Tensor, names: list[str]
 ) -> dict[str, Tensor]:
     """Return (n, C, numel) gradients in the named parameters, by reverse mode."""
     if not names:
         return {}
-    params = {k: p.detach() for k, p in model.module.named_parameters()}
+    params = {k: p.detach() for k, p in module.named_parameters()}
     chosen = {k: params[k] for k in names}
-    module = copy.deepcopy(model.module)
 
     def outputs(some: dict[str, Tensor], row: Tensor) -> Tensor:
         return functional_call(module, {**params, **some}, (row[None],)).reshape(-1)
@@ -294,7 +291,7 @@ def _explicit_gradients(
         gradients = vmap(jacrev(outputs), (None, 0))(chosen, X)
     except (RuntimeError, NotImplementedError) as error:
         raise ValueError(
-            f"torch.func cannot differentiate {type(model.module).__name__} row by "
+            f"torch.func cannot differentiate {type(module).__name__} row by "
             f"row in its parameters {names[:3]}: {error}. Rewrite forward() without "
             "in-place operations, .item() and branches on data."
         ) from error

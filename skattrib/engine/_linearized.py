@@ -133,10 +133,40 @@ class LinearizedModel:
         """Return the same model in all of its parameters, by conjugate gradients."""
         if self._gradients is None:
             return self
-        exact = copy.copy(self)
-        exact.projector = exact._gradients = None
-        exact.space = self._matrix_free(self._gradients, None)
-        return exact
+        space = self._matrix_free(self._gradients, None)
+        return self._but(space=space, projector=None, _gradients=None)
+
+    def _but(self, **changes: object) -> LinearizedModel:
+        """Return a copy of which some attributes are others."""
+        other = copy.copy(self)
+        vars(other).update(changes)
+        return other
+
+    # ------------------------------------------------------------ other dampings
+    def at_ridge(self, ridge: Ridge) -> LinearizedModel:
+        """Return this model damped otherwise, with all that was factored for it."""
+        return self._but(ridge=ridge)
+
+    def for_many_ridges(self, *, few_rows: bool = False) -> LinearizedModel:
+        """Return this model with one eigendecomposition for all values of ``ridge``.
+
+        Parameters
+        ----------
+        few_rows : bool
+            Whether all it will be asked for are outputs of queries without few of the
+            rows: products with the eigenvectors are then shared too, and steps have
+            coordinates of their own.
+        """
+        space: object = self.space
+        if not few_rows:
+            space = self.space.decomposed()
+        elif isinstance(self.space, PrimalSpace):
+            eigen, jacobian = self.space.eigen(), self.space.jacobian()
+            memory = self.memory_bytes
+            space = SpectralPrimalSpace(eigen, jacobian, self.roots, memory)
+        elif isinstance(self.space, DualSpace):
+            space = self.space.spectral(self.residuals)
+        return self._but(space=space)
 
     # ------------------------------------------------------------- bookkeeping
     @property
@@ -210,15 +240,6 @@ class LinearizedModel:
         The Hessian and λ are those of the full data (fraction removed 0).
         """
         return self.space.solve_full(self.gradients_at(weights), self.full_system())
-
-    def decomposed(self) -> LinearizedModel:
-        """Return the same model, to be asked at several values of ``ridge``.
-
-        One eigendecomposition of the full-data system serves them all.
-        """
-        out = copy.copy(self)
-        out.space = self.space.decomposed()
-        return out
 
     def full_system(self) -> FullSystem:
         """Return the system of all rows at their own λ."""
@@ -311,22 +332,6 @@ class LinearizedModel:
             - (constant * change).sum(dim=(1, 2))
             + shifts / 2 * self.space.squared_norm(steps)
         )
-
-    def spectral(self) -> LinearizedModel:
-        """Return the same model for leaving out few rows at several dampings.
-
-        One eigendecomposition serves them all, and so do products with it. Steps have
-        coordinates of their own and are good for outputs of queries.
-        """
-        out = copy.copy(self)
-        if isinstance(self.space, PrimalSpace):
-            eigen, jacobian = self.space.eigen(), self.space.jacobian()
-            memory = self.memory_bytes
-            space = SpectralPrimalSpace(eigen, jacobian, self.roots, memory)
-            out.space = cast(Space, space)
-        elif isinstance(self.space, DualSpace):
-            out.space = cast(Space, self.space.spectral(self.residuals))
-        return out
 
     # ----------------------------------------------------------------- queries
     def query(self, X: Tensor) -> tuple[Tensor, Tensor]:

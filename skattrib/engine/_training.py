@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterator
@@ -256,5 +255,4 @@ def _train_one(
     weights: Tensor,
 ) -> Tensor:
     # a worker thread must not share a module: functional_call swaps its parameters
-    model = copy.deepcopy(model)
-    return train(model, loss, recipe, X, targets, weights).params
+    return train(model.apart(), loss, recipe, X, targets, weights).params

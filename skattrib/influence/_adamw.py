@@ -13,18 +13,18 @@ from skattrib._validation import as_tensor, memory_cap
 from skattrib._verdict import calibration_slope, scale_hint
 from skattrib.base import BaseAttributor
 from skattrib.engine._adjoint import check_differentiable
-from skattrib.engine._functional import FunctionalModule, spread
+from skattrib.engine._functional import spread
 from skattrib.evaluation import make_weightings
 from skattrib.evaluation._weightings import count_weightings
 from skattrib.exceptions import TrajectoryError
 from skattrib.influence._aggregation import AGGREGATIONS, aggregate, exploding
+from skattrib.influence._run_derivatives import RunDerivatives, Runs, check_reproduced
 from skattrib.influence._run_diagnosis import (
     N_UNITS,
     removal_errors,
     run_verdict,
     warn_if_exploding,
 )
-from skattrib.influence._runs import Differentiator, Runs, check_reproduced
 from skattrib.models._as_model import as_model
 from skattrib.models._kept_models import trained_models
 from skattrib.models._network import check_seeds, untrained
@@ -278,13 +278,15 @@ class AdamWInfluence(BaseAttributor):
         check_differentiable(problem.model, problem.loss, problem.X, problem.targets)
 
     def _fit_attributor(self):
-        estimator, problem = self._network, self._problem()
+        estimator = as_model(self._model).network(self)
+        self._derivatives = RunDerivatives(estimator, self._features, self.y_train_)
+        problem = self._derivatives.problem
         whole = as_tensor(self._row_weights, problem.X)[None]
-        own = FunctionalModule(estimator.module_).flatten()[None]
-        recipe = estimator.trajectory_.recipe
-        self._own_run = Runs(recipe, whole.cpu(), own.cpu())
+        end = problem.model.flatten()[None]
+        self._own_run = Runs(problem.recipe, whole.cpu(), end.cpu())
         if as_model(self._model).frozen:
             check_reproduced(problem, self._own_run)
+
         self._runs = [self._own_run]
         if self.inclusion_ < 1 or self.n_models > 1:
             trainer = Trainer(
@@ -299,15 +301,6 @@ class AdamWInfluence(BaseAttributor):
             else "mean derivative of the outcome in the weight of this unit, others "
             f"present with chance {self.inclusion_:g}"
         )
-
-    @property
-    def _network(self):
-        """The fitted network, without what only wraps it."""
-        return as_model(self._model).network(self)
-
-    def _problem(self):
-        """Return what the network was trained on."""
-        return untrained(self._network, self._features, self.y_train_, None)
 
     def _design(self):
         n, p = self.n_units_, self.inclusion_
@@ -331,44 +324,49 @@ class AdamWInfluence(BaseAttributor):
         return self.n_models
 
     # ---------------------------------------------------------------- queries
-    def _differentiator(self, inert=0.0):
-        return Differentiator(
-            self._network,
-            self._features,
-            self.y_train_,
-            dynamics=self.dynamics,
-            hessian=self.hessian,
-            inert=inert,
-            verbose=self.verbose,
-        )
+    def _sweep_options(self, inert=0.0):
+        return {
+            "dynamics": self.dynamics,
+            "hessian": self.hessian,
+            "inert": inert,
+            "verbose": self.verbose,
+        }
 
-    def _each_run(self, X, y, outcome):
+    def _each_run(self, queries):
         """Return the attributions of every run, (n_runs, q, n_units)."""
-        engine = self._differentiator(_INERT if self.inclusion_ < 1 else 0.0)
-        found = [engine.derivatives(runs, X, y, outcome) for runs in self._runs]
-        return self._by_unit(torch.cat(found).cpu().numpy())
+        options = self._sweep_options(_INERT if self.inclusion_ < 1 else 0.0)
+        of_rows = [
+            self._derivatives.derivatives(runs, queries, **options)
+            for runs in self._runs
+        ]
+        return self._by_unit(torch.cat(of_rows).cpu().numpy())
 
     def _attribute(self, X, y, outcome):
-        each = self._each_run(X, y, outcome)
-        if len(each) > 1:
-            warn_if_exploding(each)
-        return aggregate(each, self.aggregation)
+        return self._averaged(self._derivatives.queries(X, y, outcome))
 
-    def _run_outcomes(self, X, y, outcome):
+    def _averaged(self, queries):
+        """Return attributions, averaged over the runs, and their standard error."""
+        each_run = self._each_run(queries)
+        exploded = exploding(each_run)
+        if len(each_run) > 1:
+            warn_if_exploding(exploded)
+        return aggregate(each_run, self.aggregation, exploded)
+
+    def _run_outcomes(self, queries):
         """Return the outcomes of every run, (n_models, n_runs, q)."""
-        engine = self._differentiator()
-        found = [engine.outcomes(runs, X, y, outcome) for runs in self._runs]
-        return torch.stack(found).cpu().numpy()
+        outcomes = [self._derivatives.outcomes(runs, queries) for runs in self._runs]
+        return torch.stack(outcomes).cpu().numpy()
 
     def _predict_outcomes(self, X, y, weights, outcome):
         return self._prepare(X, y, outcome)(weights)
 
     def _prepare(self, X, y, outcome):
-        return self._linear(X, y, outcome, self._attribute(X, y, outcome)[0])
+        queries = self._derivatives.queries(X, y, outcome)
+        return self._linear(self._averaged(queries)[0], self._run_outcomes(queries))
 
-    def _linear(self, X, y, outcome, slopes):
+    def _linear(self, slopes, run_outcomes):
         """Return outcomes as a linear function of weights, through the runs' mean."""
-        middle = self._run_outcomes(X, y, outcome).mean(axis=(0, 1))
+        middle = run_outcomes.mean(axis=(0, 1))
         return lambda weights: (
             middle + (weights - self.weights_.mean(axis=0)) @ slopes.T
         )
@@ -417,23 +415,28 @@ class AdamWInfluence(BaseAttributor):
             )
         ends = np.cumsum(per_step)
         rows = np.empty(ends[-1], dtype=np.intp)
-        found = np.empty((len(X), ends[-1]), dtype=X.dtype)
+        scores_of_rows = np.empty((len(X), ends[-1]), dtype=X.dtype)
 
         def note(t, step_rows, scores, _, queries):
             where = slice(ends[t - 1] - len(step_rows), ends[t - 1])
             rows[where] = step_rows.cpu().numpy()
-            found[queries, where] = scores[0].cpu().numpy()
+            scores_of_rows[queries, where] = scores[0].cpu().numpy()
 
-        self._differentiator().derivatives(self._own_run, X, y, outcome, on_rows=note)
+        self._derivatives.derivatives(
+            self._own_run,
+            self._derivatives.queries(X, y, outcome),
+            on_rows=note,
+            **self._sweep_options(),
+        )
         return Bunch(
             steps=np.repeat(np.arange(1, len(ends) + 1), per_step),
             rows=rows,
-            attributions=found * weights[rows].astype(X.dtype),
+            attributions=scores_of_rows * weights[rows].astype(X.dtype),
         )
 
     def _weights_in_batches(self):
         """Return the weights (n,) of the rows in the losses of minibatches."""
-        problem = self._problem()
+        problem = self._derivatives.problem
         if not problem.weighting.additive:
             raise ValueError(
                 "class_weight='balanced' moves the weights of all rows of a class with "
@@ -486,28 +489,33 @@ class AdamWInfluence(BaseAttributor):
         """
         check_is_fitted(self, "n_units_")
         X, y, outcome = self._check_query(X, y)
-        each = self._each_run(X, y, outcome)
-        share = float(exploding(each).mean())
-        found = Bunch(exploding_share=share, calibration_slope=None, lds=None)
+        queries = self._derivatives.queries(X, y, outcome)
+        each_run = self._each_run(queries)
+        exploded = exploding(each_run)
+        share = float(exploded.mean())
+        figures = Bunch(exploding_share=share, calibration_slope=None, lds=None)
+
         if n_retrainings:
-            found.update(self._calibrate(X, y, outcome, n_retrainings))
+            figures.update(self._calibrate(X, y, outcome, n_retrainings))
         elif len(self.weights_) > 1:
-            slopes = aggregate(each, self.aggregation)[0]
-            found.calibration_slope = calibration_slope(
-                self._linear(X, y, outcome, slopes)(self.weights_),
-                self._run_outcomes(X, y, outcome).mean(axis=0),
+            slopes, _ = aggregate(each_run, self.aggregation, exploded)
+            actual = self._run_outcomes(queries)
+            predicted = self._linear(slopes, actual)(self.weights_)
+            figures.calibration_slope = calibration_slope(
+                predicted, actual.mean(axis=0)
             )
-        found.update(self._removal_errors(retrain=n_retrainings > 0))
+        figures.update(self._removal_errors(retrain=n_retrainings > 0))
+
         hint = scale_hint(self._features)
-        return run_verdict(found, at_full_data=self.inclusion_ == 1, hint=hint)
+        return run_verdict(figures, at_full_data=self.inclusion_ == 1, hint=hint)
 
     def _removal_errors(self, retrain):
-        problem = self._problem()
-        some = spread(self.n_units_, N_UNITS)
-        held = np.arange(self.n_units_) == some[:, None]
-        own = as_tensor(self._own_run.weights, problem.X)
-        removed = own - as_tensor(self._unit_weightings(held), problem.X)
-        weights = problem.weighted(own)[0]
+        problem = self._derivatives.problem
+        units = spread(self.n_units_, N_UNITS)
+        of_unit = np.arange(self.n_units_) == units[:, None]
+        everything = as_tensor(self._own_run.weights, problem.X)
+        removed = everything - as_tensor(self._unit_weightings(of_unit), problem.X)
+        weights = problem.weighted(everything)[0]
         directions = weights - problem.weighted(removed)
         options = {"retrain": retrain, "verbose": self.verbose}
         return removal_errors(problem, weights, directions, **options)

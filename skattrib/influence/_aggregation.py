@@ -8,44 +8,48 @@ _TRIM, _MOST = 0.25, 0.45
 _EXPLODING = 10.0
 
 
-def exploding(found):
+def exploding(each_run):
     """Return which runs (n_runs, q) are far larger than the median run.
 
     Parameters
     ----------
-    found : ndarray of shape (n_runs, q, n_units)
+    each_run : ndarray of shape (n_runs, q, n_units)
+        Attributions.
     """
-    norms = np.linalg.norm(found, axis=2)
+    norms = np.linalg.norm(each_run, axis=2)
     usual = np.median(norms, axis=0)
     return ~(norms <= _EXPLODING * usual)
 
 
-def _mean(found):
-    return found.mean(axis=0), found.std(axis=0, ddof=1) / len(found) ** 0.5
+def _mean(each_run, exploded):
+    error = each_run.std(axis=0, ddof=1) / len(each_run) ** 0.5
+    return each_run.mean(axis=0), error
 
 
-def _median(found):
-    middle = np.median(found, axis=0)
+def _median(each_run, exploded):
+    middle = np.median(each_run, axis=0)
     # of normal deviations: 1.4826 median deviations are one standard deviation, and
     # a median is 1.2533 times as uncertain as a mean
-    deviation = 1.4826 * np.median(np.abs(found - middle), axis=0)
-    return middle, 1.2533 * deviation / len(found) ** 0.5
+    deviation = 1.4826 * np.median(np.abs(each_run - middle), axis=0)
+    return middle, 1.2533 * deviation / len(each_run) ** 0.5
 
 
-def _trimmed_mean(found):
+def _trimmed_mean(each_run, exploded):
     """Trim by entry; each query by its own share of exploding runs."""
-    share = np.maximum(_TRIM, 1.25 * exploding(found).mean(axis=0))
-    n_runs = len(found)
+    share = np.maximum(_TRIM, 1.25 * exploded.mean(axis=0))
+    n_runs = len(each_run)
     n_cut = np.floor(np.minimum(share, _MOST) * n_runs).astype(int)
-    mean, error = np.empty(found.shape[1:]), np.empty(found.shape[1:])
-    ordered = np.sort(found, axis=0)
+    mean = np.empty(each_run.shape[1:])
+    error = np.empty(each_run.shape[1:])
+    ordered = np.sort(each_run, axis=0)
+
     for cut in np.unique(n_cut):
         which = n_cut == cut
-        kept = ordered[cut : n_runs - cut, which]
-        mean[which] = kept.mean(axis=0)
+        middle = ordered[cut : n_runs - cut, which]
+        mean[which] = middle.mean(axis=0)
         # those cut count as the nearest that is kept (winsorised)
-        inside = ((kept - mean[which]) ** 2).sum(axis=0)
-        ends = (kept[0] - mean[which]) ** 2 + (kept[-1] - mean[which]) ** 2
+        inside = ((middle - mean[which]) ** 2).sum(axis=0)
+        ends = (middle[0] - mean[which]) ** 2 + (middle[-1] - mean[which]) ** 2
         spread = np.sqrt((inside + cut * ends) / (n_runs - 1))
         error[which] = spread / ((1 - 2 * cut / n_runs) * n_runs**0.5)
     return mean, error
@@ -54,11 +58,18 @@ def _trimmed_mean(found):
 AGGREGATIONS = {"trimmed_mean": _trimmed_mean, "median": _median, "mean": _mean}
 
 
-def aggregate(found, how):
-    """Return the average over runs (n_runs, q, n_units) and its standard error.
+def aggregate(each_run, how, exploded):
+    """Return the average over runs and its standard error.
 
-    A single run is returned as it is, with None.
+    Parameters
+    ----------
+    each_run : ndarray of shape (n_runs, q, n_units)
+        A single run is returned as it is, with None.
+    how : str
+        One of `AGGREGATIONS`.
+    exploded : ndarray of shape (n_runs, q)
+        What `exploding` says of these runs.
     """
-    if len(found) == 1:
-        return found[0], None
-    return AGGREGATIONS[how](found)
+    if len(each_run) == 1:
+        return each_run[0], None
+    return AGGREGATIONS[how](each_run, exploded)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -43,8 +42,8 @@ def diagnose_linearized(
         ],
         dim=1,
     )
-    # functional_call swaps parameters: other threads may be using the module
-    network = copy.deepcopy(model.model)
+
+    network = model.model.apart()
     theta = network.flatten()
     with torch.no_grad():
         outputs = network.outputs(theta, X)
@@ -54,17 +53,18 @@ def diagnose_linearized(
                 for change in model.parameter_change(steps)
             ]
         )
+
     tiny = torch.finfo(real.dtype).tiny
     error = (real - linear).flatten(1).norm(dim=1)
     relative = error / real.flatten(1).norm(dim=1).clamp(min=tiny)
-    found = {
+    figures = {
         "stationarity": model.stationarity(),
         "step_linearity": float(relative.median()),
     }
-    found |= curvature_left_out(model)
+    figures |= curvature_left_out(model)
     if model.space.name != "cg":
-        found["leverage"] = float(model.leverages().max())
-    return found
+        figures["leverage"] = float(model.leverages().max())
+    return figures
 
 
 def curvature_left_out(model: LinearizedModel) -> dict[str, float]:
@@ -84,22 +84,23 @@ def curvature_left_out(model: LinearizedModel) -> dict[str, float]:
 
 
 def verdict(
-    found: dict[str, Any], calibration: dict[str, Any], recorded: bool, hint: str
+    figures: dict[str, Any], calibration: dict[str, Any], recorded: bool, hint: str
 ) -> Bunch:
     """Judge the figures in a sentence, with a hint; warn if they are bad."""
     bad: list[str] = []
     good: list[str] = []
-    step = found["step_linearity"]
+
+    step = figures["step_linearity"]
     (bad if step > _STEP_LIMIT else good).append(
         f"predicted changes differ from the network's by {step:.0%}"
     )
-    if found["stationarity"] > _STATIONARITY_LIMIT:
-        bad.append(
-            f"training is far from converged (stationarity {found['stationarity']:.2f})"
-        )
-    if found.get("leverage", 0.0) > _LEVERAGE_LIMIT:
-        bad.append(f"a row has leverage {found['leverage']:.3f} (raise ridge)")
-    flat, below = found["flat_rows"], found["negative_curvature"]
+    moving = figures["stationarity"]
+    if moving > _STATIONARITY_LIMIT:
+        bad.append(f"training is far from converged (stationarity {moving:.2f})")
+    if figures.get("leverage", 0.0) > _LEVERAGE_LIMIT:
+        bad.append(f"a row has leverage {figures['leverage']:.3f} (raise ridge)")
+
+    flat, below = figures["flat_rows"], figures["negative_curvature"]
     if flat:
         (bad if flat > _FLAT_LIMIT else good).append(
             f"{flat:.0%} of the rows are where the loss has no curvature"
@@ -109,11 +110,13 @@ def verdict(
             f"the loss is not convex in the outputs, and {below:.0%} of its curvature, "
             "which is negative, is left out"
         )
-    missed = found.get("approximation")
+
+    missed = figures.get("approximation")
     if missed is not None:
         (bad if missed > _APPROXIMATION_LIMIT else good).append(
             f"the approximation by landmarks misses {missed:.0%} of an exact solution"
         )
+
     slope, lds = calibration["calibration_slope"], calibration["lds"]
     trust = "Trust"
     if slope is not None:
@@ -122,7 +125,8 @@ def verdict(
         (good if lds >= _LDS_LIMIT else bad).append(
             f"retrained outcomes rank with {lds:.2f} and move {slope:.2f} times as far"
         )
+
     if slope is None and recorded:
         hint += " Pass n_retrainings to compare with real retraining."
-    figures = {"leverage": None, **found, **calibration}
-    return judged(figures, bad, good, trust, hint)
+    everything = {"leverage": None, **figures, **calibration}
+    return judged(everything, bad, good, trust, hint)

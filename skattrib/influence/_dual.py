@@ -12,11 +12,19 @@ from skattrib._validation import as_tensor, check_weights
 from skattrib._verdict import scale_hint
 from skattrib.base import BaseAttributor
 from skattrib.engine._functional import spread
-from skattrib.influence._calibration import N_QUERIES, N_RETRAINED, calibrate
+from skattrib.influence._damping import (
+    N_QUERIES,
+    N_RETRAINED,
+    RidgeRule,
+    calibrated_rules,
+)
 from skattrib.influence._diagnosis import N_STEPS, diagnose_linearized, verdict
-from skattrib.influence._ensemble import Ensemble, trained_seeds
-from skattrib.influence._member import Member, check_has_head, solves_by_query
-from skattrib.influence._ridge import RidgeRule
+from skattrib.influence._linear_models import (
+    LeaveOneUnitOut,
+    LinearModel,
+    check_has_head,
+    trained_seeds,
+)
 from skattrib.models._as_model import as_model
 from skattrib.models._network import check_seeds
 
@@ -261,17 +269,16 @@ class DualInfluence(BaseAttributor):
             self.n_models,
         )
         self.estimators_ = [self.estimator_, *networks[1:]]
-        self._ensemble = ensemble = Ensemble(
-            [self._linearize(network) for network in networks],
-            self._unit_of_row,
-            self._row_weights,
-            removal=self.removal,
-            verbose=self.verbose,
+        self._left_out = LeaveOneUnitOut(
+            self._unit_of_row, self._row_weights, self.n_units_
         )
+        self._linear_models = [self._linearize(network) for network in networks]
         if self.ridge == "calibrate":
-            ensemble = self._calibrate_ridge()
-        self.ridge_rule_ = self._ensemble.rules[0]
-        self._prepared = ensemble.without_units()
+            self._calibrate_ridge()
+        else:
+            self._without_each = [m.without_each_unit() for m in self._linear_models]
+
+        self.ridge_rule_ = self._linear_models[0].ridge
         share = 0.0 if self.removal == "influence" else 1 / self.n_units_
         self.ridge_ = self.ridge_rule_(share)
         self.estimand_ = (
@@ -281,28 +288,29 @@ class DualInfluence(BaseAttributor):
         )
 
     def _linearize(self, estimator):
-        member = Member(
+        linear = LinearModel(
             estimator,
             self._features,
             self.y_train_,
             self._row_weights,
             ridge=self.ridge,
+            removal=self.removal,
+            units=self._left_out,
             metric=self.metric,
             parameters=self.parameters,
             regularization=self.regularization,
             solver=self.solver,
             memory=self.memory,
-            n_steps=self.n_units_,
-            by_query=solves_by_query(self.removal, self.n_units_),
             seed=self._fit_seed,
+            verbose=self.verbose,
         )
-        self.solver_, self.solver_reason_ = member.plan.solver, member.plan.reason
-        self.metric_ = member.metric
+        self.solver_, self.solver_reason_ = linear.plan.solver, linear.plan.reason
+        self.metric_ = linear.metric
         self._say(f"solver {self.solver_}: {self.solver_reason_}")
-        return member
+        return linear
 
     def _calibrate_ridge(self):
-        """Choose the damping by retraining; see `calibrate`.
+        """Choose the damping by retraining; see `calibrated_rules`.
 
         The queries are training rows that all of these models leave out.
         """
@@ -315,18 +323,42 @@ class DualInfluence(BaseAttributor):
         X, y = self._features[held_out], self.y_train_[held_out]
         weighted = (rows * self._row_weights).astype(self._features.dtype)
         truth, outcome = self._truth(rows, X, y), self._checked_outcome(self.outcome)
-        return calibrate(self._ensemble, X, y, weighted, truth, outcome)
+
+        # one eigendecomposition serves units, halves, and the fit
+        models = [m.for_many_ridges() for m in self._linear_models]
+        alone = [m.for_many_ridges(units_alone=True) for m in models]
+        rules = [m.ridge for m in models]
+        batches = [m.ask(X, y, outcome, len(weighted)) for m in models]
+        batches_alone = [m.ask(X, y, outcome, self.n_units_) for m in alone]
+
+        def attributions_at(factor):
+            scaled = [m.at_ridge(r.times(factor)) for m, r in zip(alone, rules)]
+            steps = [m.without_each_unit() for m in scaled]
+            return _attributions(batches_alone, steps).mean(axis=0)
+
+        def outcomes_at(factor):
+            scaled = [m.at_ridge(r.times(factor)) for m, r in zip(models, rules)]
+            steps = [m.steps(weighted) for m in scaled]
+            return _mean_outcomes(batches, steps)
+
+        shares = self._left_out.shares(weighted)
+        rules = calibrated_rules(rules, truth, shares, attributions_at, outcomes_at)
+        decomposed = [m.at_ridge(rule) for m, rule in zip(models, rules)]
+        self._without_each = [m.without_each_unit() for m in decomposed]
+        plain = zip(self._linear_models, rules, strict=True)
+        self._linear_models = [m.at_ridge(rule) for m, rule in plain]
 
     def _n_seeds(self):
         return self.n_models
 
     # ---------------------------------------------------------------- queries
     def _attribute(self, X, y, outcome):
-        asked = self._ensemble.ask(X, self.n_units_)
-        found = self._ensemble.attributions(self._prepared, asked, y, outcome)
-        if len(found) == 1:
-            return found[0], None
-        return found.mean(axis=0), found.std(axis=0, ddof=1) / len(found) ** 0.5
+        batches = [m.ask(X, y, outcome, self.n_units_) for m in self._linear_models]
+        each_seed = _attributions(batches, self._without_each)
+        if len(each_seed) == 1:
+            return each_seed[0], None
+        errors = each_seed.std(axis=0, ddof=1) / len(each_seed) ** 0.5
+        return each_seed.mean(axis=0), errors
 
     def ridge_path(self, X, y=None, *, ridges):
         """Attribute at many values of `ridge`, for the price of a few fits.
@@ -378,26 +410,27 @@ class DualInfluence(BaseAttributor):
         ridges = np.asarray(ridges, dtype=np.float64)
         if ridges.ndim != 1 or not ((ridges > 0) & np.isfinite(ridges)).all():
             raise ValueError("ridges must be a list of positive numbers.")
-        ensemble = self._ensemble.for_units()
-        asked = ensemble.ask(X, self.n_units_)
+
+        models = [m.for_many_ridges(units_alone=True) for m in self._linear_models]
+        batches = [m.ask(X, y, outcome, self.n_units_) for m in models]
         path = []
-        for ridge in ridges:
-            ensemble.rules = [RidgeRule(float(ridge))] * self.n_models
-            steps = ensemble.without_units()
-            found = ensemble.attributions(steps, asked, y, outcome)
-            path.append(found.mean(axis=0))
+        for rule in [RidgeRule(float(ridge)) for ridge in ridges]:
+            steps = [m.at_ridge(rule).without_each_unit() for m in models]
+            path.append(_attributions(batches, steps).mean(axis=0))
         return np.stack(path).astype(X.dtype, copy=False)
 
     def _predict_outcomes(self, X, y, weights, outcome):
         if self.removal == "influence":
-            present = self._ensemble.present_outcomes(X, y, outcome)
+            batches = [m.ask(X, y, outcome, 0) for m in self._linear_models]
+            present = np.mean([b.present_outcomes() for b in batches], axis=0)
             return present - (1 - weights) @ self._attribute(X, y, outcome)[0].T
         return self._predict_rows(X, y, self._unit_weightings(weights), outcome)
 
     def _predict_rows(self, X, y, row_weights, outcome):
         """Return outcomes (k, q) for weights of the rows, mean over the models."""
-        asked = self._ensemble.ask(X, len(row_weights))
-        return self._ensemble.outcomes(row_weights, asked, y, outcome)
+        models = self._linear_models
+        batches = [m.ask(X, y, outcome, len(row_weights)) for m in models]
+        return _mean_outcomes(batches, [m.steps(row_weights) for m in models])
 
     # ------------------------------------------------------- changes, verdict
     def parameter_change(self, weights):
@@ -418,9 +451,8 @@ class DualInfluence(BaseAttributor):
         rows = self._unit_weightings(
             check_weights(weights, self.n_units_, self._features.dtype)
         )
-        member = self._ensemble.members[0]
-        steps = member.steps(self.removal, rows, self.verbose)
-        return member.parameter_change(steps).cpu().numpy()
+        linear = self._linear_models[0]
+        return linear.parameter_change(linear.steps(rows)).cpu().numpy()
 
     def output_change(self, X, weights):
         """Predict how other weights of the units change the outputs of queries.
@@ -443,10 +475,7 @@ class DualInfluence(BaseAttributor):
         rows = self._unit_weightings(
             check_weights(weights, self.n_units_, self._features.dtype)
         )
-        changes = [
-            member.output_changes(member.steps(self.removal, rows, self.verbose), X)[1]
-            for member in self._ensemble.members
-        ]
+        changes = [m.output_changes(m.steps(rows), X) for m in self._linear_models]
         return torch.stack(changes).mean(dim=0).cpu().numpy()
 
     def diagnose(self, X, y, n_retrainings=0):
@@ -488,18 +517,32 @@ class DualInfluence(BaseAttributor):
             If the verdict is bad.
         """
         X, y, outcome = self._check_query(X, y)
-        member, steps = self._ensemble.members[0], self._prepared[0]
-        some = spread(self.n_units_, N_STEPS)
-        removed = self._ensemble.without_each[some]
-        by_query = member.solves_queries
-        steps = member.steps(self.removal, removed) if by_query else steps[some]
-        queries = as_tensor(X, member.model.outputs)
+        linear = self._linear_models[0]
+        units = spread(self.n_units_, N_STEPS)
+        removed = self._left_out[units]
+        if linear.solves_queries:
+            steps = linear.steps(removed)
+        else:
+            steps = self._without_each[0][units]
+
+        queries = as_tensor(X, linear.tangent.outputs)
         calibration = {"calibration_slope": None, "lds": None}
         if n_retrainings:
             calibration = self._calibrate(X, y, outcome, n_retrainings)
-        found = diagnose_linearized(member.model, steps, queries)
-        found["approximation"] = member.approximation_error(
-            self.removal, removed, steps, queries
-        )
+        figures = diagnose_linearized(linear.tangent, steps, queries)
+        figures["approximation"] = linear.approximation_error(removed, steps, queries)
+
         recorded = as_model(self._model).has_run
-        return verdict(found, calibration, recorded, scale_hint(self._features))
+        return verdict(figures, calibration, recorded, scale_hint(self._features))
+
+
+def _attributions(batches, without_each):
+    """Return the attributions of each model, (n_models, q, n_units)."""
+    both = zip(batches, without_each, strict=True)
+    return np.stack([queries.attributions(steps) for queries, steps in both])
+
+
+def _mean_outcomes(batches, steps):
+    """Return outcomes (k, q) after each step, mean over the models."""
+    both = zip(batches, steps, strict=True)
+    return np.mean([queries.outcomes(moved) for queries, moved in both], axis=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ from skattrib._verdict import SIZE_WRONG, judged
 from skattrib.engine._tangent import tangents
 from skattrib.engine._training import train_stack
 from skattrib.exceptions import FaithfulnessWarning
-from skattrib.influence._aggregation import exploding
 from skattrib.models._network import _Problem
 
 # Units whose removal is followed, spread over all.
@@ -29,16 +27,16 @@ _SLOPES = (0.5, 2.0)
 _LEAST_SLOPE = 0.1
 
 
-def warn_if_exploding(found: NDArray[Any]) -> None:
-    """Warn if an average over runs (n_runs, q, n_units) rests on too few of them."""
-    share = float(exploding(found).mean())
+def warn_if_exploding(exploded: NDArray[np.bool_]) -> None:
+    """Warn if so many runs explode, (n_runs, q), that an average rests on few."""
+    share = float(exploded.mean())
     if share > _EXPLODING_LIMIT:
         warnings.warn(
             f"Derivatives of {share:.0%} of the runs are out of all proportion: an "
             "average over them is worth little. Lower the learning rate, warm up, or "
             "use a smooth activation.",
             FaithfulnessWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -70,12 +68,14 @@ def removal_errors(
     except (NotImplementedError, RuntimeError):
         # a layer that forward mode or vmap cannot take
         return Bunch(second_order_error=None, optimizer_mismatch=None, error_split=None)
+
     beyond, mismatch = second / 2, plain - first
-    found = Bunch(
+    errors = Bunch(
         second_order_error=_median_ratio(beyond, first),
         optimizer_mismatch=_median_ratio(mismatch, first),
         error_split=None,
     )
+
     if retrain:
         ends = train_stack(
             *run, torch.cat([weights[None], weights - directions]), **cap
@@ -88,10 +88,10 @@ def removal_errors(
             "exact": change + first,
             "sgd": change + plain,
         }
-        found.error_split = Bunch(
+        errors.error_split = Bunch(
             **{name: _median_ratio(part, change) for name, part in parts.items()}
         )
-    return found
+    return errors
 
 
 def _median_ratio(part: Tensor, whole: Tensor) -> float:
@@ -101,11 +101,11 @@ def _median_ratio(part: Tensor, whole: Tensor) -> float:
     return float(np.median(ratios.nan_to_num(torch.inf, torch.inf).cpu().numpy()))
 
 
-def run_verdict(found: Bunch, *, at_full_data: bool, hint: str = "") -> Bunch:
+def run_verdict(figures: Bunch, *, at_full_data: bool, hint: str = "") -> Bunch:
     """Judge the figures in a sentence, with a hint; warn if they are bad."""
     bad: list[str] = []
     share, slope, lds = (
-        found[name] for name in ("exploding_share", "calibration_slope", "lds")
+        figures[name] for name in ("exploding_share", "calibration_slope", "lds")
     )
     good = [f"{share:.0%} of the runs explode"]
     if share > _EXPLODING_LIMIT:
@@ -120,12 +120,14 @@ def run_verdict(found: Bunch, *, at_full_data: bool, hint: str = "") -> Bunch:
             f"outcomes of the runs move {slope:.2g} times as far as predicted "
             "(lower the learning rate, or take more runs)"
         )
-    bends, split = found.second_order_error, found.error_split
+
+    bends, split = figures.second_order_error, figures.error_split
     if at_full_data and bends is not None and bends > _SECOND_ORDER_LIMIT:
         bad.append(
             f"removals bend away from the straight line by {bends:.0%} of it "
             "(lower the learning rate, raise eps, or warm up)"
         )
+
     trust = "Trust"
     if slope is not None:
         good.append(f"outcomes move {slope:.2f} times as far as predicted")
@@ -135,4 +137,4 @@ def run_verdict(found: Bunch, *, at_full_data: bool, hint: str = "") -> Bunch:
         good.append(f"weights after real removals are missed by {split.exact:.0%}")
         if split.exact > _SECOND_ORDER_LIMIT:
             trust = SIZE_WRONG
-    return judged(found, bad, good, trust, hint)
+    return judged(figures, bad, good, trust, hint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import pickle
 import warnings
@@ -178,8 +177,7 @@ class RetrainedModels:
             targets = each[0].encode(y, outputs)
             return measure(outputs, targets, outcome, model.loss)
 
-        # a copy: another thread may be using the module
-        module = FunctionalModule(copy.deepcopy(self._fitted.module_))
+        module = FunctionalModule(self._fitted.module_).apart()
         like = next(self._fitted.module_.parameters())
         params, queries = as_tensor(self._models, like), as_tensor(X, like)
         outputs = stacked_outputs(module, params, queries, memory_cap())

@@ -25,6 +25,7 @@ from skattrib.retrieval._neighbors import Neighbors, check_faiss
 from skattrib.retrieval._search import Search, similarities
 from skattrib.retrieval._settings import PRESETS, resolve
 from skattrib.retrieval._signatures import Signer
+from skattrib.retrieval._sources import source
 from skattrib.retrieval._verdict import (
     check_retrainable,
     retrieval_verdict,
@@ -280,7 +281,8 @@ class RISEValuator(BaseAttributor):
         if model.takes_texts and model.frozen:
             # as its fit does
             model.estimator._check_rows(self.X_train_, self.y_train_)
-        signer = Signer(self._model, self._features, settings, self._fit_seed)
+        self._source = source(self._model, self._features)
+        signer = Signer(self._source, settings, self._fit_seed)
         path = None if self.index is None else os.path.abspath(self.index)
         rows, seed = (self._features, self.y_train_), self._fit_seed
         options = {"n_jobs": self.n_jobs, "verbose": self.verbose}
@@ -353,7 +355,7 @@ class RISEValuator(BaseAttributor):
         return found
 
     def _signer(self):
-        signer = Signer(self._model, self._features, self._settings, self._fit_seed)
+        signer = Signer(self._source, self._settings, self._fit_seed)
         signer.use(self._index.tables)
         return signer
 
@@ -482,7 +484,7 @@ class RISEValuator(BaseAttributor):
         exact, rows = None, (self._features, self.y_train_)
         if self._settings["sketch"] is not None:
             bare = {**self._settings, "sketch": None, "n_sketches": 1}
-            exact = Signer(self._model, self._features, bare, 0)
+            exact = Signer(self._source, bare, 0)
         found = similarity_figures(self._search(), exact, rows, X, y, outcome)
         if n_retrainings:
             found.lds = self._calibrate(X, y, outcome, n_retrainings).lds

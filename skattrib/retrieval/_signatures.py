@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from skattrib.engine._readout import Residual, Sketcher, residuals
-from skattrib.retrieval._sources import source
 
 
 class Signer:
@@ -14,23 +13,21 @@ class Signer:
 
     Parameters
     ----------
-    estimator : fitted TorchClassifier, TorchRegressor or CausalLanguageModel
-        Maybe frozen.
-    like : ndarray
-        Rows that it takes.
+    source : TableSource or TextSource
+        Makes tokens of rows.
     options : dict
         Settings of `RISEValuator`, resolved.
     seed : int
         Of the first sketch's hash tables; the others follow.
     """
 
-    def __init__(self, estimator, like, options, seed):
-        self._source, self._options = source(estimator, like), options
-        self.head, self._seed = self._source.head, seed
+    def __init__(self, source, options, seed):
+        self._source, self._options = source, options
+        self.head, self._seed = source.head, seed
 
     def tables(self):
         """Draw the hash tables of every sketch."""
-        found = {}
+        tables = {}
         for k in range(self._options["n_sketches"]):
             drawn = Sketcher.draw(
                 self.head,
@@ -38,15 +35,15 @@ class Signer:
                 self._options["n_components"],
                 self._seed + 101 * k,
             )
-            found.update({f"{k}:{name}": pair for name, pair in drawn.items()})
-        return found
+            tables.update({f"{k}:{name}": pair for name, pair in drawn.items()})
+        return tables
 
     def use(self, tables):
         """Sketch by these tables from now on."""
         options = self._options
         self._sketchers = []
         for k in range(options["n_sketches"]):
-            own = {
+            of_sketch = {
                 name.partition(":")[2]: pair
                 for name, pair in tables.items()
                 if name.partition(":")[0] == str(k)
@@ -57,7 +54,7 @@ class Signer:
                     tuple(options["channels"]),
                     options["sketch"],
                     options["n_components"],
-                    own,
+                    of_sketch,
                     per_token=options["normalize"] == "token",
                 )
             )
@@ -94,7 +91,7 @@ class Signer:
         A row of a table has one residual, a text one per token that is predicted.
         """
         like = self.head.weight
-        found = {name: like.new_zeros(len(X), w) for name, w in self.widths.items()}
+        sums = {name: like.new_zeros(len(X), w) for name, w in self.widths.items()}
         counts, norms = like.new_zeros(len(X), 1), []
         for tokens in self._source.tokens(X, y):
             residual = self._residual(tokens.outputs, tokens.targets, outcome)
@@ -108,11 +105,11 @@ class Signer:
                 for name, values in channels.items():
                     # a mean over tokens; the others are sums
                     values = values * here if name == "h" else values
-                    found[f"{name}/{k}"].index_add_(0, rows, values)
-        for name in found:
+                    sums[f"{name}/{k}"].index_add_(0, rows, values)
+        for name in sums:
             if name.startswith("h/"):
-                found[name] /= counts
-        return found, torch.cat(norms)
+                sums[name] /= counts
+        return sums, torch.cat(norms)
 
     @staticmethod
     def _check_finite(norms):

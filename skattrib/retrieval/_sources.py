@@ -1,11 +1,11 @@
 """Where signatures come from: tables or texts, as tokens with hidden states."""
 
-import copy
 import hashlib
 
 import torch
 
 from skattrib._validation import as_tensor, memory_cap
+from skattrib.engine._functional import apart
 from skattrib.engine._losses import CrossEntropy
 from skattrib.engine._modules import activation_size
 from skattrib.engine._readout import Head, Tokens, find_head, hidden_states
@@ -34,16 +34,33 @@ def source(estimator, like):
 
 
 class TableSource:
-    """Rows of numbers, by a TorchClassifier or TorchRegressor: one token a row."""
+    """Rows of numbers, by a TorchClassifier or TorchRegressor: one token a row.
+
+    The layers are tried once, here: queries know which one is the last.
+    """
 
     def __init__(self, estimator, like):
         self._estimator, self.loss = estimator, estimator.loss_function_
-        # a copy: other threads may be using the module
-        self.module = copy.deepcopy(estimator.module_)
-        self._like = next(self.module.parameters())
-        self._some = as_tensor(like[:2], self._like)
-        self._layer = find_head(self.module, self._some)
-        self.head = Head.of(self._layer)
+        # hooks go on layers of its own: other threads may be using the module
+        module = apart(self.module)
+        rows = as_tensor(like[:2], self._like)
+        last = find_head(module, rows)
+        self._last = next(n for n, layer in module.named_modules() if layer is last)
+        self._activations = activation_size(module, rows)
+
+    @property
+    def module(self):
+        """The fitted module."""
+        return self._estimator.module_
+
+    @property
+    def head(self):
+        """The last linear layer."""
+        return Head.of(self.module.get_submodule(self._last))
+
+    @property
+    def _like(self):
+        return next(self.module.parameters())
 
     def settings(self):
         """Return what else an index depends on."""
@@ -51,8 +68,7 @@ class TableSource:
 
     def fitting(self, width):
         """Return how many rows with signatures of ``width`` numbers fit the memory."""
-        activations = activation_size(self.module, self._some)
-        numbers = sum(self.head.weight.shape) + width + activations
+        numbers = sum(self.head.weight.shape) + width + self._activations
         return int(memory_cap() / (_COPIES * numbers * self._like.element_size()))
 
     def rows_at_once(self, width):
@@ -64,8 +80,8 @@ class TableSource:
 
     def tokens(self, X, y):
         """Yield `Tokens`."""
-        rows = as_tensor(X, self._like)
-        hidden, outputs = hidden_states(self.module, self._layer, rows)
+        module, rows = apart(self.module), as_tensor(X, self._like)
+        hidden, outputs = hidden_states(module, module.get_submodule(self._last), rows)
         each = torch.arange(len(rows), device=rows.device)
         yield Tokens(each, hidden, outputs, self._estimator._targets(y, rows))
 
@@ -76,8 +92,17 @@ class TextSource:
     loss = CrossEntropy()
 
     def __init__(self, model):
-        self._model, loaded = model, model._load()
-        self.module, self.head = loaded.model, loaded.head
+        self._model = model
+
+    @property
+    def module(self):
+        """The language model, which is loaded once in every process."""
+        return self._model._load().model
+
+    @property
+    def head(self):
+        """Its last linear layer."""
+        return self._model._load().head
 
     def settings(self):
         """Return what else an index depends on: how texts become tokens."""

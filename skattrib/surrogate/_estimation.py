@@ -1,14 +1,12 @@
 """Outcomes of subsets: by the linearised model, or by really training."""
 
-from functools import partial
-
 import numpy as np
 import torch
 from sklearn.utils import _safe_indexing
 
 from skattrib._validation import as_tensor, memory_cap
 from skattrib.engine._functional import chunks
-from skattrib.influence._member import Member
+from skattrib.influence._linear_models import LinearModel
 from skattrib.models._as_model import as_model
 from skattrib.models._kept_models import CHUNK, RetrainedModels
 from skattrib.models._memory import as_memory, cached_rows, digest
@@ -31,37 +29,44 @@ class LinearizedSubsets:
     weights : ndarray of shape (m, n_samples)
         Of the rows, in each subset; the first are `base`.
     options : dict
-        Of `Member`.
+        Of `LinearModel`.
     """
 
     def __init__(self, estimator, X, y, base, weights, *, memory, verbose, **options):
-        self._member = Member(estimator, X, y, base, memory=memory, **options)
+        self._linear = LinearModel(
+            estimator,
+            X,
+            y,
+            base,
+            removal="refit",
+            memory=memory,
+            verbose=verbose,
+            **options,
+        )
         cache, key = as_memory(memory), ""
         if cache is not None:
             # steps have the coordinates of the space that the memory cap allowed
-            model = self._member.model
-            how = self._member.plan.solver, vars(model.ridge), model.scale
+            tangent = self._linear.tangent
+            how = self._linear.plan.solver, vars(tangent.ridge), tangent.scale
             trained = (
                 estimator.module_,
                 estimator.loss_function_,
                 estimator.class_weight,
             )
             key = digest("steps", trained, X, y, base, how, options)
-        solve = partial(self._solve, verbose=verbose)
-        found = cached_rows(cache, key, weights, solve, CHUNK)
-        self._steps = torch.tensor(np.array(found))
+        steps = cached_rows(cache, key, weights, self._solve, CHUNK)
+        self._steps = torch.tensor(np.array(steps))
 
-    def _solve(self, weights, verbose):
-        return self._member.steps("refit", weights, verbose).cpu().numpy()
+    def _solve(self, weights):
+        return self._linear.steps(weights).cpu().numpy()
 
     def outcomes(self, X, y, outcome):
         """Return the outcomes (m, q) of queries, those of the model itself first."""
-        steps = as_tensor(self._steps, self._member.model.outputs)
-        asked = self._member.ask(X, len(steps))
-        found = self._member.outcomes(steps, asked, y, outcome)
-        present = self._member.present_outcomes(X, y, outcome)
+        steps = as_tensor(self._steps, self._linear.tangent.outputs)
+        queries = self._linear.ask(X, y, outcome, len(steps))
+        predicted = queries.outcomes(steps)
         # damping towards the trained weights moves the model that has all units too
-        return found - found[0] + present
+        return predicted - predicted[0] + queries.present_outcomes()
 
 
 class RetrainedSubsets:
@@ -113,7 +118,7 @@ def in_chunks(source, X, y, outcome, n_subsets, n_outputs):
     """Ask a few queries at a time, so that their outputs fit the memory cap."""
     numbers = 4 * n_subsets * n_outputs * 8
     parts = chunks(len(X), int(memory_cap() / numbers))
-    found = [
+    outcomes = [
         source.outcomes(_safe_indexing(X, part), y[part], outcome) for part in parts
     ]
-    return np.hstack(found).astype(np.float64)
+    return np.hstack(outcomes).astype(np.float64)

@@ -95,6 +95,34 @@ def test_deep_copy_has_a_module_of_its_own():
     assert torch.equal(model.flatten(), before)
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_apart_has_the_same_weights_and_layers_of_its_own(name):
+    module, X = build_case(name)
+    model = FunctionalModule(module)
+    other = model.apart()
+    tensors = [*module.parameters(), *module.buffers()]
+    theirs = [*other.module.parameters(), *other.module.buffers()]
+    assert all(one is two for one, two in zip(tensors, theirs, strict=True))
+    assert not set(map(id, module.modules())) & set(map(id, other.module.modules()))
+    assert other.names == model.names
+
+    def swapped(*_):
+        # in the middle of a call with other parameters, the module has its own
+        seen.append([p is q for p, q in zip(module.parameters(), trained, strict=True)])
+
+    seen, trained = [], list(module.parameters())
+    other.module.register_forward_hook(swapped)
+    there = model.flatten() + 1
+    with torch.no_grad():
+        found = other.outputs(there, X)
+    assert seen
+    assert all(map(all, seen))
+    n_seen = len(seen)
+    with torch.no_grad():
+        assert_array_equal(found, model.outputs(there, X))
+    assert len(seen) == n_seen
+
+
 @pytest.mark.parametrize(
     ("n", "size", "pieces"),
     [

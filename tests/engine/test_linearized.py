@@ -398,7 +398,7 @@ def test_preconditioned_conjugate_gradients_are_exact(weights, monkeypatch):
 @pytest.mark.parametrize("memory_bytes", [PLENTY, 2e3])
 def test_a_decomposed_model_is_the_same_at_any_damping(space, memory_bytes):
     ours, _ = linearize("classification", space, "weighted", memory_bytes=memory_bytes)
-    many = ours.decomposed()
+    many = ours.for_many_ridges()
     W = other_weightings(ours)
     for value in (1e-3, 0.1, 3.0):
         many.ridge = lambda fraction, value=value: value * (1 + fraction)

@@ -61,7 +61,7 @@ def changes(model, removal):
 
 
 def assert_same(model, tolerance):
-    spectral = model.spectral()
+    spectral = model.for_many_ridges(few_rows=True)
     for value in (1e-3, 0.05, 2.0):
         model.ridge = spectral.ridge = lambda fraction, v=value: v * (1 + fraction)
         for removal in ("newton", "influence"):
@@ -100,13 +100,13 @@ def test_a_subspace_has_coordinates_of_its_own():
 
 def test_a_space_that_factors_nothing_stays_as_it_is():
     model = linearize("classification", "cg")
-    assert model.spectral().space is model.space
+    assert model.for_many_ridges(few_rows=True).space is model.space
 
 
 @pytest.mark.parametrize("solver", ["primal", "dual"])
 def test_outputs_of_training_rows(solver):
     model = linearize("classification", solver)
-    spectral = model.spectral()
+    spectral = model.for_many_ridges(few_rows=True)
     W = removals(model.weights)
     found, expected = (
         m.space.train_outputs(m.newton_steps(W)) for m in (spectral, model)

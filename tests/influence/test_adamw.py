@@ -2,7 +2,9 @@
 
 import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
+import joblib
 import numpy as np
 import pytest
 import sklearn
@@ -15,6 +17,8 @@ from sklearn.preprocessing import scale
 from sklearn.utils import Bunch
 from torch import nn
 
+import skattrib.influence._adamw
+import skattrib.influence._run_derivatives
 import skattrib.models._network
 from skattrib import AdamWInfluence, TorchClassifier, TorchRegressor
 from skattrib.evaluation import lds_score, loo_score, make_weightings, retrain_outcomes
@@ -33,6 +37,11 @@ def data(n=40, n_queries=6):
 def net(**options):
     options = {"hidden_layer_sizes": (5,), "max_epochs": 6, "batch_size": 13, **options}
     return TorchClassifier(random_state=0, **options)
+
+
+def each_run(influence, X, y, outcome):
+    """The attributions of every run, before they are averaged."""
+    return influence._each_run(influence._derivatives.queries(X, y, outcome))
 
 
 def make(estimator=None, **options):
@@ -103,7 +112,7 @@ def test_runs_on_halves_are_differentiated_where_they_were_trained():
     W = influence.weights_
     assert set(np.unique(W)) == {0.05, 1.0}
     assert_allclose(W[0] + W[1], 1.05)
-    each = influence._each_run(Xq, yq, "log_likelihood")
+    each = each_run(influence, Xq, yq, "log_likelihood")
     h, i = 1e-5, 9
     for k in range(4):
         weights = np.repeat(W[k : k + 1], 2, axis=0)
@@ -165,15 +174,16 @@ def test_several_seeds_are_averaged():
     one = make(inclusion=0.5, n_trajectories=4, aggregation="mean").fit(X, y)
     three = make(inclusion=0.5, n_trajectories=4, aggregation="mean", n_models=3)
     three.fit(X, y)
-    assert len(three._each_run(Xq, yq, "margin")) == 12
+    assert len(each_run(three, Xq, yq, "margin")) == 12
     assert_allclose(
-        three._each_run(Xq, yq, "margin")[:4], one._each_run(Xq, yq, "margin")
+        each_run(three, Xq, yq, "margin")[:4], each_run(one, Xq, yq, "margin")
     )
     W = three.weights_
     truth = retrain_outcomes(net(), X, y, W, Xq, yq, n_seeds=3)
-    assert_allclose(three._run_outcomes(Xq, yq, "log_likelihood").mean(axis=0), truth)
+    queries = three._derivatives.queries(Xq, yq, "log_likelihood")
+    assert_allclose(three._run_outcomes(queries).mean(axis=0), truth)
     single = make(n_models=2).fit(X, y)
-    assert len(single._each_run(Xq, yq, "margin")) == 2
+    assert len(each_run(single, Xq, yq, "margin")) == 2
 
 
 def test_baselines_are_other_numbers_from_the_same_run():
@@ -403,15 +413,16 @@ def test_exploding_runs_are_left_out():
     share = exploding(found).mean(axis=0)
     assert_allclose(share, 2 / 16)
     for how in ("trimmed_mean", "median"):
-        mean, error = aggregate(found, how)
+        mean, error = aggregate(found, how, exploding(found))
         assert_allclose(mean, 1, atol=0.15)
         assert (error > 0).all()
         assert (error < 0.5).all()
-    assert np.abs(aggregate(found, "mean")[0] - 1).max() > 50
+    mean, _ = aggregate(found, "mean", exploding(found))
+    assert np.abs(mean - 1).max() > 50
     found[3:7, 1] *= 1e3  # more than a quarter, in one query
-    mean, _ = aggregate(found, "trimmed_mean")
+    mean, _ = aggregate(found, "trimmed_mean", exploding(found))
     assert_allclose(mean, 1, atol=0.2)
-    single, error = aggregate(found[:1], "mean")
+    single, error = aggregate(found[:1], "mean", exploding(found[:1]))
     assert_array_equal(single, found[0])
     assert error is None
 
@@ -419,7 +430,7 @@ def test_exploding_runs_are_left_out():
 def test_averages_of_exploding_runs_warn(monkeypatch):
     X, y, Xq, yq = data()
     influence = make(inclusion=0.5, n_trajectories=8).fit(X, y)
-    runs = influence._each_run(Xq, yq, "margin")
+    runs = each_run(influence, Xq, yq, "margin")
     for n_wild, warns in ((1, False), (3, True)):
         found = runs.copy()
         found[:n_wild] *= 1e4
@@ -436,7 +447,7 @@ def test_standard_errors_are_those_of_the_average():
     rng = np.random.RandomState(0)
     draws = rng.randn(400, 16, 1, 1)
     for how in AGGREGATIONS:
-        found = [aggregate(runs, how) for runs in draws]
+        found = [aggregate(runs, how, exploding(runs)) for runs in draws]
         real = np.std([mean for mean, _ in found])
         assert np.mean([error for _, error in found]) == pytest.approx(real, rel=0.25)
 
@@ -489,8 +500,72 @@ def test_a_killed_fit_goes_on(tmp_path, monkeypatch):
 def test_pickles_and_threads_give_the_same():
     X, y, Xq, yq = data()
     influence = make(inclusion=0.5, n_trajectories=2).fit(X, y)
+    expected = influence.attribute(Xq, yq)
     again = pickle.loads(pickle.dumps(influence))
-    assert_array_equal(again.attribute(Xq, yq), influence.attribute(Xq, yq))
+    assert_array_equal(again.attribute(Xq, yq), expected)
+    before = joblib.hash(pickle.dumps(influence))
+
+    with ThreadPoolExecutor(4) as pool:
+        predicted = influence.estimator_.predict_proba(Xq)
+        running = [pool.submit(influence.attribute, Xq, yq) for _ in range(6)]
+        while not all(run.done() for run in running):
+            assert_array_equal(influence.estimator_.predict_proba(Xq), predicted)
+        for run in running:
+            assert_array_equal(run.result(), expected)
+    assert joblib.hash(pickle.dumps(influence)) == before
+
+
+def test_a_pickle_has_the_rows_once():
+    X, y, *_ = data()
+    few, many = (
+        len(pickle.dumps(make().fit(np.hstack([X, np.zeros((len(X), n))]), y)))
+        for n in (0, 2000)
+    )
+    # the module has five more weights per column, of which a handful of copies are kept
+    weights = 5 * 2000 * X.itemsize
+    assert many - few < 1.5 * len(X) * 2000 * X.itemsize + 10 * weights
+
+
+def test_queries_copy_neither_weights_nor_training_rows(monkeypatch):
+    X, y, Xq, yq = data()
+    influence = make(inclusion=0.5, n_trajectories=2).fit(X, y)
+    expected = influence.attribute(Xq, yq), influence.step_attribution(Xq, yq)
+
+    def refuse(*_):
+        raise AssertionError("weights are copied")
+
+    sizes, convert = [], skattrib.influence._run_derivatives.as_tensor
+
+    def counted(rows, like):
+        sizes.append(len(rows))
+        return convert(rows, like)
+
+    monkeypatch.setattr(nn.Parameter, "__deepcopy__", refuse)
+    monkeypatch.setattr(skattrib.influence._run_derivatives, "as_tensor", counted)
+    found = influence.attribute(Xq, yq), influence.step_attribution(Xq, yq)
+    assert_array_equal(found[0], expected[0])
+    assert_array_equal(found[1].attributions, expected[1].attributions)
+    influence.predict_outcomes(Xq, yq, influence.weights_)
+    assert set(sizes) == {len(Xq)}
+    assert len(sizes) == 3
+
+
+@pytest.mark.parametrize("aggregation", ["trimmed_mean", "median"])
+def test_exploding_runs_are_looked_for_once(aggregation, monkeypatch):
+    X, y, Xq, yq = data()
+    influence = make(inclusion=0.5, n_trajectories=4, aggregation=aggregation)
+    influence.fit(X, y)
+    calls = []
+
+    def counted(each_run):
+        calls.append(len(each_run))
+        return exploding(each_run)
+
+    monkeypatch.setattr(skattrib.influence._adamw, "exploding", counted)
+    influence.attribute(Xq, yq)
+    assert calls == [4]
+    influence.diagnose(Xq, yq)
+    assert calls == [4, 4]
 
 
 # ---------------------------------------------------------------------- errors

@@ -18,7 +18,7 @@ from sklearn.preprocessing import scale
 from torch import nn
 
 import skattrib.engine._linearized
-import skattrib.influence._member
+import skattrib.influence._linear_models
 from skattrib import DualInfluence, TorchClassifier, TorchRegressor
 from skattrib.engine._linearized import LinearizedModel
 from skattrib.engine._plan import Plan
@@ -29,7 +29,7 @@ from skattrib.evaluation import (
     retrain_outcomes,
 )
 from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
-from skattrib.influence._member import Member, WithoutEach
+from skattrib.influence._linear_models import LeaveOneUnitOut, LinearModel
 
 REMOVALS = ["influence", "newton", "refit"]
 
@@ -263,13 +263,11 @@ def test_calibration_decomposes_once(solver, factorisations):
     dual.fit(X, y)
     assert factorisations == ["eigh"]
     # and finds what plain factors find
-    model, rule = dual._ensemble.members[0].model, dual.ridge_rule_
+    model, rule = dual._linear_models[0].tangent, dual.ridge_rule_
     assert model.ridge is rule
-    without = WithoutEach(np.arange(len(y)), np.ones(len(y)), len(y))
-    expected = model.parameter_change(
-        dual._ensemble.members[0].steps("newton", without)
-    )
-    found = model.parameter_change(dual._prepared[0])
+    without = LeaveOneUnitOut(np.arange(len(y)), np.ones(len(y)), len(y))
+    expected = model.parameter_change(dual._linear_models[0].steps(without))
+    found = model.parameter_change(dual._without_each[0])
     assert_allclose(found, expected, rtol=0, atol=1e-8 * float(expected.abs().max()))
 
 
@@ -326,7 +324,7 @@ def test_nystroem_says_what_it_misses(monkeypatch):
     missed, true = [], []
     for count in (2, 40, 120):
         monkeypatch.setattr(
-            "skattrib.influence._member.plan_solver",
+            "skattrib.influence._linear_models.plan_solver",
             lambda *args, count=count, **options: Plan("nystroem", "", count),
         )
         ours = DualInfluence(net, solver="nystroem", random_state=0).fit(X, y)
@@ -668,7 +666,7 @@ def test_a_wrapped_module_too_large_to_factor_uses_the_trace():
     with pytest.warns(FaithfulnessWarning):
         dual.fit(X, y)
     primal = DualInfluence(FrozenEstimator(wrapped), ridge=1.0, random_state=0)
-    model = primal.fit(X, y)._ensemble.members[0].model
+    model = primal.fit(X, y)._linear_models[0].tangent
     mean = float(model.space.eigenvalues().sum()) / len(y) / model.model.n_params
     assert dual.ridge_rule_.source == "trace of the Hessian"
     assert dual.ridge_ == pytest.approx(10 * mean, rel=0.3)
@@ -698,7 +696,7 @@ def test_queries_in_small_pieces_give_the_same(solver, monkeypatch):
     dual = DualInfluence(small_net(), solver=solver, random_state=0).fit(X, y)
     weights = make_weightings(len(y), 3, random_state=0)
     whole = dual.attribute(*queries), dual.predict_outcomes(*queries, weights)
-    model = dual._ensemble.members[0].model
+    model = dual._linear_models[0].tangent
     assert model.query_batch(len(y)) > len(queries[0])
     monkeypatch.setattr(model, "memory_bytes", 1e4)
     assert model.query_batch(len(y)) < len(queries[0])
@@ -727,6 +725,38 @@ def test_queries_write_nothing_and_may_come_from_any_thread(fitted):
             assert_array_equal(found[0], alone[0])
             assert_array_equal(found[1], alone[1])
     assert joblib.hash(pickle.dumps(dual)) == before
+
+
+def test_queries_copy_no_weights(fitted, monkeypatch):
+    dual, X, y = fitted
+    weights = make_weightings(dual.n_units_, 4, random_state=0)
+    expected = dual.attribute(X, y)
+
+    def refuse(*_):
+        raise AssertionError("weights are copied")
+
+    monkeypatch.setattr(nn.Parameter, "__deepcopy__", refuse)
+    assert_array_equal(dual.attribute(X, y), expected)
+    dual.predict_outcomes(X, y, weights)
+    dual.diagnose(X, y)
+
+
+def test_targets_are_encoded_once(monkeypatch):
+    """Beside being checked: for any number of batches and dampings."""
+    X, y, *queries = iris()
+    dual = DualInfluence(small_net(), random_state=0).fit(X, y)
+    encoded, encode = [], TorchClassifier._targets
+    monkeypatch.setattr(
+        TorchClassifier,
+        "_targets",
+        lambda self, y, like: encoded.append(1) or encode(self, y, like),
+    )
+    tangent = dual._linear_models[0].tangent
+    monkeypatch.setattr(type(tangent), "query_batch", lambda *_: 2)
+    dual.ridge_path(*queries, ridges=[0.1, 1.0, 10.0])
+    assert len(encoded) == 2
+    dual.attribute(*queries)
+    assert len(encoded) == 4
 
 
 # -------------------------------------------------------------------- diagnose
@@ -843,7 +873,7 @@ def test_gradients_that_no_layer_factors_count_before_the_work():
 
 def test_weights_without_each_unit_are_made_when_asked_for():
     units, weights = np.array([1, 0, 1, 2]), np.array([1.0, 2.0, 0.5, 3.0])
-    without = WithoutEach(units, weights, 3)
+    without = LeaveOneUnitOut(units, weights, 3)
     expected = (1 - np.eye(3))[:, units] * weights
     assert len(without) == 3
     assert_array_equal(without[:], expected)
@@ -882,16 +912,18 @@ def test_float32_with_little_damping_in_rows():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FaithfulnessWarning)
         ours, exact = (
-            Member(model, X.astype(dtype), y, np.ones(120), solver=space, **options)
+            LinearModel(
+                model, X.astype(dtype), y, np.ones(120), solver=space, **options
+            )
             for model, dtype, space in [
                 (net, np.float32, "dual"),
                 (double, np.float64, "primal"),
             ]
         )
-    without = WithoutEach(np.arange(120), np.ones(120), 20)
+    without = LeaveOneUnitOut(np.arange(120), np.ones(120), 20)
     found, expected = (
-        member.model.parameter_change(member.steps("newton", without)).double()
-        for member in (ours, exact)
+        linear.tangent.parameter_change(linear.steps(without)).double()
+        for linear in (ours, exact)
     )
     error = (found - expected).norm(dim=1) / expected.norm(dim=1)
     assert error.max() <= 1e-4
@@ -999,9 +1031,9 @@ def test_first_order_by_queries_is_that_by_units(problem, tasks, solver, monkeyp
     units = np.arange(100) // 2 if tasks else None
     dense = DualInfluence(net, solver="dual", **options).fit(X, y, tasks=units)
     ours = DualInfluence(net, solver=solver, **options)
-    monkeypatch.setattr(skattrib.influence._member, "_MANY_UNITS", 10)
+    monkeypatch.setattr(skattrib.influence._linear_models, "_MANY_UNITS", 10)
     ours.fit(X, y, tasks=units)
-    assert not torch.is_tensor(ours._prepared[0])
+    assert not torch.is_tensor(ours._without_each[0])
     expected = dense.attribute(Xq, yq)
     assert_allclose(ours.attribute(Xq, yq), expected, atol=1e-7 * abs(expected).max())
     W = make_weightings(dense.n_units_, 3, random_state=0)
@@ -1014,5 +1046,5 @@ def test_first_order_by_queries_is_that_by_units(problem, tasks, solver, monkeyp
         dense.diagnose(Xq, yq).step_linearity, rel=1e-5
     )
     # few units are solved for once and for all
-    monkeypatch.setattr(skattrib.influence._member, "_MANY_UNITS", 100)
-    assert torch.is_tensor(ours.fit(X, y, tasks=units)._prepared[0])
+    monkeypatch.setattr(skattrib.influence._linear_models, "_MANY_UNITS", 100)
+    assert torch.is_tensor(ours.fit(X, y, tasks=units)._without_each[0])

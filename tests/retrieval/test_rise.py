@@ -2,7 +2,9 @@
 
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,6 +21,7 @@ from sklearn.preprocessing import StandardScaler, scale
 from torch import nn
 
 import skattrib.models._network
+import skattrib.retrieval._sources
 from skattrib import RISEValuator, TorchClassifier, TorchRegressor
 from skattrib.evaluation import lds_scorer, retrieval_score
 from skattrib.exceptions import (
@@ -453,6 +456,34 @@ def test_an_index_on_disk_is_taken_up(tmp_path, monkeypatch):
     again = make(index=path).fit(X, y)
     assert signed == []
     assert_array_equal(again.attribute(Xq, yq), rise.attribute(Xq, yq))
+
+
+def test_queries_copy_no_weights_and_try_no_layers(monkeypatch):
+    X, y, Xq, yq = data()
+    rise = make().fit(X, y)
+    expected = rise.attribute(Xq, yq)
+
+    def refuse(*_):
+        raise AssertionError("done once, in fit")
+
+    monkeypatch.setattr(nn.Parameter, "__deepcopy__", refuse)
+    for name in ("find_head", "activation_size"):
+        monkeypatch.setattr(skattrib.retrieval._sources, name, refuse)
+    again = pickle.loads(pickle.dumps(rise))
+    for valuator in (rise, again):
+        assert_array_equal(valuator.attribute(Xq, yq), expected)
+        valuator.score_samples(Xq, yq)
+        valuator.diagnose(Xq, yq)
+
+
+def test_queries_may_come_from_any_thread():
+    X, y, Xq, yq = data()
+    rise = make().fit(X, y)
+    before, expected = pickle.dumps(rise), rise.attribute(Xq, yq)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: rise.attribute(Xq, yq), range(30)):
+            assert_array_equal(found, expected)
+    assert joblib.hash(pickle.dumps(rise)) == joblib.hash(before)
 
 
 def test_pickles_of_both_kinds(tmp_path):

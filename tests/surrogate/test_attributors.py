@@ -112,8 +112,8 @@ def test_damping_towards_the_trained_weights_keeps_what_training_left():
     for center in ("initial", "trained"):
         attributor = make(estimator=short, estimation="gradient", center=center)
         attributor.fit(X, y, tasks=tasks_of())
-        member = attributor._source._member
-        gradient = member.model.space.squared_norm(attributor._source._steps[:1])
+        tangent = attributor._source._linear.tangent
+        gradient = tangent.space.squared_norm(attributor._source._steps[:1])
         found[center] = float(gradient)
         assert np.isfinite(subset_outcomes(attributor, Xq, yq)).all()
     assert found["initial"] < 1e-20
@@ -158,7 +158,7 @@ def test_projected_steps_move_the_outputs_as_they_move_the_parameters(projection
     found, attributor = projected(projection)
     changes = [(f - f[0])[1:].ravel() for f in (found, plain)]
     assert np.corrcoef(changes)[0, 1] > 0.9
-    model, steps = attributor._source._member.model, attributor._source._steps[:4]
+    model, steps = attributor._source._linear.tangent, attributor._source._steps[:4]
     query = skattrib.models._network.as_tensor(data()[2])
     outputs = model.output_change(steps, model.query(query)[1])
     jacobian = skattrib.engine._gradients.row_gradients(model.model, query)[1]
@@ -520,13 +520,13 @@ def test_remembered_steps_are_of_the_space_solved_in(tmp_path, monkeypatch):
     X, y, Xq, yq = data()
     attributor = make(estimation="gradient", memory=tmp_path, n_subsets=10)
     primal = attributor.fit(X, y, tasks=tasks_of())
-    assert primal._source._member.plan.solver == "primal"
+    assert primal._source._linear.plan.solver == "primal"
     expected = primal.attribute(Xq, yq)
-    member = skattrib.surrogate._estimation.Member
+    linear_model = skattrib.surrogate._estimation.LinearModel
     monkeypatch.setattr(
         skattrib.surrogate._estimation,
-        "Member",
-        lambda *args, **options: member(*args, solver="dual", **options),
+        "LinearModel",
+        lambda *args, **options: linear_model(*args, solver="dual", **options),
     )
     found = clone(attributor).fit(X, y, tasks=tasks_of()).attribute(Xq, yq)
     assert_allclose(found, expected, atol=1e-6)

@@ -1,4 +1,4 @@
-"""How much to damp, and in which metric: rules that need no retraining.
+"""How much to damp, and in which metric: from the run's record, or by retraining.
 
 T steps of preconditioned descent act on a direction of curvature e about as
 (1 − exp(−e t)) / e ≈ 1 / (e + 1/t) does, with t the sum of the learning rates over
@@ -9,6 +9,7 @@ moment, and its strength the length of training.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from skattrib.engine._linearized import LinearizedModel
 from skattrib.engine._losses import Loss
 from skattrib.engine._row_spaces import MatrixFreeSpace
 from skattrib.engine._trajectory import Trajectory
+from skattrib.evaluation import lds_score
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._network import TorchEstimator
 
@@ -31,6 +33,8 @@ from skattrib.models._network import TorchEstimator
 _ALPHA_ROWS, _ALPHA_PER_FRACTION = 1.5, 4.0
 #: Factors that calibration tries.
 CALIBRATION_GRID = 2.0 ** np.arange(-4, 5)
+#: Models that it retrains, each on half of the units, and rows to ask them about.
+N_RETRAINED, N_QUERIES = 16, 50
 # A factor on the evidence's optimum where no run was recorded, for half subsets.
 _EVIDENCE_FACTOR = 6.8
 # A factor on the mean eigenvalue where eigenvalues cannot be had.
@@ -146,18 +150,42 @@ def recorded_rule(trajectory: Trajectory, scale: Tensor) -> RidgeRule:
     return RidgeRule(_ALPHA_ROWS * unit, slope, "length of the recorded run")
 
 
-def calibrated_rule(
-    rule: RidgeRule, rank_units: list[float], rank_halves: list[float]
-) -> RidgeRule:
-    """Scale a rule at single units and at halves by what ranked retraining best.
+def calibrated_rules(
+    rules: Sequence[RidgeRule],
+    truth: NDArray[Any],
+    shares: NDArray[Any],
+    attributions_at: Callable[[float], NDArray[Any]],
+    outcomes_at: Callable[[float], NDArray[Any]],
+) -> list[RidgeRule]:
+    """Scale rules at single units and at halves by what ranks retraining best.
 
-    Each list holds the LDS of every factor of `CALIBRATION_GRID`, averaged here over
-    neighbours: 16 models leave much noise, and the optimum is flat.
+    Parameters
+    ----------
+    rules : list of RidgeRule
+    truth : ndarray of shape (n_weightings, q)
+        Retrained outcomes.
+    shares : ndarray of shape (n_weightings, n_units)
+        What is left of each unit in retraining.
+    attributions_at, outcomes_at : callable
+        Take a factor on the rules; return attributions (q, n_units), and predicted
+        outcomes like ``truth``.
     """
+    rank_units, rank_halves = [], []
+    for factor in CALIBRATION_GRID:
+        additive = shares @ attributions_at(factor).T
+        rank_units.append(lds_score(truth, additive))
+        rank_halves.append(lds_score(truth, outcomes_at(factor)))
+
+    # over neighbours: 16 models leave much noise, and the optimum is flat
     units, halves = (
         float(CALIBRATION_GRID[int(np.argmax(_smoothed(scores)))])
         for scores in (rank_units, rank_halves)
     )
+    return [_scaled(rule, units, halves) for rule in rules]
+
+
+def _scaled(rule: RidgeRule, units: float, halves: float) -> RidgeRule:
+    """Multiply a rule by one factor at single units, and by another at halves."""
     constant, half = units * rule(0.0), halves * rule(0.5)
     source = (
         f"{units:g} (units), {halves:g} (halves) times {rule.source}, by retraining"

@@ -1,0 +1,419 @@
+"""Trained models and their tangents: what each predicts for other weights of rows."""
+
+import copy
+from functools import partial
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from tqdm.auto import tqdm
+
+from skattrib._validation import as_tensor, draw_seeds, memory_cap
+from skattrib.engine._functional import FunctionalModule, chunks, spread
+from skattrib.engine._gradients import gradient_size
+from skattrib.engine._linearized import LinearizedModel
+from skattrib.engine._plan import Plan, plan_solver
+from skattrib.engine._readout import find_head
+from skattrib.influence._damping import RidgeRule, choose_metric, choose_rule
+from skattrib.influence._projection import make_projector
+from skattrib.models._as_model import as_model
+from skattrib.models._memory import as_memory, cached_array, digest
+from skattrib.models._network import untrained
+
+# Units solved for exactly, to learn what an approximation misses.
+_N_EXACT = 8
+# More units than there are queries, probably.
+_MANY_UNITS = 64
+
+
+def trained_seeds(estimator, X, y, row_weights, n_models):
+    """Return a fitted estimator, and others trained from further seeds."""
+    if n_models == 1:
+        return [estimator]
+    others = [
+        clone(estimator).set_params(random_state=seed)
+        for seed in draw_seeds(estimator.random_state, n_models)[1:]
+    ]
+    return [estimator, *(e.fit(X, y, sample_weight=row_weights) for e in others)]
+
+
+def _cached_kernel(memory, estimator, names, X, scale, build):
+    if memory is None:
+        return build()
+    key = digest("kernel", estimator.module_, names, X, scale)
+    kernel = cached_array(as_memory(memory), key, lambda: build().cpu().numpy())
+    return torch.tensor(kernel, device=X.device)
+
+
+def _plan(model, X, n_outputs, solver, **asked):
+    """Choose the space to solve in; ``asked`` as `plan_solver` takes it."""
+    return plan_solver(
+        len(X),
+        n_outputs,
+        model.n_params,
+        X.element_size(),
+        memory_cap(),
+        solver,
+        gradients=gradient_size(model, X),
+        **asked,
+    )
+
+
+def _landmarks(n_rows, n_landmarks, seed, device):
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(n_rows, generator=generator)[:n_landmarks]
+    return drawn.sort().values.to(device)
+
+
+class LeaveOneUnitOut:
+    """Weights of the rows without each unit, (n_units, n), formed when asked for.
+
+    Parameters
+    ----------
+    unit_of_row : int array of shape (n,)
+    row_weights : array of shape (n,)
+    n_units : int
+    """
+
+    def __init__(self, unit_of_row, row_weights, n_units):
+        self.unit_of_row, self._row_weights = unit_of_row, row_weights
+        self._units = np.arange(n_units)
+
+    def __len__(self):
+        return len(self._units)
+
+    def __getitem__(self, part):
+        return (self._units[part, None] != self.unit_of_row) * self._row_weights
+
+    @property
+    def largest(self):
+        """Rows of the largest unit."""
+        return np.bincount(self.unit_of_row).max()
+
+    def shares(self, row_weights):
+        """Return what other weights of the rows leave of each unit, (k, n_units)."""
+        left = np.zeros((len(row_weights), len(self)))
+        np.add.at(left.T, self.unit_of_row, row_weights.T)
+        whole = np.bincount(self.unit_of_row, self._row_weights)
+        return left / whole.clip(min=1e-12)
+
+
+def head_parameters(module, X):
+    """Return the names of the trainable parameters of the last linear layer."""
+    head = find_head(module, X)
+    in_head = {id(p) for p in head.parameters()}
+    names = [k for k, p in module.named_parameters() if id(p) in in_head]
+    return [k for k in names if module.get_parameter(k).requires_grad]
+
+
+def check_has_head(estimator, X, y):
+    """Raise ValueError unless the module ends in a linear layer that is trained."""
+    model = as_model(estimator)
+    if model.frozen:
+        module, rows = model.module, as_tensor(X[:2])
+        rows = rows.to(next(module.parameters()))
+    else:
+        problem = untrained(estimator, X, y)
+        module, rows = problem.model.module, problem.X
+    if not head_parameters(module, rows):
+        raise ValueError(
+            "parameters='head' moves the last linear layer, and that is not trained: "
+            "its parameters do not require a gradient. Use parameters='all'."
+        )
+
+
+class LinearModel:
+    """A trained estimator and its tangent.
+
+    Parameters
+    ----------
+    estimator : fitted TorchClassifier or TorchRegressor
+    X, y : ndarray
+        Training rows.
+    weights : ndarray of shape (n_samples,)
+        Of the rows in training.
+    ridge : float or str
+        Damping, as `choose_rule` takes it.
+    removal : {"newton", "influence", "refit"}
+        How rows are left out.
+    units : LeaveOneUnitOut or None
+        What `without_each_unit` leaves out.
+    metric : {"optimizer", "identity"}
+    parameters : {"all", "head"}
+        What moves.
+    regularization : {"per_sample", "fixed"}
+    solver : {"auto", "primal", "dual", "cg", "nystroem"}
+    memory : str, joblib.Memory or None
+    stationary : bool
+        Whether to subtract the gradient that training left.
+    projection : int, random projection or None
+        Subspace of the parameters to stay in, as `make_projector` takes it.
+    seed : int
+        Draws the landmarks of the solvers that have any.
+    verbose : int
+
+    Attributes
+    ----------
+    tangent : LinearizedModel
+    plan : Plan
+        Space solved in, and why.
+    metric : str
+        Name of the metric used.
+    solves_queries : bool
+        Whether queries are solved for, rather than units: at first order, if units are
+        many, by the solvers that can.
+    """
+
+    def __init__(
+        self,
+        estimator,
+        X,
+        y,
+        weights,
+        *,
+        ridge,
+        removal="newton",
+        units=None,
+        metric="optimizer",
+        parameters="all",
+        regularization="per_sample",
+        solver="auto",
+        memory=None,
+        stationary=True,
+        projection=None,
+        seed=0,
+        verbose=0,
+    ):
+        estimator._raw_outputs(X[:2])  # a wrapped module of another width
+        self.estimator, self.removal, self.units = estimator, removal, units
+        self.verbose = verbose
+        X = as_tensor(X, next(estimator.module_.parameters()))
+        model = FunctionalModule(estimator.module_)
+        if parameters == "head":
+            model = model.of_parameters(head_parameters(estimator.module_, X))
+
+        n_units = 0 if units is None else len(units)
+        by_query = removal == "influence" and n_units > _MANY_UNITS
+        self.plan = Plan("primal", "in the projected space")
+        if projection is None:
+            additive = estimator.class_weight != "balanced"
+            asked = {"n_steps": n_units, "by_query": by_query and additive}
+            self.plan = _plan(model, X, estimator.n_outputs_, solver, **asked)
+
+        self.metric, metric = choose_metric(metric, estimator, model, X, y)
+        scale = None if metric is None else metric.rsqrt()
+        kernel_cache = partial(_cached_kernel, memory, estimator, model.names, X, scale)
+        targets = estimator._targets(y, X)
+        self._weighting = estimator._weighting(targets)
+        tangent = LinearizedModel(
+            model,
+            estimator.loss_function_,
+            X,
+            targets,
+            self._weighting(as_tensor(weights, X)),
+            scale=scale,
+            ridge=RidgeRule(1.0),
+            regularization=regularization,
+            solver=self.plan.solver,
+            memory_bytes=memory_cap(),
+            kernel_cache=kernel_cache,
+            stationary=stationary,
+            project=make_projector(projection, kernel_cache, X),
+            landmarks=_landmarks(len(X), self.plan.n_landmarks, seed, X.device),
+        )
+        rule = choose_rule(ridge, estimator, tangent, metric)
+        self.tangent = tangent.at_ridge(rule)
+
+        knows_how = self.plan.solver in ("cg", "primal") and projection is None
+        self.solves_queries = by_query and knows_how and self._weighting.additive
+
+    # ------------------------------------------------------------ other dampings
+    @property
+    def ridge(self):
+        """Damping as a function of the fraction of rows removed."""
+        return self.tangent.ridge
+
+    def _with(self, tangent):
+        other = copy.copy(self)
+        other.tangent = tangent
+        return other
+
+    def at_ridge(self, rule):
+        """Return this model damped otherwise."""
+        return self._with(self.tangent.at_ridge(rule))
+
+    def for_many_ridges(self, *, units_alone=False):
+        """Return this model with one eigendecomposition for all values of the ridge.
+
+        ``units_alone`` says that only units will be left out, one by one, and queries
+        asked about it.
+        """
+        cheap = self.removal == "influence" or (
+            self.removal == "newton" and self.units.largest <= self.tangent.few
+        )
+        few_rows = units_alone and cheap and not self.solves_queries
+        return self._with(self.tangent.for_many_ridges(few_rows=few_rows))
+
+    # ------------------------------------------------------------------- removals
+    def steps(self, row_weights):
+        """Return the steps (k, D) for weights of the rows, (k, n) or by unit."""
+        solve = getattr(self.tangent, f"{self.removal}_steps")
+        k, space = len(row_weights), self.tangent.space
+        steps = self.tangent.outputs.new_empty(k, space.n_coordinates)
+        parts = list(chunks(k, self.tangent.batch_size()))
+
+        label, hidden = f"{self.removal} steps", not self.verbose
+        for part in tqdm(parts, desc=label, disable=hidden):
+            weights = as_tensor(row_weights[part], steps)
+            steps[part] = solve(self._weighting(weights))
+        return steps
+
+    def without_each_unit(self):
+        """Return the step without each unit; what queries are solved with, if so."""
+        if self.solves_queries:
+            return self.tangent.full_system()
+        return self.steps(self.units)
+
+    def parameter_change(self, steps):
+        """Return the steps as changes of all parameters of the module, (k, P)."""
+        whole = FunctionalModule(self.estimator.module_)
+        moved = self.tangent.parameter_change(steps)
+        changes = moved.new_zeros(len(moved), whole.n_params)
+        changes[:, whole.columns_of(self.tangent.model.names)] = moved
+        return changes
+
+    def output_changes(self, steps, X):
+        """Return the changes (k, q, C) of the outputs of queries."""
+        tangent, size = self.tangent, self.tangent.query_batch(len(steps))
+        changes = []
+        for part in chunks(len(X), size):
+            _, gradients = tangent.query(as_tensor(X[part], tangent.outputs))
+            changes.append(tangent.output_change(steps, gradients))
+        return torch.cat(changes, dim=1)
+
+    def approximation_error(self, removed, steps, X):
+        """Return how far output changes are from those without approximation.
+
+        Parameters
+        ----------
+        removed : array of shape (k, n)
+            Weights of the rows without each of some units.
+        steps : Tensor of shape (k, D)
+            Of `removed`, as `steps` returned them.
+        X : Tensor of shape (q, n_features)
+            Query rows.
+
+        Returns
+        -------
+        float or None
+            Relative, over a few units; None if the solver is exact.
+        """
+        if self.plan.solver != "nystroem":
+            return None
+        few = spread(len(removed), _N_EXACT)
+        exact = self._with(self.tangent.without_projection())
+        ours = self.output_changes(steps[few], X)
+        true = exact.output_changes(exact.steps(removed[few]), X)
+        tiny = torch.finfo(true.dtype).tiny
+        return float((ours - true).norm() / true.norm().clamp(min=tiny))
+
+    # -------------------------------------------------------------------- queries
+    def ask(self, X, y, outcome, n_steps):
+        """Prepare queries for at most so many steps at once, at any ridge."""
+        return QueryBatches(self, X, y, outcome, n_steps)
+
+
+class QueryBatches:
+    """Queries of a linear model: their outcomes, and attributions to its units.
+
+    Targets are encoded once. Gradients are computed once if those of all queries fit
+    the memory, else batch by batch each time.
+
+    Parameters
+    ----------
+    linear : LinearModel
+    X, y : ndarray
+        Queries.
+    outcome : str or callable
+    n_steps : int
+        Steps that they will be multiplied by, at most.
+    """
+
+    def __init__(self, linear, X, y, outcome, n_steps):
+        self._linear, self._tangent, self._X = linear, linear.tangent, X
+        self._outcome = linear.estimator.loss_function_.outcome(outcome)
+        self._targets = linear.estimator._targets(y, self._tangent.outputs)
+        self._parts = list(chunks(len(X), self._tangent.query_batch(n_steps)))
+        self._single = None
+
+    def _measure(self, part):
+        """Return outcomes of some queries as a function of outputs (..., q, C)."""
+        function, targets = self._outcome, self._targets[part]
+        return lambda f: function(f, targets.expand(*f.shape[:-2], *targets.shape))
+
+    def _prepared(self, part):
+        """Return outputs and gradients of some queries, and what measures them."""
+        rows = as_tensor(self._X[part], self._tangent.outputs)
+        return *self._tangent.query(rows), self._measure(part)
+
+    def __iter__(self):
+        if len(self._parts) > 1:
+            return map(self._prepared, self._parts)
+        if self._single is None:
+            self._single = [self._prepared(self._parts[0])]
+        return iter(self._single)
+
+    def present_outcomes(self):
+        """Return the outcomes (q,) of the network as it is."""
+        outputs = self._linear.estimator._raw_outputs(self._X)
+        return self._measure(slice(None))(outputs).cpu().numpy()
+
+    def outcomes(self, steps):
+        """Return the outcomes (k, q) after each step."""
+        outcomes = []
+        for outputs, gradients, measure in self:
+            changes = self._tangent.output_change(steps, gradients)
+            outcomes.append(measure(outputs + changes))
+        return torch.cat(outcomes, dim=1).cpu().numpy()
+
+    def attributions(self, without_each):
+        """Return outcome minus outcome without each unit, (q, n_units).
+
+        ``without_each`` is what `LinearModel.without_each_unit` returns.
+        """
+        if self._linear.solves_queries:
+            return self._solved_for_queries(without_each)
+
+        first_order = self._linear.removal == "influence"
+        attributions = []
+        for outputs, gradients, measure in self:
+            changes = self._tangent.output_change(without_each, gradients)
+            if first_order:
+                slope = _slope(measure)(outputs)
+                lost = -(changes * slope).sum(dim=-1)
+            else:
+                lost = measure(outputs) - measure(outputs + changes)
+            attributions.append(lost.T)
+        return torch.cat(attributions).cpu().numpy()
+
+    def _solved_for_queries(self, system):
+        """Return attributions at first order without any unit's step."""
+        tangent, units = self._tangent, self._linear.units
+        like = tangent.outputs
+        unit_of_row = torch.tensor(units.unit_of_row, device=like.device)
+        # conjugate gradients are chunked by themselves; here, the gradients are
+        parts = list(chunks(len(self._X), tangent.query_batch(1)))
+
+        attributions = []
+        hidden = not self._linear.verbose
+        for part in tqdm(parts, desc="solving for queries", disable=hidden):
+            rows = as_tensor(self._X[part], like)
+            slope = _slope(self._measure(part))
+            effects = tangent.first_order_effects(rows, slope, system)
+            attributions.append(tangent.summed(effects, unit_of_row, len(units)))
+        return torch.cat(attributions).cpu().numpy()
+
+
+def _slope(measure):
+    """Return the gradient of outcomes as a function of outputs (q, C)."""
+    return torch.func.grad(lambda f: measure(f).sum())

@@ -1,0 +1,185 @@
+"""Training runs that can be differentiated: several weightings, several seeds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import jacrev, vmap
+
+from skattrib._validation import as_tensor, memory_cap
+from skattrib.engine._adjoint import RowCallback, sweep
+from skattrib.engine._functional import FunctionalModule, chunks
+from skattrib.engine._losses import OutcomeFunction
+from skattrib.engine._training import can_stack, stacked_outputs, train
+from skattrib.engine._trajectory import Recipe
+from skattrib.exceptions import FaithfulnessWarning
+from skattrib.models._network import TorchEstimator, _Problem, replay_error
+
+# Of the memory cap, what the gradients of queries may take: 1 / _SHARE.
+_SHARE = 8
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs by one recipe that differ in the weights of the rows.
+
+    Attributes
+    ----------
+    recipe : Recipe
+    weights : Tensor of shape (M, n)
+        Of the rows, without those of their classes.
+    params : Tensor of shape (M, P)
+        At the end of each run.
+    """
+
+    recipe: Recipe
+    weights: Tensor
+    params: Tensor
+
+
+def check_reproduced(problem: _Problem, run: Runs) -> None:
+    """Warn unless its recipe leads to the end of the run of a frozen estimator."""
+    weights = problem.weighted(run.weights)
+    again = train(
+        problem.model, problem.loss, run.recipe, problem.X, problem.targets, weights
+    ).params
+    error = replay_error(again, run.params, run.recipe.initial)
+    if error:
+        warnings.warn(
+            f"Replaying the record of the frozen estimator on these rows misses its "
+            f"weights by {error:.1e} of the way that training took: it was trained on "
+            "other rows, labels or weights. What is differentiated is another run.",
+            FaithfulnessWarning,
+            stacklevel=7,
+        )
+
+
+class Queries(NamedTuple):
+    """Queries as a module takes them, their targets encoded, and what is asked."""
+
+    X: Tensor
+    targets: Tensor
+    outcome: OutcomeFunction
+
+    def part(self, rows: slice) -> Queries:
+        """Return some of them."""
+        return Queries(self.X[rows], self.targets[rows], self.outcome)
+
+
+class RunDerivatives:
+    """Outcomes at the ends of runs, and their derivatives in the weights of rows.
+
+    What it needs of the training rows is prepared once. A pickle has the arrays that it
+    was prepared from, which the attributor has too, and prepares it again.
+
+    Parameters
+    ----------
+    estimator : fitted TorchClassifier or TorchRegressor
+    X, y : ndarray
+        Training rows.
+    """
+
+    def __init__(self, estimator: TorchEstimator, X: Any, y: Any) -> None:
+        self._estimator, self._arrays = estimator, (X, y)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        estimator, (X, y) = self._estimator, self._arrays
+        rows = as_tensor(X, next(estimator.module_.parameters()))
+        targets = estimator._targets(y, rows)
+
+        self._trained = _Problem(
+            FunctionalModule(estimator.module_),
+            estimator.loss_function_,
+            estimator.trajectory_.recipe,
+            rows,
+            targets,
+            estimator._weighting(targets),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: vars(self)[name] for name in ("_estimator", "_arrays")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._prepare()
+
+    @property
+    def problem(self) -> _Problem:
+        """What the estimator was trained on, for one thread to evaluate."""
+        return replace(self._trained, model=self._trained.model.apart())
+
+    def queries(self, X: Any, y: Any, outcome: str | OutcomeFunction) -> Queries:
+        """Prepare queries, to be asked of any of the runs."""
+        rows = as_tensor(X, self._trained.X)
+        targets = self._estimator._targets(y, rows)
+        return Queries(rows, targets, self._trained.loss.outcome(outcome))
+
+    def outcomes(self, runs: Runs, queries: Queries) -> Tensor:
+        """Return the outcomes (M, q)."""
+        problem, targets = self.problem, queries.targets
+        params = runs.params.to(problem.X)
+        outputs = stacked_outputs(problem.model, params, queries.X, memory_cap())
+        return queries.outcome(outputs, targets.expand(len(outputs), *targets.shape))
+
+    def derivatives(
+        self,
+        runs: Runs,
+        queries: Queries,
+        on_rows: RowCallback | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Return derivatives (M, q, n) of outcomes in the weights of the rows.
+
+        ``options`` are those of `sweep`, `verbose` among them.
+        """
+        problem = self.problem
+        numbers = len(runs.params) * problem.model.n_params
+        size = int(memory_cap() / (_SHARE * numbers * problem.X.element_size()))
+        row_weights, derivatives = runs.weights.to(problem.X), []
+        weights = problem.weighting(row_weights)
+
+        for part in chunks(len(queries.X), size):
+            gradients = _outcome_gradients(problem, runs, queries.part(part))
+            derivatives.append(
+                sweep(
+                    problem.model,
+                    problem.loss,
+                    runs.recipe,
+                    problem.X,
+                    problem.targets,
+                    weights,
+                    gradients,
+                    on_rows=None if on_rows is None else _shifted(on_rows, part.start),
+                    memory_bytes=memory_cap(),
+                    **options,
+                )
+            )
+        return problem.weighting.pullback(row_weights, torch.cat(derivatives, dim=1))
+
+
+def _outcome_gradients(problem: _Problem, runs: Runs, queries: Queries) -> Tensor:
+    """Return gradients (M, q, P) of outcomes in the parameters at the end."""
+    gradient: Callable[[Tensor], Tensor] = jacrev(
+        lambda vector: queries.outcome(
+            problem.model.outputs(vector, queries.X), queries.targets
+        )
+    )
+    params = runs.params.to(problem.X)
+    if can_stack(problem.model, problem.loss, problem.X, problem.targets):
+        return vmap(gradient, chunk_size=1)(params)
+    return torch.stack([gradient(vector) for vector in params])
+
+
+def _shifted(on_rows: RowCallback, start: int) -> RowCallback:
+    """Count queries from the first of all rather than of a piece."""
+
+    def call(t: int, rows: Tensor, scores: Tensor, runs: slice, part: slice) -> None:
+        on_rows(t, rows, scores, runs, slice(start + part.start, start + part.stop))
+
+    return call

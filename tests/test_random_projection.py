@@ -410,7 +410,7 @@ def test_weights_reach_the_training():
 BAD_INPUT = {
     "no torch model": (
         {"estimator": LogisticRegression()},
-        "GradientTransformer needs gradients. Wrap",
+        "GradientTransformer needs gradients. Use KernelSurrogate",
     ),
     "a pipeline": (
         {"estimator": make_pipeline(StandardScaler(), TorchClassifier())},

@@ -222,6 +222,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
 
     def _validate_and_fit(self, X, y, tasks, fit_params):
         check_recipe(self.estimator, stacklevel=5)
+        if self.estimator is not None:  # before any number is drawn
+            self._check_estimator(Parts(self.estimator).model)
         check_names(fit_params)
         index = getattr(X, "index", None)
         # an array of texts would give each the room of the longest
@@ -241,7 +243,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         estimator = make_estimator(self.estimator, y, int(seeds[0] >> 1))
         y = check_target(dense(y), estimator)
         parts = Parts(estimator)
-        self._check_estimator(parts.model)
+        if self.estimator is None:
+            self._check_estimator(parts.model)
         weights, model_params = row_weights(estimator, fit_params, X)
         with config_context(enable_metadata_routing=False):
             search, estimator = searched(estimator, X, y, **fit_params)

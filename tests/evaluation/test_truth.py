@@ -416,7 +416,7 @@ ERRORS = {
         {"estimator": LinearSVC(random_state=0)},
         "has no predict_proba",
     ),
-    "neither kind": ({"estimator": StandardScaler()}, "'estimator' parameter"),
+    "neither kind": ({"estimator": StandardScaler()}, "neither a classifier nor a"),
     "shape of weights": ({"weights": np.ones((2, 4))}, "n_units=30"),
     "negative weights": ({"weights": -np.ones((2, 30))}, "weights must be at least 0"),
     "weights as text": ({"weights": np.full((2, 30), "a")}, "weights must be numeric"),

@@ -389,9 +389,9 @@ def test_searching_the_surrogate_estimates_once_per_fold(
     solved = []
     solve = skattrib.surrogate._estimation.LinearizedSubsets._solve
 
-    def counted(self, weights, verbose):
+    def counted(self, weights):
         solved.append(len(weights))
-        return solve(self, weights, verbose)
+        return solve(self, weights)
 
     monkeypatch.setattr(
         skattrib.surrogate._estimation.LinearizedSubsets, "_solve", counted

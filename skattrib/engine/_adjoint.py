@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from sklearn.exceptions import EfficiencyWarning
@@ -107,7 +107,7 @@ def sweep(
     Tensor of shape (M, q, n)
         Derivatives, summed over the steps. They hold in rows of weight zero, too.
     """
-    check_differentiable(model, loss, X, targets)
+    probe = check_differentiable(model, loss, X, targets)
     n_runs, n_queries = cotangents.shape[:2]
     plan = _Plan.of(model, recipe, X, n_runs, n_queries, memory_bytes)
     if n_runs > 1 and not can_stack(model, loss, X, targets):
@@ -118,7 +118,16 @@ def sweep(
     with tqdm(total=total, desc="sweeping steps", disable=not verbose) as bar:
         for runs in chunks(n_runs, plan.n_runs):
             stack = _Stack(
-                model, loss, recipe, X, targets, weights[runs], dynamics, hessian, inert
+                model,
+                loss,
+                recipe,
+                X,
+                targets,
+                weights[runs],
+                dynamics,
+                hessian,
+                inert,
+                probe,
             )
             kept = {t: state[runs].to(X) for t, state in (states or {}).items()}
             kept.setdefault(0, start(recipe, X, len(stack.weights)))
@@ -135,16 +144,38 @@ def sweep(
     return scores
 
 
+class Probe(NamedTuple):
+    """What autograd has for two rows: the gradient, and products for one direction."""
+
+    params: Tensor
+    shares: Tensor
+    cotangents: Tensor
+    value: Tensor
+    curved: Tensor
+    dots: Tensor
+
+    def agrees(self, way: Callable[..., Differentiated]) -> bool:
+        """Say whether another way has the same, up to rounding."""
+        rows = torch.arange(self.shares.shape[1], device=self.shares.device)
+        other = way(self.params, rows, self.shares, None)
+        pairs = zip(
+            (other.value, *other.products(self.cotangents)), self[3:], strict=True
+        )
+        return all(bool(((a - b).abs() <= _slack(b)).all()) for a, b in pairs)
+
+
 def check_differentiable(
     model: FunctionalModule, loss: Loss, X: Tensor, targets: Tensor
-) -> None:
+) -> Probe:
     """Raise ValueError unless autograd takes the module twice, batched over queries."""
     params = model.flatten().to(X)[None]
-    shares = X.new_full((1, len(X[:2])), 0.5)
+    shares = params.new_tensor([[0.25, 0.75]])[:, : len(X)]
+    ramp = torch.linspace(-1, 1, params.shape[1]).to(params)
+    cotangents = ramp.expand(2, 1, -1)
     try:
         minibatch = Minibatch(model, loss, X[:2], targets[:2])
         gradient = _Gradient(minibatch, "exact", params, None, shares, None)
-        gradient.products(params.expand(2, -1, -1))
+        curved, dots = gradient.products(cotangents)
     except (RuntimeError, NotImplementedError, ValueError) as error:
         name = type(model.module).__name__
         raise ValueError(
@@ -154,6 +185,10 @@ def check_differentiable(
             "differentiable backward() without in-place operations; write a recurrent "
             "layer as a loop over cells (nn.LSTMCell)."
         ) from error
+    one = slice(0, 1)
+    return Probe(
+        params, shares, cotangents[one], gradient.value, curved[one], dots[one]
+    )
 
 
 class Differentiated(Protocol):
@@ -248,6 +283,7 @@ class _Stack:
     dynamics: Dynamics
     hessian: Hessian
     inert: float
+    probe: Probe
 
     @property
     def optimizer(self) -> Optimizer:
@@ -304,7 +340,7 @@ class _Stack:
             return by_autograd
 
         by_hand = partial(DenseGradient, layers, minibatch)
-        if _agree(by_hand, by_autograd, self.model.flatten().to(self.X)):
+        if self.probe.agrees(by_hand):
             return by_hand
         warnings.warn(
             f"Second derivatives of {type(self.model.module).__name__} written out "
@@ -352,23 +388,6 @@ class _Stack:
             first,
             keep,
         )
-
-
-def _agree(
-    first: Callable[..., Differentiated],
-    second: Callable[..., Differentiated],
-    params: Tensor,
-) -> bool:
-    """Say whether two ways have the same gradient and products, on two rows."""
-    rows = torch.arange(2, device=params.device)
-    shares = params.new_tensor([[0.25, 0.75]])
-    generator = torch.Generator().manual_seed(0)
-    cotangents = torch.randn(2, 1, len(params), generator=generator).to(params)
-    found = [way(params[None], rows, shares, None) for way in (first, second)]
-    parts = [(way.value, *way.products(cotangents)) for way in found]
-    return all(
-        bool(((a - b).abs() <= _slack(b)).all()) for a, b in zip(*parts, strict=True)
-    )
 
 
 def _slack(value: Tensor) -> Tensor:

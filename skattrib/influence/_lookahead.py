@@ -198,7 +198,7 @@ def _cloned(estimator):
             "its training has to be differentiated. Wrap a network by "
             "TorchClassifier(module=...)."
         )
-    model = clone(estimator)
+    model = clone(found.estimator)
     model._validate_params()
     return model
 

@@ -6,6 +6,7 @@ import sklearn
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import load_digits, load_iris
+from sklearn.decomposition import PCA
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -380,7 +381,7 @@ X0, Y0, XV, YV = data()
         ({"estimator": nn.Tanh()}, r"TorchClassifier\(module=...\)"),
         ({"estimator": LogisticRegression()}, r"got LogisticRegression"),
         ({"estimator": FrozenEstimator(net())}, r"pass the estimator that it holds"),
-        ({"estimator": make_pipeline(net())}, r"pass its last step"),
+        ({"estimator": make_pipeline(PCA(), net())}, r"pass its last step"),
         ({"X_val": XV[:, :3]}, r"X_val and y_val.*X has 3 features"),
         ({"X_val": XV[:5]}, r"X_val and y_val.*inconsistent numbers"),
         ({"X_val": XV * np.nan}, r"X_val and y_val.*NaN"),

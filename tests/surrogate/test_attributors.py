@@ -71,7 +71,8 @@ def make(kind=KernelSurrogateAttributor, **options):
 
 
 def subset_outcomes(attributor, X, y, outcome="log_likelihood"):
-    return attributor._source.outcomes(X, y, outcome)
+    rows = attributor._parts.features(X)  # of a pipeline: as its last step gets them
+    return attributor._source.outcomes(rows, y, outcome)
 
 
 # ------------------------------------------------------------------ identities
@@ -788,8 +789,11 @@ ERRORS = {
         "use estimation='retrain'",
     ),
     "gradients of a pipeline": (
-        {"estimation": "gradient", "estimator": make_pipeline(net())},
-        "preprocess before KernelSurrogateAttributor",
+        {
+            "estimation": "gradient",
+            "estimator": make_pipeline(StandardScaler(), LogisticRegression()),
+        },
+        "LogisticRegression has none: use estimation='retrain'",
     ),
     "projection that counts samples": (
         {"projection": GaussianRandomProjection()},
@@ -800,9 +804,9 @@ ERRORS = {
         {"inclusion": 1 - 1e-9, "n_subsets": 100, "tasks": None},
         "inclusion=0.999999999 with n_subsets=100: ",
     ),
-    "a search": (
-        {"estimator": GridSearchCV(LogisticRegression(), {"C": [1, 2]})},
-        "pass its best_estimator_",
+    "a search that keeps nothing": (
+        {"estimator": GridSearchCV(LogisticRegression(), {"C": [1]}, refit=False)},
+        "Use refit=True",
     ),
     "several outputs of a classifier": (
         {"estimator": RandomForestClassifier(), "y": np.zeros((72, 2), dtype=int)},

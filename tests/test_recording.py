@@ -493,9 +493,8 @@ def test_runs_on_halves_of_a_recorded_loop(recorded):
     halves = AdamWInfluence(model, n_trajectories=4, random_state=0).fit(X, y)
     assert halves.inclusion_ == 0.5
     expected = Loop().run(X, y, weights=halves.weights_[1]).outcomes(Xq, yq)
-    assert_allclose(
-        halves._run_outcomes(Xq, yq, "log_likelihood")[0, 1], expected, atol=1e-10
-    )
+    queries = halves._derivatives.queries(Xq, yq, "log_likelihood")
+    assert_allclose(halves._run_outcomes(queries)[0, 1], expected, atol=1e-10)
 
 
 def test_there_is_one_seed(recorded):

@@ -157,7 +157,7 @@ class Model:
             f"estimator must be a TorchClassifier or TorchRegressor, got {self.name}: "
             f"{user} needs {what}. {cure}; or wrap a network of torch by "
             "TorchClassifier(module=...), and a trained one by "
-            "TorchClassifier.from_module or from_skorch inside a FrozenEstimator."
+            "TorchClassifier.from_module or from_skorch, inside a FrozenEstimator."
         )
 
 

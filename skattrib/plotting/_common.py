@@ -10,6 +10,7 @@ from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from skattrib._validation import check_array, takes_texts
 from skattrib.base import BaseAttributor
+from skattrib.models._parts import is_search
 
 # The colours of Okabe and Ito that show on white, told apart by the colour-blind too.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -190,7 +191,7 @@ def check_attributor(estimator, method="attribute"):
             "estimator is a Pipeline: pass its attributor, such as pipeline[-1], and "
             "queries that went through the steps before, pipeline[:-1].transform(X)."
         )
-    if hasattr(estimator, "best_estimator_"):
+    if is_search(estimator):
         raise ValueError(
             f"estimator is a {type(estimator).__name__}: pass its best_estimator_."
         )

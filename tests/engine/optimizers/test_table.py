@@ -8,7 +8,8 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from skattrib.engine._functional import FunctionalModule, Loss
+from skattrib.engine._functional import FunctionalModule
+from skattrib.engine._losses import Loss
 from skattrib.engine._optimizers import (
     OPTIMIZERS as REGISTERED,
 )

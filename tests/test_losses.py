@@ -327,10 +327,13 @@ def test_predictions():
     assert several.score(X, labels(X, y)) > 0.5
     p = several.predict_proba(X)
     assert_array_equal(several.predict(X), p > 0.5)
+    assert_allclose(p, 1 / (1 + np.exp(-several.decision_function(X))), rtol=1e-9)
     one = classifier(loss=nn.BCEWithLogitsLoss(), max_epochs=60).fit(X, two(X, y))
     assert one.n_outputs_ == 1
     assert one.score(X, two(X, y)) > 0.8
     assert_allclose(one.predict_proba(X).sum(axis=1), 1, rtol=1e-9)
+    odds = np.log(one.predict_proba(X)[:, 1] / one.predict_proba(X)[:, 0])
+    assert_allclose(one.decision_function(X), odds, rtol=1e-6)
     poisson = regressor(loss=nn.PoissonNLLLoss(), max_epochs=100).fit(X, counts(X, y))
     assert (poisson.predict(X) > 0).all()
     assert poisson.score(X, counts(X, y)) > 0.3

@@ -379,6 +379,26 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
             return predicted.astype(int)
         return self.classes_[predicted]
 
+    def decision_function(self, X):
+        """Return log-odds, or unnormalised log-probabilities.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), (n_samples, n_classes) or (n_samples, n_labels)
+            Of two classes the log-odds of the second, of more an unnormalised
+            log-probability each, of labels the log-odds of each.
+        """
+        outputs = torch.tensor(self._outputs(X))
+        if isinstance(self.loss_function_, LabelLoss) or len(self.classes_) > 2:
+            return outputs.numpy()
+        second = torch.ones(len(outputs), dtype=torch.int64)
+        return self.loss_function_.margin(outputs, second).numpy()
+
     def predict_log_proba(self, X):
         """Predict log-probabilities.
 

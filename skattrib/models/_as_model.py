@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 from sklearn.frozen import FrozenEstimator
@@ -23,9 +22,7 @@ _FAMILIES: dict[type, type[Model]] = {
 }
 
 
-def register_model(
-    estimator_class: type, family: type[Model] | None = None
-) -> Callable[[type[Model]], type[Model]]:
+def register_model(estimator_class: type, family: type[Model] | None = None) -> Any:
     """Let estimators of a class, and of those derived from it, be of a family.
 
     Parameters
@@ -81,13 +78,7 @@ def register_model(
         _FAMILIES[estimator_class] = found
         return found
 
-    return register if family is None else _registered(register, family)
-
-
-def _registered(
-    register: Callable[[type[Model]], type[Model]], family: type[Model]
-) -> Any:
-    return register(family)
+    return register if family is None else register(family)
 
 
 def as_model(estimator: Any) -> Model:
@@ -157,8 +148,3 @@ def check_recipe(estimator: Any, stacklevel: int) -> None:
             FaithfulnessWarning,
             stacklevel=stacklevel + 1,
         )
-
-
-def is_frozen(estimator: Any) -> bool:
-    """Say whether an estimator, or the model in it, must not be trained."""
-    return as_model(estimator).frozen

@@ -127,5 +127,5 @@ def _by_row(module: nn.Module) -> nn.Module:
         )
     module = copy.deepcopy(module)
     if hasattr(module, "reduction"):
-        module.reduction = "none"  # type: ignore[assignment]
+        vars(module)["reduction"] = "none"
     return module

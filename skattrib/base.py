@@ -124,6 +124,10 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
     ``_features``
         The training rows as ``_model`` takes them. Queries that a method gets are
         transformed already, too.
+    ``_targets``
+        The training targets as ``_model`` takes them: ``y_train_``, unless it is in a
+        `sklearn.compose.TransformedTargetRegressor`. So are those of queries, and the
+        outcome that a method gets measures in the unit of y.
     ``_row_weights``
         Weights (n_samples,) of the rows, 1 unless the user passed `sample_weight`.
     ``_unit_of_row``
@@ -249,26 +253,28 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         with config_context(enable_metadata_routing=False):
             search, estimator = searched(estimator, X, y, **fit_params)
             parts = parts if search is None else Parts(estimator)
-            features = parts.fit_transformers(X, y)
-        self._check_outcome_of(parts.model, features, y)
+            features, targets = parts.fit_transformers(X, y)
+        self._check_outcome_of(parts, features, targets)
         self.unit_names_, self.n_units_ = names, len(names)
         self._score_seed, self._fit_seed = int(seeds[1] >> 1), int(seeds[2] >> 1)
-        self._before_training(parts.model, features, y)
+        self._before_training(parts.model, features, targets)
         with config_context(enable_metadata_routing=False):
-            parts.fit_model(features, y, **model_params)
+            parts.fit_model(features, targets, **model_params)
         check_repeatable(as_model(parts.model), features)
         self.estimator_ = parts.whole if search is None else search
         # copies: changed in place by the user, they would not be what was trained on
         self.X_train_, self.y_train_ = X.copy(), y.copy()
         self._parts = parts
         self._features = features if parts.has_transformers else self.X_train_
+        self._targets = self.y_train_ if parts.units is None else targets
         self.tasks_ = None if tasks is None else names[codes]
         self._unit_of_row = codes
         self._row_weights = weights
         self._fit_attributor()
 
-    def _check_outcome_of(self, model, features, y):
+    def _check_outcome_of(self, parts, features, y):
         """Raise on an outcome, or on targets, that the model cannot have."""
+        model = parts.model
         loss = as_model(model).future_loss(features, y)
         if is_classifier(model) and y.ndim > 1 and not isinstance(loss, LabelLoss):
             raise ValueError(
@@ -276,7 +282,8 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
                 "attributed on several. Fit one attributor per column, or use a "
                 "TorchClassifier, which takes columns of 0 and 1 for labels."
             )
-        check_outcome(self.outcome, model, 1 if y.ndim == 1 else y.shape[1], loss)
+        n_outputs = 1 if y.ndim == 1 else y.shape[1]
+        parts.outcome(check_outcome(self.outcome, model, n_outputs, loss), loss)
 
     @property
     def _model(self):
@@ -336,10 +343,10 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         if y is None:
             X = self._validated(X, table=table, reset=False)
             y, outcome = self._own_predictions(X)
-            return self._parts.features(X), y, outcome
+            return self._parts.features(X), self._parts.targets(y), outcome
         several = self._n_outputs() > 1
         X, y = self._validated(X, y, several=several, table=table, reset=False)
-        y = check_target(dense(y), self._model)
+        y = self._parts.targets(check_target(dense(y), self._model))
         as_model(self._model).check_targets(y)
         return self._parts.features(X), y, self._checked_outcome(self.outcome)
 
@@ -352,13 +359,15 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
     def _own_predictions(self, X):
         """Return the model's own predictions and the outcome measured at them."""
         outcome = check_own_outcome(self.outcome, self._model, self._n_outputs())
+        outcome = self._parts.outcome(outcome, as_model(self._model).loss)
         return self.estimator_.predict(X), outcome
 
     def _n_outputs(self):
         return 1 if self.y_train_.ndim == 1 else self.y_train_.shape[1]
 
     def _checked_outcome(self, outcome):
-        return check_outcome(outcome, self._model, self._n_outputs())
+        outcome = check_outcome(outcome, self._model, self._n_outputs())
+        return self._parts.outcome(outcome, as_model(self._model).loss)
 
     def attribute(self, X, y=None, *, return_std=False, as_frame=False):
         """Attribute the outcome of each query to the training units.
@@ -568,11 +577,11 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         return retrain_outcomes(
             self._model,
             self._features,
-            self.y_train_,
+            self._targets,
             row_weights,
             X,
             y,
-            outcome=self.outcome,
+            outcome=self._checked_outcome(self.outcome),
             sample_weight=self._row_weights,
             n_seeds=self._n_seeds(),
             memory=self.memory,

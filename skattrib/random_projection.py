@@ -384,11 +384,11 @@ class GradientTransformer(
         y = check_target(y, estimator)
         model = as_model(estimator)
         model.network(self)
-        if Parts(estimator).has_transformers or is_search(estimator):
+        if not Parts(estimator).is_bare or is_search(estimator):
             raise ValueError(
-                "GradientTransformer takes rows as the network does: preprocess before "
-                "it, make_pipeline(StandardScaler(), GradientTransformer(...)), and "
-                "give it the network alone."
+                "GradientTransformer takes rows and targets as the network does: "
+                "transform before it, make_pipeline(StandardScaler(), "
+                "GradientTransformer(...)), and give it the network alone."
             )
         projection = self._make_projection(int(seeds[1] >> 1))
         loss, n_outputs = model.future_loss(X, y), y.shape[1] if several else 1

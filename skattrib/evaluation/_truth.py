@@ -71,8 +71,9 @@ def retrain_outcomes(
         Classifier or regressor; cloned. A `sklearn.frozen.FrozenEstimator` is
         unwrapped, after a check that training it again gives the same outcomes. In a
         `sklearn.pipeline.Pipeline` only the last step sees the weights; the others
-        are fitted once, to all rows, and kept. A search searches again for every
-        weighting; a frozen one is what it chose.
+        are fitted once, to all rows, and kept, as is what transforms the targets of a
+        `sklearn.compose.TransformedTargetRegressor`; outcomes are in the unit of y. A
+        search searches again for every weighting; a frozen one is what it chose.
     X : array-like of shape (n_samples, n_features)
         Training rows.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
@@ -144,15 +145,16 @@ def retrain_outcomes(
     (4, 5)
     """
     if refit_transformers:
-        fitted, estimator = None, estimator_to_refit(estimator)
+        fitted, estimator, units = None, estimator_to_refit(estimator), None
     else:
         parts = Parts(clone(estimator))
-        X, X_query = parts.fit_transformers(X, y), parts.features(X_query)
-        fitted, estimator = unwrap(parts.model)
+        X, y = parts.fit_transformers(X, y)
+        X_query, y_query = parts.features(X_query), parts.targets(y_query)
+        (fitted, estimator), units = unwrap(parts.model), parts.units
         check_seeds(estimator, "n_seeds", n_seeds)
     options = {"refit_transformers": refit_transformers}
     trainer = Trainer(estimator, X, y, n_jobs, verbose, **options)
-    runner = Runner(trainer, X_query, y_query, outcome)
+    runner = Runner(trainer, X_query, y_query, outcome, units)
     n_rows = _num_samples(X)
     codes = np.arange(n_rows) if tasks is None else check_tasks(tasks, n_rows)[0]
     units = check_weights(weights, int(codes.max()) + 1)

@@ -279,7 +279,7 @@ class AdamWInfluence(BaseAttributor):
 
     def _fit_attributor(self):
         estimator = as_model(self._model).network(self)
-        self._derivatives = RunDerivatives(estimator, self._features, self.y_train_)
+        self._derivatives = RunDerivatives(estimator, self._features, self._targets)
         problem = self._derivatives.problem
         whole = as_tensor(self._row_weights, problem.X)[None]
         end = problem.model.flatten()[None]
@@ -290,7 +290,7 @@ class AdamWInfluence(BaseAttributor):
         self._runs = [self._own_run]
         if self.inclusion_ < 1 or self.n_models > 1:
             trainer = Trainer(
-                estimator, self._features, self.y_train_, self.n_jobs, self.verbose
+                estimator, self._features, self._targets, self.n_jobs, self.verbose
             )
             rows = self._unit_weightings(self.weights_)
             seeds = trainer.seeds(self.n_models)

@@ -264,7 +264,7 @@ class DualInfluence(BaseAttributor):
         networks = trained_seeds(
             self._model,
             self._features,
-            self.y_train_,
+            self._targets,
             self._row_weights,
             self.n_models,
         )
@@ -291,7 +291,7 @@ class DualInfluence(BaseAttributor):
         linear = LinearModel(
             estimator,
             self._features,
-            self.y_train_,
+            self._targets,
             self._row_weights,
             ridge=self.ridge,
             removal=self.removal,
@@ -320,7 +320,7 @@ class DualInfluence(BaseAttributor):
         weights = self._draw_weightings(N_RETRAINED, 0.5, rng)
         rows = weights[:, self._unit_of_row]
         rows[:, held_out] = 0
-        X, y = self._features[held_out], self.y_train_[held_out]
+        X, y = self._features[held_out], self._targets[held_out]
         weighted = (rows * self._row_weights).astype(self._features.dtype)
         truth, outcome = self._truth(rows, X, y), self._checked_outcome(self.outcome)
 

@@ -187,10 +187,10 @@ def _cloned(estimator):
             "estimator is a FrozenEstimator, which is not to be trained, but "
             "lookahead_training trains: pass the estimator that it holds."
         )
-    if Parts(estimator).has_transformers:
+    if not Parts(estimator).is_bare:
         raise ValueError(
-            "estimator is a Pipeline; preprocess X and X_val first, and pass its last "
-            "step."
+            f"estimator is a {type(estimator).__name__}; transform X, X_val and the "
+            "targets first, and pass the network alone."
         )
     if not found.stacks:
         raise UnsupportedModelError(

@@ -9,7 +9,7 @@ from sklearn import config_context
 from sklearn.base import is_classifier, is_regressor
 from sklearn.utils.validation import has_fit_parameter
 
-from skattrib.models._parts import is_search
+from skattrib.models._parts import Parts, is_search, weight_name
 from skattrib.models._protocol import Retrainable
 
 
@@ -24,7 +24,9 @@ class EstimatorModel(Retrainable):
                 f"estimator {self.name} is neither a classifier nor a regressor."
             )
         super().check()
-        trained = estimator.estimator if is_search(estimator) else estimator
+        trained = estimator
+        if is_search(estimator):
+            trained = Parts(estimator.estimator).model
         if not has_fit_parameter(trained, "sample_weight"):
             raise ValueError(
                 f"fit of {type(trained).__name__} takes no sample_weight: it cannot be "
@@ -36,7 +38,7 @@ class EstimatorModel(Retrainable):
         fitted = self.clone()
         try:
             with config_context(enable_metadata_routing=False):
-                return fitted.fit(X, y, sample_weight=weights)
+                return fitted.fit(X, y, **{weight_name(fitted): weights})
         except ValueError as error:
             present = np.unique(y[weights > 0]) if is_classifier(fitted) else y
             absent = np.setdiff1d(y, present)

@@ -11,7 +11,7 @@ from sklearn.utils.validation import has_fit_parameter
 
 from skattrib._validation import check_sample_weight, float_dtype
 from skattrib.models._as_model import as_model
-from skattrib.models._parts import is_search
+from skattrib.models._parts import weight_name
 
 _MISNAMED = {"groups", "source", "sources", "task", "unit", "units"}
 
@@ -32,7 +32,7 @@ def row_weights(estimator, fit_params, X):
     """
     model = as_model(estimator)
     params = _flat(estimator, fit_params)
-    name = _weight_name(estimator)
+    name = weight_name(estimator)
     others = sorted(set(params) - {name})
     if others and not (model.stacks and name == "sample_weight"):
         raise ValueError(
@@ -78,18 +78,6 @@ def _flat(estimator, params):
         own = _flat(step, own)
         flat.update({f"{name}__{key}": value for key, value in own.items()})
     return flat
-
-
-def _weight_name(estimator):
-    """Return the name under which the fit of the whole estimator takes row weights."""
-    steps = []
-    while isinstance(estimator, Pipeline) or is_search(estimator):
-        if is_search(estimator):
-            estimator = estimator.estimator
-        else:
-            step, estimator = estimator.steps[-1]
-            steps.append(step)
-    return "__".join([*steps, "sample_weight"])
 
 
 def _recorded_weights(model, weights):

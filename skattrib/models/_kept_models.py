@@ -26,6 +26,7 @@ from skattrib.models._memory import as_memory, cached_rows, digest
 from skattrib.models._outcomes import check_outcome
 from skattrib.models._protocol import protocols
 from skattrib.models._retraining import FloatArray, Trainer, as_retrainable, measure
+from skattrib.models._targets import OriginalUnits
 
 #: A kill loses at most one chunk.
 CHUNK = 32
@@ -66,6 +67,7 @@ class Runner:
         X_query: ArrayLike,
         y_query: ArrayLike,
         outcome: str | OutcomeFunction,
+        units: OriginalUnits | None = None,
     ) -> None:
         check_consistent_length(X_query, y_query)
         self.trainer, self.estimator = trainer, trainer.estimator
@@ -77,6 +79,9 @@ class Runner:
             self.estimator._targets(self.y_query, torch.empty(0))
         n_outputs = 1 if trainer.y.ndim == 1 else trainer.y.shape[1]
         self.outcome = check_outcome(outcome, self.estimator, n_outputs)
+        if units is not None:
+            loss = as_model(self.estimator).loss
+            self.outcome = units.outcome(self.outcome, loss)
 
     def key(self, seed: int) -> str:
         """Return what the outcomes depend on beside the weights, as a hash."""

@@ -2,7 +2,8 @@
 
 In a pipeline only the last step learns from the weights of rows. What comes before it
 is fitted once, on all rows, and kept, by attributors and in retraining alike; X stays
-what the user has. A search keeps what it chose.
+what the user has. So does y, which a TransformedTargetRegressor turns into what the
+model is trained on. A search keeps what it chose.
 """
 
 from __future__ import annotations
@@ -10,10 +11,19 @@ from __future__ import annotations
 from typing import Any
 
 from sklearn.base import clone
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LinearRegression
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
+
+from skattrib.engine._losses import Loss, OutcomeFunction
+from skattrib.models._targets import (
+    OriginalUnits,
+    fit_target_transformer,
+    transformed_targets,
+)
 
 _NOT_FITTED = (
     "The frozen %(name)s is not fitted: fit it first, or leave FrozenEstimator out to "
@@ -32,7 +42,7 @@ class Parts:
     Attributes
     ----------
     whole : estimator
-        The estimator, fitted by `fit`.
+        The estimator, fitted once its transformers and its model are.
     model : estimator
         What is attributed: the last step, frozen if the whole is.
     """
@@ -45,49 +55,106 @@ class Parts:
             check_is_fitted(inner, msg=_NOT_FITTED)
             inner = inner.best_estimator_
 
-        self._before: list[Pipeline] = []
-        self._last: Pipeline | None = None
-        while isinstance(inner, Pipeline):
-            if len(inner.steps) > 1:
-                self._before.append(inner[:-1])
-            self._last, inner = inner, inner.steps[-1][1]
-            _check_last(inner)
+        self._before: list[Pipeline | TransformedTargetRegressor] = []
+        self._within: list[Any] = []  # what each TransformedTargetRegressor fits
+        self._holder: Pipeline | TransformedTargetRegressor | None = None
+        while isinstance(inner, Pipeline | TransformedTargetRegressor):
+            self._holder = inner
+            if isinstance(inner, TransformedTargetRegressor):
+                self._before.append(inner)
+                inner = _regressor_of(inner)
+                self._within.append(inner)
+            else:
+                if len(inner.steps) > 1:
+                    self._before.append(inner[:-1])
+                inner = inner.steps[-1][1]
+                _check_last(inner)
         wrap = self._frozen and not isinstance(inner, FrozenEstimator)
         self.model = FrozenEstimator(inner) if wrap else inner
 
     @property
     def has_transformers(self) -> bool:
         """Whether something is done to rows before the model gets them."""
-        return bool(self._before)
+        return any(isinstance(part, Pipeline) for part in self._before)
 
-    def fit_transformers(self, X: Any, y: Any) -> Any:
-        """Fit what comes before the model, unless it is frozen; return its rows."""
+    @property
+    def is_bare(self) -> bool:
+        """Whether the model gets rows and targets as the user has them."""
+        return not self._before
+
+    @property
+    def _regressors(self) -> list[TransformedTargetRegressor]:
+        return [p for p in self._before if isinstance(p, TransformedTargetRegressor)]
+
+    @property
+    def units(self) -> OriginalUnits | None:
+        """Way back to the unit of y, if targets are transformed."""
+        return OriginalUnits(self._regressors) if self._regressors else None
+
+    def fit_transformers(self, X: Any, y: Any) -> tuple[Any, Any]:
+        """Fit what comes before the model, unless it is frozen.
+
+        Returns
+        -------
+        rows, targets
+            As the model takes them.
+        """
         for part in (self.whole, self.model):
             if isinstance(part, FrozenEstimator):
                 check_is_fitted(part.estimator, msg=_NOT_FITTED)
         if self._frozen:
-            return self.features(X)
-        for steps in self._before:
-            X = steps.fit_transform(X, y)
-        return X
+            return self.features(X), self.targets(y)
+        for part in self._before:
+            if isinstance(part, Pipeline):
+                X = part.fit_transform(X, y)
+            else:
+                fit_target_transformer(part, y)
+                y = transformed_targets(part, y)
+        for part, inner in zip(self._regressors, self._within, strict=True):
+            part.regressor_ = inner
+        if self.units is not None:
+            self.units.check(y)
+        return X, y
 
     def features(self, X: Any) -> Any:
         """Return rows as the model gets them."""
-        for steps in self._before:
-            X = steps.transform(X)
+        for part in self._before:
+            if isinstance(part, Pipeline):
+                X = part.transform(X)
         return X
 
-    def fit_model(self, features: Any, y: Any, **fit_params: Any) -> None:
+    def targets(self, y: Any) -> Any:
+        """Return targets as the model gets them."""
+        for regressor in self._regressors:
+            y = transformed_targets(regressor, y)
+        return y
+
+    def outcome(
+        self, outcome: str | OutcomeFunction, loss: Loss
+    ) -> str | OutcomeFunction:
+        """Return an outcome of the model's outputs, measured in the unit of y."""
+        return outcome if self.units is None else self.units.outcome(outcome, loss)
+
+    def fit_model(self, features: Any, targets: Any, **fit_params: Any) -> None:
         """Fit the model; the whole is fitted with it."""
-        self.model.fit(features, y, **fit_params)
+        self.model.fit(features, targets, **fit_params)
 
     def replace_model(self, fitted: Any) -> None:
         """Put a fitted model in the place of the model."""
         self.model = fitted
-        if self._last is None:
+        if self._holder is None:
             self.whole = fitted
+        elif isinstance(self._holder, Pipeline):
+            self._holder.steps[-1] = (self._holder.steps[-1][0], fitted)
         else:
-            self._last.steps[-1] = (self._last.steps[-1][0], fitted)
+            self._holder.regressor_ = fitted
+
+
+def _regressor_of(regressor: TransformedTargetRegressor) -> Any:
+    """Return what is fitted to the transformed targets, or was."""
+    if hasattr(regressor, "regressor_"):
+        return regressor.regressor_
+    return LinearRegression() if regressor.regressor is None else regressor.regressor
 
 
 def _check_last(step: Any) -> None:
@@ -119,3 +186,19 @@ def searched(estimator: Any, X: Any, y: Any, **fit_params: Any) -> tuple[Any, An
 def is_search(estimator: Any) -> bool:
     """Say whether an estimator searches for its parameters when it is fitted."""
     return isinstance(estimator, BaseSearchCV)
+
+
+def weight_name(estimator: Any) -> str:
+    """Return the name under which the fit of the whole estimator takes row weights."""
+    steps: list[str] = []
+    while isinstance(estimator, Pipeline | TransformedTargetRegressor) or is_search(
+        estimator
+    ):
+        if is_search(estimator):
+            estimator = estimator.estimator
+        elif isinstance(estimator, TransformedTargetRegressor):
+            estimator = estimator.regressor  # which gets them under their own names
+        else:
+            step, estimator = estimator.steps[-1]
+            steps.append(step)
+    return "__".join([*steps, "sample_weight"])

@@ -236,7 +236,7 @@ class RefittedPipeline(Retrainable):
         """Return a clone fitted to the rows whose weight is not 0."""
         parts, kept = Parts(self.clone()), np.flatnonzero(weights)
         rows, targets = _safe_indexing(X, kept), y[kept]
-        features = parts.fit_transformers(rows, targets)
+        features, targets = parts.fit_transformers(rows, targets)
         if self._last.stacks:
             parts.fit_model(features, targets, sample_weight=weights[kept])
         else:
@@ -245,9 +245,14 @@ class RefittedPipeline(Retrainable):
         return parts.whole
 
     def outputs(self, X: Any) -> torch.Tensor:
-        """Return outputs of the last step."""
-        return self._last.outputs(self._parts.features(X))
+        """Return outputs of the last step, predictions in the unit of y."""
+        outputs = self._last.outputs(self._parts.features(X))
+        units = self._parts.units
+        if units is None:
+            return outputs
+        # every model has a unit of its own
+        return units.predictions(outputs, self.loss)
 
     def encode(self, y: Any, like: torch.Tensor) -> torch.Tensor:
-        """Return targets as the last step's loss takes them."""
+        """Return targets as the last step's loss takes them, in the unit of y."""
         return self._last.encode(y, like)

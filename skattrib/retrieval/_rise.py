@@ -280,11 +280,11 @@ class RISEValuator(BaseAttributor):
         model = as_model(self._model)
         if model.takes_texts and model.frozen:
             # as its fit does
-            model.estimator._check_rows(self.X_train_, self.y_train_)
+            model.estimator._check_rows(self.X_train_, self._targets)
         self._source = source(self._model, self._features)
         signer = Signer(self._source, settings, self._fit_seed)
         path = None if self.index is None else os.path.abspath(self.index)
-        rows, seed = (self._features, self.y_train_), self._fit_seed
+        rows, seed = (self._features, self._targets), self._fit_seed
         options = {"n_jobs": self.n_jobs, "verbose": self.verbose}
         self._index = build_index(signer, *rows, settings, seed, path, **options)
         self.index_path_, header = path, self._index.header
@@ -388,7 +388,7 @@ class RISEValuator(BaseAttributor):
         )
 
     def _check_retrainable(self):
-        n_added = len(self._index) - len(self.y_train_)
+        n_added = len(self._index) - len(self._targets)
         check_retrainable(self._model, n_added)
 
     def retrieve(self, X, y=None, n=10):
@@ -481,7 +481,7 @@ class RISEValuator(BaseAttributor):
         X, y, outcome = self._check_query(X, y)
         if n_retrainings:
             self._check_retrainable()
-        exact, rows = None, (self._features, self.y_train_)
+        exact, rows = None, (self._features, self._targets)
         if self._settings["sketch"] is not None:
             bare = {**self._settings, "sketch": None, "n_sketches": 1}
             exact = Signer(self._source, bare, 0)

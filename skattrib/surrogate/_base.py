@@ -127,10 +127,10 @@ class SurrogateAttributor(BaseAttributor):
         self.estimation_ = self.estimation
         if self.estimation == "auto":
             self.estimation_ = choose_estimation(
-                self._model, len(self.y_train_), len(self.weights_), n_components
+                self._model, len(self._targets), len(self.weights_), n_components
             )
         rows = self._unit_weightings(self.weights_)
-        data = (self._features, self.y_train_, self._row_weights, rows)
+        data = (self._features, self._targets, self._row_weights, rows)
         self._say(f"{len(rows)} subsets by {self.estimation_}")
         if self.estimation_ == "gradient":
             self._source = LinearizedSubsets(
@@ -183,7 +183,7 @@ class SurrogateAttributor(BaseAttributor):
         with config_context(enable_metadata_routing=False):
             return prior.fit(
                 self._features,
-                self.y_train_,
+                self._targets,
                 tasks=self.tasks_,
                 sample_weight=self._row_weights,
             )

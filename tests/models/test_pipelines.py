@@ -277,7 +277,7 @@ def test_pipelines_that_are_refused(estimator, text):
 
 def test_training_that_looks_ahead_takes_no_pipeline():
     X, y, Xq, yq = wine()
-    with pytest.raises(ValueError, match="preprocess X and X_val first"):
+    with pytest.raises(ValueError, match="transform X, X_val and the targets first"):
         lookahead_training(make_pipeline(StandardScaler(), network()), X, y, Xq, yq)
 
 

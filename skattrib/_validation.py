@@ -10,9 +10,7 @@ import pandas as pd
 import sklearn
 import torch
 from scipy import sparse
-from sklearn.base import is_classifier
-from sklearn.utils import check_random_state, get_tags
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, _check_y
 from sklearn.utils.validation import check_array as _check_array
 from sklearn.utils.validation import column_or_1d as _column_or_1d
@@ -181,14 +179,6 @@ def check_fits(n_rows, n_columns, dtype, cure):
         )
 
 
-def takes_texts(estimator):
-    """Return whether the rows of an estimator are texts."""
-    if not hasattr(estimator, "__sklearn_tags__"):
-        return False
-    tags = get_tags(estimator).input_tags
-    return tags.string and not tags.two_d_array
-
-
 def check_texts(texts, name, *, optional=False):
     """Return texts as an object array (n,); missing ones as None if ``optional``."""
     if isinstance(texts, str):
@@ -240,23 +230,6 @@ def check_not_single(X, y):
             f"y={y!r} must have a target for each query: that of one query goes into a "
             "list, y=[target]."
         )
-
-
-def check_target(y, estimator):
-    """Labels and texts stay as they are, regressors get floats."""
-    if takes_texts(estimator):
-        return y
-    if is_classifier(estimator):
-        check_classification_targets(y)
-        return y
-    if (
-        y.dtype.kind not in "biuf"
-        and type_of_target(y, raise_unknown=False) == "unknown"
-    ):
-        raise ValueError(
-            "Unknown label type: y holds objects, a regressor needs numbers."
-        )
-    return y.astype(np.float64)
 
 
 def dense(y):

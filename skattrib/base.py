@@ -36,7 +36,6 @@ from skattrib._validation import (
     DTYPES,
     check_fits,
     check_not_single,
-    check_target,
     check_tasks,
     check_texts,
     check_weights,
@@ -45,7 +44,6 @@ from skattrib._validation import (
     draw_seed,
     float_dtype,
     has_columns,
-    takes_texts,
     unchanged_on_error,
     validate_data,
 )
@@ -53,7 +51,7 @@ from skattrib._verdict import calibration_slope
 from skattrib.engine._losses import LabelLoss
 from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
 from skattrib.models._as_model import as_model, check_recipe
-from skattrib.models._fit_params import check_names, row_weights
+from skattrib.models._fit_params import check_names, check_target, row_weights
 from skattrib.models._outcomes import (
     OUTCOMES,
     check_outcome,
@@ -231,7 +229,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         check_names(fit_params)
         index = getattr(X, "index", None)
         # an array of texts would give each the room of the longest
-        several = not takes_texts(self.estimator) and has_columns(y)
+        several = not self._takes_texts and has_columns(y)
         table = self.estimator is not None and _takes_tables(self.estimator)
         X, y = self._validated(X, y, several=several, table=table)
         if _routing_enabled():
@@ -290,9 +288,13 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         """The fitted model that is attributed: the last step, if there are steps."""
         return self._parts.model
 
+    @property
+    def _takes_texts(self):
+        return self.estimator is not None and as_model(self.estimator).takes_texts
+
     def _validated(self, X, *y, several=False, table, reset=True):
         """Validate X, and y if given; a data frame stays one if ``table``."""
-        if takes_texts(self.estimator):
+        if self._takes_texts:
             return self._validated_texts(X, *y, reset=reset)
         if not (table and isinstance(X, pd.DataFrame)):
             options = {"multi_output": several} if y else {}
@@ -337,7 +339,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
     def _check_query(self, X, y):
         """Validate queries; return X, y and the outcome to measure."""
         check_is_fitted(self, "n_units_")
-        if not takes_texts(self.estimator):
+        if not self._takes_texts:
             check_not_single(X, y)
         table = isinstance(self.X_train_, pd.DataFrame)
         if y is None:

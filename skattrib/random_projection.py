@@ -24,7 +24,6 @@ from skattrib._validation import (
     DTYPES,
     as_tensor,
     check_fits,
-    check_target,
     draw_seed,
     memory_cap,
     seed_unset,
@@ -40,6 +39,7 @@ from skattrib.engine._sketch import (
     sketch,
 )
 from skattrib.models._as_model import as_model, check_recipe
+from skattrib.models._fit_params import check_target
 from skattrib.models._outcomes import OUTCOMES, check_own_outcome
 from skattrib.models._parts import Parts, is_search
 from skattrib.models._repeatable import check_repeatable

@@ -232,7 +232,8 @@ def test_texts_of_the_rows():
 
 
 def test_training_rows_as_texts(monkeypatch):
-    monkeypatch.setattr(_attribution, "takes_texts", lambda estimator: True)
+    texts_alone = SimpleNamespace(takes_texts=True)
+    monkeypatch.setattr(_attribution, "as_model", lambda estimator: texts_alone)
     of_texts = SimpleNamespace(
         estimator_=None,
         tasks_=None,

@@ -16,6 +16,7 @@ from sklearn.utils.validation import _num_samples
 
 from skattrib._validation import check_sample_weight, check_tasks, check_weights
 from skattrib.engine._losses import OutcomeFunction
+from skattrib.models._as_model import as_model
 from skattrib.models._kept_models import (
     CHUNK,
     Runner,
@@ -151,7 +152,7 @@ def retrain_outcomes(
         X, y = parts.fit_transformers(X, y)
         X_query, y_query = parts.features(X_query), parts.targets(y_query)
         (fitted, estimator), units = unwrap(parts.model), parts.units
-        check_seeds(estimator, "n_seeds", n_seeds)
+        check_seeds(as_model(estimator), "n_seeds", n_seeds)
     options = {"refit_transformers": refit_transformers}
     trainer = Trainer(estimator, X, y, n_jobs, verbose, **options)
     runner = Runner(trainer, X_query, y_query, outcome, units)

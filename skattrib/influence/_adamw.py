@@ -253,7 +253,7 @@ class AdamWInfluence(BaseAttributor):
                         f"{name}={value} needs an estimator that can be trained; a "
                         f"FrozenEstimator is one run. Use {name}={only[-1]}."
                     )
-        check_seeds(inner, "n_models", self.n_models)
+        check_seeds(model, "n_models", self.n_models)
         if inner.batch_size == 1:
             raise ValueError(
                 "batch_size=1 makes weights inert: a row alone in its batch has the "
@@ -278,19 +278,23 @@ class AdamWInfluence(BaseAttributor):
         check_differentiable(problem.model, problem.loss, problem.X, problem.targets)
 
     def _fit_attributor(self):
-        estimator = as_model(self._model).network(self)
-        self._derivatives = RunDerivatives(estimator, self._features, self._targets)
+        model = as_model(self._model)
+        self._derivatives = RunDerivatives(model, self._features, self._targets)
         problem = self._derivatives.problem
         whole = as_tensor(self._row_weights, problem.X)[None]
         end = problem.model.flatten()[None]
         self._own_run = Runs(problem.recipe, whole.cpu(), end.cpu())
-        if as_model(self._model).frozen:
+        if model.frozen:
             check_reproduced(problem, self._own_run)
 
         self._runs = [self._own_run]
         if self.inclusion_ < 1 or self.n_models > 1:
             trainer = Trainer(
-                estimator, self._features, self._targets, self.n_jobs, self.verbose
+                model.estimator,
+                self._features,
+                self._targets,
+                self.n_jobs,
+                self.verbose,
             )
             rows = self._unit_weightings(self.weights_)
             seeds = trainer.seeds(self.n_models)

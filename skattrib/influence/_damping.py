@@ -26,7 +26,7 @@ from skattrib.engine._row_spaces import MatrixFreeSpace
 from skattrib.engine._trajectory import Trajectory
 from skattrib.evaluation import lds_score
 from skattrib.exceptions import FaithfulnessWarning
-from skattrib.models._network import TorchEstimator
+from skattrib.models._protocol import Differentiable
 
 # Measured on MLPs: single rows want 1.5; half subsets 3.5, as damping also mops up what
 # a first order, or one Newton step, overshoots.
@@ -63,14 +63,14 @@ class RidgeRule:
         return RidgeRule(self.constant * factor, self.slope * factor, self.source)
 
 
-def optimizer_scale(estimator: TorchEstimator, model: FunctionalModule) -> Tensor:
+def optimizer_scale(trained: Differentiable, model: FunctionalModule) -> Tensor:
     """Return by what the end of the run divided the model's parameters' steps.
 
     That is the optimizer's denominator over the learning rates of every parameter,
     relative to each other; ones for an optimizer without a denominator.
     """
-    trajectory = estimator.trajectory_
-    whole = FunctionalModule(estimator.module_)
+    trajectory = trained.trajectory
+    whole = FunctionalModule(trained.module)
     scale, rates = trajectory.denominator, trajectory.recipe.relative_rates
     if scale is None:
         scale = torch.ones(whole.n_params)
@@ -80,7 +80,11 @@ def optimizer_scale(estimator: TorchEstimator, model: FunctionalModule) -> Tenso
 
 
 def choose_metric(
-    kind: str, estimator: TorchEstimator, model: FunctionalModule, X: Tensor, y: Any
+    kind: str,
+    trained: Differentiable,
+    model: FunctionalModule,
+    X: Tensor,
+    targets: Tensor,
 ) -> tuple[str, Tensor | None]:
     """Return the name of the metric used and the metric (P,), None for the identity.
 
@@ -89,25 +93,25 @@ def choose_metric(
     """
     if kind == "identity":
         return "identity", None
-    if estimator.trajectory_ is not None:
-        scale = optimizer_scale(estimator, model).to(X)
+    if trained.trajectory is not None:
+        scale = optimizer_scale(trained, model).to(X)
         return "optimizer", normalised_metric(scale)
-    targets, loss = estimator._targets(y, X), estimator.loss_function_
-    return "gradients", normalised_metric(gradient_scale(model, loss, X, targets))
+    scale = gradient_scale(model, trained.loss, X, targets)
+    return "gradients", normalised_metric(scale)
 
 
 def choose_rule(
     ridge: float | str,
-    estimator: TorchEstimator,
+    trained: Differentiable,
     linearized: LinearizedModel,
     metric: Tensor | None,
 ) -> RidgeRule:
     """Return the damping: the one given, that of the record, or a guess."""
     if not isinstance(ridge, str):
         return RidgeRule(float(ridge))
-    if estimator.trajectory_ is not None:
-        scale = optimizer_scale(estimator, linearized.model)
-        return recorded_rule(estimator.trajectory_, scale)
+    if trained.trajectory is not None:
+        scale = optimizer_scale(trained, linearized.model)
+        return recorded_rule(trained.trajectory, scale)
     warnings.warn(
         "ridge='auto' without a record of the training is a guess from the curvature "
         "of the loss. Train through TorchClassifier or TorchRegressor, or pass "

@@ -243,14 +243,19 @@ class DualInfluence(BaseAttributor):
 
     def _check_estimator(self, estimator):
         model = as_model(estimator)
-        inner = model.network(self)
+        model.differentiable(self)
+        if self.n_models > 1 and "random_state" not in model.estimator.get_params():
+            raise ValueError(
+                f"n_models={self.n_models} needs an estimator with a random_state, and "
+                f"{model.name} has none. Use n_models=1."
+            )
         if model.frozen and self.n_models > 1:
             raise ValueError(
                 f"n_models={self.n_models} needs an estimator that can be trained; a "
                 "FrozenEstimator is one model. Use n_models=1."
             )
-        check_seeds(inner, "n_models", self.n_models)
-        if self.ridge == "calibrate" and not model.has_run:
+        check_seeds(model, "n_models", self.n_models)
+        if self.ridge == "calibrate" and not model.can_retrain:
             raise ValueError(
                 "ridge='calibrate' retrains, and the frozen module's training was not "
                 "recorded. Use ridge='auto' or a number."
@@ -258,21 +263,21 @@ class DualInfluence(BaseAttributor):
 
     def _before_training(self, estimator, X, y):
         if self.parameters == "head":
-            check_has_head(estimator, X, y)
+            check_has_head(as_model(estimator), X, y)
 
     def _fit_attributor(self):
-        networks = trained_seeds(
-            self._model,
+        models = trained_seeds(
+            as_model(self._model),
             self._features,
             self._targets,
             self._row_weights,
             self.n_models,
         )
-        self.estimators_ = [self.estimator_, *networks[1:]]
+        self.estimators_ = [self.estimator_, *(m.estimator for m in models[1:])]
         self._left_out = LeaveOneUnitOut(
             self._unit_of_row, self._row_weights, self.n_units_
         )
-        self._linear_models = [self._linearize(network) for network in networks]
+        self._linear_models = [self._linearize(model) for model in models]
         if self.ridge == "calibrate":
             self._calibrate_ridge()
         else:
@@ -287,9 +292,9 @@ class DualInfluence(BaseAttributor):
             else "outcome with all units minus outcome without this one"
         )
 
-    def _linearize(self, estimator):
+    def _linearize(self, model):
         linear = LinearModel(
-            estimator,
+            model,
             self._features,
             self._targets,
             self._row_weights,
@@ -532,7 +537,7 @@ class DualInfluence(BaseAttributor):
         figures = diagnose_linearized(linear.tangent, steps, queries)
         figures["approximation"] = linear.approximation_error(removed, steps, queries)
 
-        recorded = as_model(self._model).has_run
+        recorded = as_model(self._model).can_retrain
         return verdict(figures, calibration, recorded, scale_hint(self._features))
 
 

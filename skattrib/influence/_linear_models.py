@@ -5,7 +5,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from sklearn.base import clone
 from tqdm.auto import tqdm
 
 from skattrib._validation import as_tensor, draw_seeds, memory_cap
@@ -16,7 +15,6 @@ from skattrib.engine._plan import Plan, plan_solver
 from skattrib.engine._readout import find_head
 from skattrib.influence._damping import RidgeRule, choose_metric, choose_rule
 from skattrib.influence._projection import make_projector
-from skattrib.models._as_model import as_model
 from skattrib.models._memory import as_memory, cached_array, digest
 from skattrib.models._network import untrained
 
@@ -26,21 +24,19 @@ _N_EXACT = 8
 _MANY_UNITS = 64
 
 
-def trained_seeds(estimator, X, y, row_weights, n_models):
-    """Return a fitted estimator, and others trained from further seeds."""
+def trained_seeds(model, X, y, row_weights, n_models):
+    """Return a trained model, and others trained from further seeds."""
     if n_models == 1:
-        return [estimator]
-    others = [
-        clone(estimator).set_params(random_state=seed)
-        for seed in draw_seeds(estimator.random_state, n_models)[1:]
-    ]
-    return [estimator, *(e.fit(X, y, sample_weight=row_weights) for e in others)]
+        return [model]
+    seeds = draw_seeds(model.estimator.random_state, n_models)[1:]
+    others = [model.retrain(X, y, row_weights, seed) for seed in seeds]
+    return [model, *map(model.of, others)]
 
 
-def _cached_kernel(memory, estimator, names, X, scale, build):
+def _cached_kernel(memory, module, names, X, scale, build):
     if memory is None:
         return build()
-    key = digest("kernel", estimator.module_, names, X, scale)
+    key = digest("kernel", module, names, X, scale)
     kernel = cached_array(as_memory(memory), key, lambda: build().cpu().numpy())
     return torch.tensor(kernel, device=X.device)
 
@@ -103,31 +99,30 @@ def head_parameters(module, X):
     head = find_head(module, X)
     in_head = {id(p) for p in head.parameters()}
     names = [k for k, p in module.named_parameters() if id(p) in in_head]
-    return [k for k in names if module.get_parameter(k).requires_grad]
-
-
-def check_has_head(estimator, X, y):
-    """Raise ValueError unless the module ends in a linear layer that is trained."""
-    model = as_model(estimator)
-    if model.frozen:
-        module, rows = model.module, as_tensor(X[:2])
-        rows = rows.to(next(module.parameters()))
-    else:
-        problem = untrained(estimator, X, y)
-        module, rows = problem.model.module, problem.X
-    if not head_parameters(module, rows):
+    trained = [k for k in names if module.get_parameter(k).requires_grad]
+    if not trained:
         raise ValueError(
             "parameters='head' moves the last linear layer, and that is not trained: "
             "its parameters do not require a gradient. Use parameters='all'."
         )
+    return trained
+
+
+def check_has_head(model, X, y):
+    """Raise ValueError unless the module ends in a linear layer that is trained."""
+    if model.frozen:
+        head_parameters(model.module, as_tensor(X[:2], next(model.module.parameters())))
+    elif model.stacks:
+        problem = untrained(model.estimator, X, y)
+        head_parameters(problem.model.module, problem.X)
 
 
 class LinearModel:
-    """A trained estimator and its tangent.
+    """A trained model and its tangent.
 
     Parameters
     ----------
-    estimator : fitted TorchClassifier or TorchRegressor
+    trained : Differentiable
     X, y : ndarray
         Training rows.
     weights : ndarray of shape (n_samples,)
@@ -159,6 +154,8 @@ class LinearModel:
         Space solved in, and why.
     metric : str
         Name of the metric used.
+    weighting : RowWeighting
+        What makes the weights in the loss of those of the rows.
     solves_queries : bool
         Whether queries are solved for, rather than units: at first order, if units are
         many, by the solvers that can.
@@ -166,7 +163,7 @@ class LinearModel:
 
     def __init__(
         self,
-        estimator,
+        trained,
         X,
         y,
         weights,
@@ -184,33 +181,33 @@ class LinearModel:
         seed=0,
         verbose=0,
     ):
-        estimator._raw_outputs(X[:2])  # a wrapped module of another width
-        self.estimator, self.removal, self.units = estimator, removal, units
-        self.verbose = verbose
-        X = as_tensor(X, next(estimator.module_.parameters()))
-        model = FunctionalModule(estimator.module_)
+        n_outputs = trained.outputs(X[:2]).shape[1]  # also of a wrapped module's width
+        self.trained, self.removal, self.units = trained, removal, units
+        self.verbose, module = verbose, trained.module
+        X = as_tensor(X, next(module.parameters()))
+        model = FunctionalModule(module)
         if parameters == "head":
-            model = model.of_parameters(head_parameters(estimator.module_, X))
+            model = model.of_parameters(head_parameters(module, X))
+        targets = trained.targets(y, X)
+        self.weighting = trained.weighting(targets)
 
         n_units = 0 if units is None else len(units)
         by_query = removal == "influence" and n_units > _MANY_UNITS
         self.plan = Plan("primal", "in the projected space")
         if projection is None:
-            additive = estimator.class_weight != "balanced"
+            additive = self.weighting.additive
             asked = {"n_steps": n_units, "by_query": by_query and additive}
-            self.plan = _plan(model, X, estimator.n_outputs_, solver, **asked)
+            self.plan = _plan(model, X, n_outputs, solver, **asked)
 
-        self.metric, metric = choose_metric(metric, estimator, model, X, y)
+        self.metric, metric = choose_metric(metric, trained, model, X, targets)
         scale = None if metric is None else metric.rsqrt()
-        kernel_cache = partial(_cached_kernel, memory, estimator, model.names, X, scale)
-        targets = estimator._targets(y, X)
-        self._weighting = estimator._weighting(targets)
+        kernel_cache = partial(_cached_kernel, memory, module, model.names, X, scale)
         tangent = LinearizedModel(
             model,
-            estimator.loss_function_,
+            trained.loss,
             X,
             targets,
-            self._weighting(as_tensor(weights, X)),
+            self.weighting(as_tensor(weights, X)),
             scale=scale,
             ridge=RidgeRule(1.0),
             regularization=regularization,
@@ -221,11 +218,11 @@ class LinearModel:
             project=make_projector(projection, kernel_cache, X),
             landmarks=_landmarks(len(X), self.plan.n_landmarks, seed, X.device),
         )
-        rule = choose_rule(ridge, estimator, tangent, metric)
+        rule = choose_rule(ridge, trained, tangent, metric)
         self.tangent = tangent.at_ridge(rule)
 
         knows_how = self.plan.solver in ("cg", "primal") and projection is None
-        self.solves_queries = by_query and knows_how and self._weighting.additive
+        self.solves_queries = by_query and knows_how and self.weighting.additive
 
     # ------------------------------------------------------------ other dampings
     @property
@@ -265,7 +262,7 @@ class LinearModel:
         label, hidden = f"{self.removal} steps", not self.verbose
         for part in tqdm(parts, desc=label, disable=hidden):
             weights = as_tensor(row_weights[part], steps)
-            steps[part] = solve(self._weighting(weights))
+            steps[part] = solve(self.weighting(weights))
         return steps
 
     def without_each_unit(self):
@@ -276,7 +273,7 @@ class LinearModel:
 
     def parameter_change(self, steps):
         """Return the steps as changes of all parameters of the module, (k, P)."""
-        whole = FunctionalModule(self.estimator.module_)
+        whole = FunctionalModule(self.trained.module)
         moved = self.tangent.parameter_change(steps)
         changes = moved.new_zeros(len(moved), whole.n_params)
         changes[:, whole.columns_of(self.tangent.model.names)] = moved
@@ -341,8 +338,8 @@ class QueryBatches:
 
     def __init__(self, linear, X, y, outcome, n_steps):
         self._linear, self._tangent, self._X = linear, linear.tangent, X
-        self._outcome = linear.estimator.loss_function_.outcome(outcome)
-        self._targets = linear.estimator._targets(y, self._tangent.outputs)
+        self._outcome = linear.trained.loss.outcome(outcome)
+        self._targets = linear.trained.targets(y, self._tangent.outputs)
         self._parts = list(chunks(len(X), self._tangent.query_batch(n_steps)))
         self._single = None
 
@@ -365,7 +362,7 @@ class QueryBatches:
 
     def present_outcomes(self):
         """Return the outcomes (q,) of the network as it is."""
-        outputs = self._linear.estimator._raw_outputs(self._X)
+        outputs = self._linear.trained.outputs(self._X)
         return self._measure(slice(None))(outputs).cpu().numpy()
 
     def outcomes(self, steps):

@@ -245,7 +245,7 @@ def _check_validation(model, X_val, y_val, like):
             "give both the same columns."
         )
     X_val = as_tensor(X_val, like)
-    return X_val, model._targets(y_val, X_val)
+    return X_val, as_model(model).targets(y_val, X_val)
 
 
 def _check_batches(batches, weights, drop, itemsize):

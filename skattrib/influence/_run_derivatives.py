@@ -18,7 +18,8 @@ from skattrib.engine._losses import OutcomeFunction
 from skattrib.engine._training import can_stack, stacked_outputs, train
 from skattrib.engine._trajectory import Recipe
 from skattrib.exceptions import FaithfulnessWarning
-from skattrib.models._network import TorchEstimator, _Problem, replay_error
+from skattrib.models._network import TrainingProblem, replay_error
+from skattrib.models._protocol import Differentiable
 
 # Of the memory cap, what the gradients of queries may take: 1 / _SHARE.
 _SHARE = 8
@@ -42,7 +43,7 @@ class Runs:
     params: Tensor
 
 
-def check_reproduced(problem: _Problem, run: Runs) -> None:
+def check_reproduced(problem: TrainingProblem, run: Runs) -> None:
     """Warn unless its recipe leads to the end of the run of a frozen estimator."""
     weights = problem.weighted(run.weights)
     again = train(
@@ -79,45 +80,46 @@ class RunDerivatives:
 
     Parameters
     ----------
-    estimator : fitted TorchClassifier or TorchRegressor
+    model : Differentiable
+        With a record of its training.
     X, y : ndarray
         Training rows.
     """
 
-    def __init__(self, estimator: TorchEstimator, X: Any, y: Any) -> None:
-        self._estimator, self._arrays = estimator, (X, y)
+    def __init__(self, model: Differentiable, X: Any, y: Any) -> None:
+        self._model, self._arrays = model, (X, y)
         self._prepare()
 
     def _prepare(self) -> None:
-        estimator, (X, y) = self._estimator, self._arrays
-        rows = as_tensor(X, next(estimator.module_.parameters()))
-        targets = estimator._targets(y, rows)
+        model, (X, y) = self._model, self._arrays
+        rows = as_tensor(X, next(model.module.parameters()))
+        targets = model.targets(y, rows)
 
-        self._trained = _Problem(
-            FunctionalModule(estimator.module_),
-            estimator.loss_function_,
-            estimator.trajectory_.recipe,
+        self._trained = TrainingProblem(
+            FunctionalModule(model.module),
+            model.loss,
+            model.trajectory.recipe,
             rows,
             targets,
-            estimator._weighting(targets),
+            model.weighting(targets),
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: vars(self)[name] for name in ("_estimator", "_arrays")}
+        return {name: vars(self)[name] for name in ("_model", "_arrays")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._prepare()
 
     @property
-    def problem(self) -> _Problem:
+    def problem(self) -> TrainingProblem:
         """What the estimator was trained on, for one thread to evaluate."""
         return replace(self._trained, model=self._trained.model.apart())
 
     def queries(self, X: Any, y: Any, outcome: str | OutcomeFunction) -> Queries:
         """Prepare queries, to be asked of any of the runs."""
         rows = as_tensor(X, self._trained.X)
-        targets = self._estimator._targets(y, rows)
+        targets = self._model.targets(y, rows)
         return Queries(rows, targets, self._trained.loss.outcome(outcome))
 
     def outcomes(self, runs: Runs, queries: Queries) -> Tensor:
@@ -163,7 +165,9 @@ class RunDerivatives:
         return problem.weighting.pullback(row_weights, torch.cat(derivatives, dim=1))
 
 
-def _outcome_gradients(problem: _Problem, runs: Runs, queries: Queries) -> Tensor:
+def _outcome_gradients(
+    problem: TrainingProblem, runs: Runs, queries: Queries
+) -> Tensor:
     """Return gradients (M, q, P) of outcomes in the parameters at the end."""
     gradient: Callable[[Tensor], Tensor] = jacrev(
         lambda vector: queries.outcome(

@@ -15,7 +15,7 @@ from skattrib._verdict import SIZE_WRONG, judged
 from skattrib.engine._tangent import tangents
 from skattrib.engine._training import train_stack
 from skattrib.exceptions import FaithfulnessWarning
-from skattrib.models._network import _Problem
+from skattrib.models._network import TrainingProblem
 
 # Units whose removal is followed, spread over all.
 N_UNITS = 16
@@ -41,7 +41,7 @@ def warn_if_exploding(exploded: NDArray[np.bool_]) -> None:
 
 
 def removal_errors(
-    problem: _Problem,
+    problem: TrainingProblem,
     weights: Tensor,
     directions: Tensor,
     *,

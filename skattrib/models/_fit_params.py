@@ -5,8 +5,10 @@ what they must look like is in `_validation`.
 """
 
 import numpy as np
+from sklearn.base import is_classifier
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import _routing_enabled, process_routing
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import has_fit_parameter
 
 from skattrib._validation import check_sample_weight, float_dtype
@@ -56,6 +58,23 @@ def row_weights(estimator, fit_params, X):
     return weights, params
 
 
+def check_target(y, estimator):
+    """Labels and texts stay as they are, regressors get floats."""
+    if as_model(estimator).takes_texts:
+        return y
+    if is_classifier(estimator):
+        check_classification_targets(y)
+        return y
+    if (
+        y.dtype.kind not in "biuf"
+        and type_of_target(y, raise_unknown=False) == "unknown"
+    ):
+        raise ValueError(
+            "Unknown label type: y holds objects, a regressor needs numbers."
+        )
+    return y.astype(np.float64)
+
+
 def _check_all_one(weights, model):
     """Raise if rows have weights, and the fit of the model takes none."""
     if np.any(weights != 1):
@@ -83,7 +102,7 @@ def _flat(estimator, params):
 def _recorded_weights(model, weights):
     """Return the weights that a frozen model was trained with, if they are recorded."""
     recorded = model.frozen and model.has_run and not model.takes_texts
-    trajectory = getattr(model, "trajectory", None) if recorded else None
+    trajectory = model.trajectory if recorded else None
     if trajectory is None or len(trajectory.row_weights) != len(weights):
         return weights
     return trajectory.row_weights.numpy().astype(weights.dtype)

@@ -63,7 +63,7 @@ _REPLAY_TOLERANCE = 1e-3
 
 
 @dataclass
-class _Problem:
+class TrainingProblem:
     """All that a run needs but the weights of its rows."""
 
     model: FunctionalModule
@@ -231,7 +231,9 @@ class TorchEstimator(BaseEstimator):
         )
         check_loss(self.loss_function_, few_outputs(model.module, X), targets[:_FEW])
         weighting = self._weighting(targets)
-        return _Problem(model, self.loss_function_, recipe, X, targets, weighting)
+        return TrainingProblem(
+            model, self.loss_function_, recipe, X, targets, weighting
+        )
 
     def _weighting(self, targets):
         """Return what classes make of the weights of rows."""
@@ -455,9 +457,9 @@ def untrained(estimator, X, y, random_state=0):
     return blank._problem(X, blank._learn_target(y, X), random_state)
 
 
-def check_seeds(estimator, name, n_seeds):
-    """Raise if several seeds are asked of an estimator that is one recorded run."""
-    if n_seeds > 1 and getattr(estimator, "_one_run", False):
+def check_seeds(model, name, n_seeds):
+    """Raise if several seeds are asked of a model that is one recorded run."""
+    if n_seeds > 1 and model.one_run:
         raise ValueError(
             f"{name}={n_seeds} needs an estimator that can be trained from other "
             f"seeds; a recorded run has one start and one order. Use {name}=1."
@@ -502,13 +504,18 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
 
     @property
     def trajectory(self):
-        """Record of the training."""
-        return self.estimator.trajectory_
+        """Record of the training; None before it, and where there is none."""
+        return getattr(self.estimator, "trajectory_", None)
 
     @property
     def has_run(self):
         """Whether there is a run, or will be once it is fitted."""
         return getattr(self.estimator, "trajectory_", 0) is not None
+
+    @property
+    def can_retrain(self):
+        """Whether it can be trained again: not a module without a record."""
+        return self.has_run
 
     @property
     def one_run(self):
@@ -518,6 +525,10 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
     def targets(self, y, like):
         """Return targets as the loss takes them, where ``like`` is."""
         return self.estimator._targets(y, like)
+
+    def weighting(self, targets):
+        """Return what makes the weights in the loss of the weights of the rows."""
+        return self.estimator._weighting(targets)
 
     def encode(self, y, like):
         """Return targets as the loss takes them, where ``like`` is."""

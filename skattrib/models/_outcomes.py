@@ -1,6 +1,5 @@
 """Which outcome of a model is asked for, and whether its loss has it."""
 
-from skattrib._validation import takes_texts
 from skattrib.models._as_model import as_model
 
 #: What a user may name.
@@ -36,7 +35,7 @@ def check_outcome(outcome, estimator, n_outputs=None, loss=None):
     """
     if callable(outcome):
         return outcome
-    if takes_texts(estimator) and outcome in _REFUSED:
+    if as_model(estimator).takes_texts and outcome in _REFUSED:
         raise ValueError(
             f"outcome={outcome!r} is not defined for texts; use 'log_likelihood' or a "
             "callable (logits, tokens) -> outcome of each token."
@@ -58,7 +57,7 @@ def check_outcome(outcome, estimator, n_outputs=None, loss=None):
 
 def check_own_outcome(outcome, estimator, n_outputs, loss=None):
     """Return the outcome to measure at the estimator's own predictions."""
-    if takes_texts(estimator):
+    if as_model(estimator).takes_texts:
         raise ValueError(
             "y is missing: a language model has no one prediction whose outcome could "
             "be taken. Use attribute(X, y) with the completions y, generated or given."

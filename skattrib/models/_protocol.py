@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import clone, is_classifier
+from sklearn.utils import get_tags
 
-from skattrib._validation import as_tensor, memory_cap, takes_texts
+from skattrib._validation import as_tensor, memory_cap
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._gradients import row_gradients
 from skattrib.engine._losses import CrossEntropy, Loss, OutcomeFunction, SquaredError
+from skattrib.engine._row_weights import RowWeighting
 from skattrib.exceptions import UnsupportedModelError
 
 #: Attributors, and the protocol that each needs, in the order of what to try first.
@@ -52,7 +54,10 @@ class Model:
     @property
     def takes_texts(self) -> bool:
         """Whether rows are texts."""
-        return bool(takes_texts(self.estimator))
+        if not hasattr(self.estimator, "__sklearn_tags__"):
+            return False
+        tags = get_tags(self.estimator).input_tags
+        return bool(tags.string and not tags.two_d_array)
 
     @property
     def takes_tables(self) -> bool:
@@ -93,6 +98,38 @@ class Model:
         """Whether there is a record of its training, or will be once it is fitted."""
         return False
 
+    @property
+    def can_retrain(self) -> bool:
+        """Whether it can be trained again."""
+        return isinstance(self, Retrainable)
+
+    @property
+    def trajectory(self) -> Any:
+        """Record of its training; None where there is none."""
+        return None
+
+    def differentiable(self, user: Any) -> Any:
+        """Return the model, of which gradients are asked.
+
+        Parameters
+        ----------
+        user : attributor
+            Who needs it.
+
+        Returns
+        -------
+        Differentiable
+            The model itself.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If it is none.
+        """
+        if not isinstance(self, Differentiable):
+            raise self.lacks(type(user).__name__, "gradients")
+        return self
+
     def network(self, user: Any) -> Any:
         """Return the network of skattrib that it is.
 
@@ -132,8 +169,8 @@ class Model:
             Names of classes, in the order of what to try first.
         """
         kinds = protocols(self)
-        if type(self).network is Model.network:  # the others are written for networks
-            kinds -= {"Differentiable", "Recorded"}
+        if type(self).network is Model.network:  # runs are repeated by networks alone
+            kinds -= {"Recorded"}
         return [name for name, needed in _NEEDS.items() if needed in kinds]
 
     def lacks(self, user: str, what: str) -> UnsupportedModelError:
@@ -357,6 +394,21 @@ class Differentiable(Model, ABC):
         Tensor of shape (n, ...)
             Codes of classes, or numbers.
         """
+
+    def weighting(self, targets: torch.Tensor) -> RowWeighting:
+        """Return what makes the weights in the loss of the weights of the rows.
+
+        Parameters
+        ----------
+        targets : Tensor of shape (n, ...)
+            Of the training rows, as the loss takes them.
+
+        Returns
+        -------
+        RowWeighting
+            Here what the loss says of classes.
+        """
+        return RowWeighting(self.loss.row_weights(targets))
 
     def loss_gradients(self, X: Any, y: Any) -> torch.Tensor:
         """Return the gradient of each row's loss in the parameters.

@@ -8,7 +8,7 @@ import pandas as pd
 from sklearn.utils._param_validation import validate_params
 from sklearn.utils.validation import _num_samples
 
-from skattrib._validation import takes_texts
+from skattrib.models._as_model import as_model
 from skattrib.plotting._common import (
     AT_LEAST_ONE,
     BLUE,
@@ -436,7 +436,7 @@ def _annotate(ax, text, place, offset, **style):
 
 def _own_rows(attributor, image_shape):
     """Return the training rows if they can be shown, None if they should not."""
-    texts = takes_texts(attributor.estimator_)
+    texts = as_model(attributor.estimator_).takes_texts
     if image_shape is None and not texts:
         return None
     if attributor.tasks_ is not None:

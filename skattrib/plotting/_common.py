@@ -8,8 +8,9 @@ from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from skattrib._validation import check_array, takes_texts
+from skattrib._validation import check_array
 from skattrib.base import BaseAttributor
+from skattrib.models._as_model import as_model
 from skattrib.models._parts import is_search
 
 # The colours of Okabe and Ito that show on white, told apart by the colour-blind too.
@@ -136,9 +137,8 @@ def outcome_name(attributor, *, own=False):
     if callable(outcome):
         name = getattr(outcome, "__name__", "<lambda>")
         return "outcome" if name == "<lambda>" else name.replace("_", " ")
-    regresses = not (
-        is_classifier(attributor.estimator_) or takes_texts(attributor.estimator_)
-    )
+    texts = as_model(attributor.estimator_).takes_texts
+    regresses = not (texts or is_classifier(attributor.estimator_))
     if outcome == "auto":
         outcome = "prediction" if regresses and own else "log_likelihood"
     if outcome == "log_likelihood" and regresses:

@@ -259,7 +259,7 @@ class RISEValuator(BaseAttributor):
     def _check_estimator(self, estimator):
         model = as_model(estimator)
         if not model.takes_texts:
-            model.network(self)
+            model.differentiable(self)
         resolve(self)
         if self.algorithm == "faiss":
             check_faiss()
@@ -269,7 +269,7 @@ class RISEValuator(BaseAttributor):
     def _before_training(self, estimator, X, y):
         settings, _ = resolve(self)
         model = as_model(estimator)
-        if not (model.takes_texts or model.frozen):
+        if model.stacks and not model.frozen:
             problem = untrained(estimator, X, y)
             find_head(problem.model.module, problem.X)
         if self.index is not None:

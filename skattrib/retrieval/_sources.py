@@ -30,17 +30,17 @@ def source(estimator, like):
     model = as_model(estimator)
     if model.takes_texts:
         return TextSource(model.estimator)
-    return TableSource(model.estimator, like)
+    return TableSource(model, like)
 
 
 class TableSource:
-    """Rows of numbers, by a TorchClassifier or TorchRegressor: one token a row.
+    """Rows of numbers, by a differentiable model: one token a row.
 
     The layers are tried once, here: queries know which one is the last.
     """
 
-    def __init__(self, estimator, like):
-        self._estimator, self.loss = estimator, estimator.loss_function_
+    def __init__(self, model, like):
+        self._model, self.loss = model, model.loss
         # hooks go on layers of its own: other threads may be using the module
         module = apart(self.module)
         rows = as_tensor(like[:2], self._like)
@@ -51,7 +51,7 @@ class TableSource:
     @property
     def module(self):
         """The fitted module."""
-        return self._estimator.module_
+        return self._model.module
 
     @property
     def head(self):
@@ -83,7 +83,7 @@ class TableSource:
         module, rows = apart(self.module), as_tensor(X, self._like)
         hidden, outputs = hidden_states(module, module.get_submodule(self._last), rows)
         each = torch.arange(len(rows), device=rows.device)
-        yield Tokens(each, hidden, outputs, self._estimator._targets(y, rows))
+        yield Tokens(each, hidden, outputs, self._model.targets(y, rows))
 
 
 class TextSource:

@@ -18,13 +18,9 @@ _N_ROWS, _N_QUERIES = 200, 64
 _VANISHING_LIMIT, _KEPT_LIMIT, _RECALL_LIMIT, _LDS_LIMIT = 0.5, 0.5, 0.8, 0.1
 
 
-def _recorded(estimator):
-    return as_model(estimator).has_run
-
-
 def check_retrainable(estimator, n_added):
     """Raise unless the model can be retrained, on all rows of its index."""
-    if not _recorded(estimator):
+    if not as_model(estimator).can_retrain:
         raise TrajectoryError(
             "score retrains the model, and the training of this one was not "
             "recorded. If you know which rows should be found, compare by "
@@ -108,7 +104,7 @@ def retrieval_verdict(found, estimator, *, sketched):
         checked = "the residuals" if kept is None or not sketched else "the sketch"
         hint = f" This checked {checked}, not what retraining would do: " + (
             "pass n_retrainings to compare."
-            if _recorded(estimator)
+            if as_model(estimator).can_retrain
             else "this model cannot be retrained, look at rows that you know."
         )
     if kept is None and not bad:

@@ -21,7 +21,7 @@ class LinearizedSubsets:
 
     Parameters
     ----------
-    estimator : fitted TorchClassifier or TorchRegressor
+    estimator : fitted estimator with gradients
     X, y : ndarray
         Training rows.
     base : ndarray of shape (n_samples,)
@@ -33,8 +33,9 @@ class LinearizedSubsets:
     """
 
     def __init__(self, estimator, X, y, base, weights, *, memory, verbose, **options):
+        model = as_model(estimator)
         self._linear = LinearModel(
-            estimator,
+            model,
             X,
             y,
             base,
@@ -48,11 +49,7 @@ class LinearizedSubsets:
             # steps have the coordinates of the space that the memory cap allowed
             tangent = self._linear.tangent
             how = self._linear.plan.solver, vars(tangent.ridge), tangent.scale
-            trained = (
-                estimator.module_,
-                estimator.loss_function_,
-                estimator.class_weight,
-            )
+            trained = model.module, model.loss, self._linear.weighting
             key = digest("steps", trained, X, y, base, how, options)
         steps = cached_rows(cache, key, weights, self._solve, CHUNK)
         self._steps = torch.tensor(np.array(steps))
@@ -107,7 +104,7 @@ def choose_estimation(estimator, n_rows, n_subsets, n_components):
         return "gradient"
     batch = n_rows if recipe.batches is None else len(recipe.batches[0])
     train = 6.0 * n_params * batch * recipe.n_steps * n_subsets * _STACK_SLOWDOWN
-    size = n_rows * estimator.n_outputs_
+    size = n_rows * model.estimator.n_outputs_
     width = min(size, n_params, n_components or size)
     solve = 2.0 * size * width**2 + width**3 / 3
     gradient = 2.0 * n_rows**2 * n_params + n_subsets * _NEWTON_STEPS * solve

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import softmax
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.datasets import load_iris, load_wine
 from sklearn.frozen import FrozenEstimator
 from sklearn.neighbors import KNeighborsClassifier
@@ -47,7 +47,7 @@ from tests.extension.neighbors import (
     NeighborsModel,
     NeighborsRegressor,
 )
-from tests.extension.softmax import Softmax
+from tests.extension.softmax import Softmax, SoftmaxModel
 from tests.test_common import TRANSFORMER_CHECKS, draws_globally, short_name
 from tests.test_contributing import private_names
 from tests.test_losses import N, dense_newton, numbers, rows
@@ -339,9 +339,35 @@ def test_a_model_with_gradients():
 
     attributor = GradientDot(Softmax(), n_retrainings=24, random_state=0)
     assert attributor.fit(*train).score(*queries) > 0.4
-    # it is written for the package's own networks
-    with pytest.raises(UnsupportedModelError, match="got Softmax"):
-        DualInfluence(Softmax(), random_state=0).fit(*train)
+
+
+def test_a_model_with_gradients_in_the_attributors_of_the_package():
+    train, queries = wine()
+    fitted = Softmax().fit(*train)
+    network = TorchClassifier.from_module(as_model(fitted).module, fitted.classes_)
+    options = {"ridge": 0.01, "metric": "identity", "random_state": 0}
+    for parameters in ("all", "head"):  # which is the same here
+        for removal in ("newton", "influence", "refit"):
+            dual = DualInfluence(
+                Softmax(), removal=removal, parameters=parameters, **options
+            )
+            same = clone(dual).set_params(estimator=FrozenEstimator(network))
+            expected = same.fit(*train).attribute(*queries)
+            found = dual.fit(*train).attribute(*queries)
+            assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    # damped as its own penalty, 1 / (2 C) of the squares, does
+    scored = DualInfluence(Softmax(), n_retrainings=16, **options).fit(*train)
+    assert scored.score(*queries) > 0.9
+
+    valued = RISEValuator(Softmax(), n_retrainings=16, random_state=0).fit(*train)
+    same = RISEValuator(FrozenEstimator(network), random_state=0).fit(*train)
+    assert_allclose(valued.attribute(*queries), same.attribute(*queries), rtol=1e-9)
+    assert valued.score(*queries) > 0.3
+    with pytest.raises(UnsupportedModelError, match=r"got Softmax.*Use DualInfluence"):
+        AdamWInfluence(Softmax(), random_state=0).fit(*train)
+    register_model(Unseeded, SoftmaxModel)
+    with pytest.raises(ValueError, match="n_models=2 needs an estimator with a random"):
+        DualInfluence(Unseeded(), n_models=2, random_state=0).fit(*train)
 
 
 INSTANCES = [
@@ -389,6 +415,14 @@ class Dropping(nn.Module):
 
     def forward(self, X):
         return self.layer(nn.functional.dropout(X, 0.5, training=True))
+
+
+class Unseeded(ClassifierMixin, BaseEstimator):
+    """A classifier without a random_state."""
+
+    def fit(self, X, y):
+        """Learn nothing."""
+        return self
 
 
 class Owing(Retrainable):

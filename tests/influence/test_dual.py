@@ -30,6 +30,7 @@ from skattrib.evaluation import (
 )
 from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
 from skattrib.influence._linear_models import LeaveOneUnitOut, LinearModel
+from skattrib.models._as_model import as_model
 
 REMOVALS = ["influence", "newton", "refit"]
 
@@ -913,9 +914,14 @@ def test_float32_with_little_damping_in_rows():
         warnings.simplefilter("ignore", FaithfulnessWarning)
         ours, exact = (
             LinearModel(
-                model, X.astype(dtype), y, np.ones(120), solver=space, **options
+                as_model(network),
+                X.astype(dtype),
+                y,
+                np.ones(120),
+                **options,
+                solver=space,
             )
-            for model, dtype, space in [
+            for network, dtype, space in [
                 (net, np.float32, "dual"),
                 (double, np.float64, "primal"),
             ]

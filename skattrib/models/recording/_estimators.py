@@ -11,7 +11,7 @@ from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._losses import Loss, check_loss
 from skattrib.engine._trajectory import Recipe
 from skattrib.exceptions import TrajectoryError
-from skattrib.models._network import _check_module, _Problem, few_outputs
+from skattrib.models._network import TrainingProblem, _check_module, few_outputs
 from skattrib.models.neural import TorchClassifier, TorchRegressor, check_classes
 
 CAUSES = (
@@ -73,7 +73,7 @@ class _Recorded:
         loss = self.loss_function_
         check_loss(loss, few_outputs(module, X), targets[:3])
         weighting = self._weighting(targets)
-        return _Problem(model, loss, self.recipe, X, targets, weighting)
+        return TrainingProblem(model, loss, self.recipe, X, targets, weighting)
 
 
 class RecordedClassifier(_Recorded, TorchClassifier):

@@ -16,7 +16,7 @@ from sklearn.base import (
 )
 from sklearn.exceptions import DataDimensionalityWarning
 from sklearn.random_projection import BaseRandomProjection
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Hidden, Interval, StrOptions
 from sklearn.utils.validation import _check_n_features, check_is_fitted
 
 from skattrib._parameter_projection import ParameterProjection
@@ -56,27 +56,27 @@ class CountSketchTransformer(
 ):
     """Reduce dimensionality by adding features up in random, signed groups.
 
-    A sparse random projection with `n_hashes` entries per feature: it costs as much
-    time as reading the data and stores a few bytes per feature, where a dense
-    projection stores `n_components` numbers. Inner products of rows are kept on
-    average.
+    A sparse random projection with one entry per feature: it costs as much time as
+    reading the data and stores a few bytes per feature, where a dense projection
+    stores `n_components` numbers. Inner products of rows are kept on average.
 
     Parameters
     ----------
     n_components : int, default=256
         Number of columns to return.
-    n_hashes : int, default=1
-        Sketches of ``n_components / n_hashes`` components each, side by side. The
-        variance is the same; more of them make it less likely that two large features
-        fall into the same components throughout, and cost as much more time.
+    n_hashes : int, default="deprecated"
+        Sketches of ``n_components / n_hashes`` components each, side by side.
+
+        .. deprecated:: 0.1
+           Will be removed: the variance is that of one sketch, and the time is not.
     random_state : int, RandomState instance or None, default=None
         Seed of the hash tables.
 
     Attributes
     ----------
-    hash_indices_ : ndarray of shape (n_hashes, n_features), dtype int32
-        Component that each hash adds each feature to.
-    hash_signs_ : ndarray of shape (n_hashes, n_features), dtype int8
+    hash_indices_ : ndarray of shape (1, n_features), dtype int32
+        Component that each feature is added to.
+    hash_signs_ : ndarray of shape (1, n_features), dtype int8
         Sign with which it is added, -1 or 1.
     n_components_ : int
         Number of columns returned.
@@ -99,8 +99,6 @@ class CountSketchTransformer(
 
         Var⟨Sx, Sy⟩ = (‖x‖² ‖y‖² + ⟨x, y⟩² − 2 Σ_i x_i² y_i²) / n_components
 
-    whatever `n_hashes` is.
-
     References
     ----------
     M. Charikar, K. Chen and M. Farach-Colton, Finding frequent items in data streams,
@@ -108,9 +106,6 @@ class CountSketchTransformer(
 
     K. Weinberger et al., Feature hashing for large scale multitask learning,
     ICML 2009, arXiv:0902.2206.
-
-    J. Nelson and H. L. Nguyen, OSNAP: faster numerical linear algebra algorithms via
-    sparser subspace embeddings, FOCS 2013, arXiv:1211.1002; several hashes.
 
     Examples
     --------
@@ -126,11 +121,14 @@ class CountSketchTransformer(
 
     _parameter_constraints: dict = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
-        "n_hashes": [Interval(Integral, 1, None, closed="left")],
+        "n_hashes": [
+            Interval(Integral, 1, None, closed="left"),
+            Hidden(StrOptions({"deprecated"})),
+        ],
         "random_state": ["random_state"],
     }
 
-    def __init__(self, n_components=256, *, n_hashes=1, random_state=None):
+    def __init__(self, n_components=256, *, n_hashes="deprecated", random_state=None):
         self.n_components = n_components
         self.n_hashes = n_hashes
         self.random_state = random_state
@@ -160,8 +158,10 @@ class CountSketchTransformer(
         -----
         DataDimensionalityWarning
             If there are fewer features than components.
+        FutureWarning
+            If `n_hashes` is set, which is deprecated.
         """
-        self._check_hashes()
+        n_hashes = self._check_hashes()
         X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=DTYPES)
         if self.n_components > X.shape[1]:
             warnings.warn(
@@ -171,12 +171,21 @@ class CountSketchTransformer(
                 stacklevel=3,
             )
         seed = draw_seed(self.random_state)
-        tables = draw_tables(X.shape[1], self.n_components, self.n_hashes, seed)
+        tables = draw_tables(X.shape[1], self.n_components, n_hashes, seed)
         self.hash_indices_, self.hash_signs_ = (table.numpy() for table in tables)
         self.n_components_ = self._n_features_out = self.n_components
         return self
 
     def _check_hashes(self):
+        """Return how many hashes there are; raise if they cannot share."""
+        if self.n_hashes == "deprecated":
+            return 1
+        warnings.warn(
+            f"n_hashes={self.n_hashes} is deprecated and will be removed. Leave it "
+            "out.",
+            FutureWarning,
+            stacklevel=4,
+        )
         rest = self.n_components % self.n_hashes
         if rest:
             raise ValueError(
@@ -184,6 +193,7 @@ class CountSketchTransformer(
                 f"{self.n_hashes}, as every hash has its own share of the components. "
                 f"Use n_components={self.n_components - rest + self.n_hashes}."
             )
+        return self.n_hashes
 
     def transform(self, X):
         """Sketch rows.

@@ -65,15 +65,14 @@ def gradients_of(estimator, **options):
 
 
 # -------------------------------------------------------- CountSketchTransformer
-@pytest.mark.parametrize("n_hashes", [1, 3])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     "container", [sp.csr_array, sp.csc_array, sp.csr_matrix, sp.csc_matrix]
 )
-def test_sparse_rows_give_the_sketch_of_dense_ones(n_hashes, dtype, container):
+def test_sparse_rows_give_the_sketch_of_dense_ones(dtype, container):
     X = rows(dtype=dtype)
     X[X < 1] = 0
-    transformer = CountSketchTransformer(6, n_hashes=n_hashes, random_state=0)
+    transformer = CountSketchTransformer(6, random_state=0)
     dense = transformer.fit(X).transform(X)
     assert isinstance(dense, np.ndarray)
     assert dense.dtype == dtype
@@ -82,18 +81,28 @@ def test_sparse_rows_give_the_sketch_of_dense_ones(n_hashes, dtype, container):
     assert isinstance(found, sp.sparray) == issubclass(container, sp.sparray)
     assert found.dtype == dtype
     assert_allclose(found.toarray(), dense, rtol=0, atol=1e-5)
-    fitted_on_sparse = CountSketchTransformer(6, n_hashes=n_hashes, random_state=0)
+    fitted_on_sparse = CountSketchTransformer(6, random_state=0)
     assert_array_equal(fitted_on_sparse.fit(container(X)).transform(X), dense)
 
 
-def test_every_feature_is_added_to_one_component_of_each_hash():
-    transformer = CountSketchTransformer(6, n_hashes=2, random_state=0).fit(rows())
+def test_every_feature_is_added_to_one_component():
+    transformer = CountSketchTransformer(6, random_state=0).fit(rows())
+    R = transformer.transform(np.eye(30))
+    assert_array_equal((R != 0).sum(axis=1), np.ones(30))
+    assert_array_equal(abs(R[R != 0]), np.ones(30))
+    assert transformer.hash_indices_.dtype == np.int32
+    assert transformer.hash_signs_.dtype == np.int8
+
+
+def test_several_hashes_are_deprecated():
+    transformer = CountSketchTransformer(6, n_hashes=2, random_state=0)
+    with pytest.warns(FutureWarning, match="n_hashes=2 is deprecated") as caught:
+        transformer.fit(rows())
+    assert caught[0].filename == __file__
     R = transformer.transform(np.eye(30))
     assert_array_equal((R[:, :3] != 0).sum(axis=1), np.ones(30))
     assert_array_equal((R[:, 3:] != 0).sum(axis=1), np.ones(30))
     assert_allclose(abs(R[R != 0]), 0.5**0.5)
-    assert transformer.hash_indices_.dtype == np.int32
-    assert transformer.hash_signs_.dtype == np.int8
 
 
 def test_more_rows_than_are_sketched_at_once(monkeypatch):
@@ -152,6 +161,7 @@ def test_more_components_than_features_warn():
         CountSketchTransformer(40, random_state=0).fit(rows())
 
 
+@pytest.mark.filterwarnings("ignore:n_hashes=3 is deprecated:FutureWarning")
 @pytest.mark.parametrize(("n_components", "better"), [(2, 3), (7, 9)])
 def test_components_that_hashes_cannot_share(n_components, better):
     transformer = CountSketchTransformer(n_components, n_hashes=3, random_state=0)
@@ -217,7 +227,7 @@ def test_a_callable_is_the_way_for_many_outputs():
     assert_allclose(found, expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("projection", [None, CountSketchTransformer(8, n_hashes=2)])
+@pytest.mark.parametrize("projection", [None, CountSketchTransformer(8)])
 @pytest.mark.parametrize(
     "name", ["layer_norm", "conv", "conv_grouped", "twice", "tied", "frozen_weight"]
 )
@@ -261,7 +271,6 @@ def test_inner_products_are_the_kernel_of_attributions():
 # ------------------------------------------------------------------- projections
 PROJECTIONS = {
     "sketch": CountSketchTransformer(16, random_state=0),
-    "hashes": CountSketchTransformer(16, n_hashes=4, random_state=0),
     "gaussian": GaussianRandomProjection(16, random_state=0),
     "sparse": SparseRandomProjection(16, random_state=0),
     "dense_output": SparseRandomProjection(16, dense_output=True, random_state=0),
@@ -414,7 +423,7 @@ BAD_INPUT = {
     ),
     "a pipeline": (
         {"estimator": make_pipeline(StandardScaler(), TorchClassifier())},
-        r"as the network does: preprocess before it, make_pipeline\(",
+        r"as the network does: transform before it, make_pipeline\(",
     ),
     "a bare module": ({"estimator": nn.Identity()}, "is a torch module; wrap it"),
     "a projection that is none": (
@@ -429,10 +438,6 @@ BAD_INPUT = {
     "components of another projection": (
         {"projection": GaussianRandomProjection(-1)},
         "'n_components' parameter of GaussianRandomProjection",
-    ),
-    "hashes": (
-        {"projection": CountSketchTransformer(8, n_hashes=3)},
-        "must be a multiple of n_hashes=3",
     ),
     "prediction of a classifier": (
         {"outcome": "prediction"},

@@ -10,7 +10,13 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.utils import Bunch
-from sklearn.utils._param_validation import Interval, RealNotInt, validate_params
+from sklearn.utils._param_validation import (
+    Hidden,
+    Interval,
+    RealNotInt,
+    StrOptions,
+    validate_params,
+)
 
 from skattrib._validation import check_array
 from skattrib.evaluation._ranks import rank_agreement
@@ -131,7 +137,7 @@ def lds_score(
     {
         "outcomes": ["array-like"],
         "attributions": ["array-like"],
-        "full_outcomes": ["array-like", None],
+        "full_outcomes": ["array-like", None, Hidden(StrOptions({"deprecated"}))],
         **_RESAMPLING_CONSTRAINTS,
     },
     prefer_skip_nested_validation=True,
@@ -140,7 +146,7 @@ def loo_score(
     outcomes: ArrayLike,
     attributions: ArrayLike,
     *,
-    full_outcomes: ArrayLike | None = None,
+    full_outcomes: ArrayLike | str | None = "deprecated",
     confidence: float | None = None,
     n_resamples: int = 1000,
     random_state: int | np.random.RandomState | None = None,
@@ -159,9 +165,12 @@ def loo_score(
         Attribution of each unit tested, in the same order: the columns of
         `attribute` that belong to them. Positive = the outcome is higher with the
         unit.
-    full_outcomes : array-like of shape (n_queries,), default=None
-        Outcomes with all units. They shift all effects of a query alike, which no
-        rank sees: the score is the same without them.
+    full_outcomes : array-like of shape (n_queries,), default="deprecated"
+        Outcomes with all units, which are not needed.
+
+        .. deprecated:: 0.1
+           Will be removed: they shift all effects of a query alike, which no rank
+           sees.
     confidence : float, default=None
         If given, the level in (0, 1) of a bootstrap interval over units and queries.
     n_resamples : int, default=1000
@@ -187,6 +196,8 @@ def loo_score(
     ConstantOutcomeWarning
         If some queries have the same outcome whichever unit is left out. They are
         left out of the mean.
+    FutureWarning
+        If `full_outcomes` is passed, which is deprecated.
 
     See Also
     --------
@@ -208,14 +219,13 @@ def loo_score(
             f"{attributions.shape}: pass (n_units_tested, n_queries) and "
             "(n_queries, n_units_tested)."
         )
-    if full_outcomes is not None:
-        full_outcomes = _check_floats(full_outcomes, "full_outcomes", ensure_2d=False)
-        if full_outcomes.shape != outcomes.shape[1:]:
-            raise ValueError(
-                f"full_outcomes has shape {full_outcomes.shape}: pass one outcome for "
-                f"each of the {outcomes.shape[1]} queries."
-            )
-    # Subtracting full_outcomes could only round unequal effects to equal ones.
+    if not isinstance(full_outcomes, str):
+        warnings.warn(
+            "full_outcomes is deprecated and will be removed: no rank sees what all "
+            "effects of a query share. Leave it out.",
+            FutureWarning,
+            stacklevel=3,
+        )
     return rank_agreement(
         -outcomes,
         attributions.T,

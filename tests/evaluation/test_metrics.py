@@ -166,7 +166,9 @@ def test_loo_of_an_additive_outcome_is_one():
     outcomes = full - effects.T
     assert loo_score(outcomes, effects) == 1
     assert loo_score(outcomes, -effects) == -1
-    assert loo_score(outcomes, effects, full_outcomes=full) == 1
+    with pytest.warns(FutureWarning, match="full_outcomes is deprecated") as caught:
+        assert loo_score(outcomes, effects, full_outcomes=full) == 1
+    assert caught[0].filename == __file__
 
 
 def test_loo_is_the_mean_of_scipys_spearman():
@@ -180,11 +182,6 @@ def test_loo_is_the_mean_of_scipys_spearman():
         ]
     )
     assert loo_score(outcomes, attributions) == pytest.approx(expected, rel=1e-12)
-
-
-def test_loo_full_outcomes_round_nothing_away():
-    effects = np.array([[1e-20, 3e-20, 2e-20]])
-    assert loo_score(-effects.T, effects, full_outcomes=[1.0]) == 1
 
 
 def test_loo_interval():
@@ -208,7 +205,6 @@ def test_loo_leaves_out_constant_outcomes():
     [
         (np.eye(3, 2), np.eye(3, 2), {}, r"outcomes has shape \(3, 2\) and attrib"),
         (np.ones((3, 2)), np.eye(2, 3), {}, "outcomes are equal over all 3"),
-        (np.eye(3, 2), np.eye(2, 3), {"full_outcomes": [1.0]}, "of the 2 queries"),
         (np.eye(3, 2), np.eye(2, 3), {"confidence": 2}, "'confidence' parameter"),
     ],
 )

@@ -776,9 +776,9 @@ ERRORS = {
     "damping": ({"damping": 0.0}, "'damping' parameter"),
     "center": ({"center": "mean"}, "'center' parameter"),
     "projection": ({"projection": StandardScaler()}, "'projection' parameter"),
-    "projection of the wrong shape": (
-        {"projection": CountSketchTransformer(10, n_hashes=3)},
-        "n_components=10 must be a multiple",
+    "projection to nothing": (
+        {"projection": CountSketchTransformer(0)},
+        "'n_components' parameter of CountSketchTransformer",
     ),
     "projection wider than the rank": (
         {"estimation": "gradient", "projection": 5000},

@@ -10,7 +10,8 @@ from torch import nn
 
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._any import EstimatorModel
-from skattrib.models._network import NetworkModel, TorchEstimator
+from skattrib.models._network import TorchEstimator
+from skattrib.models._network_family import NetworkModel
 from skattrib.models._parts import Parts, is_search
 from skattrib.models._protocol import Model, protocols
 from skattrib.models.language import CausalLanguageModel

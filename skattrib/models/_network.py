@@ -47,7 +47,6 @@ from skattrib.engine._trajectory import (
     epoch_batches,
     steps_to_keep,
 )
-from skattrib.models._protocol import Differentiable, Recorded, Retrainable
 
 _CURE = (
     "skattrib needs each row's output to depend on that row alone and to be the same "
@@ -471,91 +470,3 @@ def replay_error(again, end, initial):
     way = (end - initial.to(end)).norm()
     error = float((again - end.to(again)).norm() / way.clamp(min=1e-12))
     return 0.0 if error < _REPLAY_TOLERANCE else error
-
-
-class NetworkModel(Retrainable, Differentiable, Recorded):
-    """A network: a recipe or a recorded run, or a module that came without either."""
-
-    stacks = True
-    first_attributors = ("AdamWInfluence", "DualInfluence")
-
-    @property
-    def takes_tables(self):
-        """Whether a data frame is handed on as it is: no, rows become numbers."""
-        return False
-
-    @property
-    def loss(self):
-        """Loss that it was trained on; before that, the usual one of its kind."""
-        return getattr(self.estimator, "loss_function_", super().loss)
-
-    def future_loss(self, X, y):
-        """Return the loss that it will be trained on."""
-        if self.frozen:
-            return self.loss
-        blank = clone(self.estimator)
-        blank._learn_target(y, X)
-        return blank.loss_function_
-
-    @property
-    def module(self):
-        """The fitted module."""
-        return self.estimator.module_
-
-    @property
-    def trajectory(self):
-        """Record of the training; None before it, and where there is none."""
-        return getattr(self.estimator, "trajectory_", None)
-
-    @property
-    def has_run(self):
-        """Whether there is a run, or will be once it is fitted."""
-        return getattr(self.estimator, "trajectory_", 0) is not None
-
-    @property
-    def can_retrain(self):
-        """Whether it can be trained again: not a module without a record."""
-        return self.has_run
-
-    @property
-    def one_run(self):
-        """Whether it repeats one recorded run, whatever the seed."""
-        return self.estimator._one_run
-
-    def targets(self, y, like):
-        """Return targets as the loss takes them, where ``like`` is."""
-        return self.estimator._targets(y, like)
-
-    def weighting(self, targets):
-        """Return what makes the weights in the loss of the weights of the rows."""
-        return self.estimator._weighting(targets)
-
-    def encode(self, y, like):
-        """Return targets as the loss takes them, where ``like`` is."""
-        return self.estimator._targets(y, like)
-
-    def outputs(self, X):
-        """Return outputs (q, C) of the fitted module."""
-        return self.estimator._raw_outputs(np.asarray(X))
-
-    def check(self):
-        """Raise if it cannot be trained; it can."""
-
-    def check_targets(self, y):
-        """Raise on labels that were not there in fit."""
-        self.estimator._targets(y, torch.empty(0))
-
-    def retrain(self, X, y, weights, seed):
-        """Return a clone trained on weighted rows; many are trained as a stack."""
-        return self.clone().set_params(random_state=seed).fit(X, y, weights)
-
-    def network(self, user):
-        """Return the estimator, which has gradients."""
-        return self.estimator
-
-    def attributors(self):
-        """Return the names of the attributors that work for it."""
-        known = super().attributors()
-        if self.frozen and not self.has_run:
-            known.remove("AdamWInfluence")
-        return known

@@ -2,8 +2,9 @@
 #
 #   make install   .venv with the tested versions and everything for development
 #   make install-oldest  .venv-oldest with the oldest versions and what the tests need;
-#                  then make test PYTHON=.venv-oldest/bin/python TESTFLAGS=--no-cov
-#   make test      fast tests and doctests, two workers, with coverage
+#                  then make test PYTHON=.venv-oldest/bin/python
+#   make test      fast tests and doctests, two workers
+#   make coverage  the same with coverage, in half as much time again
 #   make test-slow the tests that take more than 5 s
 #   make test-language  those on a real language model, with the extra "language"
 #   make test-gpu  those that compare a GPU with the CPU
@@ -15,13 +16,13 @@
 #   make peers     .peers/: environments of the packages that are compared with
 #
 # PYTHON=... chooses the interpreter. TESTFLAGS=... is passed on to pytest, as in
-# make test TESTFLAGS='--no-cov tests/test_layers.py'
+# make test TESTFLAGS=tests/test_layers.py
 
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 # One thread per worker: more would only compete for the same cores.
 TEST_ENV = OMP_NUM_THREADS=1 SCIPY_ARRAY_API=1 MPLBACKEND=Agg
 
-.PHONY: install install-oldest test test-slow test-language test-gpu lint types docs \
+.PHONY: install install-oldest test coverage test-slow test-language test-gpu lint types docs \
   dist bench peers
 
 install: .venv/bin/python
@@ -37,7 +38,10 @@ install-oldest: .venv-oldest/bin/python
 	python3.11 -m venv .venv-oldest
 
 test:
-	$(TEST_ENV) $(PYTHON) -m pytest -n 2 --dist worksteal --cov $(TESTFLAGS)
+	$(TEST_ENV) $(PYTHON) -m pytest -n 2 --dist worksteal $(TESTFLAGS)
+
+coverage:
+	$(MAKE) test TESTFLAGS="--cov $(TESTFLAGS)"
 
 test-slow:
 	$(TEST_ENV) $(PYTHON) -m pytest -m "slow and not language and not gpu" $(TESTFLAGS)

@@ -49,29 +49,31 @@ from skattrib.language import CausalLanguageModel
 SKLEARN = parse_version(sklearn.__version__)
 
 MODELS = [TorchClassifier(max_epochs=60), TorchRegressor(max_epochs=60)]
-# Few retrainings: `score` is called dozens of times.
+# Short trainings and few of them: `score` is called dozens of times.
+CLASSIFIER = TorchClassifier(hidden_layer_sizes=(8,), max_epochs=10)
+REGRESSOR = TorchRegressor(hidden_layer_sizes=(8,), max_epochs=10)
 ATTRIBUTORS = [
     DualInfluence(n_retrainings=8),
-    DualInfluence(TorchRegressor(), n_retrainings=8, removal="refit", solver="dual"),
-    DualInfluence(TorchClassifier(), n_retrainings=8, removal="influence", n_models=2),
-    AdamWInfluence(TorchClassifier(max_epochs=30), n_trajectories=2, n_retrainings=8),
-    AdamWInfluence(TorchRegressor(max_epochs=30), inclusion=1.0, n_retrainings=8),
-    KernelSurrogateAttributor(n_subsets=24, n_retrainings=8),
+    DualInfluence(REGRESSOR, n_retrainings=8, removal="refit", solver="dual"),
+    DualInfluence(CLASSIFIER, n_retrainings=8, removal="influence", n_models=2),
+    AdamWInfluence(CLASSIFIER, n_trajectories=2, n_retrainings=8),
+    AdamWInfluence(REGRESSOR, inclusion=1.0, n_retrainings=8),
+    KernelSurrogateAttributor(CLASSIFIER, n_subsets=24, n_retrainings=8),
     KernelSurrogateAttributor(
-        TorchRegressor(), n_subsets=16, estimation="gradient", n_retrainings=8
+        REGRESSOR, n_subsets=16, estimation="gradient", n_retrainings=8
     ),
     KernelSurrogateAttributor(LogisticRegression(), n_subsets=16, n_retrainings=8),
-    LinearSurrogateAttributor(n_subsets=24, n_retrainings=8),
+    LinearSurrogateAttributor(CLASSIFIER, n_subsets=24, n_retrainings=8),
     LinearSurrogateAttributor(
-        TorchClassifier(max_epochs=20),
+        CLASSIFIER,
         n_subsets=16,
         estimation="retrain",
         prior=DualInfluence(),
         n_retrainings=8,
     ),
-    RISEValuator(n_components=64, n_retrainings=8),
+    RISEValuator(CLASSIFIER, n_components=64, n_retrainings=8),
     RISEValuator(
-        TorchRegressor(),
+        REGRESSOR,
         sketch="factor",
         channels=("rh", "h"),
         algorithm="faiss",
@@ -86,14 +88,12 @@ SURROGATES = [
 ]
 PROJECTIONS = [
     CountSketchTransformer(n_components=2),
-    GradientTransformer(),
-    GradientTransformer(TorchRegressor(), projection=GaussianRandomProjection(3)),
+    GradientTransformer(CLASSIFIER),
+    GradientTransformer(REGRESSOR, projection=GaussianRandomProjection(3)),
 ]
 SELECTORS = [
     TaskWeightSelector(),
-    TaskWeightSelector(
-        DualInfluence(TorchClassifier(max_epochs=20)), n_tasks_to_select=0.5
-    ),
+    TaskWeightSelector(DualInfluence(CLASSIFIER), n_tasks_to_select=0.5),
 ]
 TRANSFORMERS = [*ATTRIBUTORS, *PROJECTIONS, SELECTORS[0]]
 INSTANCES = [*MODELS, *ATTRIBUTORS, *SURROGATES, *PROJECTIONS, *SELECTORS]

@@ -14,9 +14,15 @@ from sklearn.preprocessing import scale
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from doc.contributing import gradient_dot
-from skattrib import TorchClassifier, TorchRegressor
+from skattrib import TorchClassifier
 from skattrib.engine._optimizers import OPTIMIZERS
-from tests.test_common import TRANSFORMER_CHECKS, draws_globally, short_name
+from tests.test_common import (
+    CLASSIFIER,
+    REGRESSOR,
+    TRANSFORMER_CHECKS,
+    draws_globally,
+    short_name,
+)
 from tests.test_user_guide import FLAGS, Checker
 
 DOC = Path(__file__).resolve().parents[1] / "doc"
@@ -25,8 +31,8 @@ PAGES = sorted((DOC / "contributing").glob("*.rst"))
 LONGEST_PAGE = 75
 
 INSTANCES = [
-    gradient_dot.GradientDot(n_retrainings=8),
-    gradient_dot.GradientDot(TorchRegressor(), n_retrainings=8),
+    gradient_dot.GradientDot(CLASSIFIER, n_retrainings=8),
+    gradient_dot.GradientDot(REGRESSOR, n_retrainings=8),
 ]
 
 

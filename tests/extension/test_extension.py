@@ -375,7 +375,7 @@ INSTANCES = [
         NeighborsRegressor(n_neighbors=7), n_subsets=16, n_retrainings=8
     ),
     DualInfluence(
-        TorchRegressor(loss=LogCosh(), optimizer="lion", max_epochs=20),
+        small(loss=LogCosh(), optimizer="lion").set_params(random_state=None),
         n_retrainings=8,
     ),
 ]

@@ -64,7 +64,7 @@ def retrain_outcomes(
     """Train an estimator once per weighting and return the outcomes of queries.
 
     The wrappers of skattrib are trained many at a time, as one stack; any other
-    estimator whose ``fit`` takes `sample_weight` is trained by joblib.
+    classifier or regressor is trained by joblib.
 
     Parameters
     ----------
@@ -80,8 +80,11 @@ def retrain_outcomes(
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         Their targets.
     weights : array-like of shape (n_weightings, n_units)
-        Weights of the units: 0 is absent, 1 present. Rows are never deleted: the
-        weights multiply `sample_weight`.
+        Weights of the units: 0 is absent, 1 present; they multiply `sample_weight`.
+        Networks are trained on weighted rows, and draw what they draw for all of them.
+        Other estimators are fitted to the rows whose weight is not 0, and need a
+        ``fit`` with `sample_weight` for weights other than 0 and 1. A class that has no
+        row left has probability 0.
     X_query : array-like of shape (n_queries, n_features)
         Rows whose outcomes are asked for.
     y_query : array-like of shape (n_queries,) or (n_queries, n_outputs)
@@ -122,8 +125,9 @@ def retrain_outcomes(
     Raises
     ------
     ValueError
-        If the data do not fit together, `estimator` takes no sample weights, or
-        `memory` is set while the estimator's `random_state` is None.
+        If the data do not fit together, weights are not 0 or 1 and `estimator` takes
+        no sample weights, or `memory` is set while the estimator's `random_state` is
+        None.
     TrajectoryError
         If a frozen estimator wraps a module without a record of its training.
 
@@ -162,6 +166,8 @@ def retrain_outcomes(
     base = check_sample_weight(
         sample_weight, X, dtype=np.float64, ensure_non_negative=True
     )
+    rows = units[:, codes] * base
+    trainer.model.check_weights(rows)
     if memory is not None and trainer.random and trainer.random_state is None:
         raise ValueError(
             "memory is set but the estimator's random_state is None: nothing could be "
@@ -171,7 +177,6 @@ def retrain_outcomes(
         check_reproduced(fitted, runner, base)
     cache = as_memory(memory)
     seeds = trainer.seeds(n_seeds)
-    rows = units[:, codes] * base
     outcomes = []
     for seed in seeds:
         key = "" if cache is None else runner.key(seed)

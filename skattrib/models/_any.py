@@ -1,4 +1,4 @@
-"""Any estimator of scikit-learn that can be trained on weighted rows."""
+"""Any estimator of scikit-learn: rows of weight 0 are left out of its fit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn import config_context
 from sklearn.base import is_classifier, is_regressor
+from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import has_fit_parameter
 
 from skattrib.models._parts import Parts, is_search, weight_name
@@ -17,31 +18,44 @@ class EstimatorModel(Retrainable):
     """An estimator known by its interface alone: it is retrained, and that is all."""
 
     def check(self) -> None:
-        """Raise unless it predicts, and its fit takes weights of the rows."""
-        estimator = self.estimator
-        if not (is_classifier(estimator) or is_regressor(estimator)):
+        """Raise unless it predicts."""
+        if not (is_classifier(self.estimator) or is_regressor(self.estimator)):
             raise ValueError(
                 f"estimator {self.name} is neither a classifier nor a regressor."
             )
         super().check()
-        trained = estimator
-        if is_search(estimator):
-            trained = Parts(estimator.estimator).model
-        if not has_fit_parameter(trained, "sample_weight"):
+
+    def check_weights(self, weights: Any) -> None:
+        """Raise on weights between 0 and 1 that its fit does not take."""
+        trained = self.estimator
+        if is_search(trained):
+            trained = Parts(trained.estimator).model
+        other = weights[(weights != 0) & (weights != 1)]
+        if len(other) and not has_fit_parameter(trained, "sample_weight"):
             raise ValueError(
-                f"fit of {type(trained).__name__} takes no sample_weight: it cannot be "
-                "retrained on weighted rows. Use an estimator that does."
+                f"weights hold {other[0]:g}, and fit of {type(trained).__name__} takes "
+                "no sample_weight: its rows can be there (1) or be left out (0). Use "
+                "weights of 0 and 1, without sample_weight."
             )
 
     def retrain(self, X: Any, y: Any, weights: Any, seed: int) -> Any:
-        """Return a clone fitted to weighted rows; ``seed`` is in its parameters."""
-        fitted = self.clone()
+        """Return a clone fitted to the rows whose weight is not 0.
+
+        Such a row would still count in histograms, in validation splits, and as a
+        neighbour. ``seed`` is in the parameters already.
+        """
+        fitted, kept = self.clone(), np.flatnonzero(weights)
+        if len(kept) < len(weights):
+            X, y_kept, weights_kept = _safe_indexing(X, kept), y[kept], weights[kept]
+        else:
+            y_kept, weights_kept = y, weights
+        alike = (weights_kept == 1).all()
+        params = {} if alike else {weight_name(fitted): weights_kept}
         try:
             with config_context(enable_metadata_routing=False):
-                return fitted.fit(X, y, **{weight_name(fitted): weights})
+                return fitted.fit(X, y_kept, **params)
         except ValueError as error:
-            present = np.unique(y[weights > 0]) if is_classifier(fitted) else y
-            absent = np.setdiff1d(y, present)
+            absent = np.setdiff1d(y, y_kept) if is_classifier(fitted) else y[:0]
             if not len(absent):
                 raise
             raise ValueError(

@@ -52,8 +52,10 @@ def row_weights(estimator, fit_params, X):
     if not has_fit_parameter(model.estimator, "sample_weight"):
         _check_all_one(weights, model)
         return weights, params
-    if given is not None or not (model.stacks and name == "sample_weight"):
-        # as subsets are trained: a forest draws other rows without any weights
+    if model.stacks:
+        if given is not None or name != "sample_weight":
+            params["sample_weight"] = weights
+    elif np.any(weights != 1):  # as subsets are trained
         params["sample_weight"] = weights
     return weights, params
 

@@ -86,6 +86,7 @@ class Runner:
     def key(self, seed: int) -> str:
         """Return what the outcomes depend on beside the weights, as a hash."""
         return digest(
+            self.trainer.way(),
             self.trainer.identity(),
             self.trainer.X,
             self.trainer.y,
@@ -152,6 +153,8 @@ class RetrainedModels:
         frozen, recipe = unwrap(estimator)
         self._fitted: Any = estimator if frozen is None else frozen
         trainer = Trainer(recipe, X, y, n_jobs, verbose)
+        trainer.model.check_weights(weights)
+        self._classes = trainer.model.classes
         if frozen is not None:
             queries = _safe_indexing(X, slice(_N_CHECKED)), y[:_N_CHECKED]
             check_reproduced(frozen, Runner(trainer, *queries, "auto"), whole)
@@ -177,6 +180,7 @@ class RetrainedModels:
         """Return the outcomes (m, q) of queries."""
         model = as_retrainable(self._fitted)
         if not self._stacked:
+            model.classes = self._classes
             each = [model.of(found) for found in self._models]
             outputs = torch.stack([own.outputs(X) for own in each])
             targets = each[0].encode(y, outputs)
@@ -204,7 +208,9 @@ def trained_models(
     """
     cache, key = as_memory(memory), ""
     if cache is not None:
-        key = digest("models", trainer.identity(), trainer.X, trainer.y, seed)
+        key = digest(
+            "models", trainer.way(), trainer.identity(), trainer.X, trainer.y, seed
+        )
     train = partial(_parameters, trainer) if trainer.stacked else trainer.models
     size = min(CHUNK, trainer.stack_size()) if trainer.stacked else CHUNK
     return cached_rows(cache, key, weights, partial(train, seed=seed), size)

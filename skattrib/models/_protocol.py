@@ -232,6 +232,9 @@ class Retrainable(Model, ABC):
     torch.Size([3, 2])
     """
 
+    #: All classes, if the estimator may have been fitted to some of them.
+    classes: Any = None
+
     @abstractmethod
     def retrain(self, X: Any, y: Any, weights: Any, seed: int) -> Any:
         """Train on weighted rows.
@@ -268,6 +271,20 @@ class Retrainable(Model, ABC):
                 "probabilities (see CalibratedClassifierCV)."
             )
 
+    def check_weights(self, weights: Any) -> None:
+        """Raise on weights of rows that `retrain` cannot take, before any training.
+
+        Parameters
+        ----------
+        weights : ndarray of shape (n_weightings, n)
+            Weights of the rows.
+
+        Raises
+        ------
+        ValueError
+            If there are such; here never.
+        """
+
     def of(self, fitted: Any) -> Retrainable:
         """Return another estimator as a model like this.
 
@@ -279,9 +296,16 @@ class Retrainable(Model, ABC):
         Returns
         -------
         Retrainable
-            Of the same family.
+            Of the same family, and with the same classes.
         """
-        return type(self)(fitted)
+        other = type(self)(fitted)
+        other.classes = self.classes
+        return other
+
+    @property
+    def restores_classes(self) -> bool:
+        """Whether outputs have a column for classes that a subset lacked."""
+        return type(self).outputs is Retrainable.outputs
 
     def clone(self) -> Any:
         """Return an unfitted copy of the estimator.
@@ -304,12 +328,17 @@ class Retrainable(Model, ABC):
         Returns
         -------
         Tensor of shape (q, C)
-            Log-probabilities of a classifier, predictions of a regressor.
+            Log-probabilities of a classifier, at least that of the smallest number
+            that changes a 1; predictions of a regressor.
         """
         if not is_classifier(self.estimator):
             predicted = np.asarray(self.estimator.predict(X), dtype=np.float64)
             return torch.tensor(predicted.reshape(len(predicted), -1))
         p = np.asarray(self.estimator.predict_proba(X))
+        if self.classes is not None:  # those it has not seen have probability 0
+            columns = np.searchsorted(self.classes, self.estimator.classes_)
+            seen, p = p, np.zeros((len(p), len(self.classes)), dtype=p.dtype)
+            p[:, columns] = seen
         # as sklearn.metrics.log_loss: a tree's 0 is not minus infinity
         p = p.clip(np.finfo(p.dtype).eps, 1.0)
         return torch.tensor(np.log(p).astype(np.float64))
@@ -332,7 +361,7 @@ class Retrainable(Model, ABC):
         if not is_classifier(self.estimator):
             values = np.asarray(y, dtype=np.float64)
             return torch.tensor(values[:, None] if values.ndim == 1 else values)
-        classes = self.estimator.classes_
+        classes = self.estimator.classes_ if self.classes is None else self.classes
         unseen = ~np.isin(y, classes)
         if unseen.any():
             raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import clone
+from sklearn.base import clone, is_classifier
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_consistent_length
 from tqdm.auto import tqdm
@@ -73,6 +73,8 @@ class Trainer:
         self._seed: int | None = None
         self.stacked = self.model.stacks
         self.X, self.y = X, dense(y)
+        if is_classifier(estimator) and self.y.ndim == 1 and not self.stacked:
+            self.model.classes = np.unique(self.y)
         if self.stacked:
             self.X, self.y = validate_data(
                 self.estimator, X, self.y, dtype=DTYPES, multi_output=self.y.ndim > 1
@@ -89,6 +91,10 @@ class Trainer:
         last = {name: name.rpartition("__")[2] for name in names}
         found = {name: same[end] for name, end in last.items() if end in same}
         return estimator.set_params(**found)
+
+    def way(self) -> str:
+        """Return what becomes of rows of weight 0; results before were of another."""
+        return "weighted" if self.stacked else "deleted"
 
     def seeds(self, n_seeds: int) -> list[int]:
         """Return a seed per training; the estimator's own comes first."""
@@ -197,7 +203,8 @@ def as_retrainable(estimator: Any) -> Retrainable:
 def _retrain(model: Retrainable, X: Any, y: Any, weights: FloatArray, seed: int) -> Any:
     fitted = model.retrain(X, y, weights, seed)
     known = getattr(fitted, "classes_", None)
-    if isinstance(known, np.ndarray) and y.ndim == 1:
+    restored = model.restores_classes
+    if isinstance(known, np.ndarray) and y.ndim == 1 and not restored:
         absent = np.setdiff1d(y, known)
         if len(absent):
             raise ValueError(
@@ -243,6 +250,21 @@ class RefittedPipeline(Retrainable):
             last = self._last.of(parts.model)
             parts.replace_model(last.retrain(features, targets, weights[kept], seed))
         return parts.whole
+
+    @property
+    def restores_classes(self) -> bool:
+        """Whether outputs have a column for classes that a subset lacked."""
+        return self._last.restores_classes
+
+    def check_weights(self, weights: FloatArray) -> None:
+        """Raise on weights that the last step cannot take."""
+        self._last.check_weights(weights)
+
+    def of(self, fitted: Any) -> Retrainable:
+        """Return another pipeline as a model like this."""
+        other = cast(RefittedPipeline, super().of(fitted))
+        other._last.classes = self.classes
+        return other
 
     def outputs(self, X: Any) -> torch.Tensor:
         """Return outputs of the last step, predictions in the unit of y."""

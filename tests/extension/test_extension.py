@@ -443,12 +443,6 @@ def retrain(model, **options):
     )
 
 
-def without_a_class(X, y):
-    weights = np.ones((2, len(X)))
-    weights[1, y == 2] = 0
-    return retrain_outcomes(Neighbors(), X, y, weights, X[:3], y[:3])
-
-
 KERNEL = KernelSurrogateAttributor
 TO_NOTHING = make_pipeline(StandardScaler(), StandardScaler())
 ENDS = "pipeline ends in StandardScaler, which predicts nothing"
@@ -552,11 +546,6 @@ BAD_INPUT = {
         lambda X, y: KERNEL(Neighbors(), random_state=0).fit(X, y, sample_weight=y),
         ValueError,
         "fit of Neighbors takes no sample_weight",
-    ),
-    "a subset without a class": (
-        without_a_class,
-        ValueError,
-        r"Neighbors was trained on a subset without the classes \[2\]",
     ),
 }
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
-from skattrib.engine._dense import DenseGradient, dense_layers
+from skattrib.engine._dense_hessian import DenseGradient, dense_layers
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._losses import Loss
 from skattrib.engine._minibatch import NO_BUFFERS, Minibatch, row_shares
@@ -57,7 +57,7 @@ _DIGITS_LEFT = 1e4
 _FEWEST_QUERIES = 4
 
 
-def sweep(
+def differentiate_run(
     model: FunctionalModule,
     loss: Loss,
     recipe: Recipe,

@@ -23,12 +23,7 @@ from skattrib.engine._functional import FunctionalModule, chunks, spread
 from skattrib.engine._gradients import RowGradients, row_gradients
 from skattrib.engine._kernel import kernel_block
 from skattrib.engine._losses import Loss
-from skattrib.engine._penalties import Regularization, scale_with
-from skattrib.engine._projection import LandmarkProjector, Projector
-from skattrib.engine._refits import refit
-from skattrib.engine._row_spaces import DualSpace, MatrixFreeSpace
-from skattrib.engine._solvers import Factor, largest_eigenvalue
-from skattrib.engine._spaces import (
+from skattrib.engine._parameter_space import (
     SHARE,
     FullSystem,
     FullSystems,
@@ -37,6 +32,11 @@ from skattrib.engine._spaces import (
     Space,
     weighted_roots,
 )
+from skattrib.engine._penalties import Regularization, scale_with
+from skattrib.engine._projection import LandmarkProjector, Projector
+from skattrib.engine._refits import refit
+from skattrib.engine._row_space import DualSpace, MatrixFreeSpace
+from skattrib.engine._solvers import Factor, largest_eigenvalue
 from skattrib.engine._spectral import SpectralPrimalSpace
 
 #: Outputs of queries (q, C) to the gradients of their outcomes.
@@ -101,7 +101,9 @@ class LinearizedModel:
         self.outputs, gradients = row_gradients(model, X, scale, memory_bytes)
         self._per_query = gradients.n_numbers // max(1, len(X))
         self.residuals = loss.residuals(self.outputs, targets)
-        self.roots = loss.hessian_root(self.outputs, targets).contiguous()
+        self.output_hessian_roots = loss.hessian_root(
+            self.outputs, targets
+        ).contiguous()
         self.projector = None if project is None else project(gradients)
         if solver == "nystroem" and landmarks is not None:
             self.projector = LandmarkProjector(gradients, landmarks, memory_bytes)
@@ -109,12 +111,16 @@ class LinearizedModel:
         self.space: Space
         coordinates = self._coordinates(gradients)
         if self.projector is not None or solver == "primal":
-            self.space = PrimalSpace(coordinates, self.roots, weights, memory_bytes)
+            self.space = PrimalSpace(
+                coordinates, self.output_hessian_roots, weights, memory_bytes
+            )
         elif solver == "dual":
             kernel = kernel_cache(
                 lambda: kernel_block(gradients, gradients, memory_bytes)
             )
-            self.space = DualSpace(gradients, self.roots, weights, memory_bytes, kernel)
+            self.space = DualSpace(
+                gradients, self.output_hessian_roots, weights, memory_bytes, kernel
+            )
         else:
             self.space = self._matrix_free(gradients, landmarks)
 
@@ -126,7 +132,11 @@ class LinearizedModel:
             near = LandmarkProjector(gradients, landmarks, self.memory_bytes)
             features = near.project(gradients).jacobian()
         return MatrixFreeSpace(
-            gradients, self.roots, self.weights, self.memory_bytes, features
+            gradients,
+            self.output_hessian_roots,
+            self.weights,
+            self.memory_bytes,
+            features,
         )
 
     def without_projection(self) -> LinearizedModel:
@@ -163,7 +173,9 @@ class LinearizedModel:
         elif isinstance(self.space, PrimalSpace):
             eigen, jacobian = self.space.eigen(), self.space.jacobian()
             memory = self.memory_bytes
-            space = SpectralPrimalSpace(eigen, jacobian, self.roots, memory)
+            space = SpectralPrimalSpace(
+                eigen, jacobian, self.output_hessian_roots, memory
+            )
         elif isinstance(self.space, DualSpace):
             space = self.space.spectral(self.residuals)
         return self._but(space=space)
@@ -267,7 +279,10 @@ class LinearizedModel:
         direct = ~by_block
         if bool(direct.any()):
             steps[direct] = self.space.solve_subsets(
-                gradients[direct], weights[direct], self.roots, shifts[direct]
+                gradients[direct],
+                weights[direct],
+                self.output_hessian_roots,
+                shifts[direct],
             )
         blocked = by_block.nonzero()[:, 0]
         for part, system in systems.groups(shifts[blocked]):
@@ -291,7 +306,7 @@ class LinearizedModel:
             rows = removed[single].argmax(dim=1)
             amounts = removed[single, rows]
             kept = self.space.row_complements(rows, amounts, system.take(single))
-            roots = weighted_roots(self.roots[rows], amounts)
+            roots = weighted_roots(self.output_hessian_roots[rows], amounts)
             moved = self.space.row_outputs(first[single], rows)[..., None]
             correction = self._left_out(kept, roots, moved)[..., 0]
             lifted[single] = self.space.row_gradients(rows, correction)
@@ -303,7 +318,9 @@ class LinearizedModel:
                 rows = removed[i].nonzero()[:, 0]
                 amounts = removed[i, rows]
                 kept = self.space.group_complement(rows, amounts, system.take(i[None]))
-                roots = torch.block_diag(*weighted_roots(self.roots[rows], amounts))
+                roots = torch.block_diag(
+                    *weighted_roots(self.output_hessian_roots[rows], amounts)
+                )
                 correction = self._left_out(kept, roots, image[rows].reshape(-1, 1))
                 image.zero_()[rows] = correction.view(len(rows), -1)
             lifted[several] = self.space.gradient(images.flatten(1), counts, None)

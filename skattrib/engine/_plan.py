@@ -21,7 +21,7 @@ _MAX_DIRECTIONS, _DIRECTIONS_PER_STEP = 1024, 40
 
 
 @dataclass(frozen=True)
-class Plan:
+class SolverChoice:
     """Which space to solve in, why, and how many rows are landmarks."""
 
     solver: str
@@ -68,7 +68,7 @@ def plan_solver(
     gradients: GradientSize = _NO_GRADIENTS,
     n_steps: int = 0,
     by_query: bool = False,
-) -> Plan:
+) -> SolverChoice:
     """Choose the cheapest space that fits the memory cap.
 
     Parameters
@@ -122,7 +122,7 @@ def plan_solver(
         reason = "asked for"
     elif not fitting:
         reason = f"dual and primal are both over the memory {cap}: {sizes}"
-    return Plan(found, reason, n_landmarks)
+    return SolverChoice(found, reason, n_landmarks)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from skattrib.engine._losses import Loss
-from skattrib.engine._spaces import EXACT, FullSystems, Space
+from skattrib.engine._parameter_space import EXACT, FullSystems, Space
 
 _MAX_NEWTON = 25
 _MAX_HALVINGS = 12

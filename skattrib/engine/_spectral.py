@@ -13,7 +13,7 @@ from torch import Tensor
 from skattrib.engine._functional import chunks
 from skattrib.engine._gradients import RowGradients
 from skattrib.engine._kernel import kernel_block
-from skattrib.engine._spaces import (
+from skattrib.engine._parameter_space import (
     SHARE,
     BySubtraction,
     FullSystem,

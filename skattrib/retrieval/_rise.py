@@ -11,7 +11,7 @@ from sklearn.utils._param_validation import HasMethods, Hidden, Interval, StrOpt
 from skattrib._validation import float_dtype
 from skattrib.base import BaseAttributor
 from skattrib.engine._functional import chunks
-from skattrib.engine._readout import find_head
+from skattrib.engine._last_layer import find_head
 from skattrib.models._as_model import as_model
 from skattrib.models._network import untrained
 from skattrib.models.language import CausalLanguageModel

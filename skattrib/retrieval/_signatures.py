@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import torch
 
-from skattrib.engine._readout import Residual, Sketcher, residuals
+from skattrib.engine._last_layer import Residual, Sketcher, residuals
 
 
 class Signer:

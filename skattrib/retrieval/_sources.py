@@ -6,9 +6,9 @@ import torch
 
 from skattrib._validation import as_tensor, memory_cap
 from skattrib.engine._functional import apart
+from skattrib.engine._last_layer import Head, Tokens, find_head, hidden_states
 from skattrib.engine._losses import CrossEntropy
 from skattrib.engine._modules import activation_size
-from skattrib.engine._readout import Head, Tokens, find_head, hidden_states
 from skattrib.models._as_model import as_model
 
 # Numbers alive per row and output, and per row and number of its signature.

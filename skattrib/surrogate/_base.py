@@ -27,6 +27,7 @@ from skattrib.random_projection import (
     checked_projection,
     fitted_projection,
 )
+from skattrib.surrogate._closed_forms import check_at
 from skattrib.surrogate._estimation import (
     LinearizedSubsets,
     RetrainedSubsets,
@@ -34,7 +35,6 @@ from skattrib.surrogate._estimation import (
     in_chunks,
 )
 from skattrib.surrogate._prior import AroundPrior
-from skattrib.surrogate._readouts import check_at
 
 _ESTIMANDS = {
     "loo": "outcome with all units minus outcome without this one",

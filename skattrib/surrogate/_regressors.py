@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skattrib._validation import validate_data
 from skattrib.exceptions import ConstantOutcomeWarning
-from skattrib.surrogate._readouts import (
+from skattrib.surrogate._closed_forms import (
     check_at,
     kernel_differences,
     kernel_interactions,

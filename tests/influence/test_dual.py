@@ -21,7 +21,7 @@ import skattrib.engine._linearized
 import skattrib.influence._linear_models
 from skattrib import DualInfluence, TorchClassifier, TorchRegressor
 from skattrib.engine._linearized import LinearizedModel
-from skattrib.engine._plan import Plan
+from skattrib.engine._plan import SolverChoice
 from skattrib.evaluation import (
     lds_score,
     loo_score,
@@ -326,7 +326,7 @@ def test_nystroem_says_what_it_misses(monkeypatch):
     for count in (2, 40, 120):
         monkeypatch.setattr(
             "skattrib.influence._linear_models.plan_solver",
-            lambda *args, count=count, **options: Plan("nystroem", "", count),
+            lambda *args, count=count, **options: SolverChoice("nystroem", "", count),
         )
         ours = DualInfluence(net, solver="nystroem", random_state=0).fit(X, y)
         with warnings.catch_warnings(record=True) as caught:

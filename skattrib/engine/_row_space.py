@@ -20,6 +20,17 @@ from skattrib.engine._functional import chunks
 from skattrib.engine._gradients import RowGradients, is_dense
 from skattrib.engine._jacobian import FactoredJacobian
 from skattrib.engine._kernel import kernel_block
+from skattrib.engine._parameter_space import (
+    EXACT,
+    SHARE,
+    ByIteration,
+    BySubtraction,
+    FullSystem,
+    FullSystems,
+    bend,
+    times,
+    weighted_roots,
+)
 from skattrib.engine._solvers import (
     EigenFactor,
     Factor,
@@ -30,17 +41,6 @@ from skattrib.engine._solvers import (
     conjugate_gradient,
     preconditioned_gradient,
     pseudo_inverse,
-)
-from skattrib.engine._spaces import (
-    EXACT,
-    SHARE,
-    ByIteration,
-    BySubtraction,
-    FullSystem,
-    FullSystems,
-    bend,
-    times,
-    weighted_roots,
 )
 from skattrib.engine._spectral import SpectralDualSpace
 

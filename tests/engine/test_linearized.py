@@ -769,7 +769,7 @@ def test_plan_refuses_what_fits_nowhere(solver, needs):
 def test_plan_takes_a_quarter_of_the_rows_as_landmarks_or_what_fits():
     plan = plan_solver(1000, 3, 10**5, 8, PLENTY, "nystroem")
     assert (plan.solver, plan.n_landmarks) == ("nystroem", 250)
-    assert plan.reason == "asked for: an approximation, 250 of 1000 rows"
+    assert plan.reason == "as requested: an approximation, 250 of 1000 rows"
     assert plan_solver(40, 3, 10**5, 8, PLENTY, "nystroem").n_landmarks == 40
     assert plan_solver(200, 3, 10**5, 8, PLENTY, "nystroem").n_landmarks == 100
     fewer = plan_solver(10_000, 3, 10**6, 8, 2.0**28, "nystroem").n_landmarks

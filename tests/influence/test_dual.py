@@ -287,7 +287,7 @@ def test_nystroem_with_a_quarter_of_the_rows_is_near(monkeypatch):
     exact = DualInfluence(net, random_state=0).fit(X, y)
     ours = DualInfluence(net, solver="nystroem", random_state=0).fit(X, y)
     assert ours.solver_ == "nystroem"
-    assert ours.solver_reason_ == "asked for: an approximation, 50 of 200 rows"
+    assert ours.solver_reason_ == "as requested: an approximation, 50 of 200 rows"
     found, expected = ours.attribute(*queries), exact.attribute(*queries)
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9
     again = DualInfluence(net, solver="nystroem", random_state=0).fit(X, y)
@@ -546,7 +546,7 @@ def test_an_outcome_that_misreads_its_axes_is_refused():
     X, y, *queries = diabetes()
     net = TorchRegressor(max_epochs=5, random_state=0)
     dual = DualInfluence(net, outcome=lambda f, t: f[:, 0], random_state=0).fit(X, y)
-    with pytest.raises(ValueError, match="it must drop the last axis only"):
+    with pytest.raises(ValueError, match="it must drop the last axis and keep"):
         dual.attribute(*queries)
 
 

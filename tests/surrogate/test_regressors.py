@@ -328,7 +328,7 @@ def test_constant_outcomes_warn_and_attribute_nothing(surrogate):
 def test_repeated_subsets_mislead_the_choice_of_ridge(surrogate, recwarn):
     W = cube(3)
     twice = np.vstack([W, W[:2]])
-    with pytest.warns(UserWarning, match="2 of 10 subsets repeat another one"):
+    with pytest.warns(UserWarning, match="2 of 10 subsets are duplicates of others"):
         surrogate.fit(twice, np.arange(10))
     recwarn.clear()
     surrogate.set_params(ridge=1.0).fit(twice, np.arange(10))

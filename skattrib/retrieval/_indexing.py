@@ -130,11 +130,13 @@ def check_index(path, settings, seed):
     settings = _stored_settings(settings, seed)
     parent = os.path.dirname(path)
     if not os.path.isdir(parent):
-        raise ValueError(f"index={path!r}: there is no folder {parent!r}.")
+        raise ValueError(f"index={path!r}: there is no folder {parent!r}: create it.")
 
     if not os.path.exists(path):
         if not os.access(parent, os.W_OK):
-            raise PermissionError(f"index={path!r}: {parent!r} is read-only.")
+            raise PermissionError(
+                f"index={path!r}: {parent!r} is read-only: pass another path."
+            )
     else:
         stored = SignatureIndex.open(path).header.settings
         expected = {

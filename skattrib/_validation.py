@@ -16,25 +16,26 @@ from sklearn.utils.validation import check_array as _check_array
 from sklearn.utils.validation import column_or_1d as _column_or_1d
 from sklearn.utils.validation import validate_data as _validate_data
 
-#: What X may be, and what comes back.
+#: Dtypes that X may have, and that results have.
 DTYPES = [np.float64, np.float32]
 
 _MAX_SEED = 2**31 - 1
-# So many numbers, on less than four rows each, look like something measured.
+# More different numbers than this, with fewer than four rows each, look like
+# measurements.
 _MANY_CLASSES = 20
 
 
 def _as_array(tensor):
     tensor = tensor.detach()
-    # NumPy has no such halves
+    # NumPy has no bfloat16
     return np.asarray(tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
 
 
 def _to_numpy(check):
     """Let a check of scikit-learn take torch's tensors, and return NumPy arrays.
 
-    By itself it does not see that a tensor is float32 already, and it leaves arrays of
-    other libraries as they are with ``array_api_dispatch`` on.
+    On its own it does not see that a tensor is float32 already, and with
+    ``array_api_dispatch`` it returns arrays of other libraries unchanged.
     """
 
     @wraps(check)
@@ -47,7 +48,7 @@ def _to_numpy(check):
 
 
 def _with_cure(check):
-    """Let a refused X, the second argument, be told what to do about it."""
+    """Add to the error about X, the second argument, what to do about it."""
 
     @wraps(check)
     def with_cure(estimator, X, *args, **options):
@@ -63,7 +64,7 @@ def _with_cure(check):
 
 
 def _cure(X, accept_sparse):
-    """Say what to do about a table that is not of numbers, or is sparse; or None."""
+    """Return advice on a table that is not numeric, or is sparse; None otherwise."""
     if sparse.issparse(X) and not accept_sparse:
         return "In a pipeline, give the encoder sparse_output=False."
     if columns := _not_numbers(X):
@@ -89,15 +90,15 @@ def _not_numbers(X):
 
 
 @wraps(_check_sample_weight)
-def _some_weight(*args, **options):
+def _check_not_all_zero(*args, **options):
     weights = _check_sample_weight(*args, **options)
-    if not np.any(weights):  # scikit-learn sees to it from 1.8 on
+    if not np.any(weights):  # scikit-learn checks it from 1.8 on
         raise ValueError("Sample weights must contain at least one non-zero number.")
     return weights
 
 
 check_array = _to_numpy(_check_array)
-check_sample_weight = _to_numpy(_some_weight)
+check_sample_weight = _to_numpy(_check_not_all_zero)
 check_y = _to_numpy(_check_y)
 column_or_1d = _to_numpy(_column_or_1d)
 validate_data = _with_cure(_to_numpy(_validate_data))
@@ -105,7 +106,7 @@ validate_data = _with_cure(_to_numpy(_validate_data))
 
 @contextmanager
 def unchanged_on_error(estimator):
-    """Give the estimator back what it held before, should fitting it fail."""
+    """Restore the attributes of the estimator if fitting it fails."""
     before = vars(estimator).copy()
     try:
         yield
@@ -116,7 +117,7 @@ def unchanged_on_error(estimator):
 
 
 def float_dtype(X):
-    """Return the dtype of what is found out about X."""
+    """Return the dtype of results for X."""
     if isinstance(X, pd.DataFrame) or X.dtype.kind != "f":
         return np.dtype(np.float64)
     return X.dtype
@@ -130,16 +131,16 @@ def draw_seed(random_state):
 
 
 def draw_seeds(random_state, n_seeds):
-    """Return ``n_seeds`` int seeds; an int given comes first, as it is."""
+    """Return ``n_seeds`` int seeds; an int given is the first of them."""
     first = draw_seed(random_state)
     rest = np.random.RandomState(first).randint(_MAX_SEED, size=n_seeds - 1)
     return [first, *map(int, rest)]
 
 
 def seed_unset(estimator, random_state):
-    """Give every nested ``random_state`` that is no int one; the user's ints stay.
+    """Set every nested ``random_state`` to an int; ints of the user are kept.
 
-    A generator would move on with every use: no two trainings would be alike.
+    A generator would change with every use, so that no training could be repeated.
     """
     rng = check_random_state(random_state)
     unset = sorted(
@@ -163,7 +164,7 @@ def as_tensor(array, like=None):
 
 
 def memory_cap():
-    """Return the bytes of working memory: scikit-learn's ``working_memory``."""
+    """Return scikit-learn's ``working_memory`` in bytes."""
     return sklearn.get_config()["working_memory"] * 2.0**20
 
 
@@ -189,15 +190,18 @@ def check_texts(texts, name, *, optional=False):
     if isinstance(texts, bytes) or getattr(texts, "ndim", 1) != 1:
         kind = f"{getattr(texts, 'ndim', 1)}-D {type(texts).__name__}"
         raise ValueError(f"{name} must be a 1-D sequence of str, got a {kind}.")
+
     try:
         texts = list(texts)
     except TypeError as error:
         raise ValueError(
             f"{name} must be a sequence of str, got {type(texts).__name__}."
         ) from error
+
     if not texts:
         raise ValueError(f"Found 0 samples: {name} is empty.")
-    found = np.empty(len(texts), dtype=object)
+
+    checked = np.empty(len(texts), dtype=object)
     for i, text in enumerate(texts):
         missing = text is None or text is pd.NA
         missing = missing or (isinstance(text, numbers.Real) and text != text)
@@ -206,15 +210,16 @@ def check_texts(texts, name, *, optional=False):
                 f"{name} must be a sequence of str{' or None' if optional else ''}; "
                 f"{name}[{i}] is of type {type(text).__name__}."
             )
-        found[i] = None if missing else _encodable(text, f"{name}[{i}]")
-    return found
+        checked[i] = None if missing else _encodable(text, f"{name}[{i}]")
+
+    return checked
 
 
 def _encodable(text, name):
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name} is no valid Unicode text: {error}.") from error
+        raise ValueError(f"{name} is not valid Unicode text: {error}.") from error
     return str(text)
 
 
@@ -222,33 +227,33 @@ def check_not_single(X, y):
     """Raise, with the cure, if one row or one target is given by itself."""
     if isinstance(X, pd.Series):
         raise ValueError(
-            "X is a Series, and must have a row for each query: one row of a data "
-            "frame is frame.iloc[[i]], not frame.iloc[i]."
+            "X is a Series, but must have a row for each query: select one row of a "
+            "data frame by frame.iloc[[i]], not frame.iloc[i]."
         )
     if isinstance(y, numbers.Number | str) or getattr(y, "ndim", 1) == 0:
         raise ValueError(
-            f"y={y!r} must have a target for each query: that of one query goes into a "
-            "list, y=[target]."
+            f"y={y!r} must have a target for each query: put the target of one query "
+            "into a list, y=[target]."
         )
 
 
 def dense(y):
-    """Return targets as an array, also those of several labels in a sparse matrix."""
+    """Return targets as an array; a sparse matrix of labels becomes dense."""
     return y.toarray() if sparse.issparse(y) else np.asarray(y)
 
 
 def has_columns(y):
-    """Say whether targets have several columns."""
+    """Return whether targets have several columns."""
     shape = y.shape if sparse.issparse(y) else np.asarray(y).shape
     return len(shape) == 2 and shape[1] > 1
 
 
 def warn_if_measured(y, n_classes):
-    """Warn if numbers that are taken for classes look like a regression's."""
+    """Warn if numbers that are treated as classes look like targets of regression."""
     if y.dtype.kind in "fiu" and n_classes > max(_MANY_CLASSES, len(y) / 4):
         warnings.warn(
-            f"The {len(y)} numbers of y are taken for {n_classes} classes, an output "
-            "of the network each. If they are measurements or counts, use "
+            f"The {len(y)} numbers of y are treated as {n_classes} classes, with one "
+            "output of the network each. If they are measurements or counts, use "
             "TorchRegressor, as in DualInfluence(TorchRegressor()).",
             UserWarning,
             stacklevel=3,
@@ -268,12 +273,14 @@ def check_tasks(tasks, n_rows):
     missing = any(pd.isna(np.asarray(tasks, dtype=t)).any() for t in (None, object))
     if missing:
         raise ValueError("tasks contains NaN or missing labels; label every row.")
+
     if hasattr(tasks, "iloc") and getattr(tasks, "ndim", 1) == 1:
         tasks = np.asarray(tasks)
     if np.ndim(tasks) != 1 and np.shape(tasks)[1:] != (1,):
         raise ValueError(
             f"tasks has shape {np.shape(tasks)}; give one column, a label per row of X."
         )
+
     tasks = column_or_1d(tasks)
     if len(tasks) != n_rows:
         raise ValueError(
@@ -281,15 +288,17 @@ def check_tasks(tasks, n_rows):
         )
     if tasks.dtype.kind == "f" and not np.isfinite(tasks).all():
         raise ValueError("tasks contains NaN or infinity; label every row.")
+
     try:
         names, codes = np.unique(tasks, return_inverse=True)
     except TypeError as error:
         raise ValueError(
-            f"tasks must be labels of one type, which can be sorted: {error}."
+            f"tasks must be labels of one type that can be sorted: {error}."
         ) from error
+
     if len(names) < 2:
         raise ValueError(
-            f"tasks has one label only ({names[0]!r}): nothing can be compared. "
+            f"tasks has only one label ({names[0]!r}): nothing can be compared. "
             "Give at least two tasks, or tasks=None for one unit per row."
         )
     return codes, names
@@ -300,6 +309,7 @@ def check_weights(weights, n_units, dtype=np.float64):
     weights = np.asarray(weights)
     if weights.dtype.kind not in "biuf":
         raise ValueError(f"weights must be numeric, got dtype {weights.dtype}.")
+
     weights = np.atleast_2d(weights).astype(dtype)
     if weights.ndim != 2 or weights.shape[1] != n_units:
         raise ValueError(
@@ -308,6 +318,7 @@ def check_weights(weights, n_units, dtype=np.float64):
         )
     if not np.isfinite(weights).all():
         raise ValueError("weights contains NaN or infinity.")
+
     if (weights < 0).any():
         raise ValueError(
             f"weights must be at least 0 (0 = absent, 1 = present); got "

@@ -12,12 +12,12 @@ __all__ = [
 class ConstantOutcomeWarning(UserWarning):
     """Some queries have the same retrained outcome for every weighting.
 
-    A rank correlation is undefined for them; they are left out of the mean.
+    Their rank correlation is undefined, and they are left out of the mean.
     """
 
 
 class FaithfulnessWarning(UserWarning):
-    """The attributions, or the truth they are compared with, deserve little trust."""
+    """The attributions, or the outcomes they are compared with, are not reliable."""
 
 
 class TrajectoryError(ValueError):
@@ -25,8 +25,8 @@ class TrajectoryError(ValueError):
 
 
 class IndexMismatchError(ValueError):
-    """An index on disk is of another model or other settings, or is damaged."""
+    """An index on disk has another model or other settings, or is damaged."""
 
 
 class UnsupportedModelError(ValueError):
-    """A model lacks what an attributor needs; the message names those that do work."""
+    """A model lacks what an attributor needs; the message names those that work."""

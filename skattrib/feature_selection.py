@@ -1,4 +1,4 @@
-"""Choose tasks to train on by what they were found to be worth."""
+"""Selection of tasks to train on, by their attributions."""
 
 import warnings
 from functools import partial
@@ -57,10 +57,10 @@ def _selects_rows(self):
 
 
 class _ColumnMethods:
-    """What selects columns, hidden where tasks of training data are selected.
+    """Methods that select columns, hidden if tasks of training data are selected.
 
-    A class of its own: methods of a transformer are wrapped when its class is made,
-    and would no longer be hidden.
+    They are in a class of their own, because scikit-learn wraps the methods of a
+    transformer when its class is created, and they would no longer be hidden.
     """
 
     @available_if(_selects_columns)
@@ -81,7 +81,7 @@ class _ColumnMethods:
 
     @available_if(_selects_columns)
     def fit_transform(self, X, y=None, **fit_params):
-        """Learn which tasks to keep, and keep their columns.
+        """Select tasks, and return their columns.
 
         Parameters
         ----------
@@ -138,27 +138,27 @@ class TaskWeightSelector(
     """Select the tasks, sources or rows that are worth training on.
 
     Without `attributor` it is the step after an attributor in a pipeline, and selects
-    columns of attributions. With one it fits it, and selects tasks of the training
-    data by what the model would do without the others.
+    columns of attributions. With `attributor` it fits this attributor, and selects
+    tasks of the training data by the predicted outcome without the others.
 
     Parameters
     ----------
     attributor : attributor or None, default=None
-        Has ``attribute`` and ``predict_outcomes``; cloned.
+        Attributor with ``attribute`` and ``predict_outcomes``; cloned.
     n_tasks_to_select : "auto", int or float, default="auto"
-        How many to keep, or which fraction; at least one is kept. "auto" keeps the
-        set with the best predicted outcome that a greedy search finds, dropping from
-        all tasks and adding to the best one; without `attributor`, half.
-        Signs decide nothing: attributions are relative to the average task.
+        Number or fraction of tasks to keep, at least one. "auto" keeps the set with the
+        best predicted outcome that a greedy search finds, by dropping tasks from all
+        and by adding tasks to the best one; without `attributor`, it keeps half. The
+        sign of an attribution is not used: it is relative to the average task.
     strategy : {"marginal", "greedy"}, default="marginal"
-        How a given number is kept. "marginal": those with the largest weights, one by
-        one. "greedy": the best predicted outcome of that many found by the same
-        search, which sees tasks that only help or hurt together; needs `attributor`.
+        How a given number of tasks is selected. "marginal": the tasks with the largest
+        weights. "greedy": the set of that size with the best predicted outcome that the
+        same search finds, which accounts for interactions; needs `attributor`.
     validation_fraction : float, default=0.25
-        Part of each task's rows held out as queries, if fit is given none: the
-        attributor is then fitted on the others, three quarters by default.
+        Fraction of each task's rows held out as queries, if `fit` gets none. The
+        attributor is then fitted on the other rows, three quarters by default.
     random_state : int, RandomState instance or None, default=None
-        Draws these rows, and seeds what the attributor leaves unseeded.
+        Draws these rows, and seeds the attributor if it is unseeded.
 
     Attributes
     ----------
@@ -174,7 +174,7 @@ class TaskWeightSelector(
         Mean predicted outcome of the queries after training on the tasks kept; only
         with `attributor`.
     sample_weight_ : ndarray of shape (n_samples,)
-        1 for the rows of tasks kept, else 0, for any other estimator; only with
+        1 for the rows of tasks kept, else 0, to be passed to any estimator; only with
         `attributor`.
     n_features_in_ : int
         Number of features seen in fit.
@@ -183,7 +183,7 @@ class TaskWeightSelector(
 
     See Also
     --------
-    KernelSurrogateAttributor : Predicts tasks that interact.
+    KernelSurrogateAttributor : Predicts outcomes of tasks that interact.
 
     Examples
     --------
@@ -232,7 +232,7 @@ class TaskWeightSelector(
     # -------------------------------------------------------------------- fit
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X, y=None, tasks=None, X_val=None, y_val=None, **fit_params):
-        """Learn which tasks to keep.
+        """Select the tasks to keep.
 
         Parameters
         ----------
@@ -243,7 +243,7 @@ class TaskWeightSelector(
         tasks : array-like of shape (n_samples,) or None, default=None
             Task of each row; None makes every row one.
         X_val : array-like of shape (n_queries, n_features), default=None
-            Queries: rows whose outcome training should improve. None holds out
+            Queries: rows whose outcomes training should improve. None holds out
             `validation_fraction` of the training rows.
         y_val : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
             Their targets.
@@ -258,7 +258,7 @@ class TaskWeightSelector(
         Raises
         ------
         ValueError
-            If the data do not fit together, or more tasks are asked for than exist.
+            If the data do not fit together, or more tasks are requested than exist.
         """
         with unchanged_on_error(self):
             if self.attributor is None:
@@ -276,6 +276,7 @@ class TaskWeightSelector(
                 "strategy='greedy' needs attributor= to predict outcomes; use "
                 "strategy='marginal'."
             )
+
         X = validate_data(self, X, dtype=DTYPES)
         self.task_weights_ = X.mean(axis=0)
         n_wanted = self._n_wanted(X.shape[1])
@@ -284,27 +285,32 @@ class TaskWeightSelector(
         self.support_ = largest(self.task_weights_, n_wanted)
         names = getattr(self, "feature_names_in_", np.arange(X.shape[1]))
         self.selected_tasks_ = names[self.support_]
+
         return self
 
     def _fit_tasks(self, X, y, tasks, X_val, y_val, fit_params):
         if y is None:
             raise ValueError(
                 "requires y to be passed, but the target y is None: the attributor "
-                "needs it."
+                "needs targets."
             )
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val must be given together.")
+
         validate_data(self, X, skip_check_array=True)
         X, y = indexable(X, y)
         n = len(y)
         codes = np.arange(n) if tasks is None else check_tasks(tasks, n)[0]
         if _routing_enabled():
             fit_params = process_routing(self, "fit", **fit_params).attributor.fit
-        rng, train = check_random_state(self.random_state), np.arange(n)
+        rng = check_random_state(self.random_state)
+        train = np.arange(n)
         attributor = self._seeded(rng)
+
         if X_val is None:
             train, held_out = hold_out(codes, self.validation_fraction, rng)
             X_val, y_val = _safe_indexing(X, held_out), _safe_indexing(y, held_out)
+
         units = np.unique(codes[train])
         self._n_wanted(len(units))
         self._check_queries(X_val, y_val, _safe_indexing(y, train))
@@ -315,13 +321,15 @@ class TaskWeightSelector(
             tasks=None if tasks is None else _safe_indexing(tasks, train),
             **fit_params,
         )
+
         self._select(X_val, y_val)
         self.selected_tasks_ = self.attributor_.unit_names_[self.support_]
-        # tasks held out whole are no units: nothing is known against them
+        # tasks without training rows are not units, and their rows are kept
         self.sample_weight_ = np.ones(n)
-        known = np.isin(codes, units)
-        places = np.searchsorted(units, codes[known])
-        self.sample_weight_[known] = self.support_[places]
+        is_known = np.isin(codes, units)
+        unit_of_row = np.searchsorted(units, codes[is_known])
+        self.sample_weight_[is_known] = self.support_[unit_of_row]
+
         return self
 
     def _seeded(self, rng):
@@ -330,24 +338,28 @@ class TaskWeightSelector(
         if getattr(attributor, "random_state", 0) is None:
             if self.random_state is None and getattr(attributor, "memory", None):
                 raise ValueError(
-                    "the attributor has memory set, but its random_state is None and "
-                    "so is the selector's: nothing could be found again. Pass an int."
+                    "the attributor has memory set, but its random_state and that of "
+                    "the selector are None, so that nothing cached could be reused: "
+                    "pass an int random_state."
                 )
             attributor.set_params(random_state=draw_seed(rng))
         return attributor
 
     def _check_queries(self, X_val, y_val, y):
-        """Raise before training on queries that will not fit it."""
+        """Raise, before training, if the queries do not fit the training data."""
         try:
             validate_data(self, X_val, reset=False, skip_check_array=True)
         except ValueError as error:
             raise ValueError(f"X_val: {error}") from error
         if _num_samples(X_val) != _num_samples(y_val):
             raise ValueError(
-                f"X_val has {_num_samples(X_val)} rows, y_val {_num_samples(y_val)}."
+                f"X_val has {_num_samples(X_val)} rows, but y_val has "
+                f"{_num_samples(y_val)}: pass one target per row."
             )
+
         if not self._classifies(y):
             return
+
         unseen = np.setdiff1d(y_val, y)
         if len(unseen):
             raise ValueError(
@@ -362,7 +374,7 @@ class TaskWeightSelector(
         estimator = self.attributor.estimator
         if estimator is None:
             return type_of_target(y) in ("binary", "multiclass")
-        # one that is frozen has classes of its own
+        # a frozen estimator has its own classes
         return is_classifier(estimator) and not as_model(estimator).frozen
 
     def _n_wanted(self, n_tasks):
@@ -393,6 +405,7 @@ class TaskWeightSelector(
             self.support_ = largest(self.task_weights_, n_wanted)
         else:
             self.support_ = greedy(value, n_tasks, n_wanted)
+
         self.predicted_outcome_ = float(value(self.support_[None].astype(float))[0])
 
     def _outcome_predictor(self, X, y):
@@ -400,7 +413,7 @@ class TaskWeightSelector(
         if not hasattr(self.attributor_, "_outcome_predictor"):
             return partial(self.attributor_.predict_outcomes, X, y)
         with warnings.catch_warnings():
-            # attribute() has said so
+            # attribute() has already warned
             warnings.simplefilter("ignore", ConstantOutcomeWarning)
             return self.attributor_._outcome_predictor(X, y)
 
@@ -411,7 +424,7 @@ class TaskWeightSelector(
 
     @available_if(_selects_rows)
     def fit_resample(self, X, y, tasks=None, X_val=None, y_val=None, **fit_params):
-        """Learn which tasks to keep, and keep their rows.
+        """Select tasks, and return their rows.
 
         Parameters
         ----------
@@ -444,15 +457,15 @@ class TaskWeightSelector(
         if tasks is None and not _routing_enabled():
             warnings.warn(
                 "tasks is None: every row is its own task. A pipeline of "
-                "imbalanced-learn passes tasks on only after "
+                "imbalanced-learn passes on tasks only after "
                 "sklearn.set_config(enable_metadata_routing=True) and "
                 ".set_fit_request(tasks=True) of this selector.",
                 UserWarning,
                 stacklevel=2,
             )
         self.fit(X, y, tasks=tasks, X_val=X_val, y_val=y_val, **fit_params)
-        kept = np.flatnonzero(self.sample_weight_)
-        return _safe_indexing(X, kept), _safe_indexing(y, kept)
+        rows = np.flatnonzero(self.sample_weight_)
+        return _safe_indexing(X, rows), _safe_indexing(y, rows)
 
     def get_metadata_routing(self):
         """Return how fit passes metadata on to the attributor.
@@ -464,8 +477,8 @@ class TaskWeightSelector(
         """
         request = self._get_metadata_request()
         mapping = MethodMapping().add(caller="fit", callee="fit")
-        # a method that scikit-learn has once imbalanced-learn is imported: it wants
-        # what fit wants
+        # scikit-learn knows this method once imbalanced-learn is imported; it takes the
+        # same metadata as fit
         if hasattr(request, "fit_resample"):
             for param, alias in request.fit.requests.items():
                 request.fit_resample.add_request(param=param, alias=alias)

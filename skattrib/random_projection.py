@@ -1,4 +1,4 @@
-"""Random projections: a hashed one, and gradients of rows, projected as they come."""
+"""Random projections: count sketches, and projected gradients of rows."""
 
 import warnings
 from numbers import Integral
@@ -47,37 +47,39 @@ from skattrib.models.neural import make_estimator
 
 __all__ = ["CountSketchTransformer", "GradientTransformer"]
 
-# Numbers: more fall out of the cache, and are slower by a factor.
+# Numbers processed at a time: more do not fit the cache, which is several times slower.
 _AT_ONCE = 2**20
 
 
 class CountSketchTransformer(
     ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 ):
-    """Reduce dimensionality by adding features up in random, signed groups.
+    """Reduce dimensionality by summing features in random groups with random signs.
 
-    A sparse random projection with one entry per feature: it costs as much time as
-    reading the data and stores a few bytes per feature, where a dense projection
-    stores `n_components` numbers. Inner products of rows are kept on average.
+    This is a sparse random projection with one entry per feature: it takes about as
+    long as reading the data and stores a few bytes per feature, where a dense
+    projection stores `n_components` numbers. Inner products of rows are preserved on
+    average.
 
     Parameters
     ----------
     n_components : int, default=256
         Number of columns to return.
     n_hashes : int, default="deprecated"
-        Sketches of ``n_components / n_hashes`` components each, side by side.
+        Number of concatenated sketches, of ``n_components / n_hashes`` components each.
 
         .. deprecated:: 0.1
-           Will be removed: the variance is that of one sketch, and the time is not.
+           Will be removed: the variance does not depend on it, but the time is
+           proportional.
     random_state : int, RandomState instance or None, default=None
         Seed of the hash tables.
 
     Attributes
     ----------
     hash_indices_ : ndarray of shape (1, n_features), dtype int32
-        Component that each feature is added to.
+        Component to which each feature is added.
     hash_signs_ : ndarray of shape (1, n_features), dtype int8
-        Sign with which it is added, -1 or 1.
+        Sign with which the feature is added, -1 or 1.
     n_components_ : int
         Number of columns returned.
     n_features_in_ : int
@@ -87,14 +89,14 @@ class CountSketchTransformer(
 
     See Also
     --------
-    GradientTransformer : Takes it as `projection`.
+    GradientTransformer : Accepts it as `projection`.
     sklearn.random_projection.SparseRandomProjection : Has a random number of entries
         per feature.
     sklearn.feature_extraction.FeatureHasher : Hashes names, not columns.
 
     Notes
     -----
-    With the sketches Sx and Sy of rows x and y, over the draws of the tables,
+    For the sketches Sx and Sy of rows x and y, over the draws of the tables,
     E⟨Sx, Sy⟩ = ⟨x, y⟩ and
 
         Var⟨Sx, Sy⟩ = (‖x‖² ‖y‖² + ⟨x, y⟩² − 2 Σ_i x_i² y_i²) / n_components
@@ -166,10 +168,11 @@ class CountSketchTransformer(
         if self.n_components > X.shape[1]:
             warnings.warn(
                 f"n_components={self.n_components} is more than the {X.shape[1]} "
-                "features: nothing is reduced.",
+                "features: the dimension is not reduced.",
                 DataDimensionalityWarning,
                 stacklevel=3,
             )
+
         seed = draw_seed(self.random_state)
         tables = draw_tables(X.shape[1], self.n_components, n_hashes, seed)
         self.hash_indices_, self.hash_signs_ = (table.numpy() for table in tables)
@@ -177,7 +180,7 @@ class CountSketchTransformer(
         return self
 
     def _check_hashes(self):
-        """Return how many hashes there are; raise if they cannot share."""
+        """Return the number of hashes; raise if it does not divide the components."""
         if self.n_hashes == "deprecated":
             return 1
         warnings.warn(
@@ -190,13 +193,13 @@ class CountSketchTransformer(
         if rest:
             raise ValueError(
                 f"n_components={self.n_components} must be a multiple of n_hashes="
-                f"{self.n_hashes}, as every hash has its own share of the components. "
+                f"{self.n_hashes}, as each hash has an equal share of the components. "
                 f"Use n_components={self.n_components - rest + self.n_hashes}."
             )
         return self.n_hashes
 
     def transform(self, X):
-        """Sketch rows.
+        """Return sketches of rows.
 
         Parameters
         ----------
@@ -206,7 +209,7 @@ class CountSketchTransformer(
         Returns
         -------
         {ndarray, sparse matrix} of shape (n_samples, n_components)
-            Sketches in the dtype of X; sparse where X is.
+            Sketches in the dtype of X; sparse if X is sparse.
         """
         check_is_fitted(self)
         X = validate_data(
@@ -214,12 +217,13 @@ class CountSketchTransformer(
         )
         if sp.issparse(X):
             return X @ self._matrix(X.dtype)
+
         tables = as_tensor(self.hash_indices_), as_tensor(self.hash_signs_)
-        parts = chunks(len(X), _AT_ONCE // X.shape[1])
+        row_chunks = chunks(len(X), _AT_ONCE // X.shape[1])
         return np.concatenate(
             [
-                sketch(as_tensor(X[part]), *tables, self.n_components_).numpy()
-                for part in parts
+                sketch(as_tensor(X[chunk]), *tables, self.n_components_).numpy()
+                for chunk in row_chunks
             ]
         )
 
@@ -245,36 +249,36 @@ class GradientTransformer(
 ):
     """Represent rows by the gradient of a network's outcome in its parameters.
 
-    Two rows are close if training on one changes what the network says about the
-    other: inner products of these features are the empirical neural tangent kernel of
-    the outcome. They serve to cluster, search and select rows by what they do to the
-    model rather than by what they look like.
+    Two rows are close if training on one changes the outcome of the other: inner
+    products of these features are the empirical neural tangent kernel of the outcome.
+    They are useful to cluster, search and select rows by their effect on the model
+    rather than by their features.
 
     Parameters
     ----------
     estimator : TorchClassifier, TorchRegressor or None, default=None
-        Model to train; a fitted one inside `sklearn.frozen.FrozenEstimator` is taken
-        as it is. None builds one that suits y. Integers in y read as classes: for
+        Model to train; a fitted one inside `sklearn.frozen.FrozenEstimator` is used as
+        it is. None builds one that suits y. Integers in y are treated as classes: for
         counts pass a TorchRegressor.
     projection : int, CountSketchTransformer, sklearn random projection or None, \
             default=None
-        Projects the P gradients of a row to fewer features, one block of parameters
-        after another: the n x P gradients never exist. The features are those of a
-        pipeline of this transformer, without `projection`, and the projection. An
-        int k stands for ``CountSketchTransformer(k)``; a
-        `sklearn.random_projection.GaussianRandomProjection` stores k x P numbers.
-        None returns the gradients.
+        Projects the gradient of a row in P parameters to fewer features, one block of
+        parameters after another: the n x P gradients never exist. The features equal
+        those of a pipeline of this transformer without `projection`, and the
+        projection. An int k stands for ``CountSketchTransformer(k)``; a
+        `sklearn.random_projection.GaussianRandomProjection` stores k x P numbers. None
+        returns the gradients.
     outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
             callable, default="auto"
-        What is differentiated, at the network's own prediction; see
+        Outcome to differentiate, at the network's own prediction; see
         `evaluation.retrain_outcomes`. "auto" is the log-likelihood of the predicted
         class, or the prediction of a regressor with one output. The gradient of a
-        log-likelihood vanishes where the network is certain, that of "margin" does
-        not. A callable takes (outputs, y), with class codes or outputs for y.
+        log-likelihood vanishes if the network is certain, that of "margin" does not. A
+        callable takes (outputs, y), where y are class codes or outputs.
     n_jobs : int or None, default=None
-        Workers that `transform` spreads rows over.
+        Workers of `transform`, which process batches of rows.
     random_state : int, RandomState instance or None, default=None
-        Seeds what the estimator and the projection leave unseeded.
+        Seeds the estimator and the projection if they are unseeded.
 
     Attributes
     ----------
@@ -290,13 +294,13 @@ class GradientTransformer(
     See Also
     --------
     CountSketchTransformer : The cheapest projection.
-    DualInfluence : Turns such gradients into effects of leaving rows out.
+    DualInfluence : Computes effects of leaving rows out from such gradients.
 
     Notes
     -----
-    Gradients are computed in the dtype of the module, for as many rows at a time as
-    fit scikit-learn's ``working_memory``. Their columns are the parameters that
-    require a gradient, flattened in the order of ``module_.named_parameters()``.
+    Gradients are computed in the dtype of the module, for as many rows at a time as fit
+    scikit-learn's ``working_memory``. Their columns are the parameters that require a
+    gradient, flattened in the order of ``module_.named_parameters()``.
 
     References
     ----------
@@ -304,7 +308,7 @@ class GradientTransformer(
     generalization in neural networks, NeurIPS 2018, arXiv:1806.07572.
 
     S. M. Park et al., TRAK: attributing model behavior at scale, ICML 2023,
-    arXiv:2303.14186; projected gradients of margins.
+    arXiv:2303.14186 (projected gradients of margins).
 
     Examples
     --------
@@ -374,12 +378,12 @@ class GradientTransformer(
         ValueError
             If a parameter or the data cannot be used.
         NotFittedError
-            If the estimator is frozen, but not fitted.
+            If the estimator is frozen but not fitted.
 
         Warns
         -----
         FaithfulnessWarning
-            If a wrapped module that is trained already would be trained again.
+            If a wrapped module that is already trained would be trained again.
         """
         check_recipe(self.estimator, stacklevel=3)
         with unchanged_on_error(self):
@@ -394,25 +398,30 @@ class GradientTransformer(
         y = check_target(y, estimator)
         model = as_model(estimator)
         model.network(self)
+
         if not Parts(estimator).is_bare or is_search(estimator):
             raise ValueError(
-                "GradientTransformer takes rows and targets as the network does: "
-                "transform before it, make_pipeline(StandardScaler(), "
-                "GradientTransformer(...)), and give it the network alone."
+                "GradientTransformer takes rows and targets as the network does: pass "
+                "it the network alone, and transform before it, as in "
+                "make_pipeline(StandardScaler(), GradientTransformer(...))."
             )
+
         projection = self._make_projection(int(seeds[1] >> 1))
-        loss, n_outputs = model.future_loss(X, y), y.shape[1] if several else 1
+        loss = model.future_loss(X, y)
+        n_outputs = y.shape[1] if several else 1
         self._outcome = check_own_outcome(self.outcome, estimator, n_outputs, loss)
         _check_n_features(estimator, X, reset=False)
         self.estimator_ = estimator.fit(X, y, sample_weight=sample_weight)
-        # a wrapped module of another width is found, too
+        # this also detects a wrapped module of another width
         check_repeatable(as_model(estimator), X)
         n_params = FunctionalModule(estimator.module_).n_params
         self.projection_, self._n_features_out = projection, n_params
+
         if projection is not None:
-            # only the shape counts
+            # only the shape is used
             projection.fit(sp.csr_array((len(X), n_params), dtype=X.dtype))
             self._n_features_out = projection.n_components_
+
         return self
 
     def _make_projection(self, seed):
@@ -447,18 +456,26 @@ class GradientTransformer(
         cure = "Pass projection=, transform fewer rows at a time"
         check_fits(len(X), self._n_features_out, X.dtype, cure)
         module = self.estimator_.module_
-        like, model = next(module.parameters()), FunctionalModule(module)
+        like = next(module.parameters())
+        model = FunctionalModule(module)
         # an eighth: gradients take several times the memory of their factors
         cap = int(memory_cap() / (8 * like.element_size()))
         size = cap // numbers_per_row(model, as_tensor(X[:1], like))
-        same = module, self.estimator_.loss_function_, self._outcome, self.projection_
-        same = *same, self._n_features_out, min(cap, _AT_ONCE)
-        parts = batches(len(X), size, self.n_jobs)
-        work = [(*same, X[part]) for part in parts]
+
+        arguments = (
+            module,
+            self.estimator_.loss_function_,
+            self._outcome,
+            self.projection_,
+        )
+        arguments = *arguments, self._n_features_out, min(cap, _AT_ONCE)
+        row_batches = batches(len(X), size, self.n_jobs)
+        calls = [(*arguments, X[batch]) for batch in row_batches]
+
         out = np.empty((len(X), self._n_features_out), dtype=X.dtype)
-        found = call_each(_features, work, self.n_jobs)
-        for part, block in zip(parts, found, strict=True):
-            out[part] = block
+        blocks = call_each(_features, calls, self.n_jobs)
+        for batch, block in zip(row_batches, blocks, strict=True):
+            out[batch] = block
         return out
 
     def __sklearn_tags__(self):
@@ -470,30 +487,33 @@ class GradientTransformer(
 
 def _features(module, loss, outcome, projection, n_features, cap, X):
     """Return the gradients of rows, or their projections, `cap` numbers at a time."""
-    like, model = next(module.parameters()), FunctionalModule(module)
+    like = next(module.parameters())
+    model = FunctionalModule(module)
     outcome = loss.outcome(outcome)
     project = None
     if projection is not None:
         project = ParameterProjection(projection, like).apply
     out = np.zeros((len(X), n_features), dtype=X.dtype)
     rows = as_tensor(X, like)
+
     for columns, block in outcome_gradients(model, rows, outcome, loss, cap):
         if project is None:
             out[:, columns] = block.cpu().numpy()
         else:
             out += project(columns, block).cpu().numpy()
+
     return out
 
 
 def fitted_projection(projection, n_params, dtype, seed):
-    """Return a fitted clone; ``seed`` draws what it leaves unseeded."""
+    """Return a fitted clone; ``seed`` is used if it is unseeded."""
     projection = checked_projection(projection, seed)
-    # only the shape counts
+    # only the shape is used
     return projection.fit(sp.csr_array((1, n_params), dtype=dtype))
 
 
 def checked_projection(projection, seed, *, auto=False):
-    """Return a clone whose parameters are right, before anything is trained.
+    """Return a clone with valid parameters, before any training.
 
     Unless ``auto``, its ``n_components`` must be a number.
     """
@@ -502,8 +522,9 @@ def checked_projection(projection, seed, *, auto=False):
     projection._validate_params()
     if projection.n_components == "auto" and not auto:
         raise ValueError(
-            f"projection={type(projection).__name__}(n_components='auto') counts "
-            "samples, but parameters are projected here: pass an int n_components."
+            f"projection={type(projection).__name__}(n_components='auto') depends on "
+            "the number of samples, but parameters are projected here: pass an int "
+            "n_components."
         )
     if isinstance(projection, CountSketchTransformer):
         projection._check_hashes()

@@ -277,7 +277,7 @@ BAD_INPUT = {
         "minimum of 2 is required: 1 sample",
     ),
     "length of tasks": (tasks_of(np.arange(7)), "tasks has 7 labels for 40 rows"),
-    "equal tasks": (tasks_of(np.ones(40)), "tasks has one label only .*tasks=None"),
+    "equal tasks": (tasks_of(np.ones(40)), "tasks has only one label .*tasks=None"),
     "missing task": (tasks_of([None, *range(39)]), "missing labels; label every row"),
     "ridge of 0": (fit_with(ridge=0), "'ridge' parameter of DualInfluence must be"),
     "negative ridge": (fit_with(ridge=-1.0), "'ridge' parameter"),

@@ -283,7 +283,9 @@ def test_tasks_that_do_not_arrive_are_pointed_out(recwarn):
 def test_memory_needs_a_seed_of_the_selector_or_the_attributor(tmp_path):
     X, y, tasks = data()
     unseeded = DualInfluence(net(), memory=tmp_path)
-    with pytest.raises(ValueError, match="random_state is None and so is"):
+    with pytest.raises(
+        ValueError, match="random_state and that of the selector are None"
+    ):
         TaskWeightSelector(unseeded).fit(X, y, tasks=tasks)
     assert not list(tmp_path.iterdir())
     TaskWeightSelector(unseeded, random_state=0).fit(X, y, tasks=tasks)
@@ -336,7 +338,7 @@ ERRORS = {
     "length of the queries": (
         {},
         {"X_val": np.zeros((2, 4)), "y_val": [0]},
-        "X_val has 2 rows, y_val 1",
+        "X_val has 2 rows, but y_val has 1",
     ),
     "more rows than are trained on": (
         {"n_tasks_to_select": 90},

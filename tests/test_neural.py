@@ -178,7 +178,7 @@ def test_schedule_is_called_with_step_and_length():
 # ------------------------------------------------------------------ predictions
 def test_measurements_are_not_silently_classes():
     X, y = np.eye(60), np.arange(60.0) % 30
-    with pytest.warns(UserWarning, match="60 numbers of y are taken for 30 classes"):
+    with pytest.warns(UserWarning, match="60 numbers of y are treated as 30 classes"):
         TorchClassifier(max_epochs=1, random_state=0).fit(X, y)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

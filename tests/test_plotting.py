@@ -483,7 +483,7 @@ def test_interactions_that_do_not_fit(values, options, message):
 
 
 def test_no_interactions(dual):
-    with pytest.raises(ValueError, match=r"has no interactions\(\)"):
+    with pytest.raises(ValueError, match=r"with the method interactions\(\)"):
         TaskInteractionDisplay.from_estimator(dual, *QUERY)
     linear = LinearSurrogateAttributor(NETWORK, n_subsets=12, random_state=0)
     linear.fit(*TRAIN, tasks=TASKS)
@@ -593,7 +593,7 @@ def test_steps_that_do_not_fit(change, message):
 
 
 def test_no_steps(dual):
-    with pytest.raises(ValueError, match=r"has no step_attribution\(\)"):
+    with pytest.raises(ValueError, match=r"with the method step_attribution\(\)"):
         TrajectoryDisplay.from_estimator(dual, X[1:2], Y[1:2])
     with pytest.raises(ValueError, match="'kind' parameter"):
         TrajectoryDisplay.from_predictions(STEPS, kind="film")

@@ -423,7 +423,7 @@ BAD_INPUT = {
     ),
     "a pipeline": (
         {"estimator": make_pipeline(StandardScaler(), TorchClassifier())},
-        r"as the network does: transform before it, make_pipeline\(",
+        r"as the network does: .*transform before it, as in make_pipeline\(",
     ),
     "a bare module": ({"estimator": nn.Identity()}, "is a torch module; wrap it"),
     "a projection that is none": (

@@ -198,7 +198,7 @@ def test_tasks_become_codes_of_sorted_labels(tasks, names, codes):
     [
         ([1, 2], "tasks has 2 labels for 3 rows; give one per row"),
         ([1, 2, 3, 4], "tasks has 4 labels for 3 rows"),
-        ([1, 1, 1], r"one label only \(.*1.*\).*at least two tasks, or tasks=None"),
+        ([1, 1, 1], r"only one label \(.*1.*\).*at least two tasks, or tasks=None"),
         ([1.0, np.inf, 2.0], "tasks contains.* infinity"),
         *(
             (missing, "tasks contains.*label every row")

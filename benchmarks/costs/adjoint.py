@@ -26,8 +26,8 @@ from benchmarks._processes import in_own_process
 from benchmarks._table import Table, write
 from benchmarks.costs._training import plain_loop
 from skattrib.engine import _adjoint, _training
-from skattrib.engine._adjoint import sweep
-from skattrib.engine._dense import DenseGradient
+from skattrib.engine._adjoint import differentiate_run
+from skattrib.engine._dense_hessian import DenseGradient
 from skattrib.engine._training import train
 
 REPEATS = 5
@@ -81,7 +81,7 @@ def swept(run, params, queries, **options):
     """Return derivatives (q, n), the gradients at the end included."""
     gradients = torch.func.jacrev(lambda p: outcomes(run, p, queries))(params)
     options.setdefault("memory_bytes", PLENTY)
-    return sweep(*run, gradients[None], **options)[0]
+    return differentiate_run(*run, gradients[None], **options)[0]
 
 
 def by_autograd(run, params, queries):

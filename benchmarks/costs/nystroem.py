@@ -22,7 +22,7 @@ from benchmarks._data import shuffled_digits
 from benchmarks._processes import seconds
 from benchmarks._table import Table, write
 from skattrib import DualInfluence, TorchClassifier
-from skattrib.engine._plan import Plan, plan_solver
+from skattrib.engine._plan import SolverChoice, plan_solver
 from skattrib.influence import _linear_models
 from skattrib.influence._linear_models import LeaveOneUnitOut, LinearModel
 
@@ -48,7 +48,7 @@ def network(X, y, width=(64, 64)):
 
 def attribute(net, ridge, X, y, queries, solver, n_landmarks, units):
     """Return attributions to some units, CPU seconds to build, and for all units."""
-    plan = Plan(solver, "", n_landmarks)
+    plan = SolverChoice(solver, "", n_landmarks)
     ones = np.ones(len(X))
     with mock.patch.object(_linear_models, "plan_solver", return_value=plan):
         building, linear = seconds(LinearModel, net, X, y, ones, ridge=ridge)

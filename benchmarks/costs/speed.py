@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks._data import load, network
 from benchmarks._table import Table, write
 from skattrib import KernelSurrogate, RISEValuator
-from skattrib.engine._adjoint import sweep
+from skattrib.engine._adjoint import differentiate_run
 from skattrib.engine._gradients import row_gradients
 from skattrib.engine._index import Header, SignatureIndex
 from skattrib.engine._jacobian import jacobian_of
@@ -123,7 +123,7 @@ def parts(s):
             4 * n_steps * N_MODELS * 8 * P,
         ),
         "reverse sweep, 50 queries, 240 steps": (
-            lambda: sweep(*run, whole, s.cotangents, memory_bytes=PLENTY),
+            lambda: differentiate_run(*run, whole, s.cotangents, memory_bytes=PLENTY),
             4 * n_steps * N_QUERIES * (8 * P + batch),
         ),
         "kernel surrogate, 1,000 subsets of 500 units": (

@@ -15,7 +15,7 @@ from benchmarks._processes import seconds
 from benchmarks._table import Table, write
 from benchmarks.language._smollm2 import no_prompts, sample, signatures, smollm2
 from skattrib import RISEValuator
-from skattrib.engine._readout import residuals
+from skattrib.engine._last_layer import residuals
 from skattrib.models.language._tokens import padded
 
 N_PER_TOPIC, N_ROUNDS = 8, 7

@@ -1,1 +1,1 @@
-"""Pure torch: training, gradients, kernels and solvers; knows no estimator."""
+"""Pure torch: training, gradients, kernels and solvers, without estimators."""

@@ -1,8 +1,8 @@
-"""The reverse sweep over training runs: what the weight of every row did to the end.
+"""The reverse sweep over training runs: derivatives in the weights of the rows.
 
-The derivative of a function of the trained parameters in the weights of the rows, exact
-for the optimizer, its schedule, clipping and decay included. One backward pass through
-the run serves all rows; queries and runs are swept together.
+The derivative of a function of the trained parameters in the weights of the rows is
+exact for the optimizer, with its schedule, clipping and decay. One backward pass
+through the run serves all rows; queries and runs are processed together.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
-from skattrib.engine._dense import DenseGradient, dense_layers
+from skattrib.engine._dense_hessian import DenseGradient, dense_layers
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._losses import Loss
 from skattrib.engine._minibatch import NO_BUFFERS, Minibatch, row_shares
@@ -44,20 +44,20 @@ RowCallback = Callable[[int, Tensor, Tensor, slice, slice], object]
 # Numbers alive per query and parameter, and per query and activation, in a step.
 _COPIES_PER_PARAM = 10
 _COPIES_PER_ACTIVATION = 8
-# More runs are faster as a stack, through autograd, than one by one by hand, unless
-# each has so many numbers, queries times parameters, that the calls do not matter.
+# More runs are faster as a stack, by autograd, than one by one in closed form, unless
+# each has so many numbers, queries times parameters, that calls cost little.
 _FEW_RUNS = 8
 _MANY_NUMBERS = 40_000
 # Bytes of an array over runs, queries and parameters. From 32 MiB on, C's allocator
-# takes memory from the system and gives it back at every use, which doubles the time.
+# requests and returns memory at every use, which doubles the time.
 _LARGEST_ARRAY = 2**24
-# Two ways may differ by this many roundings of the largest number.
+# Two implementations may differ by this many roundings of the largest number.
 _DIGITS_LEFT = 1e4
-# With fewer queries at a time, replaying for each lot takes longer than that.
+# With fewer queries at a time, the replay for each of them would take longer.
 _FEWEST_QUERIES = 4
 
 
-def sweep(
+def differentiate_run(
     model: FunctionalModule,
     loss: Loss,
     recipe: Recipe,
@@ -83,29 +83,29 @@ def sweep(
     cotangents : Tensor of shape (M, q, P)
         Gradients of the functions in the parameters at the end of each run.
     states : mapping of int to TrainingState
-        States that training kept, of all M runs. The others are replayed; where not
-        all fit the memory, from checkpoints.
+        States that training kept, of all M runs. The others are replayed, from
+        checkpoints if not all fit the memory.
     dynamics : {"recorded", "sgd"}
-        "sgd" passes plain SGD's Jacobians along the same states, as if the optimizer
+        "sgd" uses the Jacobians of plain SGD at the same states, as if the optimizer
         had kept no moments.
     hessian : {"exact", "empirical_fisher"}
-        "empirical_fisher" takes Σ w ∇ℓ ∇ℓᵀ / Σ w of the minibatch for the Hessian of
-        its mean loss.
+        "empirical_fisher" replaces the Hessian of the mean loss of a minibatch by
+        Σ w ∇ℓ ∇ℓᵀ / Σ w.
     inert : float
-        Where the optimizer divides by the size of gradients: parameters with gradients
-        of at most this fraction of the usual size pass nothing on, see
-        `Optimizer.pullback`. In a run on a subset, these are the ones that mostly rows
-        left out would train. Their derivative is huge and holds for tiny weights only;
-        0.01 keeps it out of runs on random halves.
+        If the optimizer divides by the size of gradients: parameters with gradients of
+        at most this fraction of the usual size are held fixed, see
+        `Optimizer.pullback`. In a run on a subset, these are parameters trained mostly
+        by rows left out. Their derivative is huge and valid for tiny weights only; 0.01
+        excludes it in runs on random halves.
     on_rows : callable
-        Gets the scores of every single step, last step first.
+        Called with the scores of each step, last step first.
     verbose : int
         Shows progress when above 0.
 
     Returns
     -------
     Tensor of shape (M, q, n)
-        Derivatives, summed over the steps. They hold in rows of weight zero, too.
+        Derivatives, summed over the steps; also for rows of weight zero.
     """
     probe = check_differentiable(model, loss, X, targets)
     n_runs, n_queries = cotangents.shape[:2]
@@ -115,6 +115,7 @@ def sweep(
     scores = X.new_zeros(n_runs, n_queries, len(X))
     n_sweeps = math.ceil(n_runs / plan.n_runs) * math.ceil(n_queries / plan.n_queries)
     total = n_sweeps * recipe.n_steps
+
     with tqdm(total=total, desc="sweeping steps", disable=not verbose) as bar:
         for runs in chunks(n_runs, plan.n_runs):
             stack = _Stack(
@@ -129,23 +130,26 @@ def sweep(
                 inert,
                 probe,
             )
-            kept = {t: state[runs].to(X) for t, state in (states or {}).items()}
-            kept.setdefault(0, start(recipe, X, len(stack.weights)))
+            kept_states = {t: state[runs].to(X) for t, state in (states or {}).items()}
+            kept_states.setdefault(0, start(recipe, X, len(stack.weights)))
             for queries in chunks(n_queries, plan.n_queries):
                 # queries first: autograd batches over the leading axis
                 after = cotangents[runs, queries].transpose(0, 1).to(X)
-                steps = stack.sweep(after, stack.states_backwards(kept, plan.n_states))
-                for t, rows, found in steps:
-                    found = found.transpose(0, 1)
-                    scores[runs, queries].index_add_(2, rows, found)
+                steps = stack.sweep(
+                    after, stack.states_backwards(kept_states, plan.n_states)
+                )
+                for t, rows, step_scores in steps:
+                    step_scores = step_scores.transpose(0, 1)
+                    scores[runs, queries].index_add_(2, rows, step_scores)
                     if on_rows is not None:
-                        on_rows(t, rows, found, runs, queries)
+                        on_rows(t, rows, step_scores, runs, queries)
                     bar.update()
+
     return scores
 
 
 class Probe(NamedTuple):
-    """What autograd has for two rows: the gradient, and products for one direction."""
+    """Results of autograd for two rows: gradient, and products for one direction."""
 
     params: Tensor
     shares: Tensor
@@ -154,12 +158,12 @@ class Probe(NamedTuple):
     curved: Tensor
     dots: Tensor
 
-    def agrees(self, way: Callable[..., Differentiated]) -> bool:
-        """Say whether another way has the same, up to rounding."""
+    def agrees(self, make_gradient: Callable[..., Differentiated]) -> bool:
+        """Return whether another implementation gives the same, up to rounding."""
         rows = torch.arange(self.shares.shape[1], device=self.shares.device)
-        other = way(self.params, rows, self.shares, None)
+        gradient = make_gradient(self.params, rows, self.shares, None)
         pairs = zip(
-            (other.value, *other.products(self.cotangents)), self[3:], strict=True
+            (gradient.value, *gradient.products(self.cotangents)), self[3:], strict=True
         )
         return all(bool(((a - b).abs() <= _slack(b)).all()) for a, b in pairs)
 
@@ -167,11 +171,15 @@ class Probe(NamedTuple):
 def check_differentiable(
     model: FunctionalModule, loss: Loss, X: Tensor, targets: Tensor
 ) -> Probe:
-    """Raise ValueError unless autograd takes the module twice, batched over queries."""
+    """Return second derivatives by autograd, batched over queries.
+
+    Raise ValueError if it cannot compute them.
+    """
     params = model.flatten().to(X)[None]
     shares = params.new_tensor([[0.25, 0.75]])[:, : len(X)]
     ramp = torch.linspace(-1, 1, params.shape[1]).to(params)
     cotangents = ramp.expand(2, 1, -1)
+
     try:
         minibatch = Minibatch(model, loss, X[:2], targets[:2])
         gradient = _Gradient(minibatch, "exact", params, None, shares, None)
@@ -180,11 +188,12 @@ def check_differentiable(
         name = type(model.module).__name__
         raise ValueError(
             f"{name} cannot be differentiated twice: {error}. The influence of a row "
-            "on the steps after it needs second derivatives, of many queries at once. "
+            "on later steps needs second derivatives, for many queries at once. "
             "Replace the layer named above: a custom autograd.Function needs a twice "
             "differentiable backward() without in-place operations; write a recurrent "
             "layer as a loop over cells (nn.LSTMCell)."
         ) from error
+
     one = slice(0, 1)
     return Probe(
         params, shares, cotangents[one], gradient.value, curved[one], dots[one]
@@ -226,8 +235,9 @@ class _Gradient:
         self._hessian = hessian
         self._params = params.detach().requires_grad_()
         self._shares = shares.detach().requires_grad_()
+
         with torch.enable_grad():
-            # fused attention has no second derivative, the plain one has
+            # only unfused attention has second derivatives
             with sdpa_kernel(SDPBackend.MATH):
                 self._losses, _ = minibatch.stacked_losses(
                     self._params, NO_BUFFERS, self._shares, rows
@@ -238,13 +248,14 @@ class _Gradient:
             # The clipped gradient is what the optimizer consumes: products go through
             # the Jacobian of clipping as well.
             self._grad = clip_gradient(grad, clip_norm)
+
         self.value = self._grad.detach()
 
     def products(self, cotangents: Tensor) -> tuple[Tensor, Tensor]:
         """Return H a (q, M, P) and the dots ∇ℓᵀ a (q, M, B) for cotangents a.
 
-        Both are the transposed Jacobian of one function, the gradient as it depends on
-        parameters and shares: no row's gradient is formed.
+        Both come from the transposed Jacobian of one function, the gradient in terms of
+        parameters and shares: gradients of rows are not formed.
         """
         if self._hessian == "exact":
             curved, dots = torch.autograd.grad(
@@ -254,6 +265,7 @@ class _Gradient:
                 is_grads_batched=True,
             )
             return curved, dots
+
         (dots,) = torch.autograd.grad(
             self._grad,
             self._shares,
@@ -267,6 +279,7 @@ class _Gradient:
             dots * self._shares.detach(),
             is_grads_batched=True,
         )
+
         return curved, dots
 
 
@@ -297,20 +310,21 @@ class _Stack:
         self, cotangents: Tensor, states: Iterator[tuple[int, TrainingState]]
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield step, rows and scores (q, m, rows), from the last step to the first."""
-        everything = torch.arange(len(self.X), device=self.X.device)
-        take = self._gradients(cotangents[:, 0].numel())
+        all_rows = torch.arange(len(self.X), device=self.X.device)
+        gradient_of = self._gradients(cotangents[:, 0].numel())
         optimizer = self.optimizer
-        # no derivative in the state at the end, whatever a state starts from
-        nothing = map_state(torch.zeros_like, optimizer.initial_state(cotangents))
-        after = StepDerivative(cotangents, nothing)
-        for done, state in states:
-            t = done + 1
+        # derivatives in the final optimizer state are zero
+        state_zeros = map_state(torch.zeros_like, optimizer.initial_state(cotangents))
+        after = StepDerivative(cotangents, state_zeros)
+
+        for n_done, state in states:
+            t = n_done + 1
             rate, rows = self.recipe.step(t, self.X.device)
             weights = self.weights if rows is None else self.weights[:, rows]
             shares = row_shares(weights)
-            gradient = take(state.params, rows, shares, self.recipe.clip_norm)
-            rows = everything if rows is None else rows
-            # bound to `after` at once: what it was is large, and done with
+            gradient = gradient_of(state.params, rows, shares, self.recipe.clip_norm)
+            rows = all_rows if rows is None else rows
+            # assigned to `after` at once, so that its large old value is freed
             in_grad, after = optimizer.pullback(
                 state.params,
                 gradient.value,
@@ -323,15 +337,15 @@ class _Stack:
             curved, dots = gradient.products(in_grad)
             after = after._replace(params=after.params + curved)
             total = weights.sum(dim=1, keepdim=True)
-            # More of one row is less of the others. An empty batch stays empty when a
-            # weight moves by a trifle: it counts as no step's worth.
+            # A larger share of one row means smaller shares of the others. A batch
+            # whose weights are all zero contributes nothing.
             dots = dots - (dots * shares).sum(dim=-1, keepdim=True)
             yield t, rows, torch.where(total > 0, dots / total, 0.0)
 
     def _gradients(self, n_numbers: int) -> Callable[..., Differentiated]:
-        """Return what makes a minibatch's gradient: by hand where that is known."""
+        """Return a function for gradients of minibatches, in closed form if known."""
         layers = dense_layers(self.model, self.X)
-        # on a GPU the calls always matter
+        # on a GPU calls always cost much
         large = n_numbers >= _MANY_NUMBERS and self.X.device.type == "cpu"
         worth_it = len(self.weights) <= _FEW_RUNS or large
         minibatch = Minibatch(self.model, self.loss, self.X, self.targets)
@@ -342,36 +356,38 @@ class _Stack:
         by_hand = partial(DenseGradient, layers, minibatch)
         if self.probe.agrees(by_hand):
             return by_hand
+
         warnings.warn(
-            f"Second derivatives of {type(self.model.module).__name__} written out "
-            "differ from those of autograd, which are taken instead; they are slower. "
+            f"The closed-form second derivatives of {type(self.model.module).__name__} "
+            "differ from those of autograd, which are used instead; they are slower. "
             "Please report the module and its loss.",
             EfficiencyWarning,
             stacklevel=2,
         )
+
         return by_autograd
 
     def states_backwards(
-        self, kept: Mapping[int, TrainingState], room: int
+        self, kept_states: Mapping[int, TrainingState], room: int
     ) -> Iterator[tuple[int, TrainingState]]:
-        """Yield t and the state after t steps, from the last but one to the start."""
+        """Yield t and the state after t steps, from the last but one to the first."""
         steps = range(self.recipe.n_steps)
-        kept = {t: state for t, state in kept.items() if t in steps}
-        return self._backwards(kept, self.recipe.n_steps, room)
+        kept_states = {t: state for t, state in kept_states.items() if t in steps}
+        return self._backwards(kept_states, self.recipe.n_steps, room)
 
     def _backwards(
-        self, kept: Mapping[int, TrainingState], last: int, room: int
+        self, kept_states: Mapping[int, TrainingState], last: int, room: int
     ) -> Iterator[tuple[int, TrainingState]]:
-        """Yield the states before step ``last``; replay those between the kept ones."""
-        ends = [*sorted(kept), last]
+        """Yield the states before step ``last``; replay those that are not stored."""
+        ends = [*sorted(kept_states), last]
         for first, end in reversed(list(pairwise(ends))):
             if end - first == 1:
-                yield first, kept[first]
+                yield first, kept_states[first]
                 continue
             keep = range(first, end, _stride(end - first, room))
-            # not bound to a name: this segment's states must go before the next one's
+            # not assigned to a name: these states must be freed before the next ones
             yield from self._backwards(
-                self._replay(kept[first], first, keep), end, room - len(keep) + 1
+                self._replay(kept_states[first], first, keep), end, room - len(keep) + 1
             )
 
     def _replay(
@@ -396,10 +412,10 @@ def _slack(value: Tensor) -> Tensor:
 
 
 def _stride(n_steps: int, room: int) -> int:
-    """Return how far apart to keep states, if there is room for some beside the first.
+    """Return the distance of stored states, with room for some beside the first.
 
-    All if they fit; else about √T, with room for as many again inside one segment, so
-    that every step is replayed twice; else one half way, for log₂ T replays.
+    It is 1 if all fit; else about √T, with room for as many inside one segment, so that
+    every step is replayed twice; else half of the steps, for log₂ T replays.
     """
     if n_steps - 1 <= room:
         return 1
@@ -409,7 +425,7 @@ def _stride(n_steps: int, room: int) -> int:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How many runs, queries and states are held at a time."""
+    """Numbers of runs, queries and states that are held at a time."""
 
     n_runs: int
     n_queries: int
@@ -433,15 +449,17 @@ class _Plan:
         query = (
             _COPIES_PER_PARAM * model.n_params + _COPIES_PER_ACTIVATION * activations
         )
-        # a run without queries: a step, and the states of the leanest replay that
-        # takes every step no more than twice
+        # a run without queries: a step, and the fewest states with which every step is
+        # replayed at most twice
         run = query + 2 * math.sqrt(recipe.n_steps) * state
+
         fits = int((numbers - run) / query)
         n_queries = max(1, min(n_queries, fits))
         if X.device.type == "cpu":
             best = _LARGEST_ARRAY // (model.n_params * X.element_size())
             n_queries = min(n_queries, max(best, _FEWEST_QUERIES))
             n_runs = min(n_runs, max(1, best // n_queries))
+
         fits = int(numbers / (run + n_queries * query))
         n_runs = max(1, min(n_runs, fits))
         left = numbers - n_runs * (n_queries + 1) * query

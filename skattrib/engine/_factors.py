@@ -1,8 +1,8 @@
-"""The gradients of one layer as outer products: noted, backpropagated, checked.
+"""The gradients of one layer as outer products: recorded, backpropagated, checked.
 
-Whatever knows what a Linear or Conv2d layer computes belongs here: which layers have
-factors, how a forward pass notes them, and what these factors stand for. Gradients in
-all parameters of a module are in `_gradients`.
+All that depends on what a Linear or Conv2d layer computes belongs here: which layers
+have factors, how a forward pass records them, and what they represent. Gradients in all
+parameters of a module are in `_gradients`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class LayerGradients:
 
     @property
     def n_numbers(self) -> int:
-        """Numbers held."""
+        """Count of the numbers stored."""
         return self.inputs.numel() + self.signals.numel()
 
     def of_rows(self, rows: slice | Tensor) -> LayerGradients:
@@ -104,7 +104,7 @@ class _Call:
 
 
 class LayerTap:
-    """Forward hooks that note the calls of Linear and Conv2d layers."""
+    """Forward hooks that record the calls of Linear and Conv2d layers."""
 
     def __init__(self, module: nn.Module) -> None:
         self.calls: dict[str, list[_Call]] = {}
@@ -115,7 +115,7 @@ class LayerTap:
         ]
 
     def _hook(self, name: str) -> Callable[..., Tensor]:
-        def note(
+        def record(
             layer: nn.Module,
             args: tuple[Tensor, ...],
             kwargs: dict[str, Tensor],
@@ -123,10 +123,10 @@ class LayerTap:
         ) -> Tensor:
             x = args[0] if args else kwargs["input"]
             self.calls.setdefault(name, []).append(_Call(layer, x, output))
-            # an in-place activation must not overwrite what was noted
+            # an in-place activation must not overwrite the recorded output
             return output.clone()
 
-        return note
+        return record
 
     def close(self) -> None:
         for handle in self._handles:
@@ -135,8 +135,8 @@ class LayerTap:
 
 def _has_factors(layer: nn.Module) -> bool:
     # a reparametrised layer has other parameters than these
-    own = {name for name, _ in layer.named_parameters(recurse=False)}
-    if not {"weight"} <= own <= {"weight", "bias"}:
+    parameter_names = {name for name, _ in layer.named_parameters(recurse=False)}
+    if not {"weight"} <= parameter_names <= {"weight", "bias"}:
         return False
     if type(layer) is nn.Linear:
         return True
@@ -151,18 +151,19 @@ def _has_factors(layer: nn.Module) -> bool:
 def factored_layers(
     module: nn.Module, tap: LayerTap, outputs: Tensor
 ) -> list[LayerGradients]:
-    """Backpropagate every output to the noted layers and check what comes of it."""
+    """Backpropagate every output to the recorded layers and check the result."""
     params = {name: p for name, p in module.named_parameters() if p.requires_grad}
     calls = _single_calls(params, tap, len(outputs))
     if not calls:
         return []
-    noted = [call.output for call in calls.values()]
+
+    layer_outputs = [call.output for call in calls.values()]
     signals = [
         torch.autograd.grad(
-            column.sum(), noted, retain_graph=True, materialize_grads=True
+            column.sum(), layer_outputs, retain_graph=True, materialize_grads=True
         )
         for column in outputs.unbind(1)
-    ]  # the zeros of what is not used require gradients before torch 2.7
+    ]  # before torch 2.7, the zeros of unused layers require gradients
     layers = [
         LayerGradients(
             names,
@@ -171,6 +172,7 @@ def factored_layers(
         )
         for i, (names, call) in enumerate(calls.items())
     ]
+
     generator = torch.Generator().manual_seed(0)
     cotangents = torch.randn(outputs.shape, generator=generator).to(outputs)
     expected = dict(
@@ -182,6 +184,7 @@ def factored_layers(
             strict=True,
         )
     )
+
     return [layer for layer in layers if _agrees(layer, cotangents, expected)]
 
 
@@ -190,36 +193,40 @@ def _agrees(
 ) -> bool:
     """Compare a random product with autograd's.
 
-    It differs where the first axis of the layer's input is not that of the rows, or
-    where the weight is used outside of the layer's own call, too.
+    It differs if the first axis of the layer's input is not that of the rows, or if
+    the weight is also used outside of the layer's own call.
     """
     error = scale = 0.0
-    for name, found in layer.to_columns(layer.vjp(cotangents[None])).items():
-        true = expected[name]
-        true = torch.zeros_like(found) if true is None else true.reshape(1, -1)
-        error += float((found - true).norm())
-        scale += float(found.norm() + true.norm())
+    for name, product in layer.to_columns(layer.vjp(cotangents[None])).items():
+        reference = expected[name]
+        reference = (
+            torch.zeros_like(product) if reference is None else reference.reshape(1, -1)
+        )
+        error += float((product - reference).norm())
+        scale += float(product.norm() + reference.norm())
     return error <= torch.finfo(cotangents.dtype).eps ** 0.5 * scale
 
 
 def _single_calls(
     params: Mapping[str, Tensor], tap: LayerTap, n_rows: int
 ) -> dict[tuple[str, ...], _Call]:
-    """Keep the layers whose trainable weights belong to one call, by their names."""
+    """Return the layers whose trainable weights belong to one call, by parameters."""
     owner = {id(p): name for name, p in params.items()}
     users = [id(p) for calls in tap.calls.values() for p in calls[0].layer.parameters()]
-    found = {}
+    single_calls = {}
+
     for calls in tap.calls.values():
-        own = [calls[0].layer.weight, calls[0].layer.bias]
-        own = [p for p in own if p is not None]
+        parameters = [calls[0].layer.weight, calls[0].layer.bias]
+        parameters = [p for p in parameters if p is not None]
         if (
             len(calls) == 1
             and len(calls[0].x) == n_rows
             and calls[0].output.requires_grad
-            and all(id(p) in owner and users.count(id(p)) == 1 for p in own)
+            and all(id(p) in owner and users.count(id(p)) == 1 for p in parameters)
         ):
-            found[tuple(owner[id(p)] for p in own)] = calls[0]
-    return found
+            single_calls[tuple(owner[id(p)] for p in parameters)] = calls[0]
+
+    return single_calls
 
 
 def _layer_inputs(layer: nn.Module, x: Tensor) -> Tensor:
@@ -234,6 +241,7 @@ def _layer_inputs(layer: nn.Module, x: Tensor) -> Tensor:
         ).transpose(1, 2)
     else:
         x = x.reshape(len(x), -1, x.shape[-1])
+
     if layer.bias is not None:
         x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=-1)
     return x.detach()

@@ -65,7 +65,7 @@ class FunctionalModule:
                 params[name].copy_(value)
 
     def of_parameters(self, names: list[str]) -> FunctionalModule:
-        """Return a copy of which only the named parameters enter the vector."""
+        """Return a copy whose vector holds the named parameters only."""
         module = copy.deepcopy(self.module)
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name in names)
@@ -78,7 +78,7 @@ class FunctionalModule:
         return torch.cat([places[name] for name in names])
 
     def apart(self) -> FunctionalModule:
-        """Return one that may be evaluated while other threads use the module."""
+        """Return a copy, with the same tensors, for use in another thread."""
         return FunctionalModule(apart(self.module))
 
     def __deepcopy__(self, memo: dict[int, object]) -> FunctionalModule:
@@ -86,17 +86,18 @@ class FunctionalModule:
 
 
 def apart(module: nn.Module) -> nn.Module:
-    """Return a module of its own with the same tensors: weights are not copied.
+    """Return a copy of a module that shares its tensors: weights are not copied.
 
-    Hooks, and `functional_call`, which swaps parameters for a while, write into the
-    layers of a module. Other threads may be using it, so they get these layers instead.
+    Hooks, and `functional_call`, which replaces parameters for a while, write into the
+    layers of a module. They are applied to such a copy, as other threads may be using
+    the module.
     """
     tensors = (*module.parameters(), *module.buffers())
     return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
 
 
 def spread(n: int, n_wanted: int) -> NDArray[np.intp]:
-    """Return up to ``n_wanted`` positions in ``range(n)``, as far apart as can be."""
+    """Return up to ``n_wanted`` positions in ``range(n)``, spread evenly."""
     return np.linspace(0, n - 1, min(n, n_wanted)).astype(np.intp)
 
 

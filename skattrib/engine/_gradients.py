@@ -1,10 +1,10 @@
-"""Gradients of every output in every parameter, one row at a time, kept factored.
+"""Gradients of every output in every parameter, row by row, in factors.
 
 The gradient of an output of one row in a Linear or Conv2d weight is a sum of few
-outer products (backpropagated signal) ⊗ (layer input). `RowGradients` keeps these
+outer products (backpropagated signal) ⊗ (layer input). `RowGradients` stores these
 factors, from which Jacobians, Jacobian products and kernel blocks follow by matrix
-products; P numbers per row and output exist only when asked for. Parameters of other
-layers are kept as explicit gradients.
+products; P numbers per row and output exist only on request. Gradients in parameters of
+other layers are stored explicitly.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch.func import functional_call, jacrev, vmap
 from skattrib.engine._factors import LayerGradients, LayerTap, factored_layers
 from skattrib.engine._functional import FunctionalModule, apart, chunks
 
-# Of the memory cap, what one temporary may take: 1 / _SHARE.
+# One temporary may take 1 / _SHARE of the memory cap.
 _SHARE = 4
-# Rows tried to learn what a module's gradients hold.
+# Rows tried to measure the size of a module's gradients.
 _PROBE = 2
-# While they are computed, gradients exist about this many times: backpropagated,
-# stacked, brought in order; and the graph holds the layers' inputs.
+# While they are computed, gradients exist in about this many copies: backpropagated,
+# stacked, reordered; and the graph holds the layers' inputs.
 _COPIES = 4
 # Rows whose outer products are formed together.
 _ROWS = 64
@@ -68,19 +68,19 @@ class RowGradients:
 
     @property
     def like(self) -> Tensor:
-        """Some tensor of the gradients' dtype and device."""
+        """A tensor with the dtype and device of the gradients."""
         return self.layers[0].inputs if self.layers else next(iter(self.rest.values()))
 
     @property
     def n_numbers(self) -> int:
-        """Numbers held."""
-        held = [layer.n_numbers for layer in self.layers]
-        return sum(held) + sum(value.numel() for value in self.rest.values())
+        """Count of the numbers stored."""
+        numbers = [layer.n_numbers for layer in self.layers]
+        return sum(numbers) + sum(value.numel() for value in self.rest.values())
 
     @property
     def n_temporaries(self) -> int:
-        """Numbers that a product with one vector takes for a while."""
-        # signals summed over outputs, and the same in another order
+        """Count of the temporary numbers of a product with one vector."""
+        # signals summed over outputs, and their reordered copy
         layers = [2 * layer.signals.numel() for layer in self.layers]
         n_rows, n_outputs = self.shape
         return 3 * self.n_params + max(layers, default=0) // n_outputs + 3 * n_rows
@@ -93,7 +93,7 @@ class RowGradients:
         return RowGradients(self, layers, rest, (n, self.shape[1]), self.scale)
 
     def double(self) -> RowGradients:
-        """Return the same in float64."""
+        """Return the gradients in float64."""
         layers = [layer.double() for layer in self.layers]
         rest = {name: value.double() for name, value in self.rest.items()}
         scale = None if self.scale is None else self.scale.double()
@@ -115,12 +115,14 @@ class RowGradients:
         for name, value in self.rest.items():
             columns[name].copy_(value.flatten(0, 1))
         n, n_outputs = self.shape
+
         for layer in self.layers:
             for rows in chunks(n, _ROWS):
                 flat = slice(rows.start * n_outputs, rows.stop * n_outputs)
                 explicit = layer.of_rows(rows).explicit().flatten(0, 1)
                 for name, value in layer.to_columns(explicit).items():
                     columns[name][flat] = value
+
         return out if self.scale is None else out.mul_(self.scale)
 
     def vjp(self, cotangents: Tensor) -> Tensor:
@@ -170,11 +172,11 @@ class _Piece:
 
     @property
     def bytes_per_row(self) -> float:
-        held = sum(t.numel() * t.element_size() for t in self.tensors)
-        return held / len(self.outputs)
+        n_bytes = sum(t.numel() * t.element_size() for t in self.tensors)
+        return n_bytes / len(self.outputs)
 
     def empty(self, n_rows: int) -> _Piece:
-        """Return the same for other rows, to be filled."""
+        """Return uninitialised gradients of this kind for ``n_rows`` rows."""
 
         def like(value: Tensor) -> Tensor:
             return value.new_empty(n_rows, *value.shape[1:])
@@ -195,24 +197,24 @@ def row_gradients(
 ) -> tuple[Tensor, RowGradients]:
     """Return outputs (n, C) and the factored gradients of each in the parameters.
 
-    The module's present parameters are used. Weights of a Linear or Conv2d layer
-    that is called once are kept factored; everything else explicitly. With
-    ``memory_bytes`` rows are taken in pieces, whose temporaries fit a part of it.
+    The module's present parameters are used. Gradients in a Linear or Conv2d layer
+    that is called once are stored as factors, all others explicitly. With
+    ``memory_bytes``, rows are processed in pieces whose temporaries fit part of it.
     """
-    # for hooks, and for parameters that are swapped
+    # a copy of the layers: hooks are added, and parameters replaced
     module = apart(model.module)
     size = len(X)
     if memory_bytes is not None and len(X) > _PROBE:
         per_row = _COPIES * _probed(model, module, X).bytes_per_row
         size = max(1, int(memory_bytes / (_SHARE * per_row)))
-    found = _by_pieces(model, module, X, size)
-    shape = (len(X), found.outputs.shape[1])
-    gradients = RowGradients(model, found.layers, found.rest, shape, scale)
-    return found.outputs, gradients
+    piece = _by_pieces(model, module, X, size)
+    shape = (len(X), piece.outputs.shape[1])
+    gradients = RowGradients(model, piece.layers, piece.rest, shape, scale)
+    return piece.outputs, gradients
 
 
 class GradientSize(NamedTuple):
-    """What `row_gradients` would hold, and whether in dense layers only."""
+    """Size of what `row_gradients` returns, and whether all layers are dense."""
 
     n_bytes: float
     dense: bool
@@ -225,13 +227,13 @@ def gradient_size(model: FunctionalModule, X: Tensor) -> GradientSize:
 
 
 def is_dense(gradients: RowGradients | _Piece) -> bool:
-    """Say whether every parameter is in a layer with one position a row."""
+    """Return whether every parameter is in a layer with one position per row."""
     one = all(layer.inputs.shape[1] == 1 for layer in gradients.layers)
     return one and bool(gradients.layers) and not gradients.rest
 
 
 def _probed(model: FunctionalModule, module: nn.Module, X: Tensor) -> _Piece:
-    return _some_rows(model, module, X[:_PROBE], frozenset())
+    return _gradients_of_rows(model, module, X[:_PROBE], frozenset())
 
 
 def _by_pieces(
@@ -242,26 +244,30 @@ def _by_pieces(
     explicit: frozenset[str] = frozenset(),
 ) -> _Piece:
     """Fill the gradients of all rows from those of ``size`` at a time."""
-    first = _some_rows(model, module, X[:size], explicit)
+    first = _gradients_of_rows(model, module, X[:size], explicit)
     if size >= len(X):
         return first
-    whole = first.empty(len(X))
-    for part in chunks(len(X), size):
-        later = part.start > 0
-        piece = _some_rows(model, module, X[part], explicit) if later else first
-        differing = set(whole.rest) ^ set(piece.rest)
+
+    filled = first.empty(len(X))
+    for chunk in chunks(len(X), size):
+        later = chunk.start > 0
+        piece = (
+            _gradients_of_rows(model, module, X[chunk], explicit) if later else first
+        )
+        differing = set(filled.rest) ^ set(piece.rest)
         if differing:
-            # factors that hold for some numbers of rows only are done without
+            # factors that are valid for some numbers of rows only are not used
             return _by_pieces(model, module, X, size, explicit | differing)
-        for target, value in zip(whole.tensors, piece.tensors, strict=True):
-            target[part] = value
-    return whole
+        for target, value in zip(filled.tensors, piece.tensors, strict=True):
+            target[chunk] = value
+
+    return filled
 
 
-def _some_rows(
+def _gradients_of_rows(
     model: FunctionalModule, module: nn.Module, X: Tensor, explicit: frozenset[str]
 ) -> _Piece:
-    """Return the gradients of a few rows, those of ``explicit`` not factored."""
+    """Return the gradients of a few rows, without factors for ``explicit``."""
     tap = LayerTap(module)
     with torch.enable_grad():
         outputs = module(X)
@@ -281,11 +287,12 @@ def _explicit_gradients(
     """Return (n, C, numel) gradients in the named parameters, by reverse mode."""
     if not names:
         return {}
+
     params = {k: p.detach() for k, p in module.named_parameters()}
     chosen = {k: params[k] for k in names}
 
-    def outputs(some: dict[str, Tensor], row: Tensor) -> Tensor:
-        return functional_call(module, {**params, **some}, (row[None],)).reshape(-1)
+    def outputs(values: dict[str, Tensor], row: Tensor) -> Tensor:
+        return functional_call(module, {**params, **values}, (row[None],)).reshape(-1)
 
     try:
         gradients = vmap(jacrev(outputs), (None, 0))(chosen, X)
@@ -293,6 +300,7 @@ def _explicit_gradients(
         raise ValueError(
             f"torch.func cannot differentiate {type(module).__name__} row by "
             f"row in its parameters {names[:3]}: {error}. Rewrite forward() without "
-            "in-place operations, .item() and branches on data."
+            "in-place operations, .item() and data-dependent branches."
         ) from error
+
     return {k: g.flatten(2) for k, g in gradients.items()}

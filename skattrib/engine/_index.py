@@ -1,8 +1,8 @@
-"""Signatures of rows, in memory or on disk: append, go on after a kill, read.
+"""Signatures of rows, in memory or on disk: append, resume after interruption, read.
 
 Rows are appended first and counted afterwards, by a header that is written beside the
-old one and renamed: what a kill leaves behind the counted rows is never read, and the
-next writer cuts it off. What the files look like is in `_index_files`.
+old one and renamed. Rows that a killed process leaves after the counted ones are never
+read, and removed by the next writer. The layout of the files is in `_index_files`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Tables = dict[str, tuple[Tensor, Tensor]]
 
 
 class SignatureIndex:
-    """Unit vectors of every channel of every row, and the norms they had.
+    """Unit vectors of every channel of every row, and their original norms.
 
     Made by `create` or `open`.
     """
@@ -61,14 +61,14 @@ class SignatureIndex:
     ) -> None:
         self.header, self.tables, self.path = header, tables, path
         self._rows = rows
-        # checked where they are first read: a check takes a twelfth of a search
+        # checked when they are first read: a check takes a twelfth of a search
         self._checked = np.full(len(rows.norms), rows.checksums is None)
 
     def __len__(self) -> int:
         return self.header.n_rows
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self.path is not None:  # a pickle holds where it is, not what it holds
+        if self.path is not None:  # a pickle holds the path, not the rows
             return SignatureIndex._reopen, (self.path, self.header)
         return SignatureIndex, (self.header, self.tables, self._rows, None)
 
@@ -82,9 +82,9 @@ class SignatureIndex:
         return index.first(header.n_rows)
 
     def first(self, n_rows: int) -> SignatureIndex:
-        """Return a view of the first rows, to which nothing can be appended."""
+        """Return a read-only view of the first rows."""
         header = replace(self.header, n_rows=n_rows)
-        rows = self._rows.part(slice(n_rows))
+        rows = self._rows.take(slice(n_rows))
         return SignatureIndex(header, self.tables, rows, self.path)
 
     @property
@@ -98,7 +98,7 @@ class SignatureIndex:
         Raises
         ------
         IndexMismatchError
-            If these, or their norms, are no longer what was written.
+            If these rows, or their norms, have changed since they were written.
         """
         if not self._checked[rows].all():
             self._check(rows)
@@ -106,19 +106,22 @@ class SignatureIndex:
 
     def _check(self, rows: slice | NDArray[np.intp]) -> None:
         """Compare rows with their checksums."""
-        wrong = self._rows.part(rows).differing()
+        wrong = self._rows.take(rows).differing()
         if len(wrong):
             first = np.arange(len(self))[rows][wrong[0]]
             raise damaged(
                 cast(Path, self.path),
-                f"{len(wrong)} rows are not what was written, the first row {first}",
+                f"{len(wrong)} rows have changed since they were written, the first "
+                f"is row {first}",
             )
         self._checked[rows] = True
 
     def channels(self, rows: slice) -> dict[str, NDArray[Any]]:
-        """Return the same for every channel."""
+        """Return unit vectors of some rows, by channel."""
         block = self.signatures(rows)
-        return {name: block[:, part] for name, part in self.header.slices().items()}
+        return {
+            name: block[:, columns] for name, columns in self.header.slices().items()
+        }
 
     # ----------------------------------------------------------------- making
     @classmethod
@@ -132,48 +135,50 @@ class SignatureIndex:
         FileExistsError
             If something else is at ``path``.
         OSError
-            If the disk is full or read-only; nothing is left then.
+            If the disk is full or read-only; no files remain then.
         """
         if path is None:
             signatures = np.empty((0, header.width), dtype=header.dtype)
             norms = np.empty((0, len(header.widths)), dtype=np.float64)
             return cls(header, tables, Rows(signatures, norms, None), None)
+
         header = replace(header, id=uuid.uuid4().hex)
         path = Path(path)
-        # complete before it is seen: a kill leaves a folder of another name
-        beside = Path(
+        # complete before it is visible: a killed process leaves another folder
+        temporary = Path(
             tempfile.mkdtemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
         )
+
         try:
             flat = {}
             for name, (indices, signs) in tables.items():
                 flat[f"{name}/indices"], flat[f"{name}/signs"] = indices, signs
-            write_tensors(beside / TABLES, flat)
+            write_tensors(temporary / TABLES, flat)
             for name in (SIGNATURES, NORMS, CHECKSUMS, LOCK):
-                (beside / name).touch()
-            write_header(beside, header)
+                (temporary / name).touch()
+            write_header(temporary, header)
             if path.exists():
-                raise FileExistsError(f"index: {path} is there already.")
-            os.rename(beside, path)
+                raise FileExistsError(f"index: {path} already exists.")
+            os.rename(temporary, path)
         except FileExistsError:
             raise
         except OSError as error:
             raise OSError(
-                f"index={str(path)!r} cannot be made, and nothing is left of it: "
-                f"{error}"
+                f"index={str(path)!r} cannot be created, and no files remain: {error}"
             ) from error
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+
         return cls.open(path)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> SignatureIndex:
-        """Read an index; what others append later is not seen.
+        """Read an index; rows that others append later are not seen.
 
         Raises
         ------
         IndexMismatchError
-            If it is no index, damaged, or of another version.
+            If it is not an index, damaged, or of another version.
         """
         path = Path(path)
         header = read_header(path)
@@ -196,8 +201,8 @@ class SignatureIndex:
     ) -> SignatureIndex:
         """Add rows (m, width) of every channel; return the longer index.
 
-        With ``resume``, rows that were added since this index was read count as these
-        if they are equal: those of a process that was killed, maybe.
+        With ``resume``, equal rows that were added on disk since this index was read
+        are accepted as these rows: a process that was killed may have added them.
 
         Raises
         ------
@@ -207,36 +212,49 @@ class SignatureIndex:
             If the disk is full or read-only; the index stays as it was.
         """
         values = [channels[name].detach().cpu() for name in self.header.widths]
-        pairs = [unit(v) for v in values]
-        block = torch.cat([u for _, u in pairs], dim=1).numpy()
+        norms_and_units = [unit(v) for v in values]
+        block = torch.cat([u for _, u in norms_and_units], dim=1).numpy()
         block = block.astype(self.header.dtype)
-        sizes = torch.stack([n for n, _ in pairs], dim=1).numpy().astype(np.float64)
+        norms = (
+            torch.stack([n for n, _ in norms_and_units], dim=1)
+            .numpy()
+            .astype(np.float64)
+        )
+
         n_rows = len(self) + len(block)
         header = replace(self.header, n_rows=n_rows, complete=complete)
         if self.path is None:
             rows = Rows(
                 np.concatenate([self._rows.signatures, block]),
-                np.concatenate([self._rows.norms, sizes]),
+                np.concatenate([self._rows.norms, norms]),
                 None,
             )
             return SignatureIndex(header, self.tables, rows, None)
-        if resume and self._has(self._there(), block, sizes):
-            return self._with(header)  # nothing to write, maybe nothing may be
+
+        if resume and self._has(self._header_on_disk(), block, norms):
+            return self._with(header)  # works on a read-only disk, too
+
         with locked(self.path):
-            there = self._there()
-            known = there.n_rows - len(self)
-            if known and not (resume and self._continued(there, block, sizes)):
+            on_disk = self._header_on_disk()
+            n_new_on_disk = on_disk.n_rows - len(self)
+            if n_new_on_disk and not (
+                resume and self._continued(on_disk, block, norms)
+            ):
                 raise IndexMismatchError(
-                    f"index {self.path} has {there.n_rows} rows by now, and here it "
-                    f"has {len(self)}: rows can be added only where the last ones were "
-                    "added, or by a pickle made after that. Else fit to another path."
+                    f"index {self.path} has {on_disk.n_rows} rows on disk, but "
+                    f"{len(self)} here: rows were added elsewhere. Add rows where the "
+                    "last ones were added, or by a pickle made after that; otherwise "
+                    "fit to another path."
                 )
-            if not self._has(there, block, sizes):
-                self._write(there.n_rows, block[known:], sizes[known:], header)
+            if not self._has(on_disk, block, norms):
+                self._write(
+                    on_disk.n_rows, block[n_new_on_disk:], norms[n_new_on_disk:], header
+                )
+
         return self._with(header)
 
     def _with(self, header: Header) -> SignatureIndex:
-        """Return the index that is on disk by now, of the rows that a header counts."""
+        """Return the index on disk, with the rows that a header counts."""
         path = cast(Path, self.path)
         return SignatureIndex(header, self.tables, map_rows(path, header), path)
 
@@ -244,54 +262,54 @@ class SignatureIndex:
         self,
         n_rows: int,
         block: NDArray[Any],
-        sizes: NDArray[np.float64],
+        norms: NDArray[np.float64],
         header: Header,
     ) -> None:
-        """Write rows behind those that count, then the header that counts them."""
+        """Write rows after the counted ones, then the header that counts them."""
         path = cast(Path, self.path)
         try:
             append_rows(path / SIGNATURES, n_rows, block)
-            append_rows(path / NORMS, n_rows, sizes)
+            append_rows(path / NORMS, n_rows, norms)
             if self._rows.checksums is not None:
-                append_rows(path / CHECKSUMS, n_rows, checksums(block, sizes))
+                append_rows(path / CHECKSUMS, n_rows, checksums(block, norms))
             write_header(path, header)
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"{error.strerror}; the index has {n_rows} rows, as before. Once "
-                "it can be written, the same call goes on from there",
+                f"{error.strerror}; the index still has {n_rows} rows. Once it can be "
+                "written, the same call continues from there",
                 str(path),
             ) from error
 
-    def _there(self) -> Header:
+    def _header_on_disk(self) -> Header:
         """Return the header that is on disk now."""
         path = cast(Path, self.path)
-        there = read_header(path)
-        if there.id != self.header.id:
+        on_disk = read_header(path)
+        if on_disk.id != self.header.id:
             raise IndexMismatchError(
-                f"index {path} is another one by now: it was deleted and made again. "
+                f"index {path} has been replaced: it was deleted and built again. "
                 "Fit again."
             )
-        return there
+        return on_disk
 
     def _has(
-        self, there: Header, block: NDArray[Any], sizes: NDArray[np.float64]
+        self, on_disk: Header, block: NDArray[Any], norms: NDArray[np.float64]
     ) -> bool:
-        """Say whether all of these rows have been added on disk."""
-        enough = len(block) > 0 and there.n_rows >= len(self) + len(block)
-        return enough and self._continued(there, block, sizes)
+        """Return whether all of these rows have been added on disk."""
+        enough = len(block) > 0 and on_disk.n_rows >= len(self) + len(block)
+        return enough and self._continued(on_disk, block, norms)
 
     def _continued(
-        self, there: Header, block: NDArray[Any], sizes: NDArray[np.float64]
+        self, on_disk: Header, block: NDArray[Any], norms: NDArray[np.float64]
     ) -> bool:
-        """Say whether what was added on disk begins, or goes on, as these rows do."""
-        if there.n_rows < len(self):
+        """Return whether the rows added on disk agree with these as far as both go."""
+        if on_disk.n_rows < len(self):
             return False
-        rows = slice(len(self), min(there.n_rows, len(self) + len(block)))
+        rows = slice(len(self), min(on_disk.n_rows, len(self) + len(block)))
         n_rows = rows.stop - rows.start
-        found = map_rows(cast(Path, self.path), there).part(rows)
-        return np.array_equal(found.signatures, block[:n_rows]) and np.array_equal(
-            found.norms, sizes[:n_rows]
+        stored = map_rows(cast(Path, self.path), on_disk).take(rows)
+        return np.array_equal(stored.signatures, block[:n_rows]) and np.array_equal(
+            stored.norms, norms[:n_rows]
         )
 
 

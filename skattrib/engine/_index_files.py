@@ -1,10 +1,10 @@
-"""The files of an index on disk: what is in them, and nothing taken on trust.
+"""The files of an index on disk: their layout, and checks of all that is read.
 
-``header.json`` says what the index is of and how many rows are in it,
-``tables.safetensors`` holds hash tables, ``signatures.bin`` and ``norms.bin`` the rows,
-``checksums.bin`` a number for each that tells of a flipped bit in it. Whatever knows a
-file's name or layout belongs here. A folder of unknown origin can do no more than be
-refused: nothing in it is run, followed or larger in memory than on disk.
+``header.json`` describes the index and counts its rows, ``tables.safetensors`` holds
+hash tables, ``signatures.bin`` and ``norms.bin`` the rows, ``checksums.bin`` a checksum
+of each row that detects a flipped bit. All that depends on the name or layout of a file
+belongs here. A folder from an untrusted source can at worst be refused: nothing in it
+is executed, no link is followed, and nothing is larger in memory than on disk.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from skattrib.exceptions import IndexMismatchError
 VERSION = 1
 HEADER, TABLES = "header.json", "tables.safetensors"
 SIGNATURES, NORMS, LOCK = "signatures.bin", "norms.bin", "lock"
-#: Missing where an older version made the index: then rows are not checked.
+#: Missing if an older version made the index: then rows are not checked.
 CHECKSUMS = "checksums.bin"
 #: What a header must hold, and of what type.
 _FIELDS = {
@@ -41,30 +41,30 @@ _FIELDS = {
     "id": str,
 }
 _DTYPES = ("float16", "float32", "float64")
-# Bytes of a header, and numbers of a row.
+# Most bytes of a header, and numbers of a row.
 _LARGEST_HEADER, _WIDEST = 2**24, 2**31
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an index is of.
+    """Description of an index.
 
     Attributes
     ----------
     widths : dict of str to int
         Numbers of each channel, in the order of the columns.
     settings : dict
-        Of JSON values; two indexes belong together only if theirs are equal.
+        JSON values; two indexes belong together only if theirs are equal.
     source : str
-        Digest of the rows that it is built from.
+        Digest of the rows that the index is built from.
     dtype : {"float16", "float32", "float64"}
         Of the signatures.
     n_rows : int
-        Rows that count.
+        Number of valid rows.
     complete : bool
         Whether these are all rows of the source.
     id : str
-        Drawn when the index is made: tells it from another one at the same path.
+        Drawn when the index is made: distinguishes it from another at the same path.
     """
 
     widths: dict[str, int]
@@ -90,27 +90,27 @@ class Header:
         }
 
 
-def damaged(path: Path, what: str) -> IndexMismatchError:
+def damaged(path: Path, reason: str) -> IndexMismatchError:
     return IndexMismatchError(
-        f"index {path} is damaged: {what}. Build it again at another path, or delete "
+        f"index {path} is damaged: {reason}. Build it again at another path, or delete "
         "it first."
     )
 
 
 def check_plain(path: Path, name: str) -> int:
-    """Return the bytes of a file; raise if it is a link, a pipe or the like.
+    """Return the size of a file in bytes; raise if it is a link, a pipe or similar.
 
-    Through a link what is appended would go into some other file.
+    Through a link, rows would be appended to some other file.
     """
     try:
-        found = os.lstat(path / name)
+        status = os.lstat(path / name)
     except (FileNotFoundError, NotADirectoryError):
         if name == HEADER:
             raise
         raise damaged(path, f"{name} is missing") from None
-    if not stat.S_ISREG(found.st_mode):
-        raise damaged(path, f"{name} is no plain file")
-    return found.st_size
+    if not stat.S_ISREG(status.st_mode):
+        raise damaged(path, f"{name} is not a regular file")
+    return status.st_size
 
 
 def read_header(path: Path) -> Header:
@@ -118,54 +118,58 @@ def read_header(path: Path) -> Header:
         size = check_plain(path, HEADER)
         if size > _LARGEST_HEADER:
             raise damaged(path, f"{HEADER} has {size} bytes")
-        found = json.loads((path / HEADER).read_text())
+        fields = json.loads((path / HEADER).read_text())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise IndexMismatchError(
-            f"{path} is no index: {HEADER} is missing. Name another path."
+            f"{path} is not an index: {HEADER} is missing. Pass another path."
         ) from error
     except IndexMismatchError:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, f"{HEADER}: {error}") from error
-    if not isinstance(found, dict) or not isinstance(found.get("version"), int):
-        raise damaged(path, f"{HEADER} names no version")
-    if found["version"] != VERSION:
+
+    if not isinstance(fields, dict) or not isinstance(fields.get("version"), int):
+        raise damaged(path, f"{HEADER} has no version")
+    if fields["version"] != VERSION:
         raise IndexMismatchError(
-            f"index {path} has version {found['version']}, this skattrib reads "
+            f"index {path} has version {fields['version']}, but this skattrib reads "
             f"version {VERSION}: build it again."
         )
-    wrong = [k for k, kind in _FIELDS.items() if type(found.get(k)) is not kind]
-    if wrong or set(found) != set(_FIELDS):
-        raise damaged(path, f"{HEADER} has wrong fields {wrong or sorted(found)}")
-    widths = found["widths"]
+
+    wrong = [k for k, kind in _FIELDS.items() if type(fields.get(k)) is not kind]
+    if wrong or set(fields) != set(_FIELDS):
+        raise damaged(path, f"{HEADER} has wrong fields {wrong or sorted(fields)}")
+
+    widths = fields["widths"]
     if (
-        found["dtype"] not in _DTYPES
-        or found["n_rows"] < 0
+        fields["dtype"] not in _DTYPES
+        or fields["n_rows"] < 0
         or not widths
         or not all(type(w) is int and w > 0 for w in widths.values())
         or sum(widths.values()) >= _WIDEST
     ):
         raise damaged(path, f"{HEADER} has impossible sizes")
-    del found["version"]
-    return Header(**found)
+    del fields["version"]
+
+    return Header(**fields)
 
 
 def write_header(path: Path, header: Header) -> None:
-    for left in path.glob(f"{HEADER}.*.part"):  # by a kill: there is one writer
-        left.unlink(missing_ok=True)
-    beside = path / f"{HEADER}.{os.getpid()}.part"
+    for leftover in path.glob(f"{HEADER}.*.part"):  # by a killed process
+        leftover.unlink(missing_ok=True)
+    temporary = path / f"{HEADER}.{os.getpid()}.part"
     try:
-        with open(beside, "x") as file:
+        with open(temporary, "x") as file:
             json.dump({"version": VERSION, **vars(header)}, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path / HEADER)
+        os.replace(temporary, path / HEADER)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 class Rows(NamedTuple):
-    """What is kept of n rows.
+    """Signatures of n rows.
 
     Attributes
     ----------
@@ -178,13 +182,13 @@ class Rows(NamedTuple):
     norms: NDArray[np.float64]
     checksums: NDArray[np.uint64] | None
 
-    def part(self, rows: slice | NDArray[np.intp]) -> Rows:
+    def take(self, rows: slice | NDArray[np.intp]) -> Rows:
         """Return some of the rows."""
         checks = None if self.checksums is None else self.checksums[rows]
         return Rows(self.signatures[rows], self.norms[rows], checks)
 
     def differing(self) -> NDArray[np.intp]:
-        """Return the rows that are not what their checksums are of."""
+        """Return the rows that do not agree with their checksums."""
         if self.checksums is None:
             return np.empty(0, dtype=np.intp)
         now = checksums(self.signatures, self.norms)
@@ -194,10 +198,10 @@ class Rows(NamedTuple):
 def checksums(
     signatures: NDArray[Any], norms: NDArray[np.float64]
 ) -> NDArray[np.uint64]:
-    """Return a number (n, 1) for each row that every single bit of it changes.
+    """Return a checksum (n, 1) of each row, which changes with every single bit.
 
-    The sum of its words, and 1: a hole in the files is no row of zeros. As fast as
-    they are read, which a search does anyway.
+    It is the sum of the row's words plus 1, so that a hole in the files, which reads
+    as zeros, is not valid. It takes about as long as reading the rows.
     """
     total = np.ones((len(signatures), 1), dtype=np.uint64)
     for array in (signatures, norms):
@@ -209,7 +213,7 @@ def checksums(
 
 
 def map_rows(path: Path, header: Header) -> Rows:
-    """Map what is kept of the rows that count."""
+    """Map the valid rows into memory."""
     signatures = _mapped(path, SIGNATURES, header.dtype, header, header.width)
     norms = _mapped(path, NORMS, "float64", header, len(header.widths))
     if not os.path.lexists(path / CHECKSUMS):
@@ -221,7 +225,7 @@ def map_rows(path: Path, header: Header) -> Rows:
 def _mapped(
     path: Path, name: str, dtype: str, header: Header, width: int
 ) -> NDArray[Any]:
-    """Map the rows that count; raise if there are fewer bytes than that."""
+    """Map the valid rows of a file; raise if the file is too short."""
     n_bytes = header.n_rows * width * np.dtype(dtype).itemsize
     try:
         size = (path / name).stat().st_size
@@ -230,14 +234,14 @@ def _mapped(
     if size < n_bytes:
         raise damaged(path, f"{name} has {size} of {n_bytes} bytes")
     shape = (header.n_rows, width)
-    if not header.n_rows:  # nothing can be mapped
+    if not header.n_rows:  # an empty file cannot be mapped
         return np.empty(shape, dtype=dtype)
     # a plain array: slices of a memmap cost ten times as much
     return np.asarray(np.memmap(path / name, dtype=dtype, mode="r", shape=shape))
 
 
 def append_rows(path: Path, n_rows: int, block: NDArray[Any]) -> None:
-    """Write rows behind the ``n_rows`` that count; what a kill left there goes."""
+    """Write rows after the ``n_rows`` valid ones, over any unfinished ones."""
     check_plain(path.parent, path.name)
     start = n_rows * block.shape[1] * block.itemsize
     with open(path, "rb+") as file:
@@ -250,7 +254,7 @@ def append_rows(path: Path, n_rows: int, block: NDArray[Any]) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other writers out; the lock goes with its process."""
+    """Keep other writers out; the lock ends with its process."""
     check_plain(path, LOCK)
     with open(path / LOCK, "rb+") as file:
         try:

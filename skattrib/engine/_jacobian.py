@@ -1,8 +1,8 @@
-"""The Jacobian of the training rows as products, the way the primal space needs them.
+"""Products with the Jacobian of the training rows, as the parameter space needs them.
 
-A dense layer's gradient is an outer product, signal ⊗ input. As long as nothing else
-is in the way, Gauss-Newton matrices and leverages are products of these factors, with C
-times less work than with explicit gradients, and none of these are formed.
+A dense layer's gradient is an outer product, signal ⊗ input. If all layers are dense,
+Gauss-Newton matrices and leverages are products of these factors, which takes C times
+less work than explicit gradients; these are not formed.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from skattrib.engine._factors import LayerGradients
 from skattrib.engine._functional import chunks
 from skattrib.engine._gradients import RowGradients, is_dense
 
-# Of the memory cap, what one temporary may take: 1 / _SHARE.
+# One temporary may take 1 / _SHARE of the memory cap.
 _SHARE = 4
 # Rows of factors that are always multiplied together.
 _FEW_ROWS = 16
-# Layers with outputs up to so many times the network's are gone through in one product.
+# Layers with up to this many times the network's outputs are handled in one product.
 _WIDE = 4
-# Which inputs of a layer belong to its weight alone, or to its weight and its bias.
+# Which inputs of a layer belong to its weight, and which to its bias if it has one.
 _INNER: dict[int, tuple[slice | int, ...]] = {
     1: (slice(None),),
     2: (slice(None, -1), -1),
@@ -32,7 +32,7 @@ _INNER: dict[int, tuple[slice | int, ...]] = {
 
 
 class Jacobian(Protocol):
-    """J (n·C, P) of rows, in the metric."""
+    """The Jacobian J (n·C, P) of rows, in the metric."""
 
     n_params: int
 
@@ -59,10 +59,14 @@ class Jacobian(Protocol):
 
 
 class ExplicitJacobian:
-    """Holds n·C·P numbers: for layers with positions, bare parameters, projections."""
+    """An explicit matrix, for layers with several positions and for projections.
+
+    It also serves parameters outside of layers.
+    """
 
     def __init__(self, gradients: RowGradients, memory_bytes: float) -> None:
-        self._matrix, self._memory = gradients.jacobian(), memory_bytes
+        self._matrix = gradients.jacobian()
+        self._memory = memory_bytes
         self._n_outputs = gradients.shape[1]
         self.n_params = self._matrix.shape[1]
 
@@ -70,7 +74,7 @@ class ExplicitJacobian:
         return self._matrix.view(-1, self._n_outputs, self.n_params)
 
     def _at_once(self) -> int:
-        """Return of how many rows two copies of the gradients may exist."""
+        """Return for how many rows two copies of the gradients may exist."""
         size = 2 * self._n_outputs * self.n_params * self._matrix.element_size()
         return max(_FEW_ROWS, int(self._memory / (_SHARE * size)))
 
@@ -87,32 +91,37 @@ class ExplicitJacobian:
         return tangents @ self._matrix.T
 
     def row_vjp(self, rows: Tensor, cotangents: Tensor) -> Tensor:
-        jacobian, out = self._rows(), cotangents.new_empty(len(rows), self.n_params)
-        for part in chunks(len(rows), self._at_once()):
-            out[part] = torch.bmm(cotangents[part, None], jacobian[rows[part]])[:, 0]
+        jacobian = self._rows()
+        out = cotangents.new_empty(len(rows), self.n_params)
+        for chunk in chunks(len(rows), self._at_once()):
+            out[chunk] = torch.bmm(cotangents[chunk, None], jacobian[rows[chunk]])[:, 0]
         return out
 
     def row_jvp(self, rows: Tensor, tangents: Tensor) -> Tensor:
-        jacobian, out = self._rows(), tangents.new_empty(len(rows), self._n_outputs)
-        for part in chunks(len(rows), self._at_once()):
-            out[part] = torch.bmm(jacobian[rows[part]], tangents[part, :, None])[..., 0]
+        jacobian = self._rows()
+        out = tangents.new_empty(len(rows), self._n_outputs)
+        for chunk in chunks(len(rows), self._at_once()):
+            out[chunk] = torch.bmm(jacobian[rows[chunk]], tangents[chunk, :, None])[
+                ..., 0
+            ]
         return out
 
     def gauss_newton(self, roots: Tensor, rows: Tensor | None = None) -> Tensor:
         jacobian = self._rows()
         out = jacobian.new_zeros(self.n_params, self.n_params)
         n_rows = len(jacobian) if rows is None else len(rows)
-        for part in chunks(n_rows, self._at_once()):
-            some = part if rows is None else rows[part]
-            half = (roots[some].mT @ jacobian[some]).flatten(0, 1)
+        for chunk in chunks(n_rows, self._at_once()):
+            chunk_rows = chunk if rows is None else rows[chunk]
+            half = (roots[chunk_rows].mT @ jacobian[chunk_rows]).flatten(0, 1)
             out.addmm_(half.T, half)
         return out
 
 
 class FactoredJacobian:
-    """Holds layer factors: for networks of dense layers.
+    """Layer factors, for networks of dense layers.
 
-    Here alone `curvature` and `leverages` are cheaper than by explicit gradients.
+    Only this class has `curvature` and `leverages`: with explicit gradients they would
+    be no cheaper than other ways.
     """
 
     def __init__(self, gradients: RowGradients, memory_bytes: float) -> None:
@@ -139,24 +148,24 @@ class FactoredJacobian:
 
     def vjp(self, cotangents: Tensor) -> Tensor:
         out = cotangents.new_empty(len(cotangents), self.n_params)
-        for part in chunks(len(out), self._at_once(self._gradients.n_temporaries)):
-            some = cotangents[part].view(-1, *self._gradients.shape)
-            out[part] = self._gradients.vjp(some)
+        for chunk in chunks(len(out), self._at_once(self._gradients.n_temporaries)):
+            blocks = cotangents[chunk].view(-1, *self._gradients.shape)
+            out[chunk] = self._gradients.vjp(blocks)
         return out
 
     def jvp(self, tangents: Tensor) -> Tensor:
         n, C = self._gradients.shape
         out = tangents.new_empty(len(tangents), n * C)
-        for part in chunks(len(out), self._at_once(self._gradients.n_temporaries)):
-            out[part] = self._gradients.jvp(tangents[part]).flatten(1)
+        for chunk in chunks(len(out), self._at_once(self._gradients.n_temporaries)):
+            out[chunk] = self._gradients.jvp(tangents[chunk]).flatten(1)
         return out
 
     def row_vjp(self, rows: Tensor, cotangents: Tensor) -> Tensor:
         out = cotangents.new_empty(len(rows), self.n_params)
         for layer in self._gradients.layers:
             signals = torch.bmm(cotangents[:, None], layer.signals[rows, :, 0])
-            found = signals.mT * layer.inputs[rows]
-            for name, value in layer.to_columns(found).items():
+            gradients = signals.mT * layer.inputs[rows]
+            for name, value in layer.to_columns(gradients).items():
                 out[:, self._columns[name]] = value
         scale = self._gradients.scale
         return out if scale is None else out.mul_(scale)
@@ -176,15 +185,23 @@ class FactoredJacobian:
     def gauss_newton(self, roots: Tensor, rows: Tensor | None = None) -> Tensor:
         layers = self._gradients.layers
         out = roots.new_empty(self.n_params, self.n_params)
-        some = slice(None) if rows is None else rows
-        bent = [roots[some].mT @ layer.signals[some, :, 0] for layer in layers]
+        chosen = slice(None) if rows is None else rows
+        weighted_signals = [
+            roots[chosen].mT @ layer.signals[chosen, :, 0] for layer in layers
+        ]
+
         for i, one in enumerate(layers):
             for j, two in enumerate(layers[: i + 1]):
-                block = self._block(one, two, bent[i], bent[j], rows)
-                for place, there, part in self._parts(one, two):
-                    out[place, there] = block[part].reshape(out[place, there].shape)
+                block = self._block(
+                    one, two, weighted_signals[i], weighted_signals[j], rows
+                )
+                for first, second, entries in self._column_blocks(one, two):
+                    out[first, second] = block[entries].reshape(
+                        out[first, second].shape
+                    )
                     if i != j:
-                        out[there, place] = out[place, there].T
+                        out[second, first] = out[first, second].T
+
         scale = self._gradients.scale
         return out if scale is None else out.mul_(scale).mul_(scale[:, None])
 
@@ -202,28 +219,34 @@ class FactoredJacobian:
         """
         (o, k), (p, q) = one.width, two.width
         same = one is two
-        # of a symmetric product, a triangle says it all
+        # one triangle of a symmetric product determines it
         pairs_o = _Pairs(o, p, same, first.device)
         pairs_k = _Pairs(k, q, same, first.device)
         total = first.new_zeros(len(pairs_o), len(pairs_k))
         numbers = len(pairs_k) + (1 + first.shape[1]) * len(pairs_o) + o * p + k * q
-        for part in chunks(len(first), self._at_once(numbers)):
-            some = part if rows is None else rows[part]
-            outer = torch.einsum("nco,ncp->nop", first[part], second[part])
-            inputs = one.inputs[some, 0, :, None] * two.inputs[some, 0, None, :]
+
+        for chunk in chunks(len(first), self._at_once(numbers)):
+            chunk_rows = chunk if rows is None else rows[chunk]
+            outer = torch.einsum("nco,ncp->nop", first[chunk], second[chunk])
+            inputs = (
+                one.inputs[chunk_rows, 0, :, None] * two.inputs[chunk_rows, 0, None, :]
+            )
             total.addmm_(pairs_o.of(outer).T, pairs_k.of(inputs))
+
         blocks = pairs_k.all(pairs_o.all(total).permute(2, 0, 1))
         return blocks.permute(2, 0, 3, 1)
 
-    def _parts(
+    def _column_blocks(
         self, one: LayerGradients, two: LayerGradients
     ) -> Iterator[tuple[slice, slice, tuple[slice | int, ...]]]:
         """Yield columns of both layers, and where they are in (o, k, o', k')."""
-        whole = slice(None)
-        for first, inner in zip(one.names, _INNER[len(one.names)], strict=True):
-            for second, other in zip(two.names, _INNER[len(two.names)], strict=True):
-                part = whole, inner, whole, other
-                yield self._columns[first], self._columns[second], part
+        outputs = slice(None)
+        for first, first_inputs in zip(one.names, _INNER[len(one.names)], strict=True):
+            for second, second_inputs in zip(
+                two.names, _INNER[len(two.names)], strict=True
+            ):
+                entries = outputs, first_inputs, outputs, second_inputs
+                yield self._columns[first], self._columns[second], entries
 
     def curvature(self, blocks: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the product of vectors (m, P) with Σ JᵢᵀBᵢJᵢ, for B (n, C, C)."""
@@ -234,8 +257,8 @@ class FactoredJacobian:
         if width <= _WIDE * C:
             joined = signals.mT @ blocks @ signals
 
-        def across(moved: Tensor, out: Tensor) -> None:
-            """Take (n, o, m), of all layers, through the rows' curvature."""
+        def apply_blocks(moved: Tensor, out: Tensor) -> None:
+            """Multiply (n, o, m), of all layers, by the rows' curvature."""
             if joined is not None:
                 torch.bmm(joined, moved, out=out)
                 return
@@ -243,73 +266,77 @@ class FactoredJacobian:
             torch.bmm(signals.mT, images, out=out)
 
         at_once = self._at_once(2 * n * (width + C) + 3 * self.n_params)
-        # kept from product to product: fresh memory is slow
+        # reused from product to product: allocating memory is slow
         buffers: dict[int, tuple[Tensor, Tensor]] = {}
 
         def product(vectors: Tensor) -> Tensor:
             out = torch.empty_like(vectors)
-            for part in chunks(len(vectors), at_once):
-                some = self._gradients.in_metric(vectors[part])
-                m = len(some)
+            for chunk in chunks(len(vectors), at_once):
+                chunk_vectors = self._gradients.in_metric(vectors[chunk])
+                m = len(chunk_vectors)
                 if m not in buffers:
                     moved = vectors.new_empty(n, width * m)
                     buffers[m] = moved, torch.empty_like(moved)
                 moved, bent = buffers[m]
-                self._outward(some, moved)
-                across(moved.view(n, width, m), bent.view(n, width, m))
-                self._inward(bent, out[part])
+                self._outward(chunk_vectors, moved)
+                apply_blocks(moved.view(n, width, m), bent.view(n, width, m))
+                self._inward(bent, out[chunk])
             return self._gradients.in_metric(out)
 
         return product
 
     def _outward(self, vectors: Tensor, out: Tensor) -> None:
-        """Write what vectors (m, P) do to the layers' outputs, (n, o·m) side by side.
+        """Write the effect of vectors (m, P) on the layers' outputs, as (n, o·m).
 
-        Rows first, vectors last: no factor and no product is brought in another order.
+        With rows first and vectors last, no factor and no product is reordered.
         """
-        m, columns = len(vectors), self._gradients.by_name(vectors)
+        m = len(vectors)
+        columns = self._gradients.by_name(vectors)
         start = 0
         for layer in self._gradients.layers:
             o, k = layer.width
             joined = vectors.new_empty(o, m, k)
-            for name, inner in zip(layer.names, _INNER[len(layer.names)], strict=True):
+            for name, inputs in zip(layer.names, _INNER[len(layer.names)], strict=True):
                 value = columns[name].unflatten(1, (o, -1)).transpose(0, 1)
-                part = joined[..., inner]
-                part.copy_(value.reshape(part.shape))
+                target = joined[..., inputs]
+                target.copy_(value.reshape(target.shape))
             stop = start + o * m
             torch.mm(layer.inputs[:, 0], joined.flatten(0, 1).T, out=out[:, start:stop])
             start = stop
 
     def _inward(self, bent: Tensor, out: Tensor) -> None:
         """Write products of the layers' inputs with (n, o·m) as vectors (m, P)."""
-        m, columns = len(out), self._gradients.by_name(out)
+        m = len(out)
+        columns = self._gradients.by_name(out)
         start = 0
         for layer in self._gradients.layers:
             o, k = layer.width
             stop = start + o * m
-            found = (bent[:, start:stop].T @ layer.inputs[:, 0]).view(o, m, k)
-            for name, inner in zip(layer.names, _INNER[len(layer.names)], strict=True):
-                value = found[..., inner].transpose(0, 1)
+            products = (bent[:, start:stop].T @ layer.inputs[:, 0]).view(o, m, k)
+            for name, inputs in zip(layer.names, _INNER[len(layer.names)], strict=True):
+                value = products[..., inputs].transpose(0, 1)
                 columns[name].copy_(value.reshape(m, -1))
             start = stop
 
     def leverages(self, matrix: Tensor, rows: Tensor) -> Tensor:
         """Return Jᵢ M Jᵢᵀ of some rows, (m, C, C), for symmetric M (P, P).
 
-        In M's precision.
+        In the precision of M.
         """
         scale = self._gradients.scale
         if scale is not None:
             matrix = matrix * scale * scale[:, None]
         layers, (_, C) = self._gradients.layers, self._gradients.shape
         out = matrix.new_zeros(len(rows), C, C)
+
         for i, one in enumerate(layers):
             for j, two in enumerate(layers[: i + 1]):
                 block = matrix.new_empty(*one.width, *two.width)
-                for place, there, part in self._parts(one, two):
-                    block[part] = matrix[place, there].reshape(block[part].shape)
-                found = self._leverages(block, one, two, rows)
-                out += found if i == j else found + found.mT
+                for first, second, entries in self._column_blocks(one, two):
+                    block[entries] = matrix[first, second].reshape(block[entries].shape)
+                products = self._leverages(block, one, two, rows)
+                out += products if i == j else products + products.mT
+
         return out
 
     def _leverages(
@@ -318,45 +345,52 @@ class FactoredJacobian:
         (o, k), (p, q) = one.width, two.width
         # (a ⊗ a') M first: a product of inputs with all pairs of signals
         matrix = block.permute(1, 3, 0, 2).reshape(k * q, o * p)
-        out = []
-        for part in chunks(len(rows), self._at_once(2 * (k * q + 2 * o * p))):
-            some = rows[part]
+        leverages = []
+
+        for chunk in chunks(len(rows), self._at_once(2 * (k * q + 2 * o * p))):
+            chunk_rows = rows[chunk]
             # in the matrix's precision: what is summed may cancel
-            left, right = (layer.inputs[some, 0].to(matrix) for layer in (one, two))
-            inputs = (left[:, :, None] * right[:, None, :]).flatten(1)
+            first, second = (
+                layer.inputs[chunk_rows, 0].to(matrix) for layer in (one, two)
+            )
+            inputs = (first[:, :, None] * second[:, None, :]).flatten(1)
             inner = (inputs @ matrix).view(-1, o, p)
-            left, right = (layer.signals[some, :, 0].to(matrix) for layer in (one, two))
-            out.append(left @ inner @ right.mT)
-        return torch.cat(out)
+            first, second = (
+                layer.signals[chunk_rows, :, 0].to(matrix) for layer in (one, two)
+            )
+            leverages.append(first @ inner @ second.mT)
+
+        return torch.cat(leverages)
 
 
 class _Pairs:
     """Pairs (i, j) of n × m, or of a symmetric n × n those with i <= j."""
 
     def __init__(self, n: int, m: int, symmetric: bool, device: torch.device) -> None:
-        self._shape, self._some = (n, m), None
+        self._shape = (n, m)
+        self._upper = None
         if symmetric:
-            self._some = torch.triu_indices(n, n, device=device)
+            self._upper = torch.triu_indices(n, n, device=device)
             index = torch.empty(n, n, dtype=torch.long, device=device)
-            order = torch.arange(self._some.shape[1], device=device)
-            index[self._some[0], self._some[1]] = order
-            index[self._some[1], self._some[0]] = order
+            order = torch.arange(self._upper.shape[1], device=device)
+            index[self._upper[0], self._upper[1]] = order
+            index[self._upper[1], self._upper[0]] = order
             self._index = index
 
     def __len__(self) -> int:
-        if self._some is None:
+        if self._upper is None:
             return self._shape[0] * self._shape[1]
-        return self._some.shape[1]
+        return self._upper.shape[1]
 
     def of(self, matrices: Tensor) -> Tensor:
         """Return the entries of matrices (b, n, m) at the pairs, (b, len)."""
-        if self._some is None:
+        if self._upper is None:
             return matrices.flatten(1)
-        return matrices[:, self._some[0], self._some[1]]
+        return matrices[:, self._upper[0], self._upper[1]]
 
     def all(self, entries: Tensor) -> Tensor:
         """Return whole matrices (n, m, ...) from entries (len, ...)."""
-        if self._some is None:
+        if self._upper is None:
             return entries.reshape(*self._shape, *entries.shape[1:])
         return entries[self._index]
 

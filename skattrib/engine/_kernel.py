@@ -9,14 +9,14 @@ from skattrib.engine._factors import LayerGradients
 from skattrib.engine._functional import chunks
 from skattrib.engine._gradients import RowGradients
 
-# Of the memory cap, what the temporaries of one chunk may take: 1 / _SHARE.
+# The temporaries of one chunk may take 1 / _SHARE of the memory cap.
 _SHARE = 4
 
 
 def kernel_block(
     left: RowGradients, right: RowGradients, memory_bytes: float
 ) -> Tensor:
-    """Return J₁J₂ᵀ, shape (n₁·C, n₂·C), for rows with the same column scale."""
+    """Return J₁J₂ᵀ (n₁·C, n₂·C) of rows whose columns have the same scale."""
     (n1, C), (n2, _) = left.shape, right.shape
     block = left.like.new_zeros(n1, C, n2, C)
     for one, two, scale in zip(
@@ -28,15 +28,17 @@ def kernel_block(
             _add_plain(block, one, two, memory_bytes)
         else:
             _add_scaled(block, one, two, scale, memory_bytes)
+
     columns = None if left.scale is None else left.by_name(left.scale)
     for name, value in left.rest.items():
         other = right.rest[name].flatten(0, 1).T
         size = memory_bytes / (_SHARE * C * (len(other) + 2 * n2 * C))
         for rows in chunks(n1, int(size / block.element_size())):
-            some = value[rows].flatten(0, 1)
+            left_block = value[rows].flatten(0, 1)
             if columns is not None:
-                some = some * columns[name] ** 2
-            block[rows] += (some @ other).view(-1, C, n2, C)
+                left_block = left_block * columns[name] ** 2
+            block[rows] += (left_block @ other).view(-1, C, n2, C)
+
     return block.view(n1 * C, n2 * C)
 
 
@@ -48,11 +50,11 @@ def _add_plain(
     numbers = n2 * (1 + 2 * C**2)
     size = int(memory_bytes / (_SHARE * numbers * block.element_size()))
     for rows in chunks(len(one.inputs), size):
-        part = torch.einsum(
+        signals = torch.einsum(
             "ico,jdo->icjd", one.signals[rows, :, 0], two.signals[:, :, 0]
         )
         inputs = one.inputs[rows, 0] @ two.inputs[:, 0].T
-        block[rows] += part.mul_(inputs[:, None, :, None])
+        block[rows] += signals.mul_(inputs[:, None, :, None])
 
 
 def _add_explicit(
@@ -68,10 +70,10 @@ def _add_explicit(
     numbers = 3 * max(n1, n2) * C * k
     size = int(memory_bytes / (_SHARE * numbers * block.element_size()))
     flat = block.view(n1 * C, n2 * C)
-    for part in chunks(o, size):
-        first, second = one.explicit(part), two.explicit(part)
+    for outputs in chunks(o, size):
+        first, second = one.explicit(outputs), two.explicit(outputs)
         if scale is not None:
-            first = first * scale[part] ** 2
+            first = first * scale[outputs] ** 2
         flat += first.reshape(n1 * C, -1) @ second.reshape(n2 * C, -1).T
 
 
@@ -95,13 +97,14 @@ def _add_scaled(
     numbers = o * (k + n2 + 2 * n2 * C)
     size = int(memory_bytes / (_SHARE * numbers * block.element_size()))
     symmetric = one is two
+
     for rows in chunks(len(one.inputs), size):
         first = rows.start if symmetric else 0
         weighted = one.inputs[rows, 0, None, :] * squared  # (i, o, k)
         inputs = weighted @ two.inputs[first:, 0].T  # (i, o, j)
         right = (inputs[..., None] * right_signals[:, :, first:]).flatten(2)
-        part = torch.bmm(one.signals[rows, :, 0], right).view(-1, C, n2 - first, C)
-        block[rows, :, first:] += part
+        products = torch.bmm(one.signals[rows, :, 0], right).view(-1, C, n2 - first, C)
+        block[rows, :, first:] += products
         if symmetric:
-            later = part[:, :, rows.stop - rows.start :]
+            later = products[:, :, rows.stop - rows.start :]
             block[rows.stop :, :, rows] += later.permute(2, 3, 0, 1)

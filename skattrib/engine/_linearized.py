@@ -23,12 +23,7 @@ from skattrib.engine._functional import FunctionalModule, chunks, spread
 from skattrib.engine._gradients import RowGradients, row_gradients
 from skattrib.engine._kernel import kernel_block
 from skattrib.engine._losses import Loss
-from skattrib.engine._penalties import Regularization, scale_with
-from skattrib.engine._projection import LandmarkProjector, Projector
-from skattrib.engine._refits import refit
-from skattrib.engine._row_spaces import DualSpace, MatrixFreeSpace
-from skattrib.engine._solvers import Factor, largest_eigenvalue
-from skattrib.engine._spaces import (
+from skattrib.engine._parameter_space import (
     SHARE,
     FullSystem,
     FullSystems,
@@ -37,6 +32,11 @@ from skattrib.engine._spaces import (
     Space,
     weighted_roots,
 )
+from skattrib.engine._penalties import Regularization, scale_with
+from skattrib.engine._projection import LandmarkProjector, Projector
+from skattrib.engine._refits import refit
+from skattrib.engine._row_space import DualSpace, MatrixFreeSpace
+from skattrib.engine._solvers import Factor, largest_eigenvalue
 from skattrib.engine._spectral import SpectralPrimalSpace
 
 #: Outputs of queries (q, C) to the gradients of their outcomes.
@@ -66,13 +66,13 @@ class LinearizedModel:
     kernel_cache : callable
         Takes a function that builds the kernel and returns the kernel.
     stationary : bool
-        Whether to subtract the constant gradient. Without, z = 0 is where training
-        stopped, and damping alone holds the model there.
+        Whether to subtract the constant gradient. If not, damping alone keeps the model
+        near z = 0, where training stopped.
     project : callable or None
-        Takes the gradients of the training rows and returns the subspace to stay in;
+        Takes the gradients of the training rows and returns the subspace of the steps;
         for the primal solver only.
     landmarks : int Tensor of shape (m,) or None
-        Rows in the span of which the solver "nystroem" stays, and which precondition
+        Rows whose gradients span the steps of the solver "nystroem", and precondition
         "cg".
     """
 
@@ -101,20 +101,28 @@ class LinearizedModel:
         self.outputs, gradients = row_gradients(model, X, scale, memory_bytes)
         self._per_query = gradients.n_numbers // max(1, len(X))
         self.residuals = loss.residuals(self.outputs, targets)
-        self.roots = loss.hessian_root(self.outputs, targets).contiguous()
+        self.output_hessian_roots = loss.hessian_root(
+            self.outputs, targets
+        ).contiguous()
+
         self.projector = None if project is None else project(gradients)
         if solver == "nystroem" and landmarks is not None:
             self.projector = LandmarkProjector(gradients, landmarks, memory_bytes)
         self._gradients = gradients if solver == "nystroem" else None
+
         self.space: Space
         coordinates = self._coordinates(gradients)
         if self.projector is not None or solver == "primal":
-            self.space = PrimalSpace(coordinates, self.roots, weights, memory_bytes)
+            self.space = PrimalSpace(
+                coordinates, self.output_hessian_roots, weights, memory_bytes
+            )
         elif solver == "dual":
             kernel = kernel_cache(
                 lambda: kernel_block(gradients, gradients, memory_bytes)
             )
-            self.space = DualSpace(gradients, self.roots, weights, memory_bytes, kernel)
+            self.space = DualSpace(
+                gradients, self.output_hessian_roots, weights, memory_bytes, kernel
+            )
         else:
             self.space = self._matrix_free(gradients, landmarks)
 
@@ -123,29 +131,33 @@ class LinearizedModel:
     ) -> MatrixFreeSpace:
         features = None
         if landmarks is not None and len(landmarks):
-            near = LandmarkProjector(gradients, landmarks, self.memory_bytes)
-            features = near.project(gradients).jacobian()
+            projector = LandmarkProjector(gradients, landmarks, self.memory_bytes)
+            features = projector.project(gradients).jacobian()
         return MatrixFreeSpace(
-            gradients, self.roots, self.weights, self.memory_bytes, features
+            gradients,
+            self.output_hessian_roots,
+            self.weights,
+            self.memory_bytes,
+            features,
         )
 
     def without_projection(self) -> LinearizedModel:
-        """Return the same model in all of its parameters, by conjugate gradients."""
+        """Return this model in all of its parameters, by conjugate gradients."""
         if self._gradients is None:
             return self
         space = self._matrix_free(self._gradients, None)
-        return self._but(space=space, projector=None, _gradients=None)
+        return self._with_changes(space=space, projector=None, _gradients=None)
 
-    def _but(self, **changes: object) -> LinearizedModel:
-        """Return a copy of which some attributes are others."""
+    def _with_changes(self, **changes: object) -> LinearizedModel:
+        """Return a copy with some attributes replaced."""
         other = copy.copy(self)
         vars(other).update(changes)
         return other
 
     # ------------------------------------------------------------ other dampings
     def at_ridge(self, ridge: Ridge) -> LinearizedModel:
-        """Return this model damped otherwise, with all that was factored for it."""
-        return self._but(ridge=ridge)
+        """Return this model with another damping, and the factors it has."""
+        return self._with_changes(ridge=ridge)
 
     def for_many_ridges(self, *, few_rows: bool = False) -> LinearizedModel:
         """Return this model with one eigendecomposition for all values of ``ridge``.
@@ -153,9 +165,9 @@ class LinearizedModel:
         Parameters
         ----------
         few_rows : bool
-            Whether all it will be asked for are outputs of queries without few of the
+            Whether the model is used only for outputs of queries, without few of the
             rows: products with the eigenvectors are then shared too, and steps have
-            coordinates of their own.
+            other coordinates.
         """
         space: object = self.space
         if not few_rows:
@@ -163,21 +175,23 @@ class LinearizedModel:
         elif isinstance(self.space, PrimalSpace):
             eigen, jacobian = self.space.eigen(), self.space.jacobian()
             memory = self.memory_bytes
-            space = SpectralPrimalSpace(eigen, jacobian, self.roots, memory)
+            space = SpectralPrimalSpace(
+                eigen, jacobian, self.output_hessian_roots, memory
+            )
         elif isinstance(self.space, DualSpace):
             space = self.space.spectral(self.residuals)
-        return self._but(space=space)
+        return self._with_changes(space=space)
 
     # ------------------------------------------------------------- bookkeeping
     @property
     def few(self) -> int:
-        """Rows, at most, that a Newton step leaves out of the full-data Hessian."""
+        """Most rows that a Newton step leaves out of the full-data Hessian."""
         return len(self.weights) // 4
 
     def _share(self, weights: Tensor) -> Tensor:
         """Return Σw/Σs for weights (k, n), as float64.
 
-        Rounded: units of equal weight must get equal numbers, as they share
+        Rounded, so that units of equal weight get equal numbers and share
         factorisations.
         """
         total = self.weights.sum(dtype=torch.float64)
@@ -187,7 +201,7 @@ class LinearizedModel:
         """Return 1 − Σw/Σs for weights (k, n), not below 0, as float64."""
         return (1 - self._share(weights)).clamp(min=0)
 
-    def _kept(self, weights: Tensor) -> Tensor:
+    def _gradient_factor(self, weights: Tensor) -> Tensor:
         """Return κ', the factor on the constant gradient."""
         share = self._share(weights).to(weights)
         if not self.stationary:
@@ -204,30 +218,33 @@ class LinearizedModel:
         return out.to(self.outputs)
 
     def _amounts(self, weights: Tensor) -> Tensor:
-        """Return w − κ' s, (k, n): how much of each row's gradient is there."""
-        return weights - self._kept(weights)[:, None] * self.weights
+        """Return w − κ' s, (k, n), the coefficient of each row's gradient."""
+        return weights - self._gradient_factor(weights)[:, None] * self.weights
 
     def gradients_at(self, weights: Tensor) -> Tensor:
         """Return the gradients where training stopped, in coordinates (k, D)."""
-        kept, removed = self._kept(weights)[:, None], self.weights - weights
+        factor = self._gradient_factor(weights)[:, None]
+        removed = self.weights - weights
         if int((removed != 0).sum(dim=1).max()) > 1:
             return self.space.mixed_gradient(self._amounts(weights), self.residuals)
-        # of single rows no sum over all is needed but one
+        # for single rows, one sum over all rows is enough
         rows = removed.abs().argmax(dim=1)
-        alone = self.space.row_gradients(rows, self.residuals[rows])
-        whole = self.space.mixed_gradient(self.weights[None], self.residuals)
-        return (1 - kept) * whole - removed.gather(1, rows[:, None]) * alone
+        row_gradients = self.space.row_gradients(rows, self.residuals[rows])
+        full_gradient = self.space.mixed_gradient(self.weights[None], self.residuals)
+        return (1 - factor) * full_gradient - removed.gather(
+            1, rows[:, None]
+        ) * row_gradients
 
     def rho(self, weights: Tensor, outputs: Tensor) -> Tensor:
         """Return w r(f) − κ' s r(f₀), (k, n·C): the gradient in the outputs."""
         k, (n, C) = len(weights), self.outputs.shape
-        constant = self._kept(weights)[:, None] * self.weights
+        constant = self._gradient_factor(weights)[:, None] * self.weights
         now = self.loss.residuals(outputs.reshape(k, n, C), self.targets)
         rho = weights[..., None] * now - constant[..., None] * self.residuals
         return rho.flatten(1)
 
     def batch_size(self) -> int:
-        """Return how many weightings to hold at once under the memory cap."""
+        """Return how many weightings fit the memory cap at once."""
         n, C = self.outputs.shape
         numbers = 4 * n * C + 6 * self.space.n_coordinates
         size = numbers * self.outputs.element_size()
@@ -265,20 +282,28 @@ class LinearizedModel:
             by_block &= counts == 0
         steps = torch.zeros_like(gradients)
         direct = ~by_block
+
         if bool(direct.any()):
             steps[direct] = self.space.solve_subsets(
-                gradients[direct], weights[direct], self.roots, shifts[direct]
+                gradients[direct],
+                weights[direct],
+                self.output_hessian_roots,
+                shifts[direct],
             )
+
         blocked = by_block.nonzero()[:, 0]
-        for part, system in systems.groups(shifts[blocked]):
-            which = blocked[part]
-            steps[which] = self._block_newton(gradients[which], removed[which], system)
+        for group, system in systems.groups(shifts[blocked]):
+            members = blocked[group]
+            steps[members] = self._block_newton(
+                gradients[members], removed[members], system
+            )
+
         return steps
 
     def _block_newton(
         self, gradients: Tensor, removed: Tensor, system: FullSystem
     ) -> Tensor:
-        """Leave groups out of the full-data Hessian by the block formula.
+        """Return Newton steps without groups, from the full-data Hessian.
 
         With G = J_R H⁻¹ J_Rᵀ and S̃ = √d S: z = −H⁻¹(g − J_Rᵀ S̃ v),
         v = (I − S̃ᵀ G S̃)⁻¹ S̃ᵀ J_R z₀, z₀ = −H⁻¹g.
@@ -290,11 +315,12 @@ class LinearizedModel:
         if len(single):
             rows = removed[single].argmax(dim=1)
             amounts = removed[single, rows]
-            kept = self.space.row_complements(rows, amounts, system.take(single))
-            roots = weighted_roots(self.roots[rows], amounts)
+            complements = self.space.row_complements(rows, amounts, system.take(single))
+            roots = weighted_roots(self.output_hessian_roots[rows], amounts)
             moved = self.space.row_outputs(first[single], rows)[..., None]
-            correction = self._left_out(kept, roots, moved)[..., 0]
+            correction = self._left_out(complements, roots, moved)[..., 0]
             lifted[single] = self.space.row_gradients(rows, correction)
+
         several = (counts > 1).nonzero()[:, 0]
         if len(several):
             images = self.space.train_outputs(first[several])
@@ -302,16 +328,23 @@ class LinearizedModel:
             for i, image in zip(several, images, strict=True):
                 rows = removed[i].nonzero()[:, 0]
                 amounts = removed[i, rows]
-                kept = self.space.group_complement(rows, amounts, system.take(i[None]))
-                roots = torch.block_diag(*weighted_roots(self.roots[rows], amounts))
-                correction = self._left_out(kept, roots, image[rows].reshape(-1, 1))
+                complements = self.space.group_complement(
+                    rows, amounts, system.take(i[None])
+                )
+                roots = torch.block_diag(
+                    *weighted_roots(self.output_hessian_roots[rows], amounts)
+                )
+                correction = self._left_out(
+                    complements, roots, image[rows].reshape(-1, 1)
+                )
                 image.zero_()[rows] = correction.view(len(rows), -1)
             lifted[several] = self.space.gradient(images.flatten(1), counts, None)
+
         return self.space.solve_full(gradients - lifted, system)
 
-    def _left_out(self, kept: Tensor, root: Tensor, moved: Tensor) -> Tensor:
-        """Return S̃ (I − S̃ᵀGS̃)⁻¹ S̃ᵀ moved, ``kept`` being what is inverted."""
-        return root @ Factor(kept).solve((root.mT @ moved).double()).to(root)
+    def _left_out(self, complement: Tensor, root: Tensor, moved: Tensor) -> Tensor:
+        """Return S̃ (I − S̃ᵀGS̃)⁻¹ S̃ᵀ moved, ``complement`` being what is inverted."""
+        return root @ Factor(complement).solve((root.mT @ moved).double()).to(root)
 
     def refit_steps(self, weights: Tensor) -> Tensor:
         """Refit the linearised model to the weighted rows, (k, D)."""
@@ -324,9 +357,10 @@ class LinearizedModel:
         outputs = (self.outputs + change).reshape(k * n, C)
         targets = self.targets.repeat(k, *[1] * (self.targets.ndim - 1))
         losses = self.loss.values(outputs, targets).view(k, n)
-        constant = self._kept(weights)[:, None, None] * (
+        constant = self._gradient_factor(weights)[:, None, None] * (
             self.weights[:, None] * self.residuals
         )
+
         return (
             (weights * losses).sum(dim=1)
             - (constant * change).sum(dim=(1, 2))
@@ -337,7 +371,7 @@ class LinearizedModel:
     def query(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Return outputs (q, C) of query rows, and their gradients in coordinates.
 
-        These are (q, C, D): what steps are multiplied by.
+        The gradients (q, C, D) map steps to changes of the outputs.
         """
         outputs, gradients = row_gradients(self.model, X, self.scale)
         return outputs, self.space.query_block(self._coordinates(gradients))
@@ -346,11 +380,11 @@ class LinearizedModel:
         """Return gradients in the coordinates of the steps."""
         if self.projector is None:
             return gradients
-        # all that the primal space asks for
+        # it has all that the primal space uses
         return cast(RowGradients, self.projector.project(gradients))
 
     def query_batch(self, n_steps: int) -> int:
-        """Return how many queries to ask at once under the memory cap."""
+        """Return how many queries fit the memory cap at once."""
         # a query's gradients; its Jacobian, or its kernel with all rows; its changes
         wide = 3 * self.outputs.shape[1] * (self.space.n_coordinates + n_steps)
         numbers = wide + 4 * self._per_query
@@ -365,39 +399,44 @@ class LinearizedModel:
     ) -> Tensor:
         """Return Σ_c r_ic (J_i H⁻¹ J_qᵀ ∇F_q)_c of rows on queries, (q, n).
 
-        What `influence_steps` make of outcomes is minus their sum, times `_amounts`.
-        ``system`` is the full one, which is solved for queries, not for weightings.
+        The effect of `influence_steps` on outcomes is minus their sum, weighted by
+        `_amounts`. ``system`` is the full one, solved for queries, not for weightings.
         """
         space = cast(SolvesQueries, self.space)
         outputs, query = row_gradients(self.model, X, self.scale)
-        slopes, size = slope_of(outputs), 4 * self.outputs.numel()
+        slopes = slope_of(outputs)
+        size = 4 * self.outputs.numel()
         out = outputs.new_empty(len(X), len(self.weights))
         per_query = size + 16 * self.model.n_params
         at_once = int(self.memory_bytes / (SHARE * per_query * out.element_size()))
-        for part in chunks(len(X), at_once):
-            some = query.of_rows(part)
-            own = torch.zeros(len(slopes[part]), *some.shape).to(outputs)
-            own.diagonal(dim1=0, dim2=1).copy_(slopes[part].T)
-            solved = space.solve_in_parameters(some.vjp(own), system)
+
+        for chunk in chunks(len(X), at_once):
+            chunk_query = query.of_rows(chunk)
+            cotangents = torch.zeros(len(slopes[chunk]), *chunk_query.shape).to(outputs)
+            cotangents.diagonal(dim1=0, dim2=1).copy_(slopes[chunk].T)
+            solved = space.solve_in_parameters(chunk_query.vjp(cotangents), system)
             images = space.images(solved).view(-1, *self.outputs.shape)
-            out[part] = torch.einsum("qnc,nc->qn", images, self.residuals)
+            out[chunk] = torch.einsum("qnc,nc->qn", images, self.residuals)
+
         return out
 
     def summed(self, effects: Tensor, units: Tensor, n_units: int) -> Tensor:
-        """Return how much steps without each unit lower outcomes, (q, n_units).
+        """Return by how much steps without each unit lower outcomes, (q, n_units).
 
-        ``effects`` are `first_order_effects`, ``units`` (n,) the unit of each row.
-        These are effects @ `_amounts`, without as many weights as units times rows.
+        ``effects`` are `first_order_effects`, ``units`` (n,) the unit of each row. The
+        result is effects @ `_amounts`, without an array of units times rows.
         """
-        own = effects * self.weights
-        lost = own.new_zeros(len(own), n_units).index_add_(1, units, own)
-        share = self.weights.new_zeros(n_units).index_add_(0, units, self.weights)
-        share /= self.weights.sum()
+        weighted = effects * self.weights
+        unit_effects = weighted.new_zeros(len(weighted), n_units).index_add_(
+            1, units, weighted
+        )
+        factor = self.weights.new_zeros(n_units).index_add_(0, units, self.weights)
+        factor /= self.weights.sum()
         if not self.stationary:
-            share = torch.ones_like(share)
+            factor = torch.ones_like(factor)
         elif self.regularization == "fixed":
-            share = torch.zeros_like(share)
-        return share * own.sum(dim=1, keepdim=True) - lost
+            factor = torch.zeros_like(factor)
+        return factor * weighted.sum(dim=1, keepdim=True) - unit_effects
 
     def parameter_change(self, steps: Tensor) -> Tensor:
         """Return the steps as changes of the parameters, (k, P)."""
@@ -406,33 +445,37 @@ class LinearizedModel:
         return self.space.parameters(steps)
 
     def stationarity(self) -> float:
-        """Return ‖gradient of the mean loss‖ relative to the mean norm of its rows'.
+        """Return ‖gradient of the mean loss‖ over the mean norm of rows' gradients.
 
-        0 at a stationary point of the unregularised loss, 1 where all rows pull the
-        same way. Norms are plain, not in the metric.
+        0 at a stationary point of the unregularised loss, 1 if all rows have the same
+        gradient. Norms are Euclidean, not in the metric.
         """
         share = self.weights[:, None] * self.residuals
         n = len(share)
         total = self._gradient_norm(share)
-        rows = []
+        row_norms = []
         for i in spread(n, _N_ROWS):
-            alone = torch.zeros_like(share)
-            alone[i] = share[i]
-            rows.append(self._gradient_norm(alone))
-        mean = sum(rows) / len(rows)
+            single_row = torch.zeros_like(share)
+            single_row[i] = share[i]
+            row_norms.append(self._gradient_norm(single_row))
+        mean = sum(row_norms) / len(row_norms)
         return total / n / mean if mean else 0.0
 
     def leverages(self) -> Tensor:
         """Return the largest eigenvalue of S̃ᵀGS̃ of every row, in [0, 1).
 
-        Near 1 the model follows that row wherever it goes: leaving it out is far
-        from a small change.
+        Near 1 the model fits that row at any target: leaving it out is not a small
+        change.
         """
         rows = self.weights.nonzero()[:, 0]
-        kept = self.space.row_complements(rows, self.weights[rows], self.full_system())
-        eye = torch.eye(kept.shape[-1], dtype=kept.dtype, device=kept.device)
+        complements = self.space.row_complements(
+            rows, self.weights[rows], self.full_system()
+        )
+        eye = torch.eye(
+            complements.shape[-1], dtype=complements.dtype, device=complements.device
+        )
         out = torch.zeros_like(self.weights)
-        out[rows] = largest_eigenvalue(eye - kept).to(out)
+        out[rows] = largest_eigenvalue(eye - complements).to(out)
         return out
 
     def _gradient_norm(self, cotangents: Tensor) -> float:

@@ -1,12 +1,12 @@
-"""The gradient of a minibatch's loss: one function, whoever asks.
+"""The gradient of a minibatch's loss: one function for training and derivatives.
 
     G(parameters, buffers, shares; rows, seed, step) → (gradient, new buffers)
 
-with shares w / Σ w of the rows. Training, replay, the reverse sweep and the forward one
-call nothing else. Today no layer has buffers that move, and rows do not meet; what
-draws random numbers or shares statistics between rows has its place in `losses`.
-Anything faster, such as second derivatives written out, declares what it assumes and is
-compared with this function.
+with shares w / Σ w of the rows. Training, replay, the reverse sweep and the forward
+sweep all use it. So far no layer changes its buffers, and rows are independent; layers
+that draw random numbers or share statistics between rows would be handled in `losses`.
+A faster implementation, such as second derivatives in closed form, states what it
+assumes and is compared with this function.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Minibatch:
     """G of one module, loss and set of training rows.
 
     ``rows`` of the methods are indices (B,) or None for all rows; ``seed`` and ``step``
-    fix what a module draws.
+    determine the random numbers of a module.
     """
 
     model: FunctionalModule
@@ -71,19 +71,25 @@ class Minibatch:
     ) -> tuple[Tensor, Buffers]:
         """Return the losses (M, B) of a stack of models (M, P), and new buffers."""
         if rows is not None:  # once, for all models
-            part = Minibatch(self.model, self.loss, self.X[rows], self.targets[rows])
-            return part.stacked_losses(params, buffers, shares, None, seed, step)
+            minibatch = Minibatch(
+                self.model, self.loss, self.X[rows], self.targets[rows]
+            )
+            return minibatch.stacked_losses(params, buffers, shares, None, seed, step)
         if len(params) == 1:
             values, after = self.losses(
                 params[0], _first(buffers), shares[0], None, seed, step
             )
             return values[None], {name: value[None] for name, value in after.items()}
 
-        def one(vector: Tensor, own: Buffers, share: Tensor) -> tuple[Tensor, Buffers]:
-            return self.losses(vector, own, share, None, seed, step)
+        def losses_of_model(
+            vector: Tensor, own_buffers: Buffers, share: Tensor
+        ) -> tuple[Tensor, Buffers]:
+            return self.losses(vector, own_buffers, share, None, seed, step)
 
-        found: tuple[Tensor, Buffers] = vmap(one)(params, dict(buffers), shares)
-        return found
+        losses_and_buffers: tuple[Tensor, Buffers] = vmap(losses_of_model)(
+            params, dict(buffers), shares
+        )
+        return losses_and_buffers
 
     def __call__(
         self,
@@ -119,8 +125,8 @@ class Minibatch:
             values, _ = self.losses(vector, buffers, shares, rows, seed, step)
             return values @ shares
 
-        found: Tensor = grad(mean_loss)(params)
-        return found
+        gradient: Tensor = grad(mean_loss)(params)
+        return gradient
 
 
 def _first(buffers: Buffers) -> Buffers:

@@ -1,4 +1,4 @@
-"""Building modules from a seed, and finding out whether they can be attributed."""
+"""Building modules from a seed, and checks that they can be attributed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _global_generator = threading.RLock()
 
 @contextmanager
 def generator_kept() -> Iterator[None]:
-    """Leave torch's global generator as it was, and other threads out meanwhile.
+    """Restore torch's global generator afterwards; other threads wait meanwhile.
 
     CUDA generators are not touched.
     """
@@ -42,7 +42,7 @@ def build_mlp(
     activation: str,
     seed: int,
 ) -> nn.Sequential:
-    """Build a multilayer perceptron, initialised as torch does, from its own seed."""
+    """Build a multilayer perceptron from a seed, with torch's initialisation."""
     generator = torch.Generator().manual_seed(seed)
     layers: list[nn.Module] = []
     for n_in, n_out in pairwise([n_inputs, *hidden_layer_sizes, n_outputs]):
@@ -57,7 +57,7 @@ def build_mlp(
 def call_seeded(
     factory: Callable[[int, int], nn.Module], n_inputs: int, n_outputs: int, seed: int
 ) -> nn.Module:
-    """Call a factory with torch's generator seeded, and leave the generator as it was.
+    """Call a factory with torch's generator seeded, then restore the generator.
 
     The factory builds on the CPU.
     """
@@ -67,14 +67,14 @@ def call_seeded(
 
 
 def uncompiled_copy(module: nn.Module) -> nn.Module:
-    """Copy a module, without what ``torch.compile`` put around it or its parts.
+    """Copy a module without the wrappers of ``torch.compile``.
 
-    The copy computes the same, but its layers are seen as they are: a compiled module
-    is one opaque function, traced anew for each transform of torch.func.
+    The copy computes the same, but its layers are accessible: a compiled module is one
+    opaque function, traced again for each transform of torch.func.
     """
     copied = copy.deepcopy(getattr(module, "_orig_mod", module))
     for parent in list(copied.modules()):
-        # not named_children: what is there twice is named once
+        # not named_children: it lists a layer that occurs twice only once
         for name, child in list(parent._modules.items()):
             if hasattr(child, "_orig_mod"):
                 setattr(parent, name, child._orig_mod)
@@ -82,7 +82,7 @@ def uncompiled_copy(module: nn.Module) -> nn.Module:
 
 
 def activation_size(module: nn.Module, X: Tensor) -> int:
-    """Count the numbers that one row leaves behind in a forward pass."""
+    """Return how many numbers the outputs of all layers have for one row."""
     total = 0
 
     def count(_module: nn.Module, _inputs: object, output: object) -> None:
@@ -98,11 +98,12 @@ def activation_size(module: nn.Module, X: Tensor) -> int:
     finally:
         for handle in handles:
             handle.remove()
+
     return total
 
 
 def _mixes_rows(layer: nn.Module) -> bool:
-    """Say whether a normalisation shares statistics between rows."""
+    """Return whether a normalisation shares statistics between rows."""
     if isinstance(layer, nn.modules.instancenorm._InstanceNorm):
         return layer.training and layer.track_running_stats
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
@@ -111,41 +112,43 @@ def _mixes_rows(layer: nn.Module) -> bool:
 
 
 def find_unsuitable_layers(module: nn.Module) -> list[tuple[str, str]]:
-    """Name the layers that mix rows or draw random numbers in their present mode.
+    """Return the layers that mix rows or draw random numbers in their present mode.
 
     Returns
     -------
     list of (name, reason)
     """
-    found = []
+    unsuitable = []
     for name, layer in module.named_modules():
         label = f"{name or 'module'} ({type(layer).__name__})"
         if _mixes_rows(layer):
-            found.append((label, "lets the rows of a batch influence each other"))
+            unsuitable.append((label, "lets the rows of a batch influence each other"))
         elif not layer.training:
             continue
         elif isinstance(layer, _RANDOM) and getattr(layer, "p", 1.0) != 0:
-            found.append((label, "draws random numbers"))
+            unsuitable.append((label, "draws random numbers"))
         elif isinstance(layer, nn.MultiheadAttention | nn.RNNBase) and layer.dropout:
-            found.append((label, "draws random numbers (dropout)"))
-    return found
+            unsuitable.append((label, "draws random numbers (dropout)"))
+    return unsuitable
 
 
 def probe_rows(module: nn.Module, X: Tensor) -> str | None:
-    """Run a few rows alone, together and twice; say what is wrong, or None.
+    """Run a few rows alone, together and twice; return what is wrong, or None.
 
-    Catches custom layers that `find_unsuitable_layers` cannot know.
+    This detects custom layers that `find_unsuitable_layers` does not know.
     """
     state = {k: v.clone() for k, v in module.state_dict().items()}
     with torch.no_grad(), generator_kept():
         together = module(X)
         again = module(X)
         alone = torch.cat([module(row[None]) for row in X])
+
     changed = any(not torch.equal(v, state[k]) for k, v in module.state_dict().items())
     if changed:
         return "changes its own buffers in the forward pass"
     if not torch.equal(together, again):
-        return "gives two different answers to the same rows"
+        return "returns different outputs for the same rows"
+
     scale = together.abs().max().clamp(min=1.0)
     tolerance = 1e3 * torch.finfo(together.dtype).eps * scale
     if not bool(((together - alone).abs() <= tolerance).all()):

@@ -19,8 +19,8 @@ def call_all(
     """Return ``function(*args)`` for every tuple of arguments, in their order.
 
     Each task carries its data. joblib's backend for dask would place a large argument
-    on one worker of the cluster, and fail if that worker dies; arguments in a tuple it
-    leaves alone, so that another worker can do the task again.
+    on one worker of the cluster, and fail if that worker dies. It does not do so with
+    arguments in a tuple, so that another worker can repeat the task.
     """
     return list(
         Parallel(n_jobs=n_jobs, **options)(
@@ -39,9 +39,9 @@ def call_each(
     arguments: Sequence[tuple[Any, ...]],
     n_jobs: int | None,
 ) -> Iterator[Any]:
-    """Yield what `call_all` returns, for as many arguments at a time as workers."""
-    for some in chunks(len(arguments), effective_n_jobs(n_jobs)):
-        yield from call_all(function, arguments[some], n_jobs)
+    """Yield the results of `call_all`, of as many calls at a time as workers."""
+    for batch in chunks(len(arguments), effective_n_jobs(n_jobs)):
+        yield from call_all(function, arguments[batch], n_jobs)
 
 
 def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:

@@ -1,4 +1,4 @@
-"""Penalties: what training adds to the losses of the rows, of the parameters alone."""
+"""Penalties: terms of the training objective that depend on the parameters alone."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ Regularization = Literal["per_sample", "fixed"]
 def scale_with(regularization: Regularization, share: Tensor) -> Tensor:
     """Return the factor on a penalty of the summed loss for a share of the weights.
 
-    "per_sample": that of the mean loss of the rows that are left, so a row takes its
-    part along; where nothing is left the penalty decides alone, at any strength.
-    "fixed": all of it stays, as in scikit-learn's linear models.
+    "per_sample": the penalty belongs to the mean loss of the rows that are left, so
+    that removing a row removes its share of the penalty. Where no row is left, the
+    penalty alone determines the minimum, at any strength. "fixed": the penalty does
+    not depend on the rows, as in scikit-learn's linear models.
     """
     if regularization == "fixed":
         return torch.ones_like(share)
@@ -27,8 +28,8 @@ def scale_with(regularization: Regularization, share: Tensor) -> Tensor:
 class Penalty(ABC):
     """A term of the training objective that depends on the parameters alone.
 
-    A subclass owes `value`, `diagonal` and `prox`. A penalty leaves out parameters such
-    as an intercept by a strength of 0 for them.
+    A subclass implements `value`, `diagonal` and `prox`. A strength of 0 excludes
+    parameters such as an intercept.
 
     Examples
     --------
@@ -49,7 +50,7 @@ class Penalty(ABC):
     tensor([1.])
     """
 
-    #: How it follows the sum of the rows' weights, see `scale_with`.
+    #: How the penalty depends on the sum of the rows' weights, see `scale_with`.
     regularization: Regularization = "per_sample"
 
     @abstractmethod
@@ -91,12 +92,12 @@ class Penalty(ABC):
         params : Tensor of shape (..., P)
             Flat parameters.
         step : float
-            Length of the step; at 0 the parameters stay.
+            Length of the step; at 0 the parameters are unchanged.
 
         Returns
         -------
         Tensor of shape (..., P)
-            Where the penalty has moved them.
+            Parameters after the step.
         """
 
     def scale(self, share: Tensor) -> Tensor:
@@ -160,10 +161,10 @@ def l1(
 
 @dataclass(frozen=True)
 class WeightDecay(Penalty):
-    """Decoupled weight decay: parameters shrink beside the step, by no loss.
+    """Decoupled weight decay: parameters shrink in each step, apart from the loss.
 
-    It has no value that a training would lower; what it does to a step is its prox,
-    θ (1 − strength · learning rate), and it does not see the rows at all.
+    It is not a term of the objective, so that its value is 0. In a step it acts by its
+    prox, θ (1 − strength · learning rate), independent of the rows.
 
     Parameters
     ----------

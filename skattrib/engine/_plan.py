@@ -11,18 +11,18 @@ from skattrib.engine._gradients import GradientSize
 Solver = Literal["auto", "dual", "primal", "cg", "nystroem"]
 
 _NO_GRADIENTS = GradientSize(0.0, dense=False)
-# Conjugate gradients, which need the least, may always have this many bytes.
+# Conjugate gradients, which need the least memory, may always use this many bytes.
 _NEVER_REFUSED = 2.0**26
-# Landmarks are a quarter of the rows, or this many if that is more.
+# Landmarks are a quarter of the rows, but at least this many.
 _FEW_LANDMARKS = 100
-# A preconditioner of at most so many directions saves a solve about as many products
-# with the kernel as so many of its directions cost to make.
+# Most directions of a preconditioner, and how many of them pay off for each step that
+# is solved: they save about as many products with the kernel as they cost to compute.
 _MAX_DIRECTIONS, _DIRECTIONS_PER_STEP = 1024, 40
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Which space to solve in, why, and how many rows are landmarks."""
+class SolverChoice:
+    """The space to solve in, the reason for it, and the number of landmark rows."""
 
     solver: str
     reason: str
@@ -37,8 +37,9 @@ def _costs(
     dense: bool,
     by_query: bool,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the numbers that each space holds, and the work of those that factor."""
-    size, n_kept = n_rows * n_outputs, 0 if by_query else n_steps
+    """Return the numbers that each space stores, and the work of the direct ones."""
+    size = n_rows * n_outputs
+    n_kept = 0 if by_query else n_steps
     numbers = {
         "primal": 3.0 * n_params**2 + n_kept * n_params,
         # kernel, T, its factor, and what factoring or solving copies
@@ -49,11 +50,13 @@ def _costs(
     # and a copy of it
     numbers["primal"] += 5.0 * n_params**2 if dense else 2.0 * size * n_params
     outer = n_rows if dense else 2.0 * size
+
     work = {
         "primal": outer * n_params**2 + n_params**3 / 3,
         # kernel from layer factors, then Cholesky
         "dual": 2.0 * n_rows**2 * n_params + 4.0 * size**3 / 3,
     }
+
     return numbers, work
 
 
@@ -68,7 +71,7 @@ def plan_solver(
     gradients: GradientSize = _NO_GRADIENTS,
     n_steps: int = 0,
     by_query: bool = False,
-) -> Plan:
+) -> SolverChoice:
     """Choose the cheapest space that fits the memory cap.
 
     Parameters
@@ -77,56 +80,64 @@ def plan_solver(
     memory_bytes : float
         The cap.
     solver : {"auto", "dual", "primal", "cg", "nystroem"}
-        "nystroem" is never chosen by itself: it is an approximation.
+        "auto" never chooses "nystroem", which is an approximation.
     gradients : GradientSize
-        Of the rows. Where all layers are dense, no Jacobian is formed.
+        Of the rows. If all layers are dense, no Jacobian is formed.
     n_steps : int
-        Steps that will be kept.
+        Steps that will be stored.
     by_query : bool
-        Whether none are where queries can be solved for: "primal" and "cg".
+        Whether no steps are stored where systems can be solved for queries instead:
+        "primal" and "cg".
 
     Raises
     ------
     ValueError
-        If the space asked for by name does not fit, or none.
+        If the space named does not fit the memory, or no space does.
     """
-    size = n_rows * n_outputs
+    n_unknowns = n_rows * n_outputs
     gradient_bytes, dense = gradients
     numbers, work = _costs(n_rows, n_outputs, n_params, n_steps, dense, by_query)
     needed = {name: gradient_bytes + itemsize * v for name, v in numbers.items()}
-    problem = _Problem(n_rows, n_outputs, n_params, itemsize, gradient_bytes, n_steps)
-    needed["nystroem"] = problem.nystroem_bytes(1)
+    problem_size = _ProblemSize(
+        n_rows, n_outputs, n_params, itemsize, gradient_bytes, n_steps
+    )
+    needed["nystroem"] = problem_size.nystroem_bytes(1)
     fitting = [name for name in work if needed[name] <= memory_bytes]
-    found: str = solver
+
+    chosen: str = solver
     if solver == "auto":
-        found = min(fitting, key=work.__getitem__) if fitting else "cg"
-    frugal = found in ("cg", "nystroem")
+        chosen = min(fitting, key=work.__getitem__) if fitting else "cg"
+    frugal = chosen in ("cg", "nystroem")
     limit = max(memory_bytes, _NEVER_REFUSED) if frugal else memory_bytes
-    sizes = f"n·C = {size}, P = {n_params}"
-    cap = f"cap of {memory_bytes / 2**20:.0f} MiB"
-    if needed[found] > limit:
+    size_note = f"n·C = {n_unknowns}, P = {n_params}"
+    cap_note = f"cap of {memory_bytes / 2**20:.0f} MiB"
+
+    if needed[chosen] > limit:
         cure = "Take fewer rows" if frugal else "Use solver='auto' or 'cg'"
         raise ValueError(
-            f"solver={found!r} needs {needed[found] / 2**20:.0f} MiB for {sizes} and "
-            f"{gradient_bytes / 2**20:.0f} MiB of gradients, over the {cap}. {cure}, "
-            "or raise sklearn.set_config(working_memory=...)."
+            f"solver={chosen!r} needs {needed[chosen] / 2**20:.0f} MiB for {size_note} "
+            f"and {gradient_bytes / 2**20:.0f} MiB of gradients, over the {cap_note}. "
+            f"{cure}, or raise sklearn.set_config(working_memory=...)."
         )
-    sizes += f" and {gradient_bytes / 2**20:.0f} MiB of gradients"
+
+    size_note += f" and {gradient_bytes / 2**20:.0f} MiB of gradients"
     n_landmarks = 0
-    if found == "nystroem" or not by_query:
-        n_landmarks = problem.n_landmarks(found, limit)
-    reason = f"cheapest for {sizes}, under the memory {cap}"
-    if found == "nystroem":
-        reason = f"asked for: an approximation, {n_landmarks} of {n_rows} rows"
+    if chosen == "nystroem" or not by_query:
+        n_landmarks = problem_size.n_landmarks(chosen, limit)
+    reason = f"cheapest for {size_note}, under the memory {cap_note}"
+
+    if chosen == "nystroem":
+        reason = f"as requested: an approximation, {n_landmarks} of {n_rows} rows"
     elif solver != "auto":
-        reason = "asked for"
+        reason = "as requested"
     elif not fitting:
-        reason = f"dual and primal are both over the memory {cap}: {sizes}"
-    return Plan(found, reason, n_landmarks)
+        reason = f"dual and primal are both over the memory {cap_note}: {size_note}"
+
+    return SolverChoice(chosen, reason, n_landmarks)
 
 
 @dataclass(frozen=True)
-class _Problem:
+class _ProblemSize:
     n_rows: int
     n_outputs: int
     n_params: int
@@ -135,7 +146,7 @@ class _Problem:
     n_steps: int
 
     def nystroem_bytes(self, n_landmarks: int) -> float:
-        """Return what a solution in the span of landmarks holds at its peak."""
+        """Return the peak memory of a solution in the span of landmarks."""
         rank, size = n_landmarks * self.n_outputs, self.n_rows * self.n_outputs
         # in float64 while the factor is made: the kernel, a copy, and the factor
         making = 8.0 * 3 * rank**2
@@ -145,7 +156,7 @@ class _Problem:
         return gradients + max(making, 8.0 * rank**2 + self.itemsize * numbers)
 
     def preconditioned_bytes(self, n_landmarks: int) -> float:
-        """Return what conjugate gradients hold beside what they hold anyway."""
+        """Return the memory of a preconditioner of conjugate gradients."""
         rank, size = n_landmarks * self.n_outputs, self.n_rows * self.n_outputs
         share = n_landmarks / self.n_rows * 8 / self.itemsize
         making = 8.0 * 3 * rank**2
@@ -160,11 +171,13 @@ class _Problem:
             return max(1, fitting)
         if solver != "cg":
             return 0
-        # applying it is not to cost more than a product with the kernel does
+
+        # applying it must not cost more than a product with the kernel
         most = min(_MAX_DIRECTIONS, self.n_params // self.n_outputs)
         wanted = min(self.n_rows // 8, most // self.n_outputs)
         counts = range(1, wanted + 1)
         spare = memory_bytes / 2 - self.gradient_bytes
         n_landmarks = bisect_right(counts, spare, key=self.preconditioned_bytes)
         rank = n_landmarks * self.n_outputs
+
         return n_landmarks if rank <= _DIRECTIONS_PER_STEP * self.n_steps else 0

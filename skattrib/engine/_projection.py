@@ -16,18 +16,18 @@ from skattrib.engine._gradients import RowGradients
 from skattrib.engine._kernel import kernel_block
 from skattrib.engine._solvers import Factor, add_diagonal, principal_directions
 
-# Of the memory cap, what one temporary may take: 1 / _SHARE.
+# One temporary may take 1 / _SHARE of the memory cap.
 _SHARE = 4
-# What is added to the kernel of landmarks, in units of rounding.
+# Added to the diagonal of the kernel of landmarks, in units of rounding.
 _JITTER = 100
-# A block and its scaled copy in float64, with room for what applying it takes.
+# A block and its scaled copy in float64, and the temporaries of applying it.
 _BYTES_PER_NUMBER = 64
 
 
 class ProjectedGradients:
     """Gradients of n rows and C outputs in the coordinates of a subspace.
 
-    Stands in for `RowGradients` where explicit Jacobians are used.
+    Used in place of `RowGradients` where explicit Jacobians are used.
     """
 
     scale = None
@@ -51,10 +51,10 @@ class Projector(Protocol):
 
 
 class PrincipalProjector:
-    """The directions in which the training outputs move most.
+    """The directions in which the training outputs change most.
 
-    With all directions of the kernel nothing is lost: gradients of training rows
-    have no part outside of them.
+    With all directions of the kernel the projection is exact: gradients of training
+    rows have no component outside of them.
 
     Parameters
     ----------
@@ -98,9 +98,9 @@ class PrincipalProjector:
 class LandmarkProjector:
     """The span of some rows' gradients: the Nystroem approximation of the kernel.
 
-    All outputs of the landmarks count. With every row as a landmark nothing is lost.
-    Gradients of near rows are nearly dependent, so that the basis is kept, and applied,
-    in float64.
+    All outputs of the landmarks count. With every row as a landmark it is exact.
+    Gradients of similar rows are nearly dependent, so that the basis is stored, and
+    applied, in float64.
 
     Parameters
     ----------
@@ -114,7 +114,8 @@ class LandmarkProjector:
     def __init__(
         self, gradients: RowGradients, landmarks: Tensor, memory_bytes: float
     ) -> None:
-        self._landmarks, self._memory = gradients.of_rows(landmarks), memory_bytes
+        self._landmarks = gradients.of_rows(landmarks)
+        self._memory = memory_bytes
         self._landmarks = self._landmarks.double()
         kernel = kernel_block(self._landmarks, self._landmarks, memory_bytes)
         rounding = torch.finfo(kernel.dtype).eps * float(kernel.trace())
@@ -126,19 +127,21 @@ class LandmarkProjector:
         # a block, its copies in the solve, and the gradients in float64
         size = 8 * (4 * C * self._n_components + gradients.n_numbers / max(1, n))
         for rows in chunks(n, int(self._memory / (_SHARE * size))):
-            some = gradients.of_rows(rows).double()
-            block = kernel_block(some, self._landmarks, self._memory)
+            chunk_gradients = gradients.of_rows(rows).double()
+            block = kernel_block(chunk_gradients, self._landmarks, self._memory)
             flat = slice(rows.start * C, rows.stop * C)
             out[flat] = self._factor.half_solve(block.T).T
         return ProjectedGradients(out, gradients.shape)
 
     def lift(self, steps: Tensor) -> Tensor:
-        some, scale = self._landmarks, self._landmarks.scale
-        out = steps.new_empty(len(steps), some.n_params)
-        for part in chunks(len(steps), int(self._memory / (8 * some.n_temporaries))):
-            solved = self._factor.half_solve(steps[part].double().T, transpose=True)
-            moved = some.vjp(solved.T.reshape(-1, *some.shape))
-            out[part] = moved if scale is None else moved * scale
+        landmarks, scale = self._landmarks, self._landmarks.scale
+        out = steps.new_empty(len(steps), landmarks.n_params)
+        for chunk in chunks(
+            len(steps), int(self._memory / (8 * landmarks.n_temporaries))
+        ):
+            solved = self._factor.half_solve(steps[chunk].double().T, transpose=True)
+            moved = landmarks.vjp(solved.T.reshape(-1, *landmarks.shape))
+            out[chunk] = moved if scale is None else moved * scale
         return out
 
     @property
@@ -189,9 +192,9 @@ class LinearProjector:
 def gradient_blocks(
     gradients: RowGradients, max_numbers: int
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the Jacobian (n·C, P), not scaled, by blocks of columns.
+    """Yield the Jacobian (n·C, P), not scaled, in blocks of columns.
 
-    Each comes with its columns; together they are all. A block has at most
+    Each comes with the slice of its columns. A block has at most
     ``max_numbers`` entries, unless one output of a layer, or a parameter that no layer
     covers, already has more.
     """
@@ -200,11 +203,12 @@ def gradient_blocks(
     for name, value in gradients.rest.items():
         yield slice(first[name], first[name] + value.shape[-1]), value.flatten(0, 1)
     n_rows = gradients.shape[0] * gradients.shape[1]
+
     for layer in gradients.layers:
         n_outputs, width = layer.width
-        for part in chunks(n_outputs, max_numbers // (n_rows * width)):
-            columns = layer.to_columns(layer.explicit(part).flatten(0, 1))
+        for outputs in chunks(n_outputs, max_numbers // (n_rows * width)):
+            columns = layer.to_columns(layer.explicit(outputs).flatten(0, 1))
             for name, block in columns.items():
-                per_output = block.shape[1] // (part.stop - part.start)
-                start = first[name] + part.start * per_output
+                per_output = block.shape[1] // (outputs.stop - outputs.start)
+                start = first[name] + outputs.start * per_output
                 yield slice(start, start + block.shape[1]), block

@@ -1,7 +1,7 @@
 """Refits of a tangent model: iterations to the minimum for other weights of the rows.
 
-How a refit gets there, and when it has arrived, belongs here; what is minimised, and a
-single Newton step, is in `_linearized`.
+The iterations and the stopping rule of a refit belong here; the objective, and a single
+Newton step, are in `_linearized`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from skattrib.engine._losses import Loss
-from skattrib.engine._spaces import EXACT, FullSystems, Space
+from skattrib.engine._parameter_space import EXACT, FullSystems, Space
 
 _MAX_NEWTON = 25
 _MAX_HALVINGS = 12
 _REFIT_TOL = 1e-7
-# At first, a Newton step need not be solved for better than it helps.
+# At first, a Newton step is solved for to this relative accuracy only.
 _INEXACT = 0.1
-# Steps this short relative to the whole way that do not shrink are rounding.
+# Steps this short relative to the total that do not shrink are rounding errors.
 _STUCK = 1e-3
 
 
 class Tangent(Protocol):
-    """What a refit asks of `LinearizedModel`."""
+    """The part of `LinearizedModel` that a refit uses."""
 
     weights: Tensor
     outputs: Tensor
@@ -55,20 +55,21 @@ class Tangent(Protocol):
 def refit(model: Tangent, weights: Tensor) -> Tensor:
     """Refit the linearised model to the weighted rows, (k, D).
 
-    Damped Newton with step halving until the step is below 1e-7 of the whole
-    way. Removals of few rows keep the Hessian of the trained outputs (a chord
-    iteration), which costs one factorisation for all of them.
+    Damped Newton iterations with step halving, until a step is below 1e-7 of the
+    total change. Removals of few rows keep the Hessian of the trained outputs (a chord
+    iteration), so that one factorisation serves all of them.
     """
     shifts = model.shifts(weights)
-    few = (model.weights != weights).sum(dim=1) <= len(model.weights) // 20
+    removes_few = (model.weights != weights).sum(dim=1) <= len(model.weights) // 20
     # its factors serve every step of the iteration
     systems = model.space.full_systems(shifts)
     gradients = model.gradients_at(weights)
     steps = model.frozen_newton(weights, gradients, shifts, systems)
-    chord = few.clone()
-    active = torch.ones_like(few)
+    chord = removes_few.clone()
+    active = torch.ones_like(removes_few)
     previous = torch.full_like(shifts, torch.inf)
-    short = torch.zeros_like(few)
+    unfinished = torch.zeros_like(removes_few)
+
     accuracy = _INEXACT
     for _ in range(_MAX_NEWTON):
         index = active.nonzero()[:, 0]
@@ -84,26 +85,27 @@ def refit(model: Tangent, weights: Tensor) -> Tensor:
             accuracy,
         )
         moved, accepted = _halve(model, weights, steps, moves, shifts, index)
-        wanted, size, whole = (
+        proposed, length, total = (
             model.space.squared_norm(z).clamp(min=0).sqrt()
             for z in (moves, moved, steps[index] + moved)
         )
         steps[index] += moved
-        tol = max(_REFIT_TOL, 10 * torch.finfo(size.dtype).eps)
-        slow = (size > 0.5 * previous[index]) | ~accepted
+        tol = max(_REFIT_TOL, 10 * torch.finfo(length.dtype).eps)
+        slow = (length > 0.5 * previous[index]) | ~accepted
         # at the end of the precision, exact steps no longer get shorter
-        tiny = wanted <= _STUCK * whole
+        tiny = proposed <= _STUCK * total
         last = slow & ~chord[index] & (accuracy == EXACT)
-        done = (accepted & (size <= tol * whole)) | (last & (tiny | ~accepted))
-        short[index] = done & ~tiny
-        # a chord that contracts slowly, or not at all, gives way to Newton, and an
-        # inexact step to an exact one
+        done = (accepted & (length <= tol * total)) | (last & (tiny | ~accepted))
+        unfinished[index] = done & ~tiny
+        # a chord iteration that contracts slowly, or not at all, is replaced by Newton,
+        # and an inexact step by an exact one
         if bool((slow & ~chord[index]).any()):
             accuracy = EXACT
         chord[index] &= ~slow
-        previous[index] = size
+        previous[index] = length
         active[index] = ~done
-    _warn_unless_arrived(active | short)
+
+    _warn_unless_arrived(active | unfinished)
     return steps
 
 
@@ -124,11 +126,12 @@ def _newton_move(
         moves[chord] = model.frozen_newton(
             weights[chord], gradients[chord], shifts[chord], systems
         )
+
     full = ~chord
     if bool(full.any()):
-        some, targets = outputs[full], model.targets
-        targets = targets.repeat(len(some), *[1] * (targets.ndim - 1))
-        roots = model.loss.hessian_root(some.reshape(-1, C), targets)
+        full_outputs, targets = outputs[full], model.targets
+        targets = targets.repeat(len(full_outputs), *[1] * (targets.ndim - 1))
+        roots = model.loss.hessian_root(full_outputs.reshape(-1, C), targets)
         moves[full] = model.space.solve_subsets(
             gradients[full],
             weights[full],
@@ -136,6 +139,7 @@ def _newton_move(
             shifts[full],
             accuracy,
         )
+
     return moves
 
 
@@ -147,27 +151,27 @@ def _halve(
     shifts: Tensor,
     index: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Shorten moves that raise the objective; return them and which went down."""
+    """Shorten moves that raise the objective; return them and which lower it."""
     w, z, lam = weights[index], steps[index], shifts[index]
     start = model.objective(w, z, lam)
     slack = 100 * torch.finfo(start.dtype).eps * start.abs()
     factor = torch.ones_like(start)
     for _ in range(_MAX_HALVINGS):
-        bad = model.objective(w, z + factor[:, None] * moves, lam) > start + slack
-        if not bool(bad.any()):
+        raised = model.objective(w, z + factor[:, None] * moves, lam) > start + slack
+        if not bool(raised.any()):
             break
-        factor = torch.where(bad, factor / 2, factor)
-    factor = torch.where(bad, torch.zeros_like(factor), factor)
-    return factor[:, None] * moves, ~bad
+        factor = torch.where(raised, factor / 2, factor)
+    factor = torch.where(raised, torch.zeros_like(factor), factor)
+    return factor[:, None] * moves, ~raised
 
 
-def _warn_unless_arrived(short: Tensor) -> None:
-    n_short = int(short.sum())
-    if n_short:
+def _warn_unless_arrived(unfinished: Tensor) -> None:
+    n_unfinished = int(unfinished.sum())
+    if n_unfinished:
         warnings.warn(
-            f"{n_short} of {len(short)} refits of the linearised model stopped short "
-            "of their minimum: the damping is too small for the curvature. Increase "
-            "it: `ridge` of an influence, `damping` of a surrogate.",
+            f"{n_unfinished} of {len(unfinished)} refits of the linearised model did "
+            "not reach their minimum: the damping is too small for the curvature. "
+            "Increase it: `ridge` of an influence, `damping` of a surrogate.",
             ConvergenceWarning,
             stacklevel=5,
         )

@@ -1,4 +1,4 @@
-"""What a training makes of the weights of its rows: those of their classes."""
+"""Class weights: factors on the weights of rows in training."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class RowWeighting:
     factors : Tensor of shape (n,) or None
         Constants; None is 1.
     balanced : int64 Tensor of shape (n,) or None
-        Class of each row, whose weights together count as much as those of any other
-        class; None leaves classes as they are. The factor is Σw / (K · Σw of the
-        class), so it moves with every weight.
+        Class of each row; the weights of each class are scaled to the same sum. None
+        does not balance classes. The factor is Σw / (K · Σw of the class), so it
+        depends on every weight.
     """
 
     factors: Tensor | None = None
@@ -27,11 +27,11 @@ class RowWeighting:
 
     @property
     def additive(self) -> bool:
-        """Whether a row's weight changes nothing but the row's own."""
+        """Whether the weight of a row affects this row only."""
         return self.balanced is None
 
     def __call__(self, weights: Tensor) -> Tensor:
-        """Return the weights (k, n) in the minibatch losses, for those of rows."""
+        """Return the weights (k, n) in minibatch losses, from sample weights."""
         if self.factors is not None:
             weights = weights * self.factors.to(weights)
         if self.balanced is None:
@@ -41,20 +41,21 @@ class RowWeighting:
         n_classes = int(codes.max()) + 1
         totals = weights.new_zeros(*weights.shape[:-1], n_classes)
         totals = totals.index_add(-1, codes, weights)
-        # a class without weight has no rows to multiply
+        # a class whose rows all have weight 0 needs no factor
         empty = totals == 0
         mean = totals.sum(dim=-1, keepdim=True) / n_classes
         factors = torch.where(empty, 0.0, mean / totals.masked_fill(empty, 1.0))
+
         return weights * factors[..., codes]
 
     def pullback(self, weights: Tensor, derivatives: Tensor) -> Tensor:
-        """Turn derivatives (k, q, n) in what is returned into those in weights."""
+        """Turn derivatives (k, q, n) in the result into derivatives in weights."""
         if self.factors is None and self.balanced is None:
             return derivatives
         with torch.enable_grad():
             weights = weights.detach().requires_grad_()
-            found = self(weights)
-        (out,) = torch.autograd.grad(
-            found, weights, derivatives.transpose(0, 1), is_grads_batched=True
+            row_weights = self(weights)
+        (in_weights,) = torch.autograd.grad(
+            row_weights, weights, derivatives.transpose(0, 1), is_grads_batched=True
         )
-        return out.transpose(0, 1)
+        return in_weights.transpose(0, 1)

@@ -1,7 +1,7 @@
 """Rows of an index compared with queries: scores, and the best of them.
 
-What two signatures have in common, and how to go through an index for it a block at a
-time, belongs here. What a signature is, and how an index is kept, is in `_index`.
+The similarity of two signatures, and the search of an index block by block, belong
+here. What a signature is, and how an index is stored, is in `_index`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from skattrib.engine._functional import chunks
 from skattrib.engine._index import SignatureIndex, unit
 
-# Numbers of rows that are decoded and multiplied while they are in the cache.
+# Numbers of rows that are decoded and multiplied at a time: they fit the cache.
 _AT_ONCE = 2**19
 
 
@@ -40,7 +40,7 @@ class Similarity:
     centers: dict[str, Tensor]
 
     def _prepare(self, name: str, units: Tensor, norms: Tensor) -> None:
-        """Change unit vectors of a channel, in place, into what products are of."""
+        """Scale and centre unit vectors of a channel in place, for inner products."""
         weight = self.weights[name]
         center = self.centers.get(name)
         if center is not None:
@@ -57,41 +57,44 @@ class Similarity:
     def vectors(
         self, index: SignatureIndex, rows: slice | NDArray[np.intp], like: Tensor
     ) -> Tensor:
-        """Return vectors (m, width), as ``like`` is, whose products are the scores."""
-        # a copy: a map on disk is read-only
+        """Return vectors (m, width) whose inner products are the scores.
+
+        They have the dtype and device of ``like``.
+        """
+        # a copy: a memory map is read-only
         stored = torch.tensor(index.signatures(rows), device=like.device)
         norms = torch.tensor(index.norms[rows]).to(like)
         widths = index.header.widths
         sizes = [width for name, width in widths.items() if name in self.weights]
         out = like.new_empty(len(stored), sum(sizes))
-        parts = iter(out.split(sizes, dim=1))
+        blocks = iter(out.split(sizes, dim=1))
         for i, (name, columns) in enumerate(index.header.slices().items()):
             if name in self.weights:
-                part = next(parts)
-                part.copy_(stored[:, columns])
-                self._prepare(name, part, norms[:, i])
+                block = next(blocks)
+                block.copy_(stored[:, columns])
+                self._prepare(name, block, norms[:, i])
         return out
 
     def pieces(
         self, index: SignatureIndex, rows: slice, like: Tensor
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the same a few rows at a time, and which of ``rows`` they are."""
+        """Yield the vectors of a few rows at a time, and which of ``rows`` they are."""
         size = rows.stop - rows.start
         if like.device.type == "cpu":
             size = min(size, _AT_ONCE // index.header.width)
-        for part in chunks(rows.stop - rows.start, size):
-            some = slice(rows.start + part.start, rows.start + part.stop)
-            yield part, self.vectors(index, some, like)
+        for chunk in chunks(rows.stop - rows.start, size):
+            chunk_rows = slice(rows.start + chunk.start, rows.start + chunk.stop)
+            yield chunk, self.vectors(index, chunk_rows, like)
 
     def of_channels(self, channels: Mapping[str, Tensor]) -> Tensor:
         """Return the vectors of rows that are not in an index."""
-        found = []
+        vectors = []
         for name, values in channels.items():
             if name in self.weights:
                 norms, units = unit(values)
                 self._prepare(name, units, norms)
-                found.append(units)
-        return torch.cat(found, dim=1)
+                vectors.append(units)
+        return torch.cat(vectors, dim=1)
 
 
 def all_scores(
@@ -100,8 +103,8 @@ def all_scores(
     """Yield the scores (q, m) of query vectors against blocks of rows."""
     for rows in chunks(len(index), block):
         scores = queries.new_empty(len(queries), rows.stop - rows.start)
-        for part, vectors in similarity.pieces(index, rows, queries):
-            scores[:, part] = queries @ vectors.T
+        for chunk, vectors in similarity.pieces(index, rows, queries):
+            scores[:, chunk] = queries @ vectors.T
         yield rows, scores
 
 
@@ -110,25 +113,25 @@ def best(
 ) -> tuple[Tensor, Tensor]:
     """Return the n largest scores (q, n) of each query, and their rows."""
     scores = queries.new_empty(len(queries), 0)
-    found = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    best_rows = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for rows, values in all_scores(queries, index, similarity, block):
-        here = _first(values, n)
-        scores = torch.cat([scores, values.gather(1, here)], 1)
-        found = torch.cat([found, here + rows.start], 1)
-        first = _first(scores, n)
-        scores, found = scores.gather(1, first), found.gather(1, first)
-    return scores, found
+        places = _first(values, n)
+        scores = torch.cat([scores, values.gather(1, places)], 1)
+        best_rows = torch.cat([best_rows, places + rows.start], 1)
+        order = _first(scores, n)
+        scores, best_rows = scores.gather(1, order), best_rows.gather(1, order)
+    return scores, best_rows
 
 
 def _first(scores: Tensor, n: int) -> Tensor:
-    """Return the places (q, n) of the n largest of each row, the earlier of equals.
+    """Return the positions (q, n) of the n largest scores, the earlier of equal ones.
 
-    So equal scores keep the order of the rows, whatever the blocks are.
+    Equal scores thus keep the order of the rows, independent of the blocks.
     """
     n = min(n, scores.shape[1])
     top, places = scores.topk(n, dim=1)
     if not n or bool(((scores >= top[:, -1:]).sum(dim=1) > n).any()):
-        # equals on both sides of the cut: only a stable sort tells them apart
+        # equal scores on both sides of the cut: only a stable sort separates them
         return scores.argsort(dim=1, descending=True, stable=True)[:, :n]
     places = places.sort(dim=1).values
     order = scores.gather(1, places).argsort(dim=1, descending=True, stable=True)

@@ -1,4 +1,4 @@
-"""Count sketches, and gradients of outcomes by blocks that can each be sketched."""
+"""Count sketches, and gradients of outcomes in blocks of columns to be sketched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from skattrib.engine._projection import gradient_blocks
 def draw_tables(
     n_features: int, n_components: int, n_hashes: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Draw where every hash puts every feature, and with which sign.
+    """Draw the component and the sign that each hash gives to each feature.
 
     Each hash has n_components / n_hashes components of its own.
 
@@ -29,7 +29,8 @@ def draw_tables(
         -1 or 1.
     """
     generator = torch.Generator().manual_seed(seed)
-    shape, width = (n_hashes, n_features), n_components // n_hashes
+    shape = (n_hashes, n_features)
+    width = n_components // n_hashes
     indices = torch.randint(width, shape, generator=generator, dtype=torch.int32)
     signs = torch.randint(2, shape, generator=generator, dtype=torch.int8)
     first = torch.arange(n_hashes, dtype=torch.int32) * width
@@ -39,8 +40,9 @@ def draw_tables(
 def sketch(X: Tensor, indices: Tensor, signs: Tensor, n_components: int) -> Tensor:
     """Sketch rows (..., P) to (..., n_components), by the tables of the P columns.
 
-    Linear: the sketches of blocks of columns, each by its part of the tables, add up
-    to that of all. On CUDA the order of summation, so the last digits, may vary.
+    The sketch is linear: sketches of blocks of columns, each by the tables of its
+    columns, add up to the sketch of all. On CUDA the order of summation varies, and
+    with it the last digits.
     """
     out = X.new_zeros(*X.shape[:-1], n_components)
     for index, sign in zip(indices, signs, strict=True):
@@ -51,20 +53,20 @@ def sketch(X: Tensor, indices: Tensor, signs: Tensor, n_components: int) -> Tens
 
 def unsketch(sketched: Tensor, indices: Tensor, signs: Tensor) -> Tensor:
     """Apply the transpose of `sketch` to rows (..., n_components): (..., P)."""
-    found = [
+    columns = [
         sketched[..., index.long()] * sign.to(sketched.dtype)
         for index, sign in zip(indices, signs, strict=True)
     ]
-    return torch.stack(found).sum(dim=0) / len(indices) ** 0.5
+    return torch.stack(columns).sum(dim=0) / len(indices) ** 0.5
 
 
 def numbers_per_row(model: FunctionalModule, row: Tensor) -> int:
     """Return how many numbers the factored gradients of one row (1, ...) hold."""
     _, gradients = row_gradients(model, row)
-    held = list(gradients.rest.values())
+    tensors = list(gradients.rest.values())
     for layer in gradients.layers:
-        held += [layer.inputs, layer.signals]
-    return sum(tensor.numel() for tensor in held)
+        tensors += [layer.inputs, layer.signals]
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def outcome_gradients(
@@ -74,15 +76,16 @@ def outcome_gradients(
     loss: Loss,
     max_numbers: int,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the gradient of each row's outcome at its own prediction, by blocks.
+    """Yield the gradient of each row's outcome at its own prediction, in blocks.
 
-    A block (n, columns) comes with its columns in the flat parameter vector; together
-    they are all columns. It has at most ``max_numbers`` entries, unless one output of
-    a layer, or a parameter that no layer covers, already has more.
+    Each block (n, columns) comes with the slice of its columns in the flat parameter
+    vector; together the blocks cover all columns. A block has at most
+    ``max_numbers`` entries, unless one output of a layer, or a parameter that no layer
+    covers, already has more.
     """
     outputs, gradients = row_gradients(model, X)
-    own = loss.own_targets(outputs)
-    slopes = torch.func.grad(lambda f: outcome(f, own).sum())(outputs)
+    targets = loss.own_targets(outputs)
+    slopes = torch.func.grad(lambda f: outcome(f, targets).sum())(outputs)
     # mix the C outputs while they are factors: one outer product instead of C
     layers = [
         replace(
@@ -91,6 +94,7 @@ def outcome_gradients(
         )
         for layer in gradients.layers
     ]
+
     rest = {
         name: torch.einsum("nc,ncp->np", slopes, value)[:, None]
         for name, value in gradients.rest.items()

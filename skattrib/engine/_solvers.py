@@ -1,8 +1,8 @@
-"""The only place that factors a matrix: Cholesky, shifted systems, conjugate gradients.
+"""The only module that factors matrices: direct solvers and conjugate gradients.
 
-Everything is symmetric positive definite. LU and general solves are avoided for that,
-and because batched LU of matrices 150 wide or more returned garbage on several CPU
-threads in torch 2.13.
+All matrices are symmetric positive definite. LU and general solves are not needed, and
+batched LU of matrices 150 wide or more returned wrong results on several CPU threads in
+torch 2.13.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Weighed = Callable[[Tensor, Tensor], Tensor]
 
 # An eigendecomposition costs about as much as this many Cholesky factorisations.
 EIGH_AFTER = 16
-# Columns of the identity that are solved for together.
+# Columns of the identity for which systems are solved together.
 _COLUMNS = 256
-# Right-hand sides that share a Krylov space. With more, making them orthogonal would
-# cost what it saves.
+# Right-hand sides that share a Krylov space. With more, orthogonalising them would cost
+# as much as it saves.
 _BLOCK = 64
 
 
@@ -63,19 +63,19 @@ class Factor:
         out = self._lower.new_zeros(len(self._lower), len(index))
         out[index, torch.arange(len(index), device=index.device)] = 1.0
         for start in range(0, len(index), _COLUMNS):
-            part = slice(start, start + _COLUMNS)
-            # nothing comes before the first one
-            first = int(index[part].min())
-            out[first:, part] = torch.linalg.solve_triangular(
-                self._lower[first:, first:], out[first:, part], upper=False
+            chunk = slice(start, start + _COLUMNS)
+            # entries before the first one are zero
+            first = int(index[chunk].min())
+            out[first:, chunk] = torch.linalg.solve_triangular(
+                self._lower[first:, first:], out[first:, chunk], upper=False
             )
         return out.to(self._dtype)
 
 
 class EigenFactor:
-    """The same for A + shift·I from the eigendecomposition of A.
+    """Solves A + shift·I by the eigendecomposition of A.
 
-    With m shifts, the columns of right-hand sides are m groups with one each.
+    With m shifts, the columns of right-hand sides are m groups, one for each shift.
     """
 
     def __init__(self, values: Tensor, vectors: Tensor, shifts: Tensor) -> None:
@@ -83,7 +83,7 @@ class EigenFactor:
         self._shifts = shifts
 
     def at(self, shifts: Tensor) -> EigenFactor:
-        """Return the same for other shifts."""
+        """Return this factor for other shifts."""
         return EigenFactor(self._values, self._vectors, shifts)
 
     def _divisors(self, rhs: Tensor) -> Tensor:
@@ -125,29 +125,29 @@ class ShiftedSystem:
 
     @property
     def is_decomposed(self) -> bool:
-        """Whether every shift is free."""
+        """Whether the eigendecomposition is known, so that any shift is cheap."""
         return self._eigen is not None
 
     def decomposed(self) -> ShiftedSystem:
-        """Return the same with its eigendecomposition, which makes every shift free."""
+        """Return this system with its eigendecomposition, so that shifts are cheap."""
         return ShiftedSystem(self.matrix, self.eigen())
 
     def eigen(self) -> tuple[Tensor, Tensor]:
         """Return eigenvalues, ascending, and eigenvectors."""
         if self._eigen is None:
-            # not stored: who asks may be any thread
+            # not stored: several threads may call this at once
             values, vectors = torch.linalg.eigh(self.matrix)
             return values, vectors
         return self._eigen
 
     def factor(self, shift: float) -> Factor | EigenFactor:
-        """Factor A + shift·I, unless A is decomposed."""
+        """Factor A + shift·I, by the eigendecomposition if it is known."""
         if self.is_decomposed:
             return self.eigen_factor(self.matrix.new_tensor([shift]))
         return Factor(add_diagonal(self.matrix, shift))
 
     def eigen_factor(self, shifts: Tensor) -> EigenFactor:
-        """Decompose A, which serves all shifts (m,) at once."""
+        """Decompose A, for all shifts (m,) at once."""
         return EigenFactor(*self.eigen(), shifts)
 
     def eigenvalues(self) -> Tensor:
@@ -170,12 +170,12 @@ def principal_directions(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class LowRankFactor:
-    """Solves U diag(e) Uᵀ + shift·I, which stands in for A + shift·I.
+    """Solves U diag(e) Uᵀ + shift·I, an approximation of A + shift·I.
 
     Parameters
     ----------
     half : Tensor of shape (N, r)
-        With half·halfᵀ near A.
+        half·halfᵀ approximates A.
     """
 
     def __init__(self, half: Tensor) -> None:
@@ -183,10 +183,10 @@ class LowRankFactor:
         self._values, self._vectors = values, half @ (vectors / values.sqrt())
 
     def solve(self, rhs: Tensor, shifts: Tensor, shares: Tensor) -> Tensor:
-        """Return about shift · (D A D + shift·I)⁻¹ rhs for rows rhs (m, N).
+        """Return shift · (D A D + shift·I)⁻¹ rhs approximately, for rows rhs (m, N).
 
-        D = diag(shares) (m, N), of numbers in [0, 1]. The inverse is exact where they
-        are 1, and positive definite always.
+        D = diag(shares) (m, N), with numbers in [0, 1]. The inverse is exact where they
+        are 1, and always positive definite.
         """
         inner = (rhs * shares) @ self._vectors
         inner *= self._values / (self._values + shifts[:, None])
@@ -210,14 +210,14 @@ def positive_root(matrices: Tensor) -> Tensor:
 
 
 def negative_share(matrices: Tensor) -> float:
-    """Return which share of symmetric matrices' eigenvalues is below 0."""
+    """Return the share of negative eigenvalues, by size, of symmetric matrices."""
     values = torch.linalg.eigvalsh((matrices + matrices.mT).double() / 2)
     total = float(values.abs().sum())
     return float(values.clamp(max=0).abs().sum()) / total if total else 0.0
 
 
 def pseudo_inverse(matrices: Tensor) -> Tensor:
-    """Return Moore-Penrose inverses, blind to what is below half of the precision."""
+    """Return Moore-Penrose inverses; singular values below √eps count as zero."""
     tolerance = torch.finfo(matrices.dtype).eps ** 0.5
     inverse: Tensor = torch.linalg.pinv(matrices.double(), rtol=tolerance)
     return inverse.to(matrices)
@@ -246,12 +246,12 @@ def conjugate_gradient(
         Maps (m, N) to (m, N), each row by its own A.
     rhs : Tensor of shape (m, N)
     precondition : callable
-        Almost inverts each A; symmetric positive definite.
+        Approximate inverse of each A; symmetric positive definite.
     tol : float
         Relative residual, in the norm of the preconditioner, at which a row is done;
-        what the dtype cannot reach is not asked for.
+        raised to what the dtype can reach.
     max_iter : int
-        A `ConvergenceWarning` says when it was not enough.
+        A `ConvergenceWarning` is issued if it is not enough.
     """
     tol = max(tol, 10 * torch.finfo(rhs.dtype).eps)
     x, worst = _descend(
@@ -262,13 +262,15 @@ def conjugate_gradient(
         tol,
         max_iter,
     )
+
     if worst > 1:
         warnings.warn(
             f"Conjugate gradients stopped after {max_iter} iterations at {worst:.1e} "
-            "times the wanted residual; increase `ridge`.",
+            "times the required residual; increase `ridge`.",
             ConvergenceWarning,
             stacklevel=2,
         )
+
     return x
 
 
@@ -281,9 +283,9 @@ def block_conjugate_gradient(
 ) -> Tensor:
     """Solve A x = b for right-hand sides that have one A in common.
 
-    Each is solved in the span of what the products have shown for all of them: so many
-    times fewer products. The residuals are kept as orthonormal columns times a small
-    matrix (Dubrulle's BCGrQ), so that alike or finished ones do no harm.
+    All are solved in one common Krylov space, which takes fewer products, by about
+    their number. The residuals are stored as orthonormal columns times a small matrix
+    (Dubrulle's BCGrQ), so that similar or converged ones do no harm.
 
     Parameters
     ----------
@@ -291,30 +293,32 @@ def block_conjugate_gradient(
         Maps (m, N) to (m, N); symmetric positive definite.
     rhs : Tensor of shape (m, N)
     tol : float
-        Relative residual at which a row is done; what the dtype cannot reach is not
-        asked for.
+        Relative residual at which a row is done; raised to what the dtype can reach.
     max_iter : int
-        A `ConvergenceWarning` says when it was not enough.
+        A `ConvergenceWarning` is issued if it is not enough.
     """
-    tol, out = max(tol, 10 * torch.finfo(rhs.dtype).eps), torch.empty_like(rhs)
+    tol = max(tol, 10 * torch.finfo(rhs.dtype).eps)
+    out = torch.empty_like(rhs)
     n_blocks = -(-len(rhs) // max(1, min(_BLOCK, rhs.shape[1])))
     for rows in torch.arange(len(rhs)).chunk(max(1, n_blocks)):
-        part = slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, 0)
-        solved = _descend_together(matvec, rhs[part], tol, max_iter)
+        block = slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, 0)
+        solved = _descend_together(matvec, rhs[block], tol, max_iter)
         if solved is None:  # too ill-conditioned for that, or not finite
-            solved = conjugate_gradient(matvec, rhs[part], tol=tol, max_iter=max_iter)
-        out[part] = solved
+            solved = conjugate_gradient(matvec, rhs[block], tol=tol, max_iter=max_iter)
+        out[block] = solved
     return out
 
 
 def _descend_together(
     matvec: Callable[[Tensor], Tensor], rhs: Tensor, tol: float, max_iter: int
 ) -> Tensor | None:
-    """Return x for rows (m, N), m <= N, or None if it does not get there."""
-    x, goal = torch.zeros_like(rhs), tol * rhs.norm(dim=1)
+    """Return x for rows (m, N), m <= N, or None if it does not converge."""
+    x = torch.zeros_like(rhs)
+    goal = tol * rhs.norm(dim=1)
     # the residual is ξᵀ Q
     basis, xi = _orthonormal_rows(rhs)
     directions = basis
+
     for _ in range(max_iter):
         if bool((xi.norm(dim=0) <= goal).all()):
             return x
@@ -325,9 +329,10 @@ def _descend_together(
             return None
         step = torch.cholesky_inverse(lower).to(rhs)
         x.addmm_((step @ xi).T, directions)
-        basis, turned = _orthonormal_rows(basis.addmm(step, images, alpha=-1))
-        xi = turned @ xi
-        directions = basis.addmm(turned, directions)
+        basis, rotation = _orthonormal_rows(basis.addmm(step, images, alpha=-1))
+        xi = rotation @ xi
+        directions = basis.addmm(rotation, directions)
+
     return None
 
 
@@ -346,7 +351,7 @@ def preconditioned_gradient(
     tol: float = 1e-11,
     max_iter: int = 100,
 ) -> tuple[Tensor, Tensor]:
-    """Solve A x = b with what almost inverts A, a row (m, N) each.
+    """Solve A x = b for rows (m, N), with a preconditioner that depends on the row.
 
     Parameters
     ----------
@@ -354,7 +359,7 @@ def preconditioned_gradient(
         Take v and ``metric(v)``; positive definite and symmetric in the metric.
     rhs : Tensor of shape (m, N)
     metric : callable
-        Positive semidefinite; what it does not see does not count.
+        Positive semidefinite; its null space is ignored.
     tol : float
     max_iter : int
 
@@ -362,8 +367,8 @@ def preconditioned_gradient(
     -------
     x : Tensor of shape (m, N)
     failed : Tensor of shape (m,)
-        Rows that have a residual, really evaluated, of more than ten times ``tol``,
-        or of what the dtype can reach.
+        Rows whose residual, evaluated explicitly, is more than ten times ``tol``, or
+        ten times what the dtype can reach.
     """
     tol = max(tol, 10 * torch.finfo(rhs.dtype).eps)
     x, _ = _descend(matvec, rhs, precondition, metric, tol, max_iter)
@@ -381,12 +386,14 @@ def _descend(
     tol: float,
     max_iter: int,
 ) -> tuple[Tensor, float]:
-    """Return x and the worst residual as a multiple of the one wanted."""
-    x, residual = torch.zeros_like(rhs), rhs.clone()
+    """Return x, and the worst residual as a multiple of the required one."""
+    x = torch.zeros_like(rhs)
+    residual = rhs.clone()
     weighed = metric(residual)
     direction = precondition(residual, weighed).clone()
     rho = (weighed * direction).sum(dim=1)
     goal = tol**2 * rho
+
     for _ in range(max_iter):
         active = rho > goal
         if not bool(active.any()):
@@ -402,5 +409,6 @@ def _descend(
         ratio = torch.where(active, new / rho, 0.0)
         direction = downhill + ratio[:, None] * direction
         rho = new
+
     tiny = torch.finfo(rho.dtype).tiny
     return x, float((rho / goal.clamp(min=tiny)).max().sqrt())

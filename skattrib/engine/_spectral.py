@@ -1,8 +1,7 @@
 """Coordinates in which the full-data Hessian is diagonal at every damping.
 
-After one eigendecomposition, leaving units out at yet another λ takes products with
-few columns only. What solves for large subsets stays with the space that these came
-from.
+After one eigendecomposition, leaving units out at another λ takes products with few
+columns only. Large subsets are solved for in the space from which these came.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from torch import Tensor
 from skattrib.engine._functional import chunks
 from skattrib.engine._gradients import RowGradients
 from skattrib.engine._kernel import kernel_block
-from skattrib.engine._spaces import (
+from skattrib.engine._parameter_space import (
     SHARE,
     BySubtraction,
     FullSystem,
     FullSystems,
-    times,
+    multiply_blocks,
 )
 
 
@@ -30,20 +29,21 @@ def _take(basis: Tensor, rows: Tensor) -> Tensor:
 
 
 class _Spectral:
-    """What both of them share.
+    """Base of the two spectral spaces.
 
     Parameters
     ----------
     values : Tensor of shape (r,)
         Eigenvalues, at least 0.
     outputs : Tensor of shape (n, C, D)
-        What steps are multiplied by to give the outputs of training rows.
+        Matrix that maps steps to changes of the outputs of training rows.
     """
 
     name = "spectral"
 
     def __init__(self, values: Tensor, outputs: Tensor, memory_bytes: float) -> None:
-        self._values, self._outputs = values.clamp(min=0), outputs
+        self._values = values.clamp(min=0)
+        self._outputs = outputs
         self._memory = memory_bytes
 
     @property
@@ -56,16 +56,16 @@ class _Spectral:
     def _divisors(self, system: FullSystem) -> Tensor:
         return self._values + system.shifts[:, None]
 
-    def _together(self) -> int:
-        """Return of how many rows the basis may be copied at once."""
+    def _rows_at_once(self) -> int:
+        """Return how many rows of the basis may be copied at once."""
         row = self._outputs[0].numel() * self._outputs.element_size()
         return int(self._memory / (2 * SHARE * row))
 
     def _times_rows(self, left: Tensor, rows: Tensor, basis: Tensor) -> Tensor:
         """Return left (k, C) times the rows' basis (C, ·) each."""
         out = left.new_empty(len(rows), basis.shape[2])
-        for part in chunks(len(rows), self._together()):
-            out[part] = torch.bmm(left[part, None], _take(basis, rows[part]))[:, 0]
+        for chunk in chunks(len(rows), self._rows_at_once()):
+            out[chunk] = torch.bmm(left[chunk, None], _take(basis, rows[chunk]))[:, 0]
         return out
 
     def train_outputs(self, steps: Tensor) -> Tensor:
@@ -73,9 +73,9 @@ class _Spectral:
 
     def row_outputs(self, steps: Tensor, rows: Tensor) -> Tensor:
         out = steps.new_empty(len(rows), self._outputs.shape[1])
-        for part in chunks(len(rows), self._together()):
-            some = _take(self._outputs, rows[part])
-            out[part] = torch.bmm(some, steps[part, :, None])[..., 0]
+        for chunk in chunks(len(rows), self._rows_at_once()):
+            row_basis = _take(self._outputs, rows[chunk])
+            out[chunk] = torch.bmm(row_basis, steps[chunk, :, None])[..., 0]
         return out
 
 
@@ -108,12 +108,12 @@ class SpectralPrimalSpace(_Spectral, BySubtraction):
         return -gradients / self._divisors(system)
 
     def row_blocks(self, rows: Tensor, system: FullSystem) -> Tensor:
-        out = []
-        for part in chunks(len(rows), self._together()):
-            roots = self._divisors(system.take(part)).sqrt()
-            half = _take(self._outputs, rows[part]) / roots[:, None]
-            out.append(half @ half.mT)
-        return torch.cat(out)
+        blocks = []
+        for chunk in chunks(len(rows), self._rows_at_once()):
+            divisor_roots = self._divisors(system.take(chunk)).sqrt()
+            half = _take(self._outputs, rows[chunk]) / divisor_roots[:, None]
+            blocks.append(half @ half.mT)
+        return torch.cat(blocks)
 
     def group_block(self, rows: Tensor, system: FullSystem) -> Tensor:
         half = self._outputs[rows].flatten(0, 1) / self._divisors(system).sqrt()
@@ -126,8 +126,8 @@ class SpectralPrimalSpace(_Spectral, BySubtraction):
 class SpectralDualSpace(_Spectral):
     """Row coefficients in the basis of the eigenvectors of S̃ᵀKS̃.
 
-    A step is β = S̃Ve + Oa, where O holds, for each row, the part of its cotangent that
-    the curvature S̃ cannot reach, if there is any.
+    A step is β = S̃Ve + Oa, where O holds, for each row, the part of its cotangent
+    outside the range of the curvature S̃, if there is any.
 
     Parameters
     ----------
@@ -166,14 +166,14 @@ class SpectralDualSpace(_Spectral):
         outputs = self._in_coordinates(kernel)
         super().__init__(values, outputs.view(n, C, -1), memory_bytes)
         # VᵀS̃ᵀKO
-        reached = times(full, outputs[:, n * C :], transpose=True)
+        reached = multiply_blocks(full, outputs[:, n * C :], transpose=True)
         self._bent = reached.T @ vectors
 
     def _in_coordinates(self, block: Tensor) -> Tensor:
-        """Return what a block (m, n·C) of the kernel does to coordinates."""
+        """Return the block (m, n·C) of the kernel as a matrix on coordinates."""
         n, C, r = self._vectors.shape
         out = block.new_empty(len(block), r + len(self._outside))
-        out[:, :r] = block @ times(self._full, self._vectors.flatten(0, 1))
+        out[:, :r] = block @ multiply_blocks(self._full, self._vectors.flatten(0, 1))
         if len(self._outside):
             out[:, r:] = torch.einsum("mnc,nc->mn", block.view(-1, n, C), self._outside)
         return out
@@ -182,7 +182,7 @@ class SpectralDualSpace(_Spectral):
         return torch.nn.functional.pad(inner, (0, len(self._outside)))
 
     def mixed_gradient(self, amounts: Tensor, cotangents: Tensor) -> Tensor:
-        """Return gradients of the cotangents given before, whatever these are."""
+        """Return gradients of the cotangents given in `__init__`, not of these."""
         rotated = torch.bmm(self._inner[:, None], self._vectors)[:, 0]
         extra = amounts if len(self._outside) else amounts[:, :0]
         return torch.cat([amounts @ rotated, extra], dim=1)
@@ -192,13 +192,14 @@ class SpectralDualSpace(_Spectral):
         return self._padded(self._times_rows(inner, rows, self._vectors))
 
     def gradient(self, rho: Tensor, shift: Tensor, steps: Tensor | None) -> Tensor:
-        """Return it for what the curvature reaches; steps are not for this space."""
+        """Return the gradient for ρ in the range of the curvature, without steps."""
         blocks = rho.view(len(rho), *self._full.shape[:2])
         inner = torch.einsum("ncd,knd->knc", self._inverses, blocks).flatten(1)
         return self._padded(inner @ self._vectors.flatten(0, 1))
 
     def solve_full(self, gradients: Tensor, system: FullSystem) -> Tensor:
-        r, shifts = len(self._values), system.shifts[:, None]
+        r = len(self._values)
+        shifts = system.shifts[:, None]
         inner, extra = gradients[:, :r], gradients[:, r:] / shifts
         solved = (extra @ self._bent - inner) / self._divisors(system)
         return torch.cat([solved, -extra], dim=1)
@@ -207,16 +208,21 @@ class SpectralDualSpace(_Spectral):
         self, rows: Tensor, amounts: Tensor, system: FullSystem
     ) -> Tensor:
         # as in `DualSpace`, where no difference of large numbers is taken either
-        out, C = [], self._full.shape[1]
-        for part in chunks(len(rows), self._together()):
-            some, shifts = _take(self._vectors, rows[part]), system.take(part)
-            damped = shifts.shifts[:, None] / self._divisors(shifts)
-            inner = torch.bmm(some * damped[:, None], some.mT).double()
+        complements = []
+        C = self._full.shape[1]
+        for chunk in chunks(len(rows), self._rows_at_once()):
+            row_vectors = _take(self._vectors, rows[chunk])
+            chunk_system = system.take(chunk)
+            damped = chunk_system.shifts[:, None] / self._divisors(chunk_system)
+            inner = torch.bmm(row_vectors * damped[:, None], row_vectors.mT).double()
             inner = (inner + inner.mT) / 2
-            share = (amounts[part] / self._weights[rows[part]]).double()[:, None, None]
+            share = (amounts[chunk] / self._weights[rows[chunk]]).double()[
+                :, None, None
+            ]
             eye = torch.eye(C, dtype=share.dtype, device=share.device)
-            out.append((1 - share) * eye + share * inner)
-        return torch.cat(out)
+            complements.append((1 - share) * eye + share * inner)
+
+        return torch.cat(complements)
 
     def group_complement(
         self, rows: Tensor, amounts: Tensor, system: FullSystem

@@ -1,8 +1,8 @@
 """Forward derivatives of a training run in the weights of its rows, to second order.
 
 One pass through the run serves one direction of weights, so this is for a sample of
-rows. It tells how far the straight line that attributions draw can be trusted: the
-second derivative is what removing a row does beyond it.
+rows. It shows how far attributions, which are linear in the weights, can be trusted:
+the second derivative is the effect of a removal beyond first order.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def tangents(
     order : {1, 2}
         2 differentiates twice.
     plain_sgd : bool
-        Take the steps for those of plain SGD, at the same states.
+        Differentiate steps of plain SGD instead, at the same states.
     memory_bytes : float
-        As many directions are followed at a time as fit it.
+        Determines how many directions are followed at a time.
     verbose : int
         Shows progress when above 0.
 
@@ -75,18 +75,19 @@ def tangents(
     """
     _load_forward_mode()
     run = _Run(model, loss, recipe, X, targets, weights, order, plain_sgd)
-    size = run.n_directions(memory_bytes)
-    parts, found = list(chunks(len(directions), size)), []
-    total = len(parts) * recipe.n_steps
+    n_at_once = run.n_directions(memory_bytes)
+    batches = list(chunks(len(directions), n_at_once))
+    derivatives = []
+    total = len(batches) * recipe.n_steps
     with tqdm(total=total, desc="following steps", disable=not verbose) as bar:
-        for part in parts:
-            found.append(run.follow(directions[part].to(X), bar.update))
-    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+        for batch in batches:
+            derivatives.append(run.follow(directions[batch].to(X), bar.update))
+    return tuple(torch.cat(batches) for batches in zip(*derivatives, strict=True))
 
 
 @functools.cache
 def _load_forward_mode() -> None:
-    """Have torch load its rules of forward mode, which warns of what torch calls."""
+    """Make torch load its rules of forward mode, which warn of torch's own calls."""
     zero = torch.zeros(())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -124,10 +125,10 @@ class _Run:
         if self.plain_sgd:
             optimizer = plain_sgd(optimizer)
         before = start(self.recipe, self.X, 1)
-        still = self.X.new_zeros(len(directions), self.model.n_params)
-        nothing = map_state(torch.zeros_like, optimizer.initial_state(still))
-        moving = [StepDerivative(still, nothing)] * self.order
-        run = train_steps(
+        zeros = self.X.new_zeros(len(directions), self.model.n_params)
+        state_zeros = map_state(torch.zeros_like, optimizer.initial_state(zeros))
+        derivatives = [StepDerivative(zeros, state_zeros)] * self.order
+        steps = train_steps(
             self.model,
             self.loss,
             self.recipe,
@@ -138,26 +139,28 @@ class _Run:
             0,
             self.recipe.n_steps,
         )
-        for t, after, _ in run:
+
+        for t, after, _ in steps:
             gradient, *in_gradient = self._gradient(
-                before, t, directions, [d.params for d in moving]
+                before, t, directions, [d.params for d in derivatives]
             )
             rate, _ = self.recipe.step(t, self.X.device)
-            moving = optimizer.pushforward(
+            derivatives = optimizer.pushforward(
                 before.params[0],
                 gradient,
                 map_state(lambda value: value[0], before.optimizer),
                 self.recipe.n_before + t,
                 rate,
-                moving,
+                derivatives,
                 in_gradient,
             )
             before = after
             on_step()
-        return tuple(d.params for d in moving)
+
+        return tuple(d.params for d in derivatives)
 
     def _gradient(
-        self, before: TrainingState, t: int, directions: Tensor, moving: list[Tensor]
+        self, before: TrainingState, t: int, directions: Tensor, paths: list[Tensor]
     ) -> tuple[Tensor, ...]:
         """Return a step's gradient (P,) and its derivatives (r, P) along the paths."""
         _, rows = self.recipe.step(t, self.X.device)
@@ -171,25 +174,26 @@ class _Run:
             gradient = minibatch.gradient(params, NO_BUFFERS, shares, rows, step=t)
             return clip_gradient(gradient, self.recipe.clip_norm)
 
-        params, here = before.params[0], self.X.new_zeros(())
-        one = torch.ones_like(here)
+        params = before.params[0]
+        zero = self.X.new_zeros(())
+        one = torch.ones_like(zero)
 
         def derivatives(
             direction: Tensor, velocity: Tensor, *acceleration: Tensor
         ) -> tuple[Tensor, ...]:
             def at(s: Tensor) -> Tensor:
                 moved = params + s * velocity
-                for bend in acceleration:
-                    moved = moved + 0.5 * s**2 * bend
+                for curvature in acceleration:
+                    moved = moved + 0.5 * s**2 * curvature
                 return clipped(moved, weights + s * direction)
 
             def slope(s: Tensor) -> Tensor:
-                found: Tensor = jvp(at, (s,), (one,))[1]
-                return found
+                first_derivative: Tensor = jvp(at, (s,), (one,))[1]
+                return first_derivative
 
             if not acceleration:
-                return (slope(here),)
-            return tuple(jvp(slope, (here,), (one,)))
+                return (slope(zero),)
+            return tuple(jvp(slope, (zero,), (one,)))
 
         with sdpa_kernel(SDPBackend.MATH):
-            return clipped(params, weights), *vmap(derivatives)(directions, *moving)
+            return clipped(params, weights), *vmap(derivatives)(directions, *paths)

@@ -34,7 +34,7 @@ class TrainingResult:
     ----------
     params : Tensor of shape (M, P)
     denominator : Tensor of shape (M, P) or None
-        What the last step of the optimizer divided by; None if it does not divide.
+        Divisor of the last step of the optimizer; None if it does not divide.
     loss_curve : list of float
         Training loss of the first model at every step, before the step.
     states : dict of int to TrainingState
@@ -75,10 +75,11 @@ def train(
     result = TrainingResult(state.params, None)
     if 0 in keep:
         result.states[0] = state
-    run = train_steps(
+    steps = train_steps(
         model, loss, recipe, X, targets, weights, state, 0, recipe.n_steps
     )
-    for t, state, losses in run:
+
+    for t, state, losses in steps:
         result.loss_curve.append(losses[0].item())
         if stop_when_diverged and not math.isfinite(result.loss_curve[-1]):
             break
@@ -86,6 +87,7 @@ def train(
             result.states[t] = state
         if on_step is not None:
             on_step()
+
     result.params = state.params
     result.denominator = recipe.optimizer.denominator(
         state.optimizer, recipe.n_before + recipe.n_steps
@@ -117,11 +119,13 @@ def replay(
 ) -> dict[int, TrainingState]:
     """Continue a run from its state after ``first`` steps; return the states to keep.
 
-    They are those of `train`, to the bit, where M is the same.
+    They are bit by bit those of `train` if M is the same.
     """
     states = {first: state} if first in keep else {}
-    run = train_steps(model, loss, recipe, X, targets, weights, state, first, max(keep))
-    for t, state, _ in run:
+    steps = train_steps(
+        model, loss, recipe, X, targets, weights, state, first, max(keep)
+    )
+    for t, state, _ in steps:
         if t in keep:
             states[t] = state
     return states
@@ -139,7 +143,8 @@ def train_steps(
     last: int,
 ) -> Iterator[tuple[int, TrainingState, Tensor]]:
     """Yield t, the state after step t and the losses before it, first < t ≤ last."""
-    optimizer, minibatch = recipe.optimizer_on(X), Minibatch(model, loss, X, targets)
+    optimizer = recipe.optimizer_on(X)
+    minibatch = Minibatch(model, loss, X, targets)
     buffers = NO_BUFFERS
     for t in range(first + 1, last + 1):
         rate, rows = recipe.step(t, X.device)
@@ -157,8 +162,9 @@ def train_steps(
 
 
 def can_stack(model: FunctionalModule, loss: Loss, X: Tensor, targets: Tensor) -> bool:
-    """Try whether vmap takes the module, on two rows."""
-    params, shares = model.flatten().to(X).repeat(2, 1), X.new_ones(2, len(X[:2]))
+    """Return whether vmap can batch the module, tried on two rows."""
+    params = model.flatten().to(X).repeat(2, 1)
+    shares = X.new_ones(2, len(X[:2]))
     try:
         Minibatch(model, loss, X[:2], targets[:2])(params, NO_BUFFERS, shares, None)
     except (RuntimeError, NotImplementedError, ValueError):
@@ -192,7 +198,7 @@ def train_stack(
 ) -> Tensor:
     """Train a model for every row of ``weights``; return parameters (M, P).
 
-    Stacks are as large as the memory cap allows. A module that vmap cannot take is
+    Stacks are as large as the memory cap allows. A module that vmap cannot batch is
     trained once per weighting in joblib's workers instead, with a warning.
     """
     n_models = len(weights)
@@ -204,7 +210,7 @@ def train_stack(
             EfficiencyWarning,
             stacklevel=2,
         )
-        runs = call_all(
+        trained = call_all(
             _train_one,
             (
                 (model, loss, recipe, X, targets, row[None])
@@ -213,20 +219,21 @@ def train_stack(
             n_jobs,
             prefer="processes",
         )
-        return torch.cat(runs)
+        return torch.cat(trained)
+
     size = stack_size(model, recipe, X, memory_bytes)
-    pieces = list(chunks(n_models, size))
+    stacks = list(chunks(n_models, size))
     with tqdm(
-        total=len(pieces) * recipe.n_steps,
+        total=len(stacks) * recipe.n_steps,
         desc=f"retraining {n_models} models",
         disable=not verbose,
     ) as bar:
         return torch.cat(
             [
                 train(
-                    model, loss, recipe, X, targets, weights[piece], on_step=bar.update
+                    model, loss, recipe, X, targets, weights[stack], on_step=bar.update
                 ).params
-                for piece in pieces
+                for stack in stacks
             ]
         )
 
@@ -237,13 +244,15 @@ def stacked_outputs(
     """Return outputs (M, q, C) of models with these parameters (M, P)."""
     numbers = len(X) * activation_size(model.module, X) + model.n_params
     size = int(memory_bytes / (_COPIES_PER_ACTIVATION * numbers * X.element_size()))
-    at = vmap(lambda vector: model.outputs(vector, X))
+    outputs_at = vmap(lambda vector: model.outputs(vector, X))
     with torch.no_grad():
         try:
-            at(params[:1])
+            outputs_at(params[:1])
         except (RuntimeError, NotImplementedError, ValueError):
             return torch.stack([model.outputs(vector, X) for vector in params])
-        return torch.cat([at(params[part]) for part in chunks(len(params), size)])
+        return torch.cat(
+            [outputs_at(params[chunk]) for chunk in chunks(len(params), size)]
+        )
 
 
 def _train_one(

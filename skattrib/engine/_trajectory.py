@@ -1,4 +1,4 @@
-"""The record of a training run: the recipe that replays it, and kept states."""
+"""The record of a training run: the recipe to replay it, and stored states."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ Record = Literal["recipe", "checkpoints", "states"]
 #: (step from 0, number of steps) → factor on the learning rate.
 Schedule = Callable[[int, int], float]
 
-#: Of the files; 1 had the states of Adam and SGD only.
+#: Version of the file format; 1 supported the states of Adam and SGD only.
 _FORMAT = "2"
 
 _WARM_UP = 0.1
-# What options may be: a whole number below this is one in double precision.
+# Options are below this: such whole numbers are exact in double precision.
 _LARGEST = 2**53
 
 
@@ -56,7 +56,7 @@ def _linear_warmup(step: int, n_steps: int) -> float:
     return (n_steps - step) / max(1, n_steps - warm)
 
 
-# What reading a damaged record may run into.
+# Errors that reading a damaged record may raise.
 _MALFORMED = (
     SafetensorError,
     OSError,
@@ -76,17 +76,17 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def _read_optimizer(options: Any) -> Optimizer:
-    """Return the optimizer that a file names, one of those known here."""
+    """Return the optimizer that a file names; raise ValueError if it is unknown."""
     name = options.pop("name")
     if name not in OPTIMIZERS:
         raise ValueError(
-            f"its optimizer {name!r} is not known here; known are {sorted(OPTIMIZERS)}"
+            f"its optimizer {name!r} is unknown; known are {sorted(OPTIMIZERS)}"
         )
     return OPTIMIZERS[name].from_options(options)
 
 
 def _check_run(clip_norm: Any, n_before: Any) -> None:
-    """Raise ValueError unless a recipe can have these."""
+    """Raise ValueError unless these are valid in a recipe."""
     clip = 0.0 if clip_norm is None else clip_norm
     if (
         type(clip) not in (int, float)
@@ -94,19 +94,19 @@ def _check_run(clip_norm: Any, n_before: Any) -> None:
         or type(n_before) is not int
         or not 0 <= n_before < _LARGEST
     ):
-        raise ValueError("its options are impossible")
+        raise ValueError("its options are out of range")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that fixes a run except the weights of the rows.
+    """Everything that determines a run, except the weights of the rows.
 
     Attributes
     ----------
     optimizer : Optimizer
     learning_rates : Tensor of shape (T,) or (T, G), float64, on the CPU
-        One per step, the schedule applied; with G groups of parameters, one per step
-        and group.
+        One per step, with the schedule applied; with G groups of parameters, one per
+        step and group.
     initial : Tensor of shape (P,)
         Parameters before the first step.
     batches : list of int arrays or None
@@ -115,11 +115,11 @@ class Recipe:
     n_before : int
         Steps that the optimizer had taken before the run.
     moments : NamedTuple of Tensor or None
-        Its state then, each of shape (P,); None is that of a new optimizer.
+        State of the optimizer before the run, each of shape (P,); None if it was new.
     decay : Tensor of shape (P,) or None
-        Weight decay of every parameter, where they differ.
+        Weight decay of every parameter, if they differ.
     groups : int64 Tensor of shape (P,) or None
-        Group of every parameter, where these have learning rates of their own.
+        Group of every parameter, if groups have learning rates of their own.
     """
 
     optimizer: Optimizer
@@ -133,7 +133,7 @@ class Recipe:
     groups: Tensor | None = field(default=None, repr=False)
 
     def optimizer_on(self, X: Tensor) -> Optimizer:
-        """Return the optimizer, with tensors where X is."""
+        """Return the optimizer, with tensors of the dtype and device of X."""
         if self.decay is None:
             return self.optimizer
         return replace(self.optimizer, weight_decay=self.decay.to(X))
@@ -167,7 +167,7 @@ class Recipe:
         return counts.to(self.learning_rates) / counts.sum()
 
     def step(self, t: int, device: torch.device) -> tuple[Rate, Tensor | None]:
-        """Return learning rate and row indices, None for all, of step t (from 1)."""
+        """Return learning rate and row indices of step t (from 1); None is all rows."""
         rate: Rate
         if self.groups is None:
             rate = float(self.learning_rates[t - 1])
@@ -179,27 +179,27 @@ class Recipe:
         return rate, torch.as_tensor(self.batches[t - 1], device=device)
 
     def options(self) -> str:
-        """Return what is not an array, as JSON."""
+        """Return everything except the arrays, as JSON."""
         optimizer = {"name": name_of(self.optimizer), **self.optimizer.options()}
         return json.dumps([optimizer, self.clip_norm, self.n_before])
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the arrays, the minibatches end to end."""
-        found = {"learning_rates": self.learning_rates, "initial": self.initial}
+        """Return the arrays, with the minibatches concatenated."""
+        tensors = {"learning_rates": self.learning_rates, "initial": self.initial}
         if self.batches is not None:
-            found["rows"] = torch.tensor(np.concatenate(self.batches))
-            found["batch_sizes"] = torch.tensor([len(rows) for rows in self.batches])
+            tensors["rows"] = torch.tensor(np.concatenate(self.batches))
+            tensors["batch_sizes"] = torch.tensor([len(rows) for rows in self.batches])
         if self.moments is not None:
-            found |= _named("moments", self.moments)
+            tensors |= _named("moments", self.moments)
         if self.decay is not None:
-            found["decay"] = self.decay
+            tensors["decay"] = self.decay
         if self.groups is not None:
-            found["groups"] = self.groups
-        return found
+            tensors["groups"] = self.groups
+        return tensors
 
     @classmethod
     def from_tensors(cls, options: str, tensors: dict[str, Tensor]) -> Recipe:
-        """Undo `options` and `tensors`."""
+        """Return the recipe from what `options` and `tensors` returned."""
         named, clip_norm, n_before = json.loads(options)
         optimizer = _read_optimizer(named)
         _check_run(clip_norm, n_before)
@@ -207,6 +207,7 @@ class Recipe:
         if "rows" in tensors:
             ends = tensors["batch_sizes"].cumsum(0)[:-1].numpy()
             batches = np.split(tensors["rows"].numpy(), ends)
+
         moments = None
         if any(name.startswith("moments/") for name in tensors):
             moments = _state_of(optimizer, tensors, "moments")
@@ -223,7 +224,7 @@ class Recipe:
         )
 
     def _has_all_rates(self) -> bool:
-        """Say whether there is a learning rate for every step and parameter."""
+        """Return whether there is a learning rate for every step and parameter."""
         rates, groups = self.learning_rates, self.groups
         if groups is None:
             return rates.ndim == 1
@@ -248,7 +249,7 @@ class TrainingState:
     optimizer: State
 
     def to(self, target: Tensor | torch.device) -> TrainingState:
-        """Return the state where ``target`` is, in its dtype if it is a tensor."""
+        """Return the state on a device, or with the dtype and device of a tensor."""
         return self._map(lambda value: value.to(target))
 
     def cpu(self) -> TrainingState:
@@ -265,7 +266,7 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What a fitted wrapper remembers of its training.
+    """Record of the training of a fitted wrapper.
 
     Attributes
     ----------
@@ -273,9 +274,9 @@ class Trajectory:
     row_weights : Tensor of shape (n,)
         The sample weights of the run.
     denominator : Tensor of shape (P,) or None
-        What the optimizer's last step divided by; None if it does not divide (SGD).
+        Divisor of the optimizer's last step; None if it does not divide (SGD).
     states : dict of int to TrainingState
-        States after the steps kept by ``record``; 0 is the start.
+        States after the steps that ``record`` stores; 0 is the start.
     """
 
     recipe: Recipe
@@ -286,20 +287,22 @@ class Trajectory:
     def save(self, path: str | os.PathLike[str], X: Tensor, targets: Tensor) -> None:
         """Write a safetensors file, and with it the digest of the data.
 
-        It is written beside ``path`` and renamed: after a crash there is the old file
-        or the new one.
+        It is written beside ``path`` and renamed: a crash leaves the old file or the
+        new one.
 
         Raises
         ------
         OSError
-            If the disk is full or read-only; the old file stays.
+            If the disk is full or read-only; the old file is kept.
         """
         tensors = self.recipe.tensors() | {"row_weights": self.row_weights}
         if self.denominator is not None:
             tensors["denominator"] = self.denominator
+
         for t, state in self.states.items():
             tensors[f"state/{t}/params"] = state.params
             tensors |= _named(f"state/{t}/optimizer", state.optimizer)
+
         metadata = {
             "format": _FORMAT,
             "options": self.recipe.options(),
@@ -307,29 +310,32 @@ class Trajectory:
             "contents": _digest(tensors),
         }
         path = Path(path)
-        beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+
         try:
-            write_tensors(beside, tensors, metadata)
-            with open(beside, "rb+") as file:
+            write_tensors(temporary, tensors, metadata)
+            with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
-            os.replace(beside, path)
+            os.replace(temporary, path)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(
         cls, path: str | os.PathLike[str], X: Tensor, targets: Tensor
     ) -> Trajectory:
-        """Read what `save` wrote; nothing in the file is run.
+        """Read what `save` wrote; nothing in the file is executed.
 
         Raises
         ------
         TrajectoryError
-            If it is damaged, of an older format, no such file, or of other data.
+            If it is not a record, damaged, of an older format, or of other data.
         """
-        name, no_record = os.fspath(path), f"{os.fspath(path)} holds no training record"
+        name = os.fspath(path)
+        no_record = f"{os.fspath(path)} holds no training record"
         if os.path.exists(path) and not os.path.isfile(path):
-            raise TrajectoryError(f"{no_record}: it is no file.")
+            raise TrajectoryError(f"{no_record}: it is not a file.")
+
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -343,24 +349,27 @@ class Trajectory:
             raise TrajectoryError(
                 f"{name} holds no training record: {error}."
             ) from error
+
         if not same:
             raise TrajectoryError(
                 f"{name} is the record of a training on other data, or damaged: X and "
-                "y must be those that the run was fitted on, in the same order and "
-                "dtype. Fit again, or load the data of that run."
+                "y must be those of the run, in the same order and dtype. Fit again, "
+                "or load the data of that run."
             )
+
         try:
-            found = cls._from_tensors(recipe, tensors)
-            wrong = found._find_fault(len(X))
+            trajectory = cls._from_tensors(recipe, tensors)
+            fault = trajectory._find_fault(len(X))
             if metadata.get("contents") != _digest(tensors):
-                wrong = "its contents have changed since it was written"
+                fault = "its contents have changed since it was written"
         except _MALFORMED as error:
-            wrong = str(error)
-        if wrong:
+            fault = str(error)
+
+        if fault:
             raise TrajectoryError(
-                f"{name} is damaged: {wrong}. Train and save the run again."
+                f"{name} is damaged: {fault}. Train and save the run again."
             )
-        return found
+        return trajectory
 
     @classmethod
     def _from_tensors(cls, recipe: Recipe, tensors: dict[str, Tensor]) -> Trajectory:
@@ -372,22 +381,25 @@ class Trajectory:
         return cls(recipe, tensors["row_weights"], tensors.get("denominator"), states)
 
     def _find_fault(self, n_rows: int) -> str | None:
-        """Say what no run on as many rows can have left; None if there is nothing."""
+        """Return what is wrong with a record of a run on ``n_rows`` rows, or None."""
         recipe, size = self.recipe, self.recipe.initial.shape
-        held = [recipe.initial, recipe.decay, self.denominator]
-        held += [] if recipe.moments is None else recipe.moments
+        tensors = [recipe.initial, recipe.decay, self.denominator]
+        tensors += [] if recipe.moments is None else recipe.moments
         for state in self.states.values():
-            held += [state.params[0], *(m[0] for m in state.optimizer)]
-        present = [t for t in held if t is not None]
-        if len(size) != 1 or any(t.shape != size for t in present):
+            tensors += [state.params[0], *(m[0] for m in state.optimizer)]
+        given = [t for t in tensors if t is not None]
+
+        if len(size) != 1 or any(t.shape != size for t in given):
             return "its parameters and its states differ in size"
-        present += [self.row_weights, recipe.learning_rates]
-        if any(t.dtype not in (torch.float32, torch.float64) for t in present):
-            return "it has numbers of another kind than float32 and float64"
+
+        given += [self.row_weights, recipe.learning_rates]
+        if any(t.dtype not in (torch.float32, torch.float64) for t in given):
+            return "it has numbers that are neither float32 nor float64"
         if self.row_weights.shape != (n_rows,) or not recipe._has_all_rates():
-            return "it has not one weight for every row and one rate for every step"
+            return "it does not have one weight for each row and one rate for each step"
         if recipe.batches is not None and len(recipe.batches) != recipe.n_steps:
             return f"it has {len(recipe.batches)} minibatches, {recipe.n_steps} steps"
+
         for rows in recipe.batches or []:
             known = rows.dtype == np.int64 and rows.ndim == 1 and len(rows) > 0
             if not known or not 0 <= rows.min() <= rows.max() < n_rows:
@@ -399,10 +411,10 @@ class Trajectory:
 
 def _check_format(name: str, metadata: Mapping[str, str]) -> None:
     """Raise TrajectoryError if a record was written by another version."""
-    found = metadata.get("format", "1")
-    if {"options", "digest"} <= set(metadata) and found != _FORMAT:
+    version = metadata.get("format", "1")
+    if {"options", "digest"} <= set(metadata) and version != _FORMAT:
         raise TrajectoryError(
-            f"{name} is a training record of format {found[:20]}; this version of "
+            f"{name} is a training record of format {version[:20]}; this version of "
             f"skattrib reads format {_FORMAT}. Train and save the run again, or read "
             "it with the version that wrote it."
         )
@@ -420,20 +432,20 @@ def _named(prefix: str, state: State) -> dict[str, Tensor]:
 def _state_of(
     optimizer: Optimizer, tensors: Mapping[str, Tensor], prefix: str
 ) -> State:
-    """Undo `_named`."""
-    kept = optimizer.initial_state(tensors["initial"])
-    kind: Any = type(kept)
-    return with_values(kept, [tensors[f"{prefix}/{name}"] for name in kind._fields])
+    """Return the state whose parts `_named` returned."""
+    template = optimizer.initial_state(tensors["initial"])
+    kind: Any = type(template)
+    return with_values(template, [tensors[f"{prefix}/{name}"] for name in kind._fields])
 
 
 def write_tensors(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
     """Write a safetensors file; raise OSError where it cannot be written."""
-    # copies: safetensors takes no views of one another
-    held = {k: v.detach().cpu().clone() for k, v in tensors.items()}
+    # copies: safetensors refuses tensors that share memory
+    copies = {k: v.detach().cpu().clone() for k, v in tensors.items()}
     try:
-        save_file(held, path, metadata)
+        save_file(copies, path, metadata)
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
 
@@ -449,7 +461,7 @@ def _digest(tensors: dict[str, Tensor], start: bytes = b"") -> str:
 
 
 def steps_to_keep(record: Record, n_steps: int) -> set[int]:
-    """Return the steps whose states ``record`` keeps."""
+    """Return the steps whose states ``record`` stores."""
     if record == "states":
         return set(range(n_steps + 1))
     if record == "checkpoints":
@@ -460,7 +472,7 @@ def steps_to_keep(record: Record, n_steps: int) -> set[int]:
 def epoch_batches(
     n_rows: int, batch_size: int | None, n_epochs: int, seed: int
 ) -> list[np.ndarray] | None:
-    """Draw the ordered minibatches of a run; None where every step takes all rows."""
+    """Draw the ordered minibatches of a run; None if every step takes all rows."""
     if batch_size is None or batch_size >= n_rows:
         return None
     rng = np.random.RandomState(seed)

@@ -1,4 +1,4 @@
-"""Truth by retraining, and scores that compare attributions with it."""
+"""Outcomes of retrained models, and scores that compare attributions with them."""
 
 from skattrib.evaluation._metrics import (
     lds_score,

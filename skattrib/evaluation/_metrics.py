@@ -54,7 +54,7 @@ def lds_score(
     n_resamples: int = 1000,
     random_state: int | np.random.RandomState | None = None,
 ) -> float | Bunch:
-    """Linear datamodeling score: how well predictions rank retrained outcomes.
+    """Compute the linear datamodeling score: how well predictions rank outcomes.
 
     The mean over queries of the Spearman rank correlation, over weightings, between
     the outcomes of retrained models and the outcomes predicted for them.
@@ -96,16 +96,16 @@ def lds_score(
 
     See Also
     --------
-    skattrib.evaluation.loo_score : The same for leaving out single units.
+    skattrib.evaluation.loo_score : The score for leaving out single units.
     skattrib.evaluation.make_weightings : Draw the weightings.
 
     Notes
     -----
     The bootstrap resamples queries and weightings, so the interval is about new
-    queries *and* new weightings; `low` and `high` are percentiles. It leans to the
-    wide side, as noise peculiar to one query and weighting is resampled twice. It
-    does not cover the training seed: average outcomes over several. With a single
-    query only the weightings vary.
+    queries *and* new weightings; `low` and `high` are percentiles. It tends to be too
+    wide, as noise of a single query and weighting is resampled twice. It does not
+    include variation of the training seed: average outcomes over several. With a
+    single query only the weightings vary.
 
     Examples
     --------
@@ -124,6 +124,7 @@ def lds_score(
             f"outcomes has shape {outcomes.shape} and predicted {predicted.shape}: "
             "pass both as (n_weightings, n_queries)."
         )
+
     return rank_agreement(
         outcomes,
         predicted,
@@ -151,7 +152,7 @@ def loo_score(
     n_resamples: int = 1000,
     random_state: int | np.random.RandomState | None = None,
 ) -> float | Bunch:
-    """Leave-one-out score: how well attributions rank effects of single units.
+    """Compute the leave-one-out score: how well attributions rank effects of units.
 
     The mean over queries of the Spearman rank correlation, over units, between the
     effect of the unit, F(all units) - F(all but the unit), and its attribution.
@@ -169,8 +170,8 @@ def loo_score(
         Outcomes with all units, which are not needed.
 
         .. deprecated:: 0.1
-           Will be removed: they shift all effects of a query alike, which no rank
-           sees.
+           Will be removed: they shift all effects of a query equally, which does not
+           change ranks.
     confidence : float, default=None
         If given, the level in (0, 1) of a bootstrap interval over units and queries.
     n_resamples : int, default=1000
@@ -201,7 +202,7 @@ def loo_score(
 
     See Also
     --------
-    skattrib.evaluation.lds_score : The same for random subsets, and about the interval.
+    skattrib.evaluation.lds_score : The score for random subsets; explains the interval.
 
     Examples
     --------
@@ -219,13 +220,15 @@ def loo_score(
             f"{attributions.shape}: pass (n_units_tested, n_queries) and "
             "(n_queries, n_units_tested)."
         )
+
     if not isinstance(full_outcomes, str):
         warnings.warn(
-            "full_outcomes is deprecated and will be removed: no rank sees what all "
-            "effects of a query share. Leave it out.",
+            "full_outcomes is deprecated and will be removed: it shifts all effects of "
+            "a query equally, which does not change ranks. Leave it out.",
             FutureWarning,
             stacklevel=3,
         )
+
     return rank_agreement(
         -outcomes,
         attributions.T,
@@ -251,7 +254,7 @@ def _parse_cutoff(metric: str, n_rows: int) -> int:
 
 
 def _expected_hits(scores: FloatArray, relevance: BoolArray, k: int) -> float:
-    """Relevant rows among the k best, expected over random order of tied scores."""
+    """Return relevant rows among the k best, expected over orders of tied scores."""
     threshold = np.sort(scores)[-k]
     above, tied = scores > threshold, scores == threshold
     share = (k - above.sum()) / tied.sum()
@@ -272,7 +275,7 @@ def _check_boolean(values: ArrayLike, name: str) -> BoolArray:
 def retrieval_score(
     scores: ArrayLike, relevance: ArrayLike, *, metric: str = "roc_auc"
 ) -> float:
-    """Mean over queries of how well scores find the relevant training rows.
+    """Measure how well scores find the relevant training rows, averaged over queries.
 
     Parameters
     ----------
@@ -324,6 +327,7 @@ def retrieval_score(
             f"relevance has shape {relevant.shape} and scores {scores.shape}: pass "
             "relevance as (n_queries, n_rows) or (n_rows,)."
         )
+
     relevant = np.broadcast_to(relevant, scores.shape)
     measure: Callable[[BoolArray, FloatArray], float]
     if metric == "roc_auc":
@@ -340,9 +344,10 @@ def retrieval_score(
     usable = relevant.any(axis=1) & ~relevant.all(axis=1)
     if not usable.any():
         raise ValueError(
-            "relevance marks all rows or none for every query, so nothing can be told "
-            "apart: pass queries with both relevant and irrelevant rows."
+            "relevance marks all rows or none for every query, so there is nothing to "
+            "find: pass queries with both relevant and irrelevant rows."
         )
+
     if not usable.all():
         warnings.warn(
             f"{usable.size - usable.sum()} of {usable.size} queries have only relevant "
@@ -350,6 +355,7 @@ def retrieval_score(
             UndefinedMetricWarning,
             stacklevel=3,
         )
+
     return float(
         np.mean([measure(*pair) for pair in zip(relevant[usable], scores[usable])])
     )
@@ -360,15 +366,15 @@ def retrieval_score(
     prefer_skip_nested_validation=True,
 )
 def mislabel_score(scores: ArrayLike, is_mislabeled: ArrayLike) -> float:
-    """Area under the ROC curve of finding mislabelled training rows.
+    """Compute the area under the ROC curve of finding mislabelled training rows.
 
     Parameters
     ----------
     scores : array-like of shape (n_rows,)
-        Suspicion of each row; higher = more suspicious. Attributions point the other
-        way: pass `-attributions.mean(axis=0)`.
+        Suspicion of each row; higher = more suspicious. Attributions have the opposite
+        sign: pass `-attributions.mean(axis=0)`.
     is_mislabeled : array-like of bool of shape (n_rows,)
-        Which labels are really wrong.
+        Which labels are wrong.
 
     Returns
     -------
@@ -382,7 +388,7 @@ def mislabel_score(scores: ArrayLike, is_mislabeled: ArrayLike) -> float:
 
     See Also
     --------
-    skattrib.evaluation.retrieval_score : The same for many queries.
+    skattrib.evaluation.retrieval_score : Scores of rows for many queries.
 
     Examples
     --------
@@ -396,10 +402,11 @@ def mislabel_score(scores: ArrayLike, is_mislabeled: ArrayLike) -> float:
             f"is_mislabeled has shape {np.shape(is_mislabeled)} and scores "
             f"{scores.shape}: pass one value per row in both."
         )
+
     mislabeled = _check_boolean(is_mislabeled, "is_mislabeled")
     if mislabeled.all() or not mislabeled.any():
         raise ValueError(
-            "is_mislabeled marks all rows or none, so nothing can be told apart: pass "
-            "rows of both kinds."
+            "is_mislabeled marks all rows or none, so that there is nothing to find: "
+            "pass rows of both kinds."
         )
     return float(roc_auc_score(mislabeled, scores))

@@ -15,7 +15,7 @@ _BLOCK_SIZE = 2**21
 
 
 def _resampled_ranks(values: FloatArray, multiplicity: FloatArray) -> FloatArray:
-    """Average ranks of `values` when value i occurs `multiplicity[b, i]` times.
+    """Return average ranks of `values` if value i occurs `multiplicity[b, i]` times.
 
     Resampling with replacement only changes how often a value occurs, so one sort
     serves every resample.
@@ -31,7 +31,7 @@ def _resampled_ranks(values: FloatArray, multiplicity: FloatArray) -> FloatArray
 def _spearman(
     outcomes: FloatArray, predicted: FloatArray, multiplicity: FloatArray
 ) -> FloatArray:
-    """Spearman correlation per resample and column, NaN where `outcomes` is constant.
+    """Return Spearman correlations, NaN where `outcomes` is constant.
 
     Parameters
     ----------
@@ -47,6 +47,7 @@ def _spearman(
     correlation = np.empty((n_resamples, outcomes.shape[1]))
     mean_rank = (n_weightings + 1) / 2
     step = max(1, _BLOCK_SIZE // n_weightings)
+
     for start in range(0, n_resamples, step):
         rows = slice(start, start + step)
         times = multiplicity[rows]
@@ -61,6 +62,7 @@ def _spearman(
             correlation[rows, query] = np.divide(
                 xy, norm, out=np.full_like(xy, np.nan), where=xx > 0
             )
+
     return np.clip(correlation, -1, 1)
 
 
@@ -70,7 +72,7 @@ def _bootstrap(
     n_resamples: int,
     rng: np.random.RandomState,
 ) -> FloatArray:
-    """Mean correlation in resamples of both the weightings and the queries."""
+    """Return mean correlations in resamples of the weightings and the queries."""
     n_weightings, n_queries = outcomes.shape
 
     def resample(n: int) -> FloatArray:
@@ -92,7 +94,7 @@ def rank_agreement(
     n_resamples: int,
     random_state: int | np.random.RandomState | None,
 ) -> float | Bunch:
-    """Mean Spearman correlation over queries, with an interval if asked for.
+    """Return the mean Spearman correlation over queries, with an interval or alone.
 
     `outcomes` and `predicted` are checked arrays of shape (n_weightings, n_queries).
     To be called directly by public, validated functions: the warning about constant
@@ -103,9 +105,10 @@ def rank_agreement(
         raise ValueError(
             f"outcomes are equal over all {outcomes.shape[0]} weightings for each of "
             f"the {outcomes.shape[1]} queries, so there is no ranking to compare with. "
-            "Check that the weightings differ and that retraining uses them: a frozen "
-            "estimator, or batch_size=1, makes weights inert."
+            "Check that the weightings differ and that retraining uses them: weights "
+            "have no effect on a frozen estimator, or with batch_size=1."
         )
+
     if not varies.all():
         warnings.warn(
             f"{varies.size - varies.sum()} of {varies.size} queries have the same "
@@ -115,10 +118,12 @@ def rank_agreement(
             stacklevel=4,
         )
         outcomes, predicted = outcomes[:, varies], predicted[:, varies]
+
     once = np.ones((1, outcomes.shape[0]))
     score = float(_spearman(outcomes, predicted, once).mean())
     if confidence is None:
         return score
+
     rng = check_random_state(random_state)
     means = _bootstrap(outcomes, predicted, n_resamples, rng)
     if means.size < 2:
@@ -126,6 +131,7 @@ def rank_agreement(
             f"n_resamples={n_resamples} gave {means.size} resample(s) in which an "
             "outcome varies: pass more resamples or outcomes of more weightings."
         )
+
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Bunch(
         score=score,

@@ -14,14 +14,15 @@ FloatArray = NDArray[np.float64]
 
 
 def removal_counts(fractions: ArrayLike, n_units: int) -> NDArray[np.intp]:
-    """Return the different numbers of units to remove, increasing."""
-    wanted = column_or_1d(fractions, dtype=np.float64)
-    if not ((wanted > 0) & (wanted < 1)).all():
+    """Return the distinct numbers of units to remove, increasing."""
+    shares = column_or_1d(fractions, dtype=np.float64)
+    if not ((shares > 0) & (shares < 1)).all():
         raise ValueError(
             f"fractions={fractions!r}: pass shares of the units to remove between 0 "
             "and 1, both excluded."
         )
-    counts = np.unique(np.rint(wanted * n_units).astype(np.intp))
+
+    counts = np.unique(np.rint(shares * n_units).astype(np.intp))
     counts = counts[(counts > 0) & (counts < n_units)]
     if not counts.size:
         raise ValueError(
@@ -58,7 +59,7 @@ def removal_curve(
     n_random: int = 5,
     random_state: int | np.random.RandomState | None = None,
 ) -> Bunch:
-    """Outcome after removing the units with the highest attributions.
+    """Compute the outcome after removing the units with the highest attributions.
 
     If the attributions are right, removing the most helpful units lowers the outcome
     faster than removing as many at random, and removing the most harmful ones lowers
@@ -67,7 +68,7 @@ def removal_curve(
     Parameters
     ----------
     outcome_of : callable
-        Retrains: called once, with 0/1 weights of shape (n_weightings, n_units), and
+        Function that retrains: called once with 0/1 weights (n_weightings, n_units), it
         returns outcomes of shape (n_weightings,) or (n_weightings, n_queries), which
         are averaged over queries. Typically a closure over `retrain_outcomes`.
     attributions : array-like of shape (n_units,)
@@ -86,7 +87,7 @@ def removal_curve(
     curve : Bunch
         With the arrays of shape (n_fractions,), outcomes in the outcome's unit:
 
-        - `fractions`: shares of the units really removed, increasing;
+        - `fractions`: actual shares of the units removed, increasing;
         - `outcome`: outcome without the top units;
         - `outcome_bottom`: outcome without the bottom units;
         - `random_mean`, `random_std`: mean and standard deviation of the outcome over
@@ -96,8 +97,8 @@ def removal_curve(
 
         - `full_outcome`: outcome with all units;
         - `area`: mean of `random_mean - outcome` over removed shares from 0 to the
-          largest, by the trapezoidal rule. Positive = removing the top units hurts
-          more than chance.
+          largest, by the trapezoidal rule. Positive = removing the top units lowers
+          the outcome more than removing random ones.
 
     Raises
     ------
@@ -107,7 +108,7 @@ def removal_curve(
 
     See Also
     --------
-    skattrib.evaluation.lds_score : Judges the whole ranking, not its ends only.
+    skattrib.evaluation.lds_score : Scores the whole ranking, not only its ends.
 
     Examples
     --------
@@ -131,6 +132,7 @@ def removal_curve(
             f"attributions has shape {helpful.shape}: pass one value per unit, such "
             "as attributions.mean(axis=0)."
         )
+
     n_units = helpful.size
     counts = removal_counts(fractions, n_units)
     rng = check_random_state(random_state)
@@ -141,6 +143,7 @@ def removal_curve(
     weightings = np.vstack(
         [np.ones((1, n_units)), _removal_weightings(np.array(orders), counts)]
     )
+
     outcomes = check_array(
         outcome_of(weightings), dtype=np.float64, ensure_2d=False, input_name="outcomes"
     )
@@ -149,11 +152,13 @@ def removal_curve(
             f"outcome_of returned shape {outcomes.shape} for {weightings.shape[0]} "
             "weightings: return (n_weightings,) or (n_weightings, n_queries)."
         )
+
     outcomes = outcomes.reshape(weightings.shape[0], -1).mean(axis=1)
     curves = outcomes[1:].reshape(n_random + 2, counts.size)
     removed = counts / n_units
     random_mean = curves[2:].mean(axis=0)
     gap = np.append(0.0, random_mean - curves[0])
+
     return Bunch(
         fractions=removed,
         outcome=curves[0],

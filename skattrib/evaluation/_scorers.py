@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 
 def lds_scorer(estimator: Any, X: ArrayLike, y: ArrayLike) -> float:
-    """Score an attributor, wherever it is in a pipeline, by its LDS.
+    """Score an attributor, at any position in a pipeline, by its LDS.
 
     Parameters
     ----------
@@ -48,18 +48,20 @@ def lds_scorer(estimator: Any, X: ArrayLike, y: ArrayLike) -> float:
     attributor = _attributor(estimator)
     if attributor is not None:
         return float(attributor.score(X, y))
+
     if hasattr(estimator, "steps"):  # a pipeline, of imbalanced-learn too
         steps = [step for _, step in estimator.steps]
         for i, step in enumerate(steps):
             attributor = _attributor(step)
             if attributor is not None:
-                # what resamples has no transform: it is for training rows only
+                # a resampler has no transform: it is for training rows only
                 for before in steps[:i]:
                     X = before.transform(X) if hasattr(before, "transform") else X
                 return float(attributor.score(X, y))
+
     raise ValueError(
-        f"{type(estimator).__name__} holds no attributor: lds_scorer needs one that "
-        "has attribute and score."
+        f"{type(estimator).__name__} has no attributor: lds_scorer needs one, with "
+        "the methods attribute and score."
     )
 
 

@@ -1,4 +1,4 @@
-"""The truth: train again with other weights and look at the outcomes."""
+"""The reference: outcomes of models retrained with other weights."""
 
 from __future__ import annotations
 
@@ -70,11 +70,12 @@ def retrain_outcomes(
     ----------
     estimator : estimator
         Classifier or regressor; cloned. A `sklearn.frozen.FrozenEstimator` is
-        unwrapped, after a check that training it again gives the same outcomes. In a
-        `sklearn.pipeline.Pipeline` only the last step sees the weights; the others
-        are fitted once, to all rows, and kept, as is what transforms the targets of a
+        unwrapped, after a check that retraining it gives the same outcomes. In a
+        `sklearn.pipeline.Pipeline` only the last step sees the weights; the others are
+        fitted once, to all rows, and so is the transformer of targets in a
         `sklearn.compose.TransformedTargetRegressor`; outcomes are in the unit of y. A
-        search searches again for every weighting; a frozen one is what it chose.
+        search is repeated for every weighting; a frozen search is replaced by the
+        estimator that it chose.
     X : array-like of shape (n_samples, n_features)
         Training rows.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
@@ -86,36 +87,37 @@ def retrain_outcomes(
         ``fit`` with `sample_weight` for weights other than 0 and 1. A class that has no
         row left has probability 0.
     X_query : array-like of shape (n_queries, n_features)
-        Rows whose outcomes are asked for.
+        Query rows, whose outcomes are returned.
     y_query : array-like of shape (n_queries,) or (n_queries, n_outputs)
         Their targets.
     tasks : array-like of shape (n_samples,) or None, default=None
         Unit of every row; units are the sorted labels. None: every row is a unit.
     outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
             callable, default="auto"
-        What is measured, higher is better. "log_likelihood" (which is "auto"):
+        Outcome to measure, higher is better. "log_likelihood" (which is "auto"):
         log p_y, or −½ Σ_outputs error² of a regressor. "margin":
         log p_y / (1 − p_y). "prediction": the output of a regressor. A callable takes
         tensors (outputs (..., n_queries, n_outputs), targets) and returns
         (..., n_queries); targets are class codes or values (n_queries, n_outputs),
-        and outputs are log-probabilities where the estimator is not a torch one.
+        and outputs are log-probabilities if the estimator is not a torch one.
     sample_weight : array-like of shape (n_samples,) or None, default=None
         Weights of the rows when every unit is present.
     n_seeds : int, default=1
-        Trainings per weighting, over which the outcome is averaged; the estimator's
-        own `random_state` comes first. Each seed serves all weightings.
+        Trainings per weighting, over which the outcome is averaged. The first seed is
+        the estimator's `random_state`; each seed is used for all weightings.
     return_seeds : bool, default=False
         Return the outcomes of every seed instead of their mean.
     memory : str, joblib.Memory or None, default=None
-        Where outcomes are remembered, by weighting: more weightings extend what is
-        there, and an interrupted call loses at most 32 of them.
+        Cache of outcomes by weighting: further weightings are added to it, and an
+        interrupted call loses at most 32 of them.
     n_jobs : int or None, default=None
         Workers for estimators that are not stacked.
     verbose : int, default=0
         Shows progress when above 0.
     refit_transformers : bool, default=False
-        Fit the transformers of a pipeline anew for every weighting, to the rows whose
-        weight is not 0, and delete the others: what keeping them costs.
+        Fit the transformers of a pipeline again for every weighting, to the rows whose
+        weight is not 0, and delete the others. This measures the error of keeping the
+        transformers.
 
     Returns
     -------
@@ -134,7 +136,7 @@ def retrain_outcomes(
     Warns
     -----
     FaithfulnessWarning
-        If training a frozen estimator again does not reproduce its outcomes.
+        If retraining a frozen estimator does not reproduce its outcomes.
 
     Examples
     --------
@@ -150,13 +152,16 @@ def retrain_outcomes(
     (4, 5)
     """
     if refit_transformers:
-        fitted, estimator, units = None, estimator_to_refit(estimator), None
+        fitted, units = None, None
+        estimator = estimator_to_refit(estimator)
     else:
         parts = Parts(clone(estimator))
         X, y = parts.fit_transformers(X, y)
         X_query, y_query = parts.features(X_query), parts.targets(y_query)
-        (fitted, estimator), units = unwrap(parts.model), parts.units
+        fitted, estimator = unwrap(parts.model)
+        units = parts.units
         check_seeds(as_model(estimator), "n_seeds", n_seeds)
+
     options = {"refit_transformers": refit_transformers}
     trainer = Trainer(estimator, X, y, n_jobs, verbose, **options)
     runner = Runner(trainer, X_query, y_query, outcome, units)
@@ -170,19 +175,23 @@ def retrain_outcomes(
     trainer.model.check_weights(rows)
     if memory is not None and trainer.random and trainer.random_state is None:
         raise ValueError(
-            "memory is set but the estimator's random_state is None: nothing could be "
-            "found again. Give the estimator an int random_state, or memory=None."
+            "memory is set, but the estimator's random_state is None, so no cached "
+            "outcome could be reused. Give the estimator an int random_state, or pass "
+            "memory=None."
         )
+
     if fitted is not None:
         check_reproduced(fitted, runner, base)
-    cache = as_memory(memory)
+    memory_cache = as_memory(memory)
     seeds = trainer.seeds(n_seeds)
     outcomes = []
+
     for seed in seeds:
-        key = "" if cache is None else runner.key(seed)
+        key = "" if memory_cache is None else runner.key(seed)
         outcomes.append(
-            cached_rows(cache, key, rows, partial(runner, seed=seed), CHUNK)
+            cached_rows(memory_cache, key, rows, partial(runner, seed=seed), CHUNK)
         )
+
     if not trainer.random:
         outcomes *= n_seeds
     stacked = np.array(outcomes)

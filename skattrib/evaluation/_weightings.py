@@ -1,4 +1,4 @@
-"""Random 0/1 weightings of training units: the inputs of the function attributed."""
+"""Random 0/1 weightings of training units, for retraining and for surrogates."""
 
 import math
 from collections.abc import Iterable
@@ -21,10 +21,10 @@ FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.intp]
 
-# Up to this many units every weighting is listed once random draws keep
-# repeating themselves, so that all that exist can be had.
+# Up to this many units, all weightings are listed once random draws only repeat
+# earlier ones, so that every existing weighting can be drawn.
 _MAX_UNITS_TO_LIST = 12
-# Counts of possible weightings stop here: nobody asks for more.
+# Counts of possible weightings stop here: more are never drawn.
 _MANY = 2**62
 
 
@@ -46,11 +46,11 @@ class _FixedDesign:
     codes : ndarray of int of shape (n_units,)
         Label of each unit, 0 to n_labels - 1.
     base : ndarray of int of shape (n_labels,)
-        Units that a label keeps at least.
+        Minimal number of units that a label keeps.
     share : ndarray of float of shape (n_labels,)
-        Relative probability that the label keeps one unit more, each below 1.
+        Relative probability that the label keeps one more unit, each below 1.
     n_extra : int
-        Number of labels that keep one unit more.
+        Number of labels that keep one more unit.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class _FixedDesign:
         self.position = np.arange(codes.size) - np.repeat(starts, self.counts)
 
     def draw(self, rng: np.random.RandomState) -> BoolArray:
-        kept = self.base
+        n_kept = self.base
         if self.n_extra:
             # Systematic sampling in random order keeps the inclusion probabilities
             # exactly proportional to `share`.
@@ -74,15 +74,16 @@ class _FixedDesign:
             edges = np.cumsum(self.share[order])
             points = (rng.random_sample() + np.arange(self.n_extra)) / self.n_extra
             chosen = np.searchsorted(edges[:-1] / edges[-1], points, side="right")
-            kept = kept.copy()
-            kept[order[chosen]] += 1
+            n_kept = n_kept.copy()
+            n_kept[order[chosen]] += 1
+
         by_label = np.lexsort((rng.random_sample(self.codes.size), self.codes))
         row = np.zeros(self.codes.size, dtype=bool)
-        row[by_label[self.position < np.repeat(kept, self.counts)]] = True
+        row[by_label[self.position < np.repeat(n_kept, self.counts)]] = True
         return row
 
     def n_possible(self) -> int:
-        # ways[e]: weightings of the labels so far of which e keep one more.
+        # ways[e]: number of weightings of the labels so far, e of which keep one more.
         ways = [1] + [0] * self.n_extra
         for count, base, share in zip(
             self.counts.tolist(), self.base.tolist(), self.share.tolist()
@@ -90,8 +91,8 @@ class _FixedDesign:
             plain = math.comb(count, base)
             extra = math.comb(count, base + 1) if share > 0 else 0
             ways = [
-                min(plain * here + extra * below, _MANY)
-                for here, below in zip(ways, [0, *ways[:-1]])
+                min(plain * same + extra * one_less, _MANY)
+                for same, one_less in zip(ways, [0, *ways[:-1]])
             ]
         return ways[-1]
 
@@ -122,6 +123,7 @@ class _BernoulliDesign:
         row: BoolArray = rng.random_sample(self.codes.size) < self.probability
         emptied = np.bincount(self.codes, weights=row) == 0
         log_out = math.log1p(-self.probability)
+
         for label in np.flatnonzero(emptied):
             # Labels are independent, so redrawing this one given that it keeps a
             # unit is exact: first the place of its first kept unit, then the rest.
@@ -132,6 +134,7 @@ class _BernoulliDesign:
             row[members[first]] = True
             rest = members[first + 1 :]
             row[rest] = rng.random_sample(rest.size) < self.probability
+
         return row
 
     def n_possible(self) -> int:
@@ -140,9 +143,9 @@ class _BernoulliDesign:
     def log_likelihood(self, rows: BoolArray) -> FloatArray:
         allowed = (_kept_per_label(rows, self.codes) > 0).all(axis=1)
         n_kept = rows.sum(axis=1)
-        kept = n_kept * math.log(self.probability)
-        left_out = (self.codes.size - n_kept) * math.log1p(-self.probability)
-        return np.where(allowed, kept + left_out, -np.inf)
+        log_kept = n_kept * math.log(self.probability)
+        log_left_out = (self.codes.size - n_kept) * math.log1p(-self.probability)
+        return np.where(allowed, log_kept + log_left_out, -np.inf)
 
 
 class _UniformDesign:
@@ -176,9 +179,10 @@ class _UniformDesign:
     def log_likelihood(self, rows: BoolArray) -> FloatArray:
         out = np.full(len(rows), -np.inf)
         for n_kept in self.sizes:
-            design, own = self._fixed(n_kept), rows.sum(axis=1) == n_kept
-            found = design.log_likelihood(rows[own])
-            out[own] = found - math.log(design.n_possible())
+            design = self._fixed(n_kept)
+            of_size = rows.sum(axis=1) == n_kept
+            log_likelihood = design.log_likelihood(rows[of_size])
+            out[of_size] = log_likelihood - math.log(design.n_possible())
         return out
 
 
@@ -188,23 +192,26 @@ def _kept_per_label(rows: BoolArray, codes: IntArray) -> IntArray:
 
 
 def _proportional(counts: IntArray, n_kept: int) -> tuple[IntArray, FloatArray, int]:
-    """Share `n_kept` units among labels in proportion, at least one for each.
+    """Divide `n_kept` units among labels in proportion, at least one for each.
 
-    Integer arithmetic throughout, so that quotas that are whole stay whole.
+    Integer arithmetic is exact for quotas that are whole numbers.
     """
     base = np.zeros_like(counts)
     share = np.zeros(counts.size)
-    free = np.ones(counts.size, dtype=bool)
-    left, total = n_kept, int(counts.sum())
-    while (scarce := free & (left * counts < total)).any():
-        base[scarce] = 1
-        free &= ~scarce
-        left -= int(scarce.sum())
-        total -= int(counts[scarce].sum())
+    is_free = np.ones(counts.size, dtype=bool)
+    n_left = n_kept
+    total = int(counts.sum())
+
+    while (is_scarce := is_free & (n_left * counts < total)).any():
+        base[is_scarce] = 1
+        is_free &= ~is_scarce
+        n_left -= int(is_scarce.sum())
+        total -= int(counts[is_scarce].sum())
+
     # At least as many units as labels are left, so some label is free.
-    base[free], rest = np.divmod(left * counts[free], total)
-    share[free] = rest / total
-    return base, share, left - int(base[free].sum())
+    base[is_free], rest = np.divmod(n_left * counts[is_free], total)
+    share[is_free] = rest / total
+    return base, share, n_left - int(base[is_free].sum())
 
 
 def _check_stratify(stratify: Any, n_units: int) -> IntArray:
@@ -225,9 +232,9 @@ def _check_no_lone_unit(codes: IntArray, kind: str) -> None:
     if np.bincount(codes).size > 1 and lone.size:
         unit = int(np.flatnonzero(codes == lone[0])[0])
         raise ValueError(
-            f"stratify gives {lone.size} label(s) to a single unit each (the first is "
-            f"unit {unit}), and kind={kind!r} leaves every unit out at times, which "
-            "empties them: merge those labels, drop those units or pass stratify=None."
+            f"stratify has {lone.size} label(s) with a single unit (the first is unit "
+            f"{unit}), which would be empty when kind={kind!r} leaves out this unit: "
+            "merge those labels, drop those units or pass stratify=None."
         )
 
 
@@ -243,7 +250,8 @@ def _n_kept(size: float, n_units: int) -> int:
 
 
 def _make_design(kind: str, codes: IntArray, size: float) -> _Design:
-    n_units, counts = codes.size, np.bincount(codes)
+    n_units = codes.size
+    counts = np.bincount(codes)
     if kind == "bernoulli":
         if isinstance(size, Integral):
             raise ValueError(
@@ -252,6 +260,7 @@ def _make_design(kind: str, codes: IntArray, size: float) -> _Design:
                 "that exact count."
             )
         return _BernoulliDesign(codes, float(size))
+
     if kind == "uniform":
         if codes.max() + 1 == codes.size:
             _check_no_lone_unit(codes, kind)
@@ -266,6 +275,7 @@ def _make_design(kind: str, codes: IntArray, size: float) -> _Design:
         odd = counts % 2
         base = counts // 2
         return _FixedDesign(codes, base, odd / 2, n_units // 2 - int(base.sum()))
+
     n_kept = _n_kept(size, n_units)
     if n_kept < counts.size:
         raise ValueError(
@@ -278,7 +288,7 @@ def _make_design(kind: str, codes: IntArray, size: float) -> _Design:
 def _draw_unseen(
     design: _Design, n_units: int, seen: Iterable[bytes], rng: np.random.RandomState
 ) -> BoolArray:
-    """One draw given that it is unseen, by listing all weightings."""
+    """Draw a weighting that is not in `seen`, by listing all weightings."""
     rows = np.arange(2**n_units)[:, None] >> np.arange(n_units) & 1 == 1
     log_likelihood = design.log_likelihood(rows)
     bits = 2 ** np.arange(n_units)
@@ -302,8 +312,8 @@ def _draw_distinct(
     rows: list[BoolArray] = []
     seen: set[bytes] = set()
     while len(rows) < n_weightings:
-        # What is tried depends on the rows so far only, never on `n_weightings`:
-        # that is what keeps the first rows when more are asked for.
+        # The draws depend on the rows so far only, not on `n_weightings`, so that the
+        # first rows are the same when more are drawn.
         listable = n_units <= _MAX_UNITS_TO_LIST
         for _ in range(100 if listable else 1000 + 50 * len(seen)):
             row = design.draw(rng)
@@ -320,6 +330,7 @@ def _draw_distinct(
         for new in (row, ~row) if paired else (row,):
             rows.append(new)
             seen.add(new.tobytes())
+
     return np.array(rows, dtype=np.float64)
 
 
@@ -385,21 +396,20 @@ def make_weightings(
 
         - "fixed": the same number of units in every weighting;
         - "bernoulli": each unit independently, given that no label is emptied;
-        - "uniform": as many units as a uniform draw from 1 to `n_units - 1` says,
-          which is how often Shapley values meet them;
+        - "uniform": a number of units drawn uniformly from 1 to `n_units - 1`, as
+          Shapley values weight subsets;
         - "antithetic": rows 2i and 2i + 1 are complementary halves, the smaller one
           first when `n_units` is odd. Every unit is then kept by exactly half of the
           weightings;
         - "loo": each weighting leaves out one unit. With `n_weightings=None`, row k
           leaves out unit k; otherwise the units left out are drawn at random.
     stratify : array-like of shape (n_units,), default=None
-        Labels of the units. If given, no weighting empties a label. "fixed" shares
-        the units kept in proportion to the label counts, at least one each;
-        what does not divide is rounded up or down at random, anew for each
-        weighting, so that labels kept more than once are kept in exact proportion on
-        average; "uniform" too. "antithetic" halves each label. "bernoulli" redraws a
-        label that came out empty. Without labels, "bernoulli" still never drops all
-        units.
+        Labels of the units. If given, every weighting keeps a unit of each label.
+        "fixed" and "uniform" divide the units kept in proportion to the label counts,
+        at least one for each label; fractions are rounded up or down at random in each
+        weighting, so that labels with more than one unit kept are in exact proportion
+        on average. "antithetic" halves each label. "bernoulli" draws a label again if
+        it is empty. Without labels, "bernoulli" never drops all units.
     random_state : int, RandomState instance or None, default=None
         Source of the draws. Pass an int for reproducible weightings.
 
@@ -411,8 +421,8 @@ def make_weightings(
     Raises
     ------
     ValueError
-        If fewer distinct weightings exist than asked for, if `size` does not suit
-        `kind`, or if a label would have to be emptied.
+        If fewer distinct weightings exist than requested, if `size` does not suit
+        `kind`, or if a label would be empty.
 
     See Also
     --------
@@ -422,8 +432,8 @@ def make_weightings(
     Notes
     -----
     For an int `random_state` the first rows do not depend on `n_weightings` (except
-    for "loo" with `None`): asking for more weightings later only appends rows, and
-    outcomes retrained for the earlier ones can be reused.
+    for "loo" with `None`): more weightings only append rows, and outcomes retrained for
+    the first ones can be reused.
 
     Examples
     --------
@@ -457,12 +467,14 @@ def make_weightings(
             f"n_weightings=None means all leave-one-out weightings, but kind={kind!r}: "
             "pass a number of weightings, or kind='loo'."
         )
+
     paired = kind == "antithetic"
     if paired and n_weightings % 2:
         raise ValueError(
             f"n_weightings={n_weightings} is odd, and antithetic weightings come in "
             f"pairs: pass {n_weightings + 1}."
         )
+
     design = _make_design(kind, codes, size)
     n_possible = _n_possible(design, kind, n_units)
     if n_weightings > n_possible:
@@ -478,12 +490,12 @@ def make_weightings(
 def _n_possible(design: _Design, kind: str, n_units: int) -> int:
     n_possible = design.n_possible()
     if kind == "antithetic" and n_units % 2:
-        # Halves of different size: the complements are weightings of their own.
+        # Halves of different size: the complements are other weightings.
         n_possible *= 2
     return n_possible
 
 
 def count_weightings(n_units: int, size: float, kind: str) -> int:
-    """Return how many different weightings of a random kind there are, at most."""
+    """Return an upper bound of the number of distinct weightings of a random kind."""
     design = _make_design(kind, _check_stratify(None, n_units), size)
     return _n_possible(design, kind, n_units)

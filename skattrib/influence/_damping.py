@@ -22,7 +22,7 @@ from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._gradients import RowGradients, row_gradients
 from skattrib.engine._linearized import LinearizedModel
 from skattrib.engine._losses import Loss
-from skattrib.engine._row_spaces import MatrixFreeSpace
+from skattrib.engine._row_space import MatrixFreeSpace
 from skattrib.engine._trajectory import Trajectory
 from skattrib.evaluation import lds_score
 from skattrib.exceptions import FaithfulnessWarning
@@ -230,6 +230,6 @@ def mean_eigenvalue(linearized: LinearizedModel, gradients: RowGradients) -> flo
         signs.bernoulli_(generator=generator).mul_(2).sub_(1)
         probes.append(gradients.jvp(signs.to(linearized.outputs)))
     images = torch.cat(probes)
-    bent = torch.einsum("ncd,knc->knd", linearized.roots, images)
+    bent = torch.einsum("ncd,knc->knd", linearized.output_hessian_roots, images)
     energy = (bent.square().sum(dim=2) * linearized.weights).sum(dim=1).mean()
     return float(energy / linearized.weights.sum() / linearized.model.n_params)

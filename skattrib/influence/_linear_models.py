@@ -10,9 +10,9 @@ from tqdm.auto import tqdm
 from skattrib._validation import as_tensor, draw_seeds, memory_cap
 from skattrib.engine._functional import FunctionalModule, chunks, spread
 from skattrib.engine._gradients import gradient_size
+from skattrib.engine._last_layer import find_head
 from skattrib.engine._linearized import LinearizedModel
-from skattrib.engine._plan import Plan, plan_solver
-from skattrib.engine._readout import find_head
+from skattrib.engine._plan import SolverChoice, plan_solver
 from skattrib.influence._damping import RidgeRule, choose_metric, choose_rule
 from skattrib.influence._projection import make_projector
 from skattrib.models._memory import as_memory, cached_array, digest
@@ -150,7 +150,7 @@ class LinearModel:
     Attributes
     ----------
     tangent : LinearizedModel
-    plan : Plan
+    plan : SolverChoice
         Space solved in, and why.
     metric : str
         Name of the metric used.
@@ -193,7 +193,7 @@ class LinearModel:
 
         n_units = 0 if units is None else len(units)
         by_query = removal == "influence" and n_units > _MANY_UNITS
-        self.plan = Plan("primal", "in the projected space")
+        self.plan = SolverChoice("primal", "in the projected space")
         if projection is None:
             additive = self.weighting.additive
             asked = {"n_steps": n_units, "by_query": by_query and additive}

@@ -18,7 +18,7 @@ from skattrib._validation import (
     memory_cap,
     validate_data,
 )
-from skattrib.engine._adjoint import check_differentiable, sweep
+from skattrib.engine._adjoint import check_differentiable, differentiate_run
 from skattrib.engine._functional import chunks
 from skattrib.engine._optimizers import map_state
 from skattrib.engine._training import TrainingResult, start, train
@@ -383,7 +383,7 @@ class _Run:
         def note(t, rows, found, *_):
             scores[t - 1] = (found[0, 0] * self._weights[rows]).cpu().numpy()
 
-        sweep(
+        differentiate_run(
             problem.model,
             problem.loss,
             recipe,

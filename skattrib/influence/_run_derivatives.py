@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from skattrib._validation import as_tensor, memory_cap
-from skattrib.engine._adjoint import RowCallback, sweep
+from skattrib.engine._adjoint import RowCallback, differentiate_run
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._losses import OutcomeFunction
 from skattrib.engine._training import can_stack, stacked_outputs, train
@@ -138,7 +138,7 @@ class RunDerivatives:
     ) -> Tensor:
         """Return derivatives (M, q, n) of outcomes in the weights of the rows.
 
-        ``options`` are those of `sweep`, `verbose` among them.
+        ``options`` are those of `differentiate_run`, `verbose` among them.
         """
         problem = self.problem
         numbers = len(runs.params) * problem.model.n_params
@@ -149,7 +149,7 @@ class RunDerivatives:
         for part in chunks(len(queries.X), size):
             gradients = _outcome_gradients(problem, runs, queries.part(part))
             derivatives.append(
-                sweep(
+                differentiate_run(
                     problem.model,
                     problem.loss,
                     runs.recipe,

@@ -1,4 +1,4 @@
-"""The units that helped and hurt a query most."""
+"""Display of the units that raised and lowered an outcome most."""
 
 import textwrap
 from numbers import Integral
@@ -46,7 +46,7 @@ _PLOT = {"ax": "no_validation", "n_top": AT_LEAST_ONE, "max_name_length": NAME_L
 class AttributionDisplay:
     """Bars of the units that raised and lowered an outcome most.
 
-    Make one by `from_estimator` or `from_predictions`; all parameters are stored as
+    Create it by `from_estimator` or `from_predictions`; all parameters are stored as
     attributes.
 
     Parameters
@@ -58,12 +58,12 @@ class AttributionDisplay:
     standard_errors : ndarray of shape (n_units,) or None, default=None
         Standard errors of the attributions.
     rows : DataFrame, ndarray or None, default=None
-        What the units look like: a table, of which the first four columns are shown;
-        texts; or, with `image_shape`, pixels of shape (n_units, n_pixels).
+        Contents of the units, to be shown: a table, of which the first four columns are
+        shown; texts; or, with `image_shape`, pixels of shape (n_units, n_pixels).
     image_shape : tuple or None, default=None
         Shape of each image: (height, width), or (height, width, 3) in colour.
     value_name : str, default="effect on outcome"
-        What an attribution is, for the axis.
+        Meaning of an attribution, for the axis.
 
     Attributes
     ----------
@@ -80,7 +80,7 @@ class AttributionDisplay:
 
     See Also
     --------
-    FaithfulnessDisplay : How far they are to be trusted.
+    FaithfulnessDisplay : Shows how far attributions can be trusted.
 
     Examples
     --------
@@ -138,15 +138,15 @@ class AttributionDisplay:
         estimator : attributor
             Fitted attributor.
         X : array-like of shape (n_queries, n_features)
-            A query; of several, the mean attribution is shown.
+            A query; for several queries, the mean attribution is shown.
         y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
             Their targets; None as in ``estimator.attribute``.
         return_std : bool, default=False
             Draw standard errors, for a single query.
         rows : DataFrame, array-like or None, default=None
-            What the units look like, one row each: a table, texts or, with
-            `image_shape`, pixels. None shows the training rows if there is an
-            `image_shape`, or if they are texts.
+            Contents of the units, one row each: a table, texts or, with `image_shape`,
+            pixels. None shows the training rows if there is an `image_shape`, or if
+            they are texts.
         image_shape : tuple or None, default=None
             Shape of each image: (height, width), or (height, width, 3).
         unit_names : array-like of str of shape (n_units,) or None, default=None
@@ -154,7 +154,7 @@ class AttributionDisplay:
         n_top : int, default=5
             How many of the most positive, and of the most negative, are shown.
         max_name_length : int, default=30
-            Longer names are shortened in their middle.
+            Longer names are shortened in the middle.
         ax : matplotlib Axes or None, default=None
             Where to plot; None makes a figure.
 
@@ -166,7 +166,7 @@ class AttributionDisplay:
         Raises
         ------
         ValueError
-            If the estimator is no attributor, or `rows`, `image_shape` and names do
+            If the estimator is not an attributor, or `rows`, `image_shape` or names do
             not fit the units.
         """
         check_drawing(f"{cls.__name__}.from_estimator", ax)
@@ -174,26 +174,30 @@ class AttributionDisplay:
         n_queries = _num_samples(y if X is None else X)
         if return_std and n_queries > 1:
             raise ValueError(
-                f"return_std=True with {n_queries} queries: the error of a mean does "
-                "not follow from the errors of its parts. Pass one query."
+                f"return_std=True with {n_queries} queries: the standard error of a "
+                "mean does not follow from those of single queries. Pass one query."
             )
+
         n_units = estimator.n_units_
         names = default_names(estimator) if unit_names is None else unit_names
         rows = _own_rows(estimator, image_shape) if rows is None else rows
         names = check_names(names, n_units, "unit_names", "unit")
         rows = _check_rows(rows, image_shape, n_units)
-        found, errors = estimator.attribute(X, y, return_std=return_std), None
+        attributions = estimator.attribute(X, y, return_std=return_std)
+        errors = None
         if return_std:
-            found, errors = found[0], found[1][0]
-        several = "mean " if n_queries > 1 else ""
+            attributions, errors = attributions[0], attributions[1][0]
+
+        prefix = "mean " if n_queries > 1 else ""
         display = cls(
-            attributions=found.mean(axis=0),
+            attributions=attributions.mean(axis=0),
             unit_names=names,
             standard_errors=errors,
             rows=rows,
             image_shape=image_shape,
-            value_name=several + value_name(estimator, own=y is None),
+            value_name=prefix + value_name(estimator, own=y is None),
         )
+
         return display.plot(ax, n_top=n_top, max_name_length=max_name_length)
 
     @classmethod
@@ -220,7 +224,7 @@ class AttributionDisplay:
         max_name_length=30,
         ax=None,
     ):
-        """Plot attributions that are there already.
+        """Plot attributions computed before.
 
         Parameters
         ----------
@@ -231,16 +235,16 @@ class AttributionDisplay:
         standard_errors : array-like of shape (n_units,) or None, default=None
             Standard errors of the attributions.
         rows : DataFrame, array-like or None, default=None
-            What the units look like, one row each: a table, texts or, with
-            `image_shape`, pixels.
+            Contents of the units, one row each: a table, texts or, with `image_shape`,
+            pixels.
         image_shape : tuple or None, default=None
             Shape of each image: (height, width), or (height, width, 3).
         value_name : str, default="effect on outcome"
-            What an attribution is, for the axis.
+            Meaning of an attribution, for the axis.
         n_top : int, default=5
             How many of the most positive, and of the most negative, are shown.
         max_name_length : int, default=30
-            Longer names are shortened in their middle.
+            Longer names are shortened in the middle.
         ax : matplotlib Axes or None, default=None
             Where to plot; None makes a figure.
 
@@ -256,24 +260,26 @@ class AttributionDisplay:
         """
         check_drawing(f"{cls.__name__}.from_predictions", ax)
         shape = "(n_units,), such as one row of what attribute() returns"
-        found = check_floats(attributions, "attributions", 1, shape)
+        values = check_floats(attributions, "attributions", 1, shape)
         if standard_errors is not None:
             standard_errors = check_floats(
                 standard_errors, "standard_errors", 1, "(n_units,)"
             )
-            if standard_errors.shape != found.shape or (standard_errors < 0).any():
+            if standard_errors.shape != values.shape or (standard_errors < 0).any():
                 raise ValueError(
                     "standard_errors must be at least 0, one for each of the "
-                    f"{len(found)} attributions."
+                    f"{len(values)} attributions."
                 )
+
         display = cls(
-            attributions=found,
-            unit_names=check_names(unit_names, len(found), "unit_names", "unit"),
+            attributions=values,
+            unit_names=check_names(unit_names, len(values), "unit_names", "unit"),
             standard_errors=standard_errors,
-            rows=_check_rows(rows, image_shape, len(found)),
+            rows=_check_rows(rows, image_shape, len(values)),
             image_shape=image_shape,
             value_name=value_name,
         )
+
         return display.plot(ax, n_top=n_top, max_name_length=max_name_length)
 
     @validate_params(_PLOT, prefer_skip_nested_validation=True)
@@ -287,7 +293,7 @@ class AttributionDisplay:
         n_top : int, default=5
             How many of the most positive, and of the most negative, are shown.
         max_name_length : int, default=30
-            Longer names are shortened in their middle.
+            Longer names are shortened in the middle.
 
         Returns
         -------
@@ -303,6 +309,7 @@ class AttributionDisplay:
         places[n_top:] += _GAP if n_hidden else 0
         names = [shorten(self.unit_names[j], max_name_length) for j in order]
         height = 0.3 if self.rows is None or self._is_table() else 0.46
+
         longest = max(map(len, names))
         width = 4.2 + 0.08 * longest + self._panel_width(order)
         ax = make_axes(self, ax, (width, 1.1 + height * (places[-1] + 1)))
@@ -316,6 +323,7 @@ class AttributionDisplay:
             color=np.where(values < 0, ORANGE, BLUE),
             error_kw={"ecolor": "black", "elinewidth": 1.2, "capsize": 2.5},
         )
+
         size = label_axis(ax, "y", places, names)
         few_ticks(ax)
         ax.set_ylim(places[-1] + 0.6, -0.6)
@@ -325,6 +333,7 @@ class AttributionDisplay:
         ax.set_xlabel(self._axis_name())
         self.image_axes_ = []
         self._draw_rows(ax, order, places, size)
+
         return self
 
     def _axis_name(self):
@@ -355,7 +364,7 @@ class AttributionDisplay:
         return isinstance(self.rows, pd.DataFrame)
 
     def _panel_width(self, order):
-        """Return the inches that the rows need at the right of the bars."""
+        """Return the width in inches of the rows to the right of the bars."""
         if self.rows is None:
             return 0.0
         if self.image_shape is not None:
@@ -365,7 +374,7 @@ class AttributionDisplay:
         return 3.2
 
     def _columns(self, order, size):
-        """Return name, cells, whether they are numbers, and width in points."""
+        """Yield name, cells, whether they are numbers, and width in points."""
         for name in self.rows.columns[:_N_COLUMNS]:
             column = self.rows[name].iloc[order]
             numeric = pd.api.types.is_numeric_dtype(column.dtype)
@@ -381,6 +390,7 @@ class AttributionDisplay:
     def _draw_rows(self, ax, order, places, size):
         if self.rows is None:
             return
+
         if self.image_shape is not None:
             self._draw_images(ax, order, places)
         elif self._is_table():
@@ -396,7 +406,7 @@ class AttributionDisplay:
     def _draw_table(self, ax, order, places, size):
         left = 0.0
         for name, cells, numeric, width in self._columns(order, size):
-            # words start where a column starts, numbers end where it ends
+            # words are aligned to the left of a column, numbers to the right
             x, align = (left + width, "right") if numeric else (left + 6, "left")
             for cell, place in zip(cells, places):
                 _annotate(ax, cell, place, x, fontsize=size, ha=align)
@@ -409,6 +419,7 @@ class AttributionDisplay:
         low, high = images.min(), images.max()
         if images.ndim == 4:  # colours are drawn from 0 to 1
             images = (images - low) / (high - low or 1)
+
         for image, place in zip(images, places):
             inset = ax.inset_axes(
                 (1.02, place - 0.46, 0.2, 0.92), transform=ax.get_yaxis_transform()
@@ -422,7 +433,7 @@ class AttributionDisplay:
 
 
 def _annotate(ax, text, place, offset, **style):
-    """Write at the right of the axes, some points away from them."""
+    """Write a text to the right of the axes, at an offset in points."""
     ax.annotate(
         text,
         (1, place),
@@ -435,7 +446,7 @@ def _annotate(ax, text, place, offset, **style):
 
 
 def _own_rows(attributor, image_shape):
-    """Return the training rows if they can be shown, None if they should not."""
+    """Return the training rows if they can be shown, else None."""
     texts = as_model(attributor.estimator_).takes_texts
     if image_shape is None and not texts:
         return None
@@ -443,9 +454,10 @@ def _own_rows(attributor, image_shape):
         if texts:
             return None
         raise ValueError(
-            "image_shape is set, but the units are tasks of several rows each: pass "
-            "rows=, an image for each task, or image_shape=None."
+            "image_shape is set, but the units are tasks with several rows each: pass "
+            "an image for each task as rows=, or image_shape=None."
         )
+
     X, y = attributor.X_train_, attributor.y_train_
     if texts:
         prompts = ["" if prompt is None else prompt for prompt in X]
@@ -464,10 +476,12 @@ def _check_rows(rows, image_shape, n_units):
             f"rows has {_num_samples(rows)} rows for {n_units} units: pass one per "
             "unit, in their order."
         )
+
     if image_shape is not None:
         return _check_images(rows, tuple(image_shape))
     if isinstance(rows, pd.DataFrame):
         return rows
+
     rows = list(rows)
     if not all(isinstance(row, str) for row in rows):
         raise ValueError(
@@ -484,6 +498,7 @@ def _check_images(rows, shape):
         raise ValueError(
             f"image_shape={shape}: pass (height, width), or (height, width, 3)."
         )
+
     images = np.asarray(rows)
     if images.dtype.kind not in "biuf":
         raise ValueError(f"rows must be numbers to be images, not {images.dtype}.")

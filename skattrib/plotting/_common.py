@@ -1,4 +1,4 @@
-"""What the displays share: colours, axes, names, checks."""
+"""Helpers of the displays: colours, axes, names, checks."""
 
 from numbers import Integral
 
@@ -13,7 +13,7 @@ from skattrib.base import BaseAttributor
 from skattrib.models._as_model import as_model
 from skattrib.models._parts import is_search
 
-# The colours of Okabe and Ito that show on white, told apart by the colour-blind too.
+# Colours of Okabe and Ito that are visible on white, also for the colour-blind.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000")
 GREY = "#666666"
@@ -26,7 +26,7 @@ NAME_LENGTH = [Interval(Integral, 4, None, closed="left")]
 
 # ------------------------------------------------------------------ matplotlib, axes
 def check_drawing(caller, ax):
-    """Raise unless Matplotlib can be imported, and ax drawn on; before any work."""
+    """Raise, before any work, unless Matplotlib can be imported and ax be drawn on."""
     try:
         check_matplotlib_support(caller)
     except ImportError as error:
@@ -36,13 +36,13 @@ def check_drawing(caller, ax):
         ) from error
     if not (ax is None or hasattr(ax, "get_xaxis_transform")):
         raise ValueError(
-            f"ax must be one matplotlib Axes or None, got {type(ax).__name__}: of "
-            "several pass one, such as axes[0]."
+            f"ax must be one matplotlib Axes or None, got {type(ax).__name__}: pass a "
+            "single one, such as axes[0]."
         )
 
 
 def make_axes(display, ax, size, layout="constrained"):
-    """Return the axes given, or those of a new figure; the display keeps them."""
+    """Return the axes given, or those of a new figure, and store them."""
     check_drawing(f"{type(display).__name__}.plot", ax)
     if ax is None:
         import matplotlib.pyplot as plt
@@ -58,19 +58,19 @@ def draw_zero(ax, *, vertical):
 
 
 def label_axis(ax, axis, places, names, *, lost=0.0, letters=0):
-    """Name places along an axis, in type so small, or so few, that none touch.
+    """Label positions on an axis, with small fonts or fewer labels to avoid overlap.
 
     Parameters
     ----------
     lost : float, default=0.0
-        Points of the axis that a later layout will take away.
+        Points by which a later layout will shorten the axis.
     letters : int, default=0
-        Length of labels at right angles to it, which will take their share, too.
+        Length of the labels of the other axis, which shorten this one, too.
 
     Returns
     -------
     float
-        Size of the type, in points.
+        Font size in points.
     """
     import matplotlib
     from matplotlib.font_manager import FontProperties
@@ -85,23 +85,24 @@ def label_axis(ax, axis, places, names, *, lost=0.0, letters=0):
     style = {"rotation": 90} if axis == "x" else {}
     set_ticks = ax.set_xticks if axis == "x" else ax.set_yticks
     set_ticks(places[::every], names[::every], fontsize=size, **style)
+
     return size
 
 
 def axis_length(ax, axis):
-    """Return the length of an axis in points, as it is before any layout."""
+    """Return the length of an axis in points, before any layout."""
     extent = ax.get_window_extent()
     return 72 / ax.figure.dpi * (extent.width if axis == "x" else extent.height)
 
 
 def average_note(values, unit):
-    """Say what 0 is, if the values sum to about 0."""
+    """Return a note that 0 is the average, if the values sum to about 0."""
     balanced = abs(values.sum()) < 0.2 * np.abs(values).sum()
     return f"\n(0: the average {unit})" if balanced else ""
 
 
 def few_ticks(ax):
-    """Make the x-axis so sparse that long numbers do not touch."""
+    """Use so few ticks on the x-axis that long numbers do not overlap."""
     from matplotlib.ticker import MaxNLocator
 
     n_most = int(np.clip(axis_length(ax, "x") / 55, 3, 6))
@@ -109,21 +110,21 @@ def few_ticks(ax):
 
 
 def next_colour(ax, kind):
-    """Return the next colour for a display of a kind that may share its axes."""
+    """Return the next colour for displays of a kind on the same axes."""
     drawn = sum(artist.get_gid() == kind for artist in ax.get_children())
     return PALETTE[drawn % len(PALETTE)]
 
 
 # ------------------------------------------------------------------------------ names
 def clean(text):
-    """Return a text on one line that Matplotlib will not read as mathematics."""
+    """Return a text on one line, with dollar signs escaped for Matplotlib."""
     text = " ".join(str(text).split())
     text = "".join(c if c.isprintable() else "?" for c in text)
     return text.replace("$", r"\$")
 
 
 def shorten(name, length):
-    """Shorten a name in its middle: names of files differ at the end."""
+    """Shorten a name in the middle: names of files often differ at the end."""
     name = " ".join(str(name).split())
     if len(name) > length:
         tail = (length - 1) // 2
@@ -132,7 +133,7 @@ def shorten(name, length):
 
 
 def outcome_name(attributor, *, own=False):
-    """Name the outcome of an attributor, or the one at its own predictions."""
+    """Return the name of an attributor's outcome, or of that at its predictions."""
     outcome = attributor.outcome
     if callable(outcome):
         name = getattr(outcome, "__name__", "<lambda>")
@@ -147,14 +148,14 @@ def outcome_name(attributor, *, own=False):
 
 
 def value_name(attributor, *, own):
-    """Name what `attribute` returns."""
+    """Return a name for the values that `attribute` returns."""
     if not hasattr(attributor, "predict_outcomes"):
         return "similarity of gradients"
     return f"effect on {outcome_name(attributor, own=own)}"
 
 
 def row_names(attributor):
-    """Name the training rows, by label too where there are classes."""
+    """Return names of the training rows, with labels if there are classes."""
     names = attributor.unit_names_
     if attributor.tasks_ is not None:
         names = np.arange(len(attributor.X_train_))
@@ -167,53 +168,54 @@ def row_names(attributor):
 
 
 def default_names(attributor):
-    """Name the units: tasks, or rows."""
+    """Return names of the units: tasks, or rows."""
     if attributor.tasks_ is None:
         return row_names(attributor)
     return np.array([str(name) for name in attributor.unit_names_], dtype=object)
 
 
 def check_names(names, n, parameter, default):
-    """Return n names: those given, as str, or numbered ones."""
+    """Return n names as str: those given, or numbered defaults."""
     if names is None:
         return np.array([f"{default} {i}" for i in range(n)], dtype=object)
     if isinstance(names, str) or _num_samples(names) != n:
-        found = "a str" if isinstance(names, str) else f"{_num_samples(names)} names"
-        raise ValueError(f"{parameter} is {found}: pass a name for each of {n}.")
+        given = "a str" if isinstance(names, str) else f"{_num_samples(names)} names"
+        raise ValueError(f"{parameter} is {given}: pass a name for each of {n}.")
     return np.array([str(name) for name in names], dtype=object)
 
 
 # ----------------------------------------------------------------------------- checks
 def check_attributor(estimator, method="attribute"):
-    """Raise unless this is a fitted attributor of ours with a method."""
+    """Raise unless this is a fitted attributor with a method."""
     if hasattr(estimator, "steps"):
         raise ValueError(
             "estimator is a Pipeline: pass its attributor, such as pipeline[-1], and "
-            "queries that went through the steps before, pipeline[:-1].transform(X)."
+            "queries transformed by the other steps, pipeline[:-1].transform(X)."
         )
     if is_search(estimator):
         raise ValueError(
             f"estimator is a {type(estimator).__name__}: pass its best_estimator_."
         )
+
     if not (isinstance(estimator, BaseAttributor) and hasattr(estimator, method)):
         raise ValueError(
-            f"estimator is a {type(estimator).__name__}, which has no {method}() of "
-            "an attributor: pass a fitted attributor that has, or arrays to "
+            f"estimator is a {type(estimator).__name__}, not an attributor with the "
+            f"method {method}(): pass a fitted attributor that has it, or arrays to "
             "from_predictions."
         )
     check_is_fitted(estimator, "n_units_")
 
 
 def check_retrainable(attributor, y, caller):
-    """Raise on what would stop retraining, before it starts."""
+    """Raise, before any work, if the attributor cannot be retrained."""
     check_attributor(attributor)
     if y is None:
-        raise ValueError(f"y is None: {caller} retrains, and needs the queries' y.")
+        raise ValueError(f"y is None: {caller} retrains and needs y of the queries.")
     attributor._check_retrainable()
 
 
 def check_floats(values, name, ndim, shape):
-    """Return finite floats of a number of dimensions; `shape` says which in words."""
+    """Return finite floats with ``ndim`` dimensions; `shape` is for the message."""
     array = check_array(
         values, dtype=np.float64, ensure_2d=False, allow_nd=True, input_name=name
     )

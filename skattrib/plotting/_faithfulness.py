@@ -1,4 +1,4 @@
-"""Predicted against retrained outcomes."""
+"""Display of predicted against retrained outcomes."""
 
 import numpy as np
 from sklearn.utils._param_validation import Interval, RealNotInt, validate_params
@@ -29,13 +29,13 @@ _PLOT = {
 
 
 class FaithfulnessDisplay:
-    """Outcomes of retrained models against those predicted, with the LDS.
+    """Outcomes of retrained models against predicted outcomes, with the LDS.
 
-    Every point is one query under one weighting of the training units. Of several
-    queries, each is shown minus its mean over the weightings: what is judged is the
-    order of weightings within a query.
+    Every point is one query under one weighting of the training units. If there are
+    several queries, each is shown minus its mean over the weightings: the LDS is about
+    the order of weightings within a query.
 
-    Make one by `from_estimator` or `from_predictions`; all parameters are stored as
+    Create it by `from_estimator` or `from_predictions`; all parameters are stored as
     attributes.
 
     Parameters
@@ -45,14 +45,14 @@ class FaithfulnessDisplay:
     predicted : ndarray of shape (n_weightings, n_queries)
         Predicted outcomes.
     lds : Bunch
-        What `evaluation.lds_score` says of them: `score`, `low` and `high`.
+        Result of `evaluation.lds_score`: `score`, `low` and `high`.
     confidence : float, default=0.95
         Level of the interval from `low` to `high`.
     outcome_name : str, default="outcome"
         What the outcome is, for the axes.
     same_unit : bool, default=True
-        Whether predictions are outcomes. If not, as for similarities, only their order
-        means something, and no lines are drawn.
+        Whether predictions are in the unit of the outcome. If not, as for similarities,
+        only their order has a meaning, and no lines are drawn.
 
     Attributes
     ----------
@@ -63,15 +63,15 @@ class FaithfulnessDisplay:
     scatter_ : matplotlib PathCollection
         The points.
     slope_ : float or None
-        Calibration slope: how far retrained outcomes move when predicted ones move
-        by 1, within queries. None without `same_unit`.
+        Calibration slope: change of retrained outcomes when predicted ones change by 1,
+        within queries. None without `same_unit`.
     slope_line_ : matplotlib Line2D or None
-        Line of that slope.
+        Line with that slope.
 
     See Also
     --------
-    skattrib.evaluation.lds_score : The score.
-    RemovalCurveDisplay : What removing the most helpful units does.
+    skattrib.evaluation.lds_score : Computes the score.
+    RemovalCurveDisplay : Shows the effect of removing the most helpful units.
 
     Examples
     --------
@@ -119,8 +119,8 @@ class FaithfulnessDisplay:
     ):
         """Retrain as ``estimator.score`` does, and plot.
 
-        The same models are trained, `n_retrainings` of them, and found again where
-        the estimator has a `memory`.
+        The same `n_retrainings` models are trained, or read from the `memory` of the
+        estimator.
 
         Parameters
         ----------
@@ -135,7 +135,7 @@ class FaithfulnessDisplay:
         random_state : int, RandomState instance or None, default=0
             Source of the resamples of the interval.
         name : str or None, default=None
-            Name for the legend, to tell attributors on the same axes apart.
+            Name for the legend, to distinguish attributors on the same axes.
         scatter_kwargs : dict or None, default=None
             Passed to ``ax.scatter``.
         ax : matplotlib Axes or None, default=None
@@ -149,7 +149,7 @@ class FaithfulnessDisplay:
         Raises
         ------
         ValueError
-            If the estimator is no attributor, or has too few units to rank.
+            If the estimator is not an attributor, or has too few units to rank.
         TrajectoryError
             If it cannot be retrained.
         """
@@ -168,6 +168,7 @@ class FaithfulnessDisplay:
             outcome_name=outcome_name(estimator),
             same_unit=hasattr(estimator, "predict_outcomes"),
         )
+
         return display.plot(ax, name=name, scatter_kwargs=scatter_kwargs)
 
     @classmethod
@@ -195,7 +196,7 @@ class FaithfulnessDisplay:
         scatter_kwargs=None,
         ax=None,
     ):
-        """Plot outcomes that are there already.
+        """Plot outcomes computed before.
 
         Parameters
         ----------
@@ -213,7 +214,7 @@ class FaithfulnessDisplay:
             Whether predictions are in the unit of the outcome. If not, no lines are
             drawn.
         name : str or None, default=None
-            Name for the legend, to tell attributors on the same axes apart.
+            Name for the legend, to distinguish attributors on the same axes.
         scatter_kwargs : dict or None, default=None
             Passed to ``ax.scatter``.
         ax : matplotlib Axes or None, default=None
@@ -244,18 +245,19 @@ class FaithfulnessDisplay:
             outcome_name=outcome_name,
             same_unit=same_unit,
         )
+
         return display.plot(ax, name=name, scatter_kwargs=scatter_kwargs)
 
     @validate_params(_PLOT, prefer_skip_nested_validation=True)
     def plot(self, ax=None, *, name=None, scatter_kwargs=None):
-        """Plot the points, the line of equality and that of the slope.
+        """Plot the points, the line of equality and the line with the slope.
 
         Parameters
         ----------
         ax : matplotlib Axes or None, default=None
             Where to plot; None makes a figure.
         name : str or None, default=None
-            Name for the legend, to tell attributors on the same axes apart.
+            Name for the legend, to distinguish attributors on the same axes.
         scatter_kwargs : dict or None, default=None
             Passed to ``ax.scatter``.
 
@@ -278,6 +280,7 @@ class FaithfulnessDisplay:
             "gid": _GID,
             **(scatter_kwargs or {}),
         }
+
         colour = style["color"]
         label = f"LDS {self.lds.score:.2f} ({self.lds.low:.2f} to {self.lds.high:.2f})"
         label = label if name is None else f"{clean(name)}: {label}"
@@ -287,6 +290,7 @@ class FaithfulnessDisplay:
             self._draw_lines(ax, x, y, colour)
         self._name_axes(ax, several)
         self._draw_legend(ax)
+
         return self
 
     def _draw_lines(self, ax, x, y, colour):
@@ -296,7 +300,7 @@ class FaithfulnessDisplay:
         self.slope_ = calibration_slope(x, y)
         middle = float(x.mean()), float(y.mean())
         ends = np.array([x.min(), x.max()])
-        if x.size > 200:  # a rim, or it is lost among the points
+        if x.size > 200:  # a white rim, to be visible among the points
             style["path_effects"] = [withStroke(linewidth=4, foreground="white")]
         (self.slope_line_,) = ax.plot(
             ends,
@@ -306,6 +310,7 @@ class FaithfulnessDisplay:
             label=f"slope {self.slope_:.2g}",
             **style,
         )
+
         if not any(line.get_gid() == _GID + " exact" for line in ax.lines):
             ax.axline(
                 middle,
@@ -325,7 +330,7 @@ class FaithfulnessDisplay:
         ax.set_ylabel(f"retrained {name}{minus}")
 
     def _draw_legend(self, ax):
-        """Draw the legend in room made for it above the points."""
+        """Draw the legend above the points, with extended axis limits."""
         low, high = ax.dataLim.intervaly
         n_lines = len(ax.get_legend_handles_labels()[0])
         height = axis_length(ax, "y")

@@ -1,4 +1,4 @@
-"""What happens to the outcome when the best units are removed."""
+"""Display of the outcome after removing the best units."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -35,8 +35,8 @@ _PLOT = {
 class RemovalCurveDisplay:
     """Outcome after removing the most helpful, most harmful and random units.
 
-    Make one by `from_estimator`, or by `from_predictions` of what
-    `evaluation.removal_curve` returned; all parameters are stored as attributes.
+    Create it by `from_estimator`, or by `from_predictions` from the result of
+    `evaluation.removal_curve`; all parameters are stored as attributes.
 
     Parameters
     ----------
@@ -45,9 +45,9 @@ class RemovalCurveDisplay:
     outcome : ndarray of shape (n_fractions,)
         Outcome without the units with the highest attributions.
     outcome_bottom : ndarray of shape (n_fractions,)
-        Outcome without those with the lowest.
+        Outcome without the units with the lowest attributions.
     random_mean, random_std : ndarray of shape (n_fractions,)
-        Mean and standard deviation without as many random ones.
+        Mean and standard deviation of the outcome without as many random units.
     full_outcome : float
         Outcome with all units.
     area : float or None, default=None
@@ -64,14 +64,14 @@ class RemovalCurveDisplay:
     line_ : matplotlib Line2D
         Curve of the most helpful units.
     line_bottom_, line_random_ : matplotlib Line2D or None
-        Curves of the most harmful, and of random ones.
+        Curves of the most harmful units, and of random units.
     band_ : matplotlib PolyCollection or None
         One standard deviation (SD) around random removal.
 
     See Also
     --------
-    skattrib.evaluation.removal_curve : The curve.
-    FaithfulnessDisplay : The whole ranking, not its ends only.
+    skattrib.evaluation.removal_curve : Computes the curve.
+    FaithfulnessDisplay : Shows the whole ranking, not only its ends.
 
     Examples
     --------
@@ -137,7 +137,7 @@ class RemovalCurveDisplay:
         Parameters
         ----------
         estimator : attributor
-            Fitted attributor; its `memory` remembers the retrained outcomes.
+            Fitted attributor; its `memory` caches the retrained outcomes.
         X : array-like of shape (n_queries, n_features)
             Queries, over which attributions and outcomes are averaged.
         y : array-like of shape (n_queries,) or (n_queries, n_outputs)
@@ -147,9 +147,9 @@ class RemovalCurveDisplay:
         n_random : int, default=5
             Random orders of removal to compare with.
         random_state : int, RandomState instance or None, default=None
-            Source of these orders; None draws by the estimator's seed.
+            Source of these orders; None uses the estimator's seed.
         name : str or None, default=None
-            Name for the legend, to tell attributors on the same axes apart.
+            Name for the legend, to distinguish attributors on the same axes.
         show_bottom : bool, default=True
             Draw the removal of the most harmful units.
         show_random : bool, default=True
@@ -165,7 +165,8 @@ class RemovalCurveDisplay:
         Raises
         ------
         ValueError
-            If the estimator is no attributor, or fractions leave none or all units.
+            If the estimator is not an attributor, or fractions leave none or all
+            units.
         TrajectoryError
             If it cannot be retrained.
         """
@@ -182,6 +183,7 @@ class RemovalCurveDisplay:
             n_random=n_random,
             random_state=random_state,
         )
+
         display = cls(**curve, outcome_name=f"mean {outcome_name(estimator)}")
         return display.plot(
             ax, name=name, show_bottom=show_bottom, show_random=show_random
@@ -202,16 +204,16 @@ class RemovalCurveDisplay:
         show_random=True,
         ax=None,
     ):
-        """Plot a curve that is there already.
+        """Plot a curve computed before.
 
         Parameters
         ----------
         curve : Bunch
-            What `evaluation.removal_curve` returned.
+            Result of `evaluation.removal_curve`.
         outcome_name : str, default="outcome"
             What the outcome is, for the axis.
         name : str or None, default=None
-            Name for the legend, to tell attributors on the same axes apart.
+            Name for the legend, to distinguish attributors on the same axes.
         show_bottom : bool, default=True
             Draw the removal of the most harmful units.
         show_random : bool, default=True
@@ -233,32 +235,35 @@ class RemovalCurveDisplay:
         missing = sorted({*_ARRAYS, "full_outcome"} - set(curve))
         if missing:
             raise ValueError(
-                f"curve lacks {missing}: pass what evaluation.removal_curve returned."
+                f"curve lacks {missing}: pass the result of evaluation.removal_curve."
             )
+
         arrays = {k: check_floats(curve[k], k, 1, "(n_fractions,)") for k in _ARRAYS}
         sizes = {k: len(array) for k, array in arrays.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"curve has arrays of different lengths: {sizes}.")
+
         display = cls(
             **arrays,
             full_outcome=float(curve["full_outcome"]),
             area=curve.get("area"),
             outcome_name=outcome_name,
         )
+
         return display.plot(
             ax, name=name, show_bottom=show_bottom, show_random=show_random
         )
 
     @validate_params(_PLOT, prefer_skip_nested_validation=True)
     def plot(self, ax=None, *, name=None, show_bottom=True, show_random=True):
-        """Plot the curves, from nothing removed on.
+        """Plot the curves, starting with no unit removed.
 
         Parameters
         ----------
         ax : matplotlib Axes or None, default=None
             Where to plot; None makes a figure.
         name : str or None, default=None
-            Name for the legend, to tell attributors on the same axes apart.
+            Name for the legend, to distinguish attributors on the same axes.
         show_bottom : bool, default=True
             Draw the removal of the most harmful units.
         show_random : bool, default=True
@@ -277,7 +282,7 @@ class RemovalCurveDisplay:
         label = f"{prefix}most helpful first"
         if name is not None and not show_bottom:
             label = clean(name)
-        # alone, the two colours of helping and hurting; else one for each attributor
+        # a single attributor has two colours, for helpful and harmful units
         colour = PALETTE[drawn % len(PALETTE)]
         other = ORANGE if colour == BLUE and name is None else colour
         removed = np.append(0.0, self.fractions)
@@ -296,6 +301,7 @@ class RemovalCurveDisplay:
         self.line_bottom_ = self.line_random_ = self.band_ = None
         if show_random:
             self._draw_random(ax, draw, removed)
+
         if show_bottom:
             self.line_bottom_ = draw(
                 self.outcome_bottom,
@@ -304,6 +310,7 @@ class RemovalCurveDisplay:
                 linestyle="--",
                 marker="s",
             )
+
         ax.xaxis.set_major_formatter(FuncFormatter(_as_percentage))
         ax.set(xlabel="units removed", ylabel=clean(self.outcome_name))
         ax.legend(fontsize=9)
@@ -319,6 +326,7 @@ class RemovalCurveDisplay:
         )
         middle = np.append(self.full_outcome, self.random_mean)
         spread = np.append(0.0, self.random_std)
+
         self.band_ = ax.fill_between(
             removed,
             middle - spread,

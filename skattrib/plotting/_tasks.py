@@ -1,4 +1,4 @@
-"""Tasks: which interact, and which were kept."""
+"""Displays of interactions between tasks, and of tasks selected."""
 
 import numpy as np
 from sklearn.utils._param_validation import validate_params
@@ -38,9 +38,10 @@ _BARS = {"ax": "no_validation", "max_name_length": NAME_LENGTH}
 class TaskInteractionDisplay:
     """Heat map of the interactions of pairs of tasks.
 
-    Blue pairs do more together than each alone, red ones can replace each other.
+    Blue pairs have more effect together than the sum of both alone, red ones less: they
+    can replace each other.
 
-    Make one by `from_estimator` or `from_predictions`; all parameters are stored as
+    Create it by `from_estimator` or `from_predictions`; all parameters are stored as
     attributes.
 
     Parameters
@@ -65,7 +66,7 @@ class TaskInteractionDisplay:
 
     See Also
     --------
-    TaskWeightDisplay : The tasks one by one.
+    TaskWeightDisplay : Shows single tasks.
 
     Examples
     --------
@@ -113,7 +114,7 @@ class TaskInteractionDisplay:
         order : array-like of int or None, default=None
             Units to show, in this order; None shows all.
         max_name_length : int, default=24
-            Longer names are shortened in their middle.
+            Longer names are shortened in the middle.
         colorbar : bool, default=True
             Draw a colour bar.
         ax : matplotlib Axes or None, default=None
@@ -162,7 +163,7 @@ class TaskInteractionDisplay:
         colorbar=True,
         ax=None,
     ):
-        """Plot interactions that are there already.
+        """Plot interactions computed before.
 
         Parameters
         ----------
@@ -175,7 +176,7 @@ class TaskInteractionDisplay:
         order : array-like of int or None, default=None
             Units to show, in this order; None shows all.
         max_name_length : int, default=24
-            Longer names are shortened in their middle.
+            Longer names are shortened in the middle.
         colorbar : bool, default=True
             Draw a colour bar.
         ax : matplotlib Axes or None, default=None
@@ -193,17 +194,19 @@ class TaskInteractionDisplay:
         """
         check_drawing(f"{cls.__name__}.from_predictions", ax)
         shape = "(n_units, n_units); of several queries, their mean(axis=0)"
-        found = check_floats(interactions, "interactions", 2, shape)
-        if found.shape[0] != found.shape[1]:
+        values = check_floats(interactions, "interactions", 2, shape)
+        if values.shape[0] != values.shape[1]:
             raise ValueError(
-                f"interactions has shape {found.shape}: pass it as {shape}."
+                f"interactions has shape {values.shape}: pass it as {shape}."
             )
-        _check_order(order, len(found))
+
+        _check_order(order, len(values))
         display = cls(
-            interactions=found,
-            unit_names=check_names(unit_names, len(found), "unit_names", "unit"),
+            interactions=values,
+            unit_names=check_names(unit_names, len(values), "unit_names", "unit"),
             outcome_name=outcome_name,
         )
+
         return display.plot(
             ax, order=order, max_name_length=max_name_length, colorbar=colorbar
         )
@@ -219,7 +222,7 @@ class TaskInteractionDisplay:
         order : array-like of int or None, default=None
             Units to show, in this order; None shows all.
         max_name_length : int, default=24
-            Longer names are shortened in their middle.
+            Longer names are shortened in the middle.
         colorbar : bool, default=True
             Draw a colour bar.
 
@@ -237,21 +240,24 @@ class TaskInteractionDisplay:
         shown = self.interactions[np.ix_(order, order)]
         limit = np.abs(shown).max() or 1.0
         self.image_ = ax.imshow(shown, cmap=DIVERGING, vmin=-limit, vmax=limit)
+
         places = np.arange(len(order))
         letters = max(map(len, names))
         label_axis(ax, "x", places, names, lost=70 * colorbar, letters=letters)
         label_axis(ax, "y", places, names, letters=letters)
         self.colorbar_ = None
+
         if colorbar:
             label = f"interaction, in {clean(self.outcome_name)}"
             self.colorbar_ = self.figure_.colorbar(self.image_, ax=ax, label=label)
+
         return self
 
 
 class TaskWeightDisplay:
     """Bars of the weights of tasks, with those that were kept marked.
 
-    Make one by `from_estimator` or `from_predictions`; all parameters are stored as
+    Create it by `from_estimator` or `from_predictions`; all parameters are stored as
     attributes.
 
     Parameters
@@ -308,7 +314,7 @@ class TaskWeightDisplay:
         estimator : TaskWeightSelector
             Fitted selector.
         max_name_length : int, default=30
-            Longer names are shortened in their middle.
+            Longer names are shortened in the middle.
         ax : matplotlib Axes or None, default=None
             Where to plot; None makes a figure.
 
@@ -320,7 +326,7 @@ class TaskWeightDisplay:
         Raises
         ------
         ValueError
-            If the estimator is no `TaskWeightSelector`.
+            If the estimator is not a `TaskWeightSelector`.
         """
         check_drawing(f"{cls.__name__}.from_estimator", ax)
         if not isinstance(estimator, TaskWeightSelector):
@@ -328,6 +334,7 @@ class TaskWeightDisplay:
                 f"estimator is a {type(estimator).__name__}: pass a fitted "
                 "TaskWeightSelector, or arrays to from_predictions."
             )
+
         check_is_fitted(estimator, "task_weights_")
         attributor = getattr(estimator, "attributor_", None)
         names = getattr(estimator, "feature_names_in_", None)
@@ -344,6 +351,7 @@ class TaskWeightDisplay:
                 else "outcome"
             ),
         )
+
         return display.plot(ax, max_name_length=max_name_length)
 
     @classmethod
@@ -367,7 +375,7 @@ class TaskWeightDisplay:
         max_name_length=30,
         ax=None,
     ):
-        """Plot weights that are there already.
+        """Plot weights computed before.
 
         Parameters
         ----------
@@ -380,7 +388,7 @@ class TaskWeightDisplay:
         outcome_name : str, default="outcome"
             What the outcome is, for the axis.
         max_name_length : int, default=30
-            Longer names are shortened in their middle.
+            Longer names are shortened in the middle.
         ax : matplotlib Axes or None, default=None
             Where to plot; None makes a figure.
 
@@ -403,12 +411,14 @@ class TaskWeightDisplay:
                 f"support must be {len(weights)} booleans, one per task; got "
                 f"{len(support)} of {support.dtype}."
             )
+
         display = cls(
             task_weights=weights,
             support=support,
             task_names=check_names(task_names, len(weights), "task_names", "task"),
             outcome_name=outcome_name,
         )
+
         return display.plot(ax, max_name_length=max_name_length)
 
     @validate_params(_BARS, prefer_skip_nested_validation=True)
@@ -420,7 +430,7 @@ class TaskWeightDisplay:
         ax : matplotlib Axes or None, default=None
             Where to plot; None makes a figure.
         max_name_length : int, default=30
-            Longer names are shortened in their middle.
+            Longer names are shortened in the middle.
 
         Returns
         -------
@@ -432,22 +442,27 @@ class TaskWeightDisplay:
         n = len(order)
         width = 4.2 + 0.08 * max(map(len, names))
         ax = make_axes(self, ax, (width, min(1.3 + 0.3 * n, 12)))
-        places, kept = np.arange(n), self.support[order]
+        places = np.arange(n)
+        is_kept = self.support[order]
         self.bar_ = ax.barh(places, self.task_weights[order], edgecolor="white")
-        for bar, is_kept in zip(self.bar_, kept):
-            bar.set_facecolor(BLUE if is_kept else ORANGE)
-            bar.set_hatch("" if is_kept else "///")
+
+        for bar, bar_is_kept in zip(self.bar_, is_kept):
+            bar.set_facecolor(BLUE if bar_is_kept else ORANGE)
+            bar.set_hatch("" if bar_is_kept else "///")
+
         label_axis(ax, "y", places, names)
         few_ticks(ax)
         ax.set_ylim(n - 0.4, -0.6)
         draw_zero(ax, vertical=True)
         note = average_note(self.task_weights, "task")
         ax.set_xlabel(f"mean effect on {clean(self.outcome_name)}{note}")
-        if kept.all() or not kept.any():
+
+        if is_kept.all() or not is_kept.any():
             return self
-        first = int(np.argmin(kept))
-        legend = [self.bar_[int(np.argmax(kept))], self.bar_[first]]
-        counts = [f"{kept.sum()} kept", f"{n - kept.sum()} dropped"]
+
+        first = int(np.argmin(is_kept))
+        legend = [self.bar_[int(np.argmax(is_kept))], self.bar_[first]]
+        counts = [f"{is_kept.sum()} kept", f"{n - is_kept.sum()} dropped"]
         ax.legend(
             legend,
             counts,
@@ -457,6 +472,7 @@ class TaskWeightDisplay:
             frameon=False,
             fontsize=9,
         )
+
         return self
 
 
@@ -465,8 +481,8 @@ def _check_order(order, n_units):
     if order is None:
         return np.arange(n_units)
     order = np.asarray(order)
-    whole = order.ndim == 1 and order.dtype.kind in "iu" and len(order)
-    if not whole or order.min() < 0 or order.max() >= n_units:
+    are_integers = order.ndim == 1 and order.dtype.kind in "iu" and len(order)
+    if not are_integers or order.min() < 0 or order.max() >= n_units:
         raise ValueError(
             f"order must list units by number, 0 to {n_units - 1}, such as "
             "attributions.mean(axis=0).argsort()."

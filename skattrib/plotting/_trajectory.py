@@ -1,4 +1,4 @@
-"""When in training a row mattered."""
+"""Display of the steps of training in which rows had an effect."""
 
 from collections.abc import Mapping
 
@@ -35,11 +35,10 @@ _PLOT = {
 
 
 class TrajectoryDisplay:
-    """The rows that mattered most, and in which steps of training.
+    """The rows with the largest effects, and their effects in the steps of training.
 
-    Make one by `from_estimator`, or by `from_predictions` of what
-    `AdamWInfluence.step_attribution` returned; all parameters are stored as
-    attributes.
+    Create it by `from_estimator`, or by `from_predictions` from the result of
+    `AdamWInfluence.step_attribution`; all parameters are stored as attributes.
 
     Parameters
     ----------
@@ -52,7 +51,7 @@ class TrajectoryDisplay:
     row_names : array-like of str of shape (n_rows,)
         Names of the rows.
     value_name : str, default="effect on outcome"
-        What an attribution is, for the axes.
+        Meaning of an attribution, for the axes.
 
     Attributes
     ----------
@@ -72,7 +71,7 @@ class TrajectoryDisplay:
     See Also
     --------
     skattrib.AdamWInfluence : Has ``step_attribution``.
-    AttributionDisplay : Sums over the run.
+    AttributionDisplay : Shows sums over the run.
 
     Examples
     --------
@@ -115,17 +114,17 @@ class TrajectoryDisplay:
         Parameters
         ----------
         estimator : AdamWInfluence
-            Fitted attributor; shown is its run on all rows.
+            Fitted attributor; its run on all rows is shown.
         X : array-like of shape (n_queries, n_features)
-            A query; of several, the mean is shown.
+            A query; for several queries, the mean is shown.
         y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
             Their targets; None as in ``estimator.attribute``.
         kind : {"heatmap", "cumulative"}, default="heatmap"
-            What a row did in each step, or up to it.
+            Effect of a row in each step, or its sum up to the step.
         n_top : int, default=10
             How many rows are shown: those with the largest sums.
         max_name_length : int, default=30
-            Longer names are shortened in their middle.
+            Longer names are shortened in the middle.
         ax : matplotlib Axes or None, default=None
             Where to plot; None makes a figure.
 
@@ -141,14 +140,14 @@ class TrajectoryDisplay:
         """
         check_drawing(f"{cls.__name__}.from_estimator", ax)
         check_attributor(estimator, "step_attribution")
-        found = estimator.step_attribution(X, y)
-        several = "mean " if _num_samples(X) > 1 else ""
+        step_attributions = estimator.step_attribution(X, y)
+        prefix = "mean " if _num_samples(X) > 1 else ""
         display = cls(
-            steps=found.steps,
-            rows=found.rows,
-            attributions=found.attributions.mean(axis=0),
+            steps=step_attributions.steps,
+            rows=step_attributions.rows,
+            attributions=step_attributions.attributions.mean(axis=0),
             row_names=row_names(estimator),
-            value_name=several + value_name(estimator, own=y is None),
+            value_name=prefix + value_name(estimator, own=y is None),
         )
         return display.plot(ax, kind=kind, n_top=n_top, max_name_length=max_name_length)
 
@@ -173,22 +172,22 @@ class TrajectoryDisplay:
         max_name_length=30,
         ax=None,
     ):
-        """Plot effects of steps that are there already.
+        """Plot effects of steps computed before.
 
         Parameters
         ----------
         step_attributions : Bunch
-            What ``step_attribution`` returned; of several queries, the mean is shown.
+            Result of ``step_attribution``; for several queries, the mean is shown.
         row_names : array-like of str of shape (n_rows,) or None, default=None
             Names of the rows; None numbers them.
         value_name : str, default="effect on outcome"
-            What an attribution is, for the axes.
+            Meaning of an attribution, for the axes.
         kind : {"heatmap", "cumulative"}, default="heatmap"
-            What a row did in each step, or up to it.
+            Effect of a row in each step, or its sum up to the step.
         n_top : int, default=10
             How many rows are shown: those with the largest sums.
         max_name_length : int, default=30
-            Longer names are shortened in their middle.
+            Longer names are shortened in the middle.
         ax : matplotlib Axes or None, default=None
             Where to plot; None makes a figure.
 
@@ -206,34 +205,38 @@ class TrajectoryDisplay:
         missing = sorted({"steps", "rows", "attributions"} - set(step_attributions))
         if missing:
             raise ValueError(
-                f"step_attributions lacks {missing}: pass what step_attribution() "
-                "returned."
+                f"step_attributions lacks {missing}: pass the result of "
+                "step_attribution()."
             )
+
         steps, rows = (np.asarray(step_attributions[k]) for k in ("steps", "rows"))
-        found = check_floats(
+        values = check_floats(
             np.atleast_2d(step_attributions["attributions"]),
             "attributions",
             2,
             "(n_queries, n_entries)",
         )
         integers = steps.dtype.kind in "iu" and rows.dtype.kind in "iu"
-        if not (integers and steps.shape == rows.shape == found.shape[1:]):
+
+        if not (integers and steps.shape == rows.shape == values.shape[1:]):
             raise ValueError(
                 "steps and rows must be integers, one for each of the "
-                f"{found.shape[1]} entries of attributions."
+                f"{values.shape[1]} entries of attributions."
             )
         if steps.min() < 1 or rows.min() < 0:
             raise ValueError("steps must count from 1, and rows from 0.")
+
         n_rows = int(rows.max()) + 1
         if row_names is not None:
             n_rows = max(n_rows, _num_samples(row_names))
         display = cls(
             steps=steps,
             rows=rows,
-            attributions=found.mean(axis=0),
+            attributions=values.mean(axis=0),
             row_names=check_names(row_names, n_rows, "row_names", "row"),
-            value_name=("mean " if len(found) > 1 else "") + value_name,
+            value_name=("mean " if len(values) > 1 else "") + value_name,
         )
+
         return display.plot(ax, kind=kind, n_top=n_top, max_name_length=max_name_length)
 
     @validate_params(_PLOT, prefer_skip_nested_validation=True)
@@ -245,11 +248,11 @@ class TrajectoryDisplay:
         ax : matplotlib Axes or None, default=None
             Where to plot; None makes a figure.
         kind : {"heatmap", "cumulative"}, default="heatmap"
-            What a row did in each step, or up to it.
+            Effect of a row in each step, or its sum up to the step.
         n_top : int, default=10
             How many rows are shown: those with the largest sums.
         max_name_length : int, default=30
-            Longer names are shortened in their middle.
+            Longer names are shortened in the middle.
 
         Returns
         -------
@@ -265,6 +268,7 @@ class TrajectoryDisplay:
         place[top] = np.arange(len(top))
         shown = place[self.rows] >= 0
         where = place[self.rows[shown]], self.steps[shown] - 1
+
         np.add.at(table, where, self.attributions[shown])
         names = [
             f"{shorten(self.row_names[i], max_name_length)}: {totals[i]:+.2g}"
@@ -279,6 +283,7 @@ class TrajectoryDisplay:
             self._draw_heat_map(ax, table, names)
         else:
             self._draw_lines(ax, table, names)
+
         ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         ax.set_xlabel("step of training")
         return self
@@ -297,6 +302,7 @@ class TrajectoryDisplay:
             interpolation="nearest",
             extent=(0.5, 0.5 + per_column * table.shape[1], len(table) - 0.5, -0.5),
         )
+
         label_axis(ax, "y", np.arange(len(names)), names)
         ax.set_ylabel("training row: sum over steps")
         when = "in the step" if per_column == 1 else f"in {per_column} steps"
@@ -313,9 +319,10 @@ class TrajectoryDisplay:
                 linestyle=_STYLES[i // len(PALETTE) % len(_STYLES)],
             )
             self.lines_.append(line)
+
         draw_zero(ax, vertical=False)
         ax.set_ylabel(f"{clean(self.value_name)},\nsummed up to the step")
-        # a label that starts with an underscore would be left out
+        # Matplotlib leaves out labels that start with an underscore
         names = [f" {name}" if name.startswith("_") else name for name in names]
         ax.legend(
             self.lines_,

@@ -1,4 +1,4 @@
-"""An index of sketched gradients of the last layer: retrieve, attribute, value."""
+"""An index of sketched gradients of the last layer, to retrieve and value rows."""
 
 import os
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from sklearn.utils._param_validation import HasMethods, Hidden, Interval, StrOpt
 from skattrib._validation import float_dtype
 from skattrib.base import BaseAttributor
 from skattrib.engine._functional import chunks
-from skattrib.engine._readout import find_head
+from skattrib.engine._last_layer import find_head
 from skattrib.models._as_model import as_model
 from skattrib.models._network import untrained
 from skattrib.models.language import CausalLanguageModel
@@ -39,70 +39,71 @@ class RISEValuator(BaseAttributor):
     """Similarity of rows in the gradient of the last layer: an index to search.
 
     The gradient of a row's loss in the last linear layer is a sum of outer products,
-    residual ⊗ hidden state. Two small sketches of it are all that is kept of a row: a
-    forward pass builds an index that finds what trained the model in the direction of
-    a query, and what new data are worth for the rows in it.
+    residual ⊗ hidden state. The index stores two small sketches of it for each row,
+    from a forward pass. It finds rows that trained the model in the direction of a
+    query, and values new data by their similarity to the rows in it.
 
-    Scores are similarities: no row is removed, and the unit is not the outcome's.
+    Scores are similarities, not effects of removing rows, and not in the unit of the
+    outcome.
 
     Parameters
     ----------
     estimator : TorchClassifier, TorchRegressor, CausalLanguageModel or None, \
             default=None
         Model to train and index; a fitted one inside
-        `sklearn.frozen.FrozenEstimator` is taken as it is. Its module must end in
+        `sklearn.frozen.FrozenEstimator` is used as it is. Its module must end in
         nn.Linear. None builds one that suits y. With a
-        `skattrib.language.CausalLanguageModel`, which is never trained, X are prompts
-        and y completions, everywhere.
+        `skattrib.language.CausalLanguageModel`, which is never trained, X are always
+        prompts and y completions.
     n_components : int or dict, default=256
-        Numbers kept of each channel of a row. With ``sketch="factor"`` a dict of the
-        widths of the factors "r", "g" and "h"; a channel then has their product.
+        Numbers stored for each channel of a row. With ``sketch="factor"`` a dict of the
+        widths of the factors "r", "g" and "h"; the width of a channel is the product.
     sketch : {"tensor", "factor"} or None, default="tensor"
-        "tensor" sketches the outer product, "factor" its factors: much noisier at the
-        same size. None keeps the outer products.
+        "tensor" sketches the outer product, "factor" its factors, which has much more
+        noise at the same size. None stores the outer products.
     channels : tuple of {"rh", "gh", "h"}, default=("rh", "gh")
-        "rh": residual ⊗ hidden state, a gradient. "gh": the residual carried back
-        through the layer's weight, ⊗ hidden state. "h": the mean hidden state, less
+        "rh": residual ⊗ hidden state, a gradient. "gh": the residual backpropagated
+        through the layer's weight, ⊗ hidden state. "h": the mean hidden state, minus
         its mean over the training rows.
     channel_weights : dict or None, default=None
         Weights of channels, squared in scores; None is 1 each.
     top_k : int or None, default=128
-        Classes (words) whose residuals are kept, the most likely ones and the true
-        one. None: all.
+        Number of classes (words) whose residuals are used, the most likely ones and the
+        true one. None: all.
     temperature : float, default=3.0
-        Of the softmax. At 1 the residual is that of the loss; what the model knows by
-        heart has one at higher temperatures only.
+        Temperature of the softmax. At 1 the residual is that of the loss; rows that the
+        model fits perfectly have residuals at higher temperatures only.
     normalize : bool or "token", default=True
         Compare channels as unit vectors, so that scores are cosines in [-1, 1]. False:
-        inner products. "token": the factors of every token have norm 1 as well.
+        inner products. "token": the factors of every token are normalised as well.
     n_sketches : int, default=1
-        Independent sketches. Scores are means over them; from two on, `attribute` has
-        standard errors.
+        Independent sketches. Scores are means over them; with two or more, `attribute`
+        has standard errors.
     index : str, path-like or None, default=None
-        Folder of an index on disk, made or, if it is of the same model, settings and
-        rows, taken up where it stands. None keeps the index in memory.
+        Folder of an index on disk. It is created, or continued if it has the same
+        model, settings and rows. None keeps the index in memory.
     algorithm : {"exact", "faiss"}, default="exact"
-        How `retrieve` searches. "faiss" compares the rows in a few of many lists of
-        like ones, made in memory, and misses some; it needs the extra "index".
+        How `retrieve` searches. "faiss" compares only the rows in a few of many lists
+        of similar rows, made in memory, and misses some; it needs the extra "index".
     preset : {"paper"} or None, default=None
-        Published settings, which replace the parameters above but `n_sketches`, `index`
-        and `algorithm`. Its temperature of 0.1 makes residuals of sure predictions
-        vanish: see `diagnose`.
+        Published settings, which replace the parameters above except `n_sketches`,
+        `index` and `algorithm`. At their temperature of 0.1, residuals of confident
+        predictions vanish: see `diagnose`.
     outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
             callable, default="auto"
-        Whose gradient a query is searched by. Without y, "auto" is the log-likelihood
-        of the predicted class, or the raw prediction.
+        Outcome whose gradient represents a query. Without y, "auto" is the
+        log-likelihood of the predicted class, or the raw prediction.
     n_retrainings : int, default=32
         Models trained by `score`; at least 8.
     retrain_size : float, default=0.5
         Fraction of the units that each of them is trained on.
     memory : str, joblib.Memory or None, default=None
-        Where retrained outcomes are remembered; needs an int `random_state`.
+        Cache of retrained outcomes; needs an int `random_state`.
     n_jobs : int or None, default=None
         Workers that index rows, and train models that cannot be trained as a stack.
     random_state : int, RandomState instance or None, default=None
-        Seeds what the estimator leaves unseeded, the hashes and the weightings of
-        `score`. An index on disk needs an int.
+        Seeds the estimator if it is unseeded, the hashes and the weightings of `score`.
+        An index on disk needs an int.
     verbose : int, default=0
         Shows progress when above 0.
 
@@ -115,7 +116,8 @@ class RISEValuator(BaseAttributor):
     bytes_per_row_ : int
         Size of a row of the index.
     search_recall_ : float
-        Share of the first ten rows that `retrieve` finds for 256 rows of the index.
+        Share of the ten most similar rows that `retrieve` finds, for 256 rows of the
+        index as queries.
     X_train_ : ndarray of shape (n_samples, n_features)
         Training rows.
     y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
@@ -127,7 +129,7 @@ class RISEValuator(BaseAttributor):
     n_units_ : int
         Number of units.
     estimand_ : str
-        What an attribution is.
+        Meaning of an attribution.
     n_features_in_ : int
         Number of features seen in fit.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -135,12 +137,12 @@ class RISEValuator(BaseAttributor):
 
     See Also
     --------
-    DualInfluence : Says what would happen without a row; needs gradients of all layers.
+    DualInfluence : Predicts outcomes without a row; needs gradients of all layers.
 
     Notes
     -----
-    An index does not hide the rows: pickles of this estimator and folders on disk are
-    as confidential as the data.
+    Rows can be inferred from an index: pickles of this estimator and folders on disk
+    are as confidential as the data.
 
     References
     ----------
@@ -212,6 +214,7 @@ class RISEValuator(BaseAttributor):
         self.temperature = temperature
         self.normalize = normalize
         self.n_sketches = n_sketches
+
         self.index = index
         self.algorithm = algorithm
         self.preset = preset
@@ -237,8 +240,8 @@ class RISEValuator(BaseAttributor):
         tasks : array-like of shape (n_samples,) or None, default=None
             Unit of each row, for example its source; None makes every row a unit.
         **fit_params : dict
-            Passed to the estimator's ``fit``; `sample_weight` multiplies attributions
-            too, but not what `retrieve` and `score_samples` compare.
+            Passed to the estimator's ``fit``; `sample_weight` also multiplies
+            attributions, but has no effect on `retrieve` and `score_samples`.
 
         Returns
         -------
@@ -251,7 +254,7 @@ class RISEValuator(BaseAttributor):
             If a parameter or the data cannot be used, or the module does not end in
             nn.Linear.
         IndexMismatchError
-            If the index on disk is of another model, other settings or rows, or is
+            If the index on disk has another model, other settings or other rows, or is
             damaged.
         """
         return self._fit(X, y, tasks, fit_params)
@@ -279,22 +282,26 @@ class RISEValuator(BaseAttributor):
         settings, weights = resolve(self)
         model = as_model(self._model)
         if model.takes_texts and model.frozen:
-            # as its fit does
+            # the checks of its fit, which is not called
             model.estimator._check_rows(self.X_train_, self._targets)
+
         self._source = source(self._model, self._features)
         signer = Signer(self._source, settings, self._fit_seed)
         path = None if self.index is None else os.path.abspath(self.index)
-        rows, seed = (self._features, self._targets), self._fit_seed
+        rows = (self._features, self._targets)
+        seed = self._fit_seed
         options = {"n_jobs": self.n_jobs, "verbose": self.verbose}
         self._index = build_index(signer, *rows, settings, seed, path, **options)
         self.index_path_, header = path, self._index.header
         self.bytes_per_row_ = header.width * np.dtype(header.dtype).itemsize
+
         self._similarities = similarities(self._index, weights, settings)
         self._settings, self._neighbors, self.search_recall_ = settings, None, 1.0
         if self.algorithm == "faiss":
             options = settings["n_sketches"], seed, self.verbose
             self._neighbors = Neighbors(self._search(), *options)
             self.search_recall_ = self._neighbors.recall
+
         self.estimand_ = (
             "similarity of the gradients of this unit and of the outcome in the last "
             "layer: no effect of removal"
@@ -302,7 +309,7 @@ class RISEValuator(BaseAttributor):
 
     @_fit_context(prefer_skip_nested_validation=False)
     def partial_fit(self, X, y):
-        """Add rows to the index; the model stays as it is.
+        """Add rows to the index; the model is not changed.
 
         Parameters
         ----------
@@ -314,10 +321,10 @@ class RISEValuator(BaseAttributor):
         Returns
         -------
         self : RISEValuator
-            Attributor with `n_units_` larger by the rows, which it counts as it goes:
-            an interrupt leaves whole batches. Before `fit`, this is `fit`. After a
-            kill, `fit` and the same calls again take up the rows that are in an index
-            on disk.
+            Attributor whose `n_units_` includes the new rows. It is updated batch by
+            batch: an interruption leaves complete batches. Before `fit`, this is `fit`.
+            If the process was killed, `fit` and the same calls again reuse the rows
+            that are in an index on disk.
 
         Raises
         ------
@@ -328,31 +335,35 @@ class RISEValuator(BaseAttributor):
             return self.fit(X, y)
         if y is None:
             raise ValueError("partial_fit needs y: the targets of the rows.")
+
         X, y, _ = self._check_query(X, y)
         if self.tasks_ is not None:
             raise ValueError(
-                "partial_fit adds units, and here units are tasks: fit again on all "
-                "rows."
+                "partial_fit adds rows as units, but here the units are tasks: fit "
+                "again on all rows."
             )
+
         signer = self._signer()
-        for part in chunks(len(X), signer.batch_size()):
-            channels, _ = signer(X[part], y[part])
+        for chunk in chunks(len(X), signer.batch_size()):
+            channels, _ = signer(X[chunk], y[chunk])
             index = self._index.append(channels, complete=True, resume=True)
             names = with_further(self.unit_names_, len(index))
-            # together: what an interrupt leaves are whole batches of rows
+            # in one statement: an interruption leaves complete batches of rows
             self._index, self.n_units_, self.unit_names_ = index, len(index), names
-        if self._neighbors is not None:  # until then, all rows are compared
+
+        if self._neighbors is not None:  # so far, all rows were compared
             self._neighbors = self._neighbors.extended(self._search())
             self.search_recall_ = self._neighbors.recall
+
         return self
 
     # ---------------------------------------------------------------- queries
     def _check_query(self, X, y):
-        found = super()._check_query(X, y)
+        query = super()._check_query(X, y)
         model = as_model(self._model)
         if model.takes_texts:
-            model.estimator._check_rows(*found[:2])
-        return found
+            model.estimator._check_rows(*query[:2])
+        return query
 
     def _signer(self):
         signer = Signer(self._source, self._settings, self._fit_seed)
@@ -384,7 +395,8 @@ class RISEValuator(BaseAttributor):
         """Not available: scores are similarities, not changes of an outcome."""
         raise AttributeError(
             "RISEValuator has no predict_outcomes: its scores are similarities, not "
-            "changes of an outcome. `score` tells how well they rank retrained ones."
+            "changes of an outcome. `score` measures how well they rank retrained "
+            "outcomes."
         )
 
     def _check_retrainable(self):
@@ -406,9 +418,9 @@ class RISEValuator(BaseAttributor):
         Returns
         -------
         scores : ndarray of shape (n_queries, n)
-            Largest first.
+            Similarities, largest first.
         rows : ndarray of shape (n_queries, n)
-            Positions in the index: those of the training rows, then of added ones.
+            Positions in the index: first the training rows, then added rows.
 
         Raises
         ------
@@ -426,7 +438,7 @@ class RISEValuator(BaseAttributor):
     def score_samples(self, X, y=None):
         """Value new rows by their mean similarity to the rows of the index.
 
-        Fit on the rows of a target, and these values rank candidates to train on.
+        After a fit on rows of a target task, these values rank candidates to train on.
 
         Parameters
         ----------
@@ -438,15 +450,15 @@ class RISEValuator(BaseAttributor):
         Returns
         -------
         ndarray of shape (n_samples,)
-            Similarity to the mean of the index; higher is more like the target.
+            Similarity to the mean of the index; higher is more similar to the target.
         """
         X, y, outcome = self._check_query(X, y)
-        found = self._search().means(X, y, outcome)
-        return found.astype(float_dtype(X), copy=False)
+        means = self._search().means(X, y, outcome)
+        return means.astype(float_dtype(X), copy=False)
 
     # ---------------------------------------------------------------- verdict
     def diagnose(self, X, y, n_retrainings=0):
-        """Say how far the scores can be trusted, and why not.
+        """Report how far the scores can be trusted, and why not.
 
         Parameters
         ----------
@@ -455,7 +467,7 @@ class RISEValuator(BaseAttributor):
         y : array-like of shape (n_queries,) or (n_queries, n_outputs)
             Their targets.
         n_retrainings : int, default=0
-            Really retrained models to compare with, at least 8; 0 for none.
+            Number of retrained models to compare with, at least 8; 0 for none.
 
         Returns
         -------
@@ -464,14 +476,15 @@ class RISEValuator(BaseAttributor):
 
             - residual_norm: median norm of the residuals of the queries, or of their
               tokens.
-            - vanishing_share: share of these that are lost in rounding.
-            - sketch_correlation: mean rank correlation over rows of scores and those
-              of channels that are not sketched; None if these do not fit the memory.
-            - search_recall: share of the ten first rows of the queries that
+            - vanishing_share: share of residuals that are too small to be more than
+              rounding errors.
+            - sketch_correlation: mean rank correlation over rows between scores and
+              scores without sketches; None if the latter do not fit the memory.
+            - search_recall: share of the ten most similar rows to the queries that
               ``algorithm="faiss"`` finds; None if it is not in use.
             - lds: with `n_retrainings`, rank correlation with retrained outcomes.
-            - trustworthy, verdict: whether what was checked speaks for the scores, and
-              a sentence that says what was checked and what was not.
+            - trustworthy, verdict: whether the checks support the scores, and a
+              sentence that says what was checked and what was not.
 
         Warns
         -----
@@ -481,11 +494,12 @@ class RISEValuator(BaseAttributor):
         X, y, outcome = self._check_query(X, y)
         if n_retrainings:
             self._check_retrainable()
-        exact, rows = None, (self._features, self._targets)
+        exact = None
+        rows = (self._features, self._targets)
         if self._settings["sketch"] is not None:
-            bare = {**self._settings, "sketch": None, "n_sketches": 1}
-            exact = Signer(self._source, bare, 0)
-        found = similarity_figures(self._search(), exact, rows, X, y, outcome)
+            unsketched = {**self._settings, "sketch": None, "n_sketches": 1}
+            exact = Signer(self._source, unsketched, 0)
+        figures = similarity_figures(self._search(), exact, rows, X, y, outcome)
         if n_retrainings:
-            found.lds = self._calibrate(X, y, outcome, n_retrainings).lds
-        return retrieval_verdict(found, self._model, sketched=exact is not None)
+            figures.lds = self._calibrate(X, y, outcome, n_retrainings).lds
+        return retrieval_verdict(figures, self._model, sketched=exact is not None)

@@ -1,4 +1,4 @@
-"""Scores of queries against an index, in pieces that fit the memory."""
+"""Scores of queries against an index, in blocks that fit the memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from skattrib.engine._similarity import Similarity, all_scores, best
 from skattrib.retrieval._neighbors import Neighbors
 from skattrib.retrieval._signatures import Signer
 
-# Of the memory cap, what a block of rows or of queries may take: 1 / _SHARE.
+# A block of rows or of queries may take 1 / _SHARE of the memory cap.
 _SHARE = 8
 
 
@@ -50,17 +50,17 @@ def _centers(index: SignatureIndex, channel: str) -> dict[str, Tensor]:
 
 
 class Search:
-    """What is asked of an index: by rows X, y and the outcome to search by.
+    """Searches of an index by queries X, y and an outcome.
 
     Parameters
     ----------
     signer : Signer
-        With the hash tables of the index.
+        It must have the hash tables of the index.
     index : SignatureIndex
     similarities : list of Similarity
         One for each sketch.
     neighbors : Neighbors or None
-        Who looks for the best rows; None compares them all.
+        Approximate search of the best rows; None compares all rows.
     """
 
     def __init__(
@@ -71,30 +71,31 @@ class Search:
         neighbors: Neighbors | None = None,
     ) -> None:
         self._signer, self._index, self.similarities = signer, index, similarities
-        # it is of the rows that there were when it was made
-        old = neighbors is not None and not neighbors.reaches(len(index))
-        self._neighbors = None if old else neighbors
+        # it has the rows that existed when it was made
+        is_outdated = neighbors is not None and not neighbors.reaches(len(index))
+        self._neighbors = None if is_outdated else neighbors
 
     def signed(
         self, X: Any, y: Any, outcome: str | OutcomeFunction
     ) -> tuple[list[Tensor], Tensor]:
-        """Sign queries.
+        """Return the signatures of queries.
 
         Returns
         -------
         vectors : list of Tensor (q, width)
-            For each sketch, compared by inner products.
+            One for each sketch, to be compared by inner products.
         norms : Tensor
-            Of residuals.
+            Norms of residuals.
         """
-        found, norms = [], []
-        for part in chunks(len(X), self._signer.batch_size()):
-            channels, own = self._signer(X[part], y[part], outcome)
-            found.append([s.of_channels(channels) for s in self.similarities])
-            norms.append(own)
-        return [torch.cat(parts) for parts in zip(*found, strict=True)], torch.cat(
-            norms
-        )
+        vectors = []
+        norms = []
+        for chunk in chunks(len(X), self._signer.batch_size()):
+            channels, chunk_norms = self._signer(X[chunk], y[chunk], outcome)
+            vectors.append([s.of_channels(channels) for s in self.similarities])
+            norms.append(chunk_norms)
+        return [
+            torch.cat(chunk_vectors) for chunk_vectors in zip(*vectors, strict=True)
+        ], torch.cat(norms)
 
     def _vectors(self, X: Any, y: Any, outcome: str | OutcomeFunction) -> list[Tensor]:
         return self.signed(X, y, outcome)[0]
@@ -106,20 +107,20 @@ class Search:
     def row_vectors(
         self, rows: slice | NDArray[np.intp], like: Tensor | None = None
     ) -> Tensor:
-        """Return the vectors of some rows, those of all sketches side by side."""
+        """Return the vectors of some rows, concatenated over sketches."""
         if like is None:
             device = self._signer.head.weight.device
             like = torch.empty(0, dtype=torch.float32, device=device)
-        found = [s.vectors(self._index, rows, like) for s in self.similarities]
-        return torch.cat(found, dim=1) / len(self.similarities) ** 0.5
+        vectors = [s.vectors(self._index, rows, like) for s in self.similarities]
+        return torch.cat(vectors, dim=1) / len(self.similarities) ** 0.5
 
     def block(self, n_queries: int) -> int:
-        """Return how many rows of the index are held at a time."""
+        """Return how many rows of the index to process at a time."""
         numbers = self._index.header.width + n_queries
         return max(1, int(memory_cap() / (_SHARE * 8 * numbers)))
 
-    def _parts(self, n_queries: int, n_kept: int) -> Iterator[slice]:
-        """Yield queries to ask together, with as many scores kept for each."""
+    def _query_chunks(self, n_queries: int, n_kept: int) -> Iterator[slice]:
+        """Yield slices of queries to process together, with ``n_kept`` scores each."""
         if len(self.similarities) > 1:
             n_kept = len(self.similarities) * len(self._index)
         numbers = self._index.header.width + n_kept
@@ -132,44 +133,50 @@ class Search:
         return self.scores_of(self._vectors(X, y, outcome)).cpu().numpy()
 
     def scores_of(self, queries: Sequence[Tensor]) -> Tensor:
-        """Return the same of queries that are signed."""
-        found = []
+        """Return scores (n_sketches, q, n_rows) of the signatures of queries."""
+        scores_by_sketch = []
         for vectors, similarity in zip(queries, self.similarities, strict=True):
             block = self.block(len(vectors))
             blocks = all_scores(vectors, self._index, similarity, block)
-            found.append(torch.cat([scores for _, scores in blocks], dim=1))
-        return torch.stack(found)
+            scores_by_sketch.append(
+                torch.cat([block_scores for _, block_scores in blocks], dim=1)
+            )
+        return torch.stack(scores_by_sketch)
 
     def best(
         self, X: Any, y: Any, outcome: str | OutcomeFunction, n: int
     ) -> tuple[NDArray[np.floating], NDArray[np.intp]]:
         """Return the n largest mean scores (q, n), and their rows."""
-        found = [
-            self.nearest(self._vectors(X[part], y[part], outcome), n)
-            for part in self._parts(len(X), n)
+        chunk_results = [
+            self.nearest(self._vectors(X[chunk], y[chunk], outcome), n)
+            for chunk in self._query_chunks(len(X), n)
         ]
-        scores, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
+        scores, rows = (
+            torch.cat(arrays) for arrays in zip(*chunk_results, strict=True)
+        )
         return scores.cpu().numpy(), rows.cpu().numpy()
 
     def recall(self, queries: Sequence[Tensor]) -> float | None:
-        """Return the share of the first rows of queries that the neighbors find."""
+        """Return the share of the best rows for queries that the neighbors find."""
         if self._neighbors is None:
             return None
         return self._neighbors.recall_of(self, queries)
 
     def nearest(self, queries: Sequence[Tensor], n: int) -> tuple[Tensor, Tensor]:
-        """Return the n largest mean scores (q, n) that are found, and their rows."""
+        """Return the n largest mean scores (q, n), maybe approximately, and rows."""
         if self._neighbors is None:
             return self.exact(queries, n)
         return self._neighbors.best(self, queries, n)
 
     def exact(self, queries: Sequence[Tensor], n: int) -> tuple[Tensor, Tensor]:
-        """Return the same of all rows."""
-        parts = [
-            self._exact([own[part] for own in queries], n)
-            for part in self._parts(len(queries[0]), n)
+        """Return the n largest mean scores (q, n) of all rows, and their rows."""
+        chunk_results = [
+            self._exact([vectors[chunk] for vectors in queries], n)
+            for chunk in self._query_chunks(len(queries[0]), n)
         ]
-        scores, rows = (torch.cat(found) for found in zip(*parts, strict=True))
+        scores, rows = (
+            torch.cat(arrays) for arrays in zip(*chunk_results, strict=True)
+        )
         return scores, rows
 
     def _exact(self, queries: Sequence[Tensor], n: int) -> tuple[Tensor, Tensor]:
@@ -184,18 +191,18 @@ class Search:
         self, X: Any, y: Any, outcome: str | OutcomeFunction
     ) -> NDArray[np.floating]:
         """Return the mean scores (q,) over sketches and rows."""
-        found = [
-            self._means(self._vectors(X[part], y[part], outcome))
-            for part in self._parts(len(X), 1)
+        chunk_means = [
+            self._means(self._vectors(X[chunk], y[chunk], outcome))
+            for chunk in self._query_chunks(len(X), 1)
         ]
-        return torch.cat(found).cpu().numpy()
+        return torch.cat(chunk_means).cpu().numpy()
 
     def _means(self, queries: Sequence[Tensor]) -> Tensor:
         total = queries[0].new_zeros(len(queries[0]))
         for vectors, similarity in zip(queries, self.similarities, strict=True):
-            middle = vectors.new_zeros(vectors.shape[1])
+            mean_vector = vectors.new_zeros(vectors.shape[1])
             for rows in chunks(len(self._index), self.block(0)):
-                for _, piece in similarity.pieces(self._index, rows, vectors):
-                    middle += piece.sum(dim=0)
-            total += vectors @ (middle / len(self._index))
+                for _, row_vectors in similarity.pieces(self._index, rows, vectors):
+                    mean_vector += row_vectors.sum(dim=0)
+            total += vectors @ (mean_vector / len(self._index))
         return total / len(self.similarities)

@@ -1,29 +1,30 @@
-"""Signatures of rows: what the tokens of a row leave of the last layer's gradient."""
+"""Signatures of rows: sketched gradients of the last layer, summed over tokens."""
 
 import hashlib
 
 import numpy as np
 import torch
 
-from skattrib.engine._readout import Residual, Sketcher, residuals
+from skattrib.engine._last_layer import Residual, Sketcher, residuals
 
 
 class Signer:
-    """Turns rows into the channels of their signatures.
+    """Computes the channels of the signatures of rows.
 
     Parameters
     ----------
     source : TableSource or TextSource
-        Makes tokens of rows.
+        Converts rows to tokens.
     options : dict
         Settings of `RISEValuator`, resolved.
     seed : int
-        Of the first sketch's hash tables; the others follow.
+        Seed of the hash tables of the first sketch; the others follow from it.
     """
 
     def __init__(self, source, options, seed):
         self._source, self._options = source, options
-        self.head, self._seed = source.head, seed
+        self.head = source.head
+        self._seed = seed
 
     def tables(self):
         """Draw the hash tables of every sketch."""
@@ -39,7 +40,7 @@ class Signer:
         return tables
 
     def use(self, tables):
-        """Sketch by these tables from now on."""
+        """Use these hash tables from now on."""
         options = self._options
         self._sketchers = []
         for k in range(options["n_sketches"]):
@@ -69,11 +70,11 @@ class Signer:
         }
 
     def batch_size(self):
-        """Return how many rows are signed at a time."""
+        """Return how many rows to process at a time."""
         return self._source.rows_at_once(sum(self.widths.values()))
 
     def fits(self, n_rows):
-        """Return whether as many rows can be signed at a time."""
+        """Return whether this many rows can be processed at a time."""
         return self._source.fitting(sum(self.widths.values())) >= n_rows
 
     def check_size(self, n_rows, dtype):
@@ -82,42 +83,46 @@ class Signer:
         self._source.check_size(width, n_rows * width * np.dtype(dtype).itemsize)
 
     def settings(self):
-        """Return what an index depends on beside the options."""
+        """Return settings on which an index depends, apart from the options."""
         return self._source.settings()
 
     def __call__(self, X, y, outcome="log_likelihood"):
         """Return the channels (n, width) of rows, and the norms (N,) of residuals.
 
-        A row of a table has one residual, a text one per token that is predicted.
+        A row of a table has one residual, a text one for each predicted token.
         """
         like = self.head.weight
         sums = {name: like.new_zeros(len(X), w) for name, w in self.widths.items()}
-        counts, norms = like.new_zeros(len(X), 1), []
+        counts = like.new_zeros(len(X), 1)
+        norms = []
+
         for tokens in self._source.tokens(X, y):
             residual = self._residual(tokens.outputs, tokens.targets, outcome)
             norms.append(residual.values.norm(dim=1))
             self._check_finite(norms[-1])
-            rows, local = tokens.rows.unique(return_inverse=True)
-            here = torch.bincount(local)[:, None].to(like)
-            counts.index_add_(0, rows, here)
+            rows, row_of_token = tokens.rows.unique(return_inverse=True)
+            n_tokens = torch.bincount(row_of_token)[:, None].to(like)
+            counts.index_add_(0, rows, n_tokens)
             for k, sketcher in enumerate(self._sketchers):
-                channels = sketcher(residual, tokens.hidden, local, len(rows))
+                channels = sketcher(residual, tokens.hidden, row_of_token, len(rows))
                 for name, values in channels.items():
-                    # a mean over tokens; the others are sums
-                    values = values * here if name == "h" else values
+                    # "h" is a mean over tokens; the others are sums
+                    values = values * n_tokens if name == "h" else values
                     sums[f"{name}/{k}"].index_add_(0, rows, values)
+
         for name in sums:
             if name.startswith("h/"):
                 sums[name] /= counts
+
         return sums, torch.cat(norms)
 
     @staticmethod
     def _check_finite(norms):
         if not torch.isfinite(norms).all():
             raise ValueError(
-                "The model's outputs are NaN or infinite for some of these rows: there "
-                "is no gradient to keep. Leave such rows out; if it is all of them, "
-                "the model's training diverged, or its dtype is too small for it."
+                "The model's outputs are NaN or infinite for some of these rows, which "
+                "have no gradient. Leave such rows out; if these are all rows, the "
+                "model's training diverged, or its dtype has too small a range."
             )
 
     def _residual(self, outputs, targets, outcome):
@@ -132,24 +137,27 @@ class Signer:
                 top_k=options["top_k"],
                 temperature=options["temperature"],
             )
+
         function = loss.outcome(outcome)
         slope = torch.func.grad(lambda z: function(z, targets).sum())(outputs)
         return Residual(-slope, None, outputs.shape[1])
 
     def fingerprint(self):
         """Return a hash of the module's weights; raise if some are NaN."""
-        digest, seen = hashlib.sha256(), set()
+        digest = hashlib.sha256()
+        seen = set()
         for name, value in sorted(self._source.module.state_dict().items()):
             key = (value.data_ptr(), tuple(value.shape), value.stride())
-            if value.numel() and key in seen:  # tied: gigabytes are hashed once
+            if value.numel() and key in seen:  # tied weights are hashed once
                 continue
             seen.add(key)
             if value.isnan().any():
                 raise ValueError(
-                    f"The model's {name} has NaN in it: its training diverged, or its "
-                    "file is damaged. Train or load it again."
+                    f"The model's {name} has NaN: its training diverged, or its file "
+                    "is damaged. Train or load it again."
                 )
             array = value.detach().cpu().contiguous()
             digest.update(f"{name}{array.dtype}{tuple(array.shape)}".encode())
             digest.update(array.flatten().view(torch.uint8).numpy())
+
         return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Where signatures come from: tables or texts, as tokens with hidden states."""
+"""Sources of signatures: rows of tables or texts, as tokens with hidden states."""
 
 import hashlib
 
@@ -6,19 +6,19 @@ import torch
 
 from skattrib._validation import as_tensor, memory_cap
 from skattrib.engine._functional import apart
+from skattrib.engine._last_layer import Head, Tokens, find_head, hidden_states
 from skattrib.engine._losses import CrossEntropy
 from skattrib.engine._modules import activation_size
-from skattrib.engine._readout import Head, Tokens, find_head, hidden_states
 from skattrib.models._as_model import as_model
 
-# Numbers alive per row and output, and per row and number of its signature.
+# Copies in memory of the outputs and of the signature of each row.
 _COPIES = 6
 # Batches of texts that are sorted by length together.
 _BATCHES = 8
 
 
 def text_digest(texts):
-    """Return a hash of texts, one after the other."""
+    """Return a hash of a sequence of texts."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(text.encode() + b"\0")
@@ -26,7 +26,7 @@ def text_digest(texts):
 
 
 def source(estimator, like):
-    """Return the source of an estimator; ``like`` are rows of it."""
+    """Return the source for an estimator; ``like`` are some of its rows."""
     model = as_model(estimator)
     if model.takes_texts:
         return TextSource(model.estimator)
@@ -34,14 +34,15 @@ def source(estimator, like):
 
 
 class TableSource:
-    """Rows of numbers, by a differentiable model: one token a row.
+    """Rows of numbers, with a differentiable model: one token per row.
 
-    The layers are tried once, here: queries know which one is the last.
+    The last layer is found once, here, and not again for queries.
     """
 
     def __init__(self, model, like):
-        self._model, self.loss = model, model.loss
-        # hooks go on layers of its own: other threads may be using the module
+        self._model = model
+        self.loss = model.loss
+        # hooks are added to a copy: other threads may be using the module
         module = apart(self.module)
         rows = as_tensor(like[:2], self._like)
         last = find_head(module, rows)
@@ -63,7 +64,7 @@ class TableSource:
         return next(self.module.parameters())
 
     def settings(self):
-        """Return what else an index depends on."""
+        """Return further settings on which an index depends."""
         return {}
 
     def fitting(self, width):
@@ -72,22 +73,23 @@ class TableSource:
         return int(memory_cap() / (_COPIES * numbers * self._like.element_size()))
 
     def rows_at_once(self, width):
-        """Return how many of them to sign at a time."""
+        """Return how many rows to process at a time."""
         return max(1, self.fitting(width))
 
     def check_size(self, width, n_bytes):
-        """Raise if an index is too large; never."""
+        """Do nothing: an index of numbers is never too large."""
 
     def tokens(self, X, y):
         """Yield `Tokens`."""
-        module, rows = apart(self.module), as_tensor(X, self._like)
+        module = apart(self.module)
+        rows = as_tensor(X, self._like)
         hidden, outputs = hidden_states(module, module.get_submodule(self._last), rows)
-        each = torch.arange(len(rows), device=rows.device)
-        yield Tokens(each, hidden, outputs, self._model.targets(y, rows))
+        row_of_token = torch.arange(len(rows), device=rows.device)
+        yield Tokens(row_of_token, hidden, outputs, self._model.targets(y, rows))
 
 
 class TextSource:
-    """Prompts and completions, by a CausalLanguageModel."""
+    """Prompts and completions, with a CausalLanguageModel."""
 
     loss = CrossEntropy()
 
@@ -96,7 +98,7 @@ class TextSource:
 
     @property
     def module(self):
-        """The language model, which is loaded once in every process."""
+        """The language model, loaded once in every process."""
         return self._model._load().model
 
     @property
@@ -105,7 +107,7 @@ class TextSource:
         return self._model._load().head
 
     def settings(self):
-        """Return what else an index depends on: how texts become tokens."""
+        """Return further settings on which an index depends: those of the tokenizer."""
         words = self._model.tokenizer_.get_vocab()
         return {
             "add_bos": bool(self._model.add_bos),
@@ -118,14 +120,14 @@ class TextSource:
         return int(memory_cap() / (_COPIES * width * self.head.weight.element_size()))
 
     def rows_at_once(self, width):
-        """Return how many of them to sign at a time."""
+        """Return how many rows to process at a time."""
         return max(1, min(self.fitting(width), _BATCHES * self._model.batch_size))
 
     def check_size(self, width, n_bytes):
         """Raise if signatures, or an index of ``n_bytes`` in memory, are too large."""
         if not self.fitting(width) or n_bytes > memory_cap():
             raise ValueError(
-                f"The index has {width} numbers a row, which is too much for the "
+                f"The index has {width} numbers per row, which is too much for the "
                 f"{memory_cap() / 2**20:.0f} MiB of working memory: use "
                 "sketch='tensor', a smaller n_components or index=path, or raise "
                 "sklearn.set_config(working_memory=...)."

@@ -1,4 +1,4 @@
-"""Attributors that learn outcomes as a function of the units trained on."""
+"""Attributors that fit a model of outcomes as a function of the training units."""
 
 from numbers import Real
 
@@ -12,7 +12,7 @@ __all__ = ["KernelSurrogateAttributor", "LinearSurrogateAttributor"]
 
 
 class KernelSurrogateAttributor(SurrogateAttributor):
-    """Task attribution by kernel ridge regression on subsets: units may interact.
+    """Task attribution by kernel ridge regression on subsets, with interactions.
 
     Parameters
     ----------
@@ -20,80 +20,82 @@ class KernelSurrogateAttributor(SurrogateAttributor):
         Classifier or regressor whose ``fit`` takes `sample_weight`; of a pipeline
         only the last step sees it. None builds a small network that suits y.
     ridge : "loocv" or float, default="loocv"
-        Penalty of the surrogate, relative to k(s, s) = 1; "loocv" takes for each
+        Penalty of the surrogate, relative to k(s, s) = 1; "loocv" selects for each
         query the one with the smallest leave-one-out error.
     bandwidth : {"auto", "loocv"} or float, default="auto"
-        Width of its Gaussian kernel on weightings; "auto" is √(n_units / 2).
+        Width of the Gaussian kernel on weightings; "auto" is √(n_units / 2).
     n_subsets : int, default=128
-        Random subsets of the units whose outcomes are learnt from. Few units leave
-        some of those of size `retrain_size` to `score`: its `n_retrainings` or half
-        of all, and at least 8 where there are so many. With "retrain", the models of
-        all subsets are kept, and pickled with the attributor.
+        Number of random subsets of the units to fit the surrogate to. If there are few
+        units, some subsets of size `retrain_size` are reserved for `score`: its
+        `n_retrainings` or half of all, and at least 8 if there are that many. With
+        "retrain", the models of all subsets are stored and pickled with the attributor.
     inclusion : {"auto", "uniform"} or float, default="auto"
-        Chance in (0, 1] of a unit to be in a subset; 1 learns from the whole and the
-        leave-one-out subsets only. "uniform" draws subsets of all sizes equally
-        often. "auto" draws where `at` looks: "uniform" for Shapley values, else its
-        probability, but 0.25 to 0.75.
+        Probability in (0, 1] that a unit is in a subset; 1 uses the full set and the
+        leave-one-out subsets only. "uniform" draws subsets of all sizes equally often.
+        "auto" follows `at`: "uniform" for Shapley values, else its probability, limited
+        to 0.25 to 0.75.
     estimation : {"auto", "gradient", "retrain"}, default="auto"
-        How outcomes of subsets are had. "retrain": by training on each, any estimator.
-        "gradient": the network, linearised at its trained weights, is refitted to
-        each by damped Newton steps, which pays for large networks. "auto" counts
-        multiplications; `estimation_` says what it chose.
+        How the outcomes of subsets are computed. "retrain": by training on each subset,
+        for any estimator. "gradient": by refitting the network, linearised at its
+        trained weights, to each subset with damped Newton steps, which is cheaper for
+        large networks. "auto" takes the one with fewer multiplications; `estimation_`
+        is its choice.
     damping : "auto" or float, default="auto"
         Damping of the mean row loss in the linearised problem; as `ridge` of
         `DualInfluence`. Not the surrogate's `ridge`.
     center : {"trained", "initial"}, default="initial"
-        What the linearised problem is damped towards. "initial": the gradient that
-        training left at its end, which stands for the pull of the initial weights,
-        is kept constant. "trained": the trained weights, as in fine-tuning.
+        Weights towards which the linearised problem is damped. "initial": the gradient
+        that remains at the end of training, which represents the pull of the initial
+        weights, is kept constant. "trained": the trained weights, as in fine-tuning.
     projection : int, CountSketchTransformer, random projection or None, default=None
-        Subspace of the parameters to solve in. An int takes as many principal
-        directions of the training outputs; None is lossless.
+        Subspace of the parameters to solve in. An int is a number of principal
+        directions of the training outputs; None is exact.
     include_loo : "auto" or bool, default="auto"
-        Whether the leave-one-out subsets are learnt from too. "auto": for `at="loo"`,
-        if there are at most n_subsets / 2 units.
+        Whether the surrogate is fitted to the leave-one-out subsets, too. "auto": for
+        `at="loo"`, if there are at most n_subsets / 2 units.
     at : {"loo", "shapley", "banzhaf"} or float, default="loo"
-        Which other units are present when the effect of one is read off: all, as in
-        a random order, or each with probability 1/2 or the one given.
+        Which other units are present when the effect of a unit is computed: all
+        ("loo"), those before it in a random order ("shapley"), or each with probability
+        1/2 ("banzhaf") or the one given.
     prior : attributor or None, default=None
-        Whose attributions to start from: the surrogate is fitted to what they leave
-        of the outcomes. A prior without an estimator takes this one's, and it takes
-        `outcome`, and what it leaves unset, in any case. With an
-        `AdamWInfluence` a few subsets do where the surrogate alone needs hundreds;
-        its attributions are taken as they are, so give it an `inclusion` that suits
-        `at`.
+        Attributor whose attributions are the starting point: the surrogate is fitted to
+        the part of the outcomes that they do not explain. A prior without an estimator
+        uses this one's; `outcome`, and parameters that the prior leaves unset, are
+        always taken from here. With an `AdamWInfluence`, a few subsets are enough where
+        the surrogate alone needs hundreds; its attributions are used as they are, so
+        set its `inclusion` to suit `at`.
     outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
             callable, default="auto"
-        What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is
+        Outcome to attribute; see `evaluation.retrain_outcomes`. Without y, "auto" is
         the log-likelihood of the predicted class, or the raw prediction.
     n_retrainings : int, default=32
-        Models trained by `score`, on subsets not learnt from; at least 8.
+        Models trained by `score`, on subsets not used in fit; at least 8.
     retrain_size : float, default=0.5
         Fraction of the units that each of them is trained on.
     memory : str, joblib.Memory or None, default=None
-        Where the subsets' models, or their linearised steps, and retrained outcomes
-        are remembered, at most 32 lost when interrupted; needs an int `random_state`.
-        With it, searching over `ridge` and `bandwidth` estimates once per fold.
-        Holds whole models.
+        Cache of the subsets' models, or their linearised steps, and of retrained
+        outcomes; an interruption loses at most 32 of them. Needs an int `random_state`.
+        With it, a search over `ridge` and `bandwidth` estimates once per fold. Stores
+        complete models.
     n_jobs : int or None, default=None
         Workers for estimators that cannot be trained as a stack.
     random_state : int, RandomState instance or None, default=None
         Seeds what the estimator leaves unseeded, the subsets and those of `score`.
     verbose : int, default=0
-        1 says how outcomes are estimated, and shows progress.
+        1 prints how outcomes are estimated, and shows progress.
 
     Attributes
     ----------
     estimator_ : estimator
         Fitted model.
     estimation_ : {"gradient", "retrain"}
-        How outcomes of subsets were had.
+        How the outcomes of subsets were computed.
     prior_ : attributor or None
         Fitted prior.
     weights_ : ndarray of shape (n_learnt, n_units)
-        Subsets learnt from: the whole, those without one unit, random ones.
+        Subsets used in fit: all units, those without one unit, random ones.
     X_train_ : ndarray or DataFrame of shape (n_samples, n_features)
-        Training rows; a data frame stays one if the estimator is no network.
+        Training rows; a data frame remains one if the estimator is not a network.
     y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
         Their targets.
     tasks_ : ndarray of shape (n_samples,) or None
@@ -112,11 +114,11 @@ class KernelSurrogateAttributor(SurrogateAttributor):
     See Also
     --------
     KernelSurrogate : The regressor, for outcomes from anywhere.
-    LinearSurrogateAttributor : The baseline: units add up.
+    LinearSurrogateAttributor : The additive baseline.
 
     Notes
     -----
-    Predicted outcomes are smoothed by the ridge, at weights of 1 too.
+    Predicted outcomes are smoothed by the ridge, also at weights of 1.
 
     References
     ----------
@@ -177,6 +179,7 @@ class KernelSurrogateAttributor(SurrogateAttributor):
         self.damping = damping
         self.center = center
         self.projection = projection
+
         self.include_loo = include_loo
         self.at = at
         self.prior = prior
@@ -195,15 +198,15 @@ class KernelSurrogateAttributor(SurrogateAttributor):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Training rows. Numbers, without NaN; but a data frame reaches an estimator
-            that is no network as it is.
+            Training rows: numbers without NaN. An estimator that is not a network gets
+            a data frame unchanged.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Their targets.
         tasks : array-like of shape (n_samples,) or None, default=None
             Unit of each row, for example its source; None makes every row a unit.
         **fit_params : dict
-            Passed to the estimator's ``fit``: its `sample_weight`, which enters the
-            subsets too, under the name ``step__sample_weight`` in a pipeline.
+            Passed to the estimator's ``fit``: its `sample_weight`, which also applies
+            to the subsets, under the name ``step__sample_weight`` in a pipeline.
 
         Returns
         -------
@@ -222,7 +225,7 @@ class KernelSurrogateAttributor(SurrogateAttributor):
 
 
 class LinearSurrogateAttributor(SurrogateAttributor):
-    """Task attribution by ridge regression on subsets: the baseline, units add up.
+    """Task attribution by ridge regression on subsets: the additive baseline.
 
     Parameters
     ----------
@@ -230,77 +233,79 @@ class LinearSurrogateAttributor(SurrogateAttributor):
         Classifier or regressor whose ``fit`` takes `sample_weight`; of a pipeline
         only the last step sees it. None builds a small network that suits y.
     ridge : "loocv" or float, default="loocv"
-        Penalty of the surrogate: Σ error² + ridge · ‖coef‖², the intercept is free.
-        "loocv" takes for each query the one with the smallest leave-one-out error.
+        Penalty of the surrogate: Σ error² + ridge · ‖coef‖², without the intercept.
+        "loocv" selects for each query the one with the smallest leave-one-out error.
     n_subsets : int, default=128
-        Random subsets of the units whose outcomes are learnt from. Few units leave
-        some of those of size `retrain_size` to `score`: its `n_retrainings` or half
-        of all, and at least 8 where there are so many. With "retrain", the models of
-        all subsets are kept, and pickled with the attributor.
+        Number of random subsets of the units to fit the surrogate to. If there are few
+        units, some subsets of size `retrain_size` are reserved for `score`: its
+        `n_retrainings` or half of all, and at least 8 if there are that many. With
+        "retrain", the models of all subsets are stored and pickled with the attributor.
     inclusion : {"auto", "uniform"} or float, default="auto"
-        Chance in (0, 1] of a unit to be in a subset; 1 learns from the whole and the
-        leave-one-out subsets only. "uniform" draws subsets of all sizes equally
-        often. "auto" draws where `at` looks: "uniform" for Shapley values, else its
-        probability, but 0.25 to 0.75.
+        Probability in (0, 1] that a unit is in a subset; 1 uses the full set and the
+        leave-one-out subsets only. "uniform" draws subsets of all sizes equally often.
+        "auto" follows `at`: "uniform" for Shapley values, else its probability, limited
+        to 0.25 to 0.75.
     estimation : {"auto", "gradient", "retrain"}, default="auto"
-        How outcomes of subsets are had. "retrain": by training on each, any estimator.
-        "gradient": the network, linearised at its trained weights, is refitted to
-        each by damped Newton steps, which pays for large networks. "auto" counts
-        multiplications; `estimation_` says what it chose.
+        How the outcomes of subsets are computed. "retrain": by training on each subset,
+        for any estimator. "gradient": by refitting the network, linearised at its
+        trained weights, to each subset with damped Newton steps, which is cheaper for
+        large networks. "auto" takes the one with fewer multiplications; `estimation_`
+        is its choice.
     damping : "auto" or float, default="auto"
         Damping of the mean row loss in the linearised problem; as `ridge` of
         `DualInfluence`. Not the surrogate's `ridge`.
     center : {"trained", "initial"}, default="initial"
-        What the linearised problem is damped towards. "initial": the gradient that
-        training left at its end, which stands for the pull of the initial weights,
-        is kept constant. "trained": the trained weights, as in fine-tuning.
+        Weights towards which the linearised problem is damped. "initial": the gradient
+        that remains at the end of training, which represents the pull of the initial
+        weights, is kept constant. "trained": the trained weights, as in fine-tuning.
     projection : int, CountSketchTransformer, random projection or None, default=None
-        Subspace of the parameters to solve in. An int takes as many principal
-        directions of the training outputs; None is lossless.
+        Subspace of the parameters to solve in. An int is a number of principal
+        directions of the training outputs; None is exact.
     include_loo : "auto" or bool, default="auto"
-        Whether the leave-one-out subsets are learnt from too. "auto": for `at="loo"`,
-        if there are at most n_subsets / 2 units.
+        Whether the surrogate is fitted to the leave-one-out subsets, too. "auto": for
+        `at="loo"`, if there are at most n_subsets / 2 units.
     at : {"loo", "shapley", "banzhaf"} or float, default="loo"
-        Which other units are present when the effect of one is read off: all, as in
-        a random order, or each with probability 1/2 or the one given.
+        Which other units are present when the effect of a unit is computed: all
+        ("loo"), those before it in a random order ("shapley"), or each with probability
+        1/2 ("banzhaf") or the one given.
     prior : attributor or None, default=None
-        Whose attributions to start from: the surrogate is fitted to what they leave
-        of the outcomes. A prior without an estimator takes this one's, and it takes
-        `outcome`, and what it leaves unset, in any case. With an
-        `AdamWInfluence` a few subsets do where the surrogate alone needs hundreds;
-        its attributions are taken as they are, so give it an `inclusion` that suits
-        `at`.
+        Attributor whose attributions are the starting point: the surrogate is fitted to
+        the part of the outcomes that they do not explain. A prior without an estimator
+        uses this one's; `outcome`, and parameters that the prior leaves unset, are
+        always taken from here. With an `AdamWInfluence`, a few subsets are enough where
+        the surrogate alone needs hundreds; its attributions are used as they are, so
+        set its `inclusion` to suit `at`.
     outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
             callable, default="auto"
-        What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is
+        Outcome to attribute; see `evaluation.retrain_outcomes`. Without y, "auto" is
         the log-likelihood of the predicted class, or the raw prediction.
     n_retrainings : int, default=32
-        Models trained by `score`, on subsets not learnt from; at least 8.
+        Models trained by `score`, on subsets not used in fit; at least 8.
     retrain_size : float, default=0.5
         Fraction of the units that each of them is trained on.
     memory : str, joblib.Memory or None, default=None
-        Where the subsets' models, or their linearised steps, and retrained outcomes
-        are remembered, at most 32 lost when interrupted; needs an int `random_state`.
-        With it, searching over `ridge` estimates once per fold. Holds whole models.
+        Cache of the subsets' models, or their linearised steps, and of retrained
+        outcomes; an interruption loses at most 32 of them. Needs an int `random_state`.
+        With it, a search over `ridge` estimates once per fold. Stores complete models.
     n_jobs : int or None, default=None
         Workers for estimators that cannot be trained as a stack.
     random_state : int, RandomState instance or None, default=None
         Seeds what the estimator leaves unseeded, the subsets and those of `score`.
     verbose : int, default=0
-        1 says how outcomes are estimated, and shows progress.
+        1 prints how outcomes are estimated, and shows progress.
 
     Attributes
     ----------
     estimator_ : estimator
         Fitted model.
     estimation_ : {"gradient", "retrain"}
-        How outcomes of subsets were had.
+        How the outcomes of subsets were computed.
     prior_ : attributor or None
         Fitted prior.
     weights_ : ndarray of shape (n_learnt, n_units)
-        Subsets learnt from: the whole, those without one unit, random ones.
+        Subsets used in fit: all units, those without one unit, random ones.
     X_train_ : ndarray or DataFrame of shape (n_samples, n_features)
-        Training rows; a data frame stays one if the estimator is no network.
+        Training rows; a data frame remains one if the estimator is not a network.
     y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
         Their targets.
     tasks_ : ndarray of shape (n_samples,) or None
@@ -323,9 +328,10 @@ class LinearSurrogateAttributor(SurrogateAttributor):
 
     Notes
     -----
-    A linear surrogate has one attribution, whatever `at` asks: about the mean effect
-    of the unit when the others are present with probability `inclusion`. Interactions
-    are 0. Predicted outcomes are smoothed by the ridge, at weights of 1 too.
+    The attribution of a linear surrogate does not depend on `at`: it is about the mean
+    effect of the unit when the others are present with probability `inclusion`.
+    Interactions are 0. Predicted outcomes are smoothed by the ridge, also at weights
+    of 1.
 
     Examples
     --------
@@ -376,6 +382,7 @@ class LinearSurrogateAttributor(SurrogateAttributor):
         self.center = center
         self.projection = projection
         self.include_loo = include_loo
+
         self.at = at
         self.prior = prior
         self.outcome = outcome
@@ -393,15 +400,15 @@ class LinearSurrogateAttributor(SurrogateAttributor):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Training rows. Numbers, without NaN; but a data frame reaches an estimator
-            that is no network as it is.
+            Training rows: numbers without NaN. An estimator that is not a network gets
+            a data frame unchanged.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Their targets.
         tasks : array-like of shape (n_samples,) or None, default=None
             Unit of each row, for example its source; None makes every row a unit.
         **fit_params : dict
-            Passed to the estimator's ``fit``: its `sample_weight`, which enters the
-            subsets too, under the name ``step__sample_weight`` in a pipeline.
+            Passed to the estimator's ``fit``: its `sample_weight`, which also applies
+            to the subsets, under the name ``step__sample_weight`` in a pipeline.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""What the two attributors that learn from subsets share."""
+"""Base class of the two attributors that fit a surrogate to subsets."""
 
 import math
 import reprlib
@@ -27,6 +27,7 @@ from skattrib.random_projection import (
     checked_projection,
     fitted_projection,
 )
+from skattrib.surrogate._closed_forms import check_at
 from skattrib.surrogate._estimation import (
     LinearizedSubsets,
     RetrainedSubsets,
@@ -34,7 +35,6 @@ from skattrib.surrogate._estimation import (
     in_chunks,
 )
 from skattrib.surrogate._prior import AroundPrior
-from skattrib.surrogate._readouts import check_at
 
 _ESTIMANDS = {
     "loo": "outcome with all units minus outcome without this one",
@@ -107,13 +107,14 @@ class SurrogateAttributor(BaseAttributor):
                     "was not recorded. Use estimation='gradient'."
                 )
             as_retrainable(model.estimator).check()
+
         if not isinstance(self.projection, Integral | None):
             checked_projection(self.projection, 0)
 
     def _before_training(self, estimator, X, y):
         self._check_prior(estimator)
         try:
-            self.weights_ = self._leave_some_to_score(self._design())
+            self.weights_ = self._without_subsets_to_score(self._design())
         except ValueError as error:
             raise ValueError(
                 f"inclusion={self.inclusion} with n_subsets={self.n_subsets}: {error}"
@@ -125,10 +126,12 @@ class SurrogateAttributor(BaseAttributor):
             n_components = getattr(self.projection, "n_components", None)
         n_components = n_components if isinstance(n_components, Integral) else None
         self.estimation_ = self.estimation
+
         if self.estimation == "auto":
             self.estimation_ = choose_estimation(
                 self._model, len(self._targets), len(self.weights_), n_components
             )
+
         rows = self._unit_weightings(self.weights_)
         data = (self._features, self._targets, self._row_weights, rows)
         self._say(f"{len(rows)} subsets by {self.estimation_}")
@@ -150,17 +153,18 @@ class SurrogateAttributor(BaseAttributor):
                 n_jobs=self.n_jobs,
                 verbose=self.verbose,
             )
+
         self.estimand_ = _ESTIMANDS.get(
             self.at, f"mean effect of this unit, others present with chance {self.at}"
         )
         self.prior_ = self._fit_prior()
 
     def _unfitted_prior(self, estimator):
-        """Return a clone of the prior, with what it leaves unset."""
+        """Return a clone of the prior, with defaults for what it leaves unset."""
         prior = clone(self.prior)
-        own = {"estimator": clone(estimator), "random_state": self._fit_seed}
-        own.update(memory=self.memory, n_jobs=self.n_jobs)
-        unset = {k: v for k, v in own.items() if getattr(prior, k) is None}
+        defaults = {"estimator": clone(estimator), "random_state": self._fit_seed}
+        defaults.update(memory=self.memory, n_jobs=self.n_jobs)
+        unset = {k: v for k, v in defaults.items() if getattr(prior, k) is None}
         return prior.set_params(outcome=self.outcome, **unset)
 
     def _check_prior(self, estimator):
@@ -171,9 +175,9 @@ class SurrogateAttributor(BaseAttributor):
         prior._check_estimator(prior.estimator)
         if is_classifier(prior.estimator) != is_classifier(estimator):
             raise ValueError(
-                f"prior attributes {type(prior.estimator).__name__}, the surrogate "
+                f"prior attributes {type(prior.estimator).__name__}, but the surrogate "
                 f"{type(estimator).__name__}: one is a classifier, the other is not. "
-                "Leave the prior's estimator out, or give both the same."
+                "Leave out the prior's estimator, or pass the same to both."
             )
 
     def _fit_prior(self):
@@ -196,53 +200,55 @@ class SurrogateAttributor(BaseAttributor):
         return fitted_projection(self.projection, n_params, dtype, self._fit_seed)
 
     def _with_loo(self):
-        """Return whether the leave-one-out subsets are learnt from."""
+        """Return whether the leave-one-out subsets are used in fit."""
         if self.include_loo != "auto":
             return self.include_loo or self.inclusion == 1
         few = self.n_units_ <= self.n_subsets / 2
         return self.inclusion == 1 or (self.at in ("loo", 1) and few)
 
     def _design(self):
-        """Return different subsets (m, n_units): the whole first, then without one."""
+        """Return distinct subsets (m, n_units): first all units, then without one."""
         n = self.n_units_
-        parts = [np.ones((1, n))]
+        designs = [np.ones((1, n))]
         inclusion = self.inclusion
         if inclusion == "auto":
-            # where the read-out looks; all the way there, subsets would be all alike
+            # near the point `at`; exactly there, all subsets could be equal
             at = {"shapley": "uniform", "loo": 1.0, "banzhaf": 0.5}.get(
                 self.at, self.at
             )
             inclusion = at if at == "uniform" else min(max(at, 0.25), 0.75)
+
         if self._with_loo():
-            parts.append(make_weightings(n, None, kind="loo"))
+            designs.append(make_weightings(n, None, kind="loo"))
         if inclusion != 1:
             uniform = inclusion == "uniform"
-            possible = 2**n - 1 - uniform if n < 60 else np.inf
-            parts.append(
+            n_possible = 2**n - 1 - uniform if n < 60 else np.inf
+            designs.append(
                 make_weightings(
                     n,
-                    int(min(self.n_subsets, possible)),
+                    int(min(self.n_subsets, n_possible)),
                     size=0.5 if uniform else inclusion,
                     kind="uniform" if uniform else "bernoulli",
                     random_state=self._fit_seed,
                 )
             )
-        design = np.vstack(parts)
+
+        design = np.vstack(designs)
         _, first = np.unique(design, axis=0, return_index=True)
         return design[np.sort(first)]
 
-    def _leave_some_to_score(self, design):
-        """Drop random subsets, so that few units leave some for `score`."""
+    def _without_subsets_to_score(self, design):
+        """Drop random subsets, so that some are left for `score` if units are few."""
         n = self.n_units_
         size = min(max(round(self.retrain_size * n), 1), n - 1)  # as `score` draws
-        possible = math.comb(n, size)
-        if possible < FEWEST_RETRAININGS or (size == n - 1 and self._with_loo()):
+        n_possible = math.comb(n, size)
+        if n_possible < FEWEST_RETRAININGS or (size == n - 1 and self._with_loo()):
             return design
-        kept = max(min(self.n_retrainings, possible // 2), FEWEST_RETRAININGS)
+        n_to_score = max(min(self.n_retrainings, n_possible // 2), FEWEST_RETRAININGS)
         droppable = np.flatnonzero(design.sum(axis=1) == size)
-        excess = len(droppable) - (possible - kept)
+        n_excess = len(droppable) - (n_possible - n_to_score)
         rng = np.random.RandomState(self._fit_seed)
-        dropped = rng.permutation(droppable)[: max(excess, 0)]
+        dropped = rng.permutation(droppable)[: max(n_excess, 0)]
         return np.delete(design, dropped, axis=0)
 
     def _seen_weightings(self):
@@ -261,10 +267,12 @@ class SurrogateAttributor(BaseAttributor):
             len(self.weights_),
             max(n_outputs, self._n_outputs()),
         )
+
         surrogate = self._surrogate()
         if self.prior_ is not None:
-            found = self.prior_._attribute(X, y, outcome)
-            surrogate = AroundPrior(surrogate, *found)
+            prior_attributions = self.prior_._attribute(X, y, outcome)
+            surrogate = AroundPrior(surrogate, *prior_attributions)
+
         return surrogate.fit(self.weights_, outcomes)
 
     def _attribute(self, X, y, outcome):
@@ -293,8 +301,9 @@ class SurrogateAttributor(BaseAttributor):
         -------
         ndarray of shape (n_queries, n_units, n_units) or (n_units, n_units)
             Outcome with both units, minus with either one, plus with neither, in the
-            unit of the outcome; the other units as `at` says. Positive: the two do
-            more together than each alone. The diagonal is 0.
+            unit of the outcome; the other units are present according to `at`. If
+            positive, both units have more effect together than the sum of each alone.
+            The diagonal is 0.
 
         Raises
         ------
@@ -307,9 +316,9 @@ class SurrogateAttributor(BaseAttributor):
         if needed > memory_cap():
             raise ValueError(
                 f"interactions of {len(X)} queries take {needed / 2**20:.0f} MiB, over "
-                f"the cap of {memory_cap() / 2**20:.0f} MiB. Pass average=True, ask "
-                "fewer queries at a time, or group rows by tasks=."
+                f"the cap of {memory_cap() / 2**20:.0f} MiB. Pass average=True, fewer "
+                "queries at a time, or group rows by tasks=."
             )
         surrogate = self._fitted_surrogate(X, y, outcome)
-        found = surrogate._interactions(self.at, average)
-        return found.astype(float_dtype(X), copy=False)
+        interactions = surrogate._interactions(self.at, average)
+        return interactions.astype(float_dtype(X), copy=False)

@@ -1,4 +1,4 @@
-"""Outcomes of subsets: by the linearised model, or by really training."""
+"""Outcomes of subsets, by the linearised model or by retraining."""
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ _NEWTON_STEPS = 6
 
 
 class LinearizedSubsets:
-    """The linearised model refitted to every subset, kept to be asked later.
+    """Steps of the linearised model refitted to every subset.
 
     Parameters
     ----------
@@ -27,9 +27,9 @@ class LinearizedSubsets:
     base : ndarray of shape (n_samples,)
         Weights of the rows in training.
     weights : ndarray of shape (m, n_samples)
-        Of the rows, in each subset; the first are `base`.
+        Weights of the rows in each subset; the first are `base`.
     options : dict
-        Of `LinearModel`.
+        Options of `LinearModel`.
     """
 
     def __init__(self, estimator, X, y, base, weights, *, memory, verbose, **options):
@@ -44,13 +44,16 @@ class LinearizedSubsets:
             verbose=verbose,
             **options,
         )
-        cache, key = as_memory(memory), ""
+
+        cache = as_memory(memory)
+        key = ""
         if cache is not None:
-            # steps have the coordinates of the space that the memory cap allowed
+            # the coordinates of steps depend on the solver, so on the memory cap
             tangent = self._linear.tangent
-            how = self._linear.plan.solver, vars(tangent.ridge), tangent.scale
-            trained = model.module, model.loss, self._linear.weighting
-            key = digest("steps", trained, X, y, base, how, options)
+            settings = self._linear.plan.solver, vars(tangent.ridge), tangent.scale
+            model_state = model.module, model.loss, self._linear.weighting
+            key = digest("steps", model_state, X, y, base, settings, options)
+
         steps = cached_rows(cache, key, weights, self._solve, CHUNK)
         self._steps = torch.tensor(np.array(steps))
 
@@ -62,12 +65,12 @@ class LinearizedSubsets:
         steps = as_tensor(self._steps, self._linear.tangent.outputs)
         queries = self._linear.ask(X, y, outcome, len(steps))
         predicted = queries.outcomes(steps)
-        # damping towards the trained weights moves the model that has all units too
+        # damping towards the trained weights also moves the model of all units
         return predicted - predicted[0] + queries.present_outcomes()
 
 
 class RetrainedSubsets:
-    """Really trained models of every subset but the first, which is the whole."""
+    """Models retrained on every subset except the first, which has all units."""
 
     def __init__(self, estimator, X, y, base, weights, *, memory, n_jobs, verbose):
         self._models = RetrainedModels(
@@ -88,34 +91,38 @@ class RetrainedSubsets:
 
 
 def choose_estimation(estimator, n_rows, n_subsets, n_components):
-    """Return "retrain" or "gradient": what needs fewer multiplications.
+    """Return "retrain" or "gradient", whichever needs fewer multiplications.
 
-    Counted, not timed: a clock would choose differently from one run to the next.
+    They are counted, not timed, so that the choice is the same in every run.
     """
     model = as_model(estimator)
     if not model.stacks:
         return "retrain"
     if not model.has_run:
         return "gradient"
+
     recipe = model.trajectory.recipe
     n_params = len(recipe.initial)
     itemsize = recipe.initial.element_size()
     if n_subsets * n_params * itemsize > memory_cap():
         return "gradient"
+
     batch = n_rows if recipe.batches is None else len(recipe.batches[0])
     train = 6.0 * n_params * batch * recipe.n_steps * n_subsets * _STACK_SLOWDOWN
     size = n_rows * model.estimator.n_outputs_
     width = min(size, n_params, n_components or size)
     solve = 2.0 * size * width**2 + width**3 / 3
     gradient = 2.0 * n_rows**2 * n_params + n_subsets * _NEWTON_STEPS * solve
+
     return "retrain" if train <= gradient else "gradient"
 
 
 def in_chunks(source, X, y, outcome, n_subsets, n_outputs):
-    """Ask a few queries at a time, so that their outputs fit the memory cap."""
-    numbers = 4 * n_subsets * n_outputs * 8
-    parts = chunks(len(X), int(memory_cap() / numbers))
+    """Return outcomes, computed for as many queries at a time as fit the memory."""
+    bytes_per_query = 4 * n_subsets * n_outputs * 8
+    query_chunks = chunks(len(X), int(memory_cap() / bytes_per_query))
     outcomes = [
-        source.outcomes(_safe_indexing(X, part), y[part], outcome) for part in parts
+        source.outcomes(_safe_indexing(X, chunk), y[chunk], outcome)
+        for chunk in query_chunks
     ]
     return np.hstack(outcomes).astype(np.float64)

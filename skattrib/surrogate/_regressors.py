@@ -1,4 +1,4 @@
-"""Regressors from weightings of units to outcomes, with attributions read off."""
+"""Regressors from weightings of units to outcomes, with attributions."""
 
 import warnings
 from abc import abstractmethod
@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skattrib._validation import validate_data
 from skattrib.exceptions import ConstantOutcomeWarning
-from skattrib.surrogate._readouts import (
+from skattrib.surrogate._closed_forms import (
     check_at,
     kernel_differences,
     kernel_interactions,
@@ -29,13 +29,13 @@ from skattrib.surrogate._readouts import (
 __all__ = ["KernelSurrogate", "LinearSurrogate"]
 
 _KERNEL_RIDGES = np.logspace(-6, 1, 8)
-# Times 1/n_units: less is linear, more is deaf to all but equal subsets.
+# Times 1/n_units: smaller ones are linear, larger ones relate equal subsets only.
 _GAMMAS = np.array([0.1, 0.3, 1.0, 3.0])
 _LINEAR_RIDGES = np.logspace(-3, 4, 15)
 
 
 class _Surrogate(MultiOutputMixin, RegressorMixin, BaseEstimator):
-    """A regressor from weightings to outcomes, with read-outs.
+    """Base class of regressors from weightings to outcomes, with attributions.
 
     A subclass implements `_learn`, `_predict`, `_attributions` and `_interactions`;
     outcomes are (n_subsets, n_outputs) there.
@@ -65,10 +65,10 @@ class _Surrogate(MultiOutputMixin, RegressorMixin, BaseEstimator):
         Warns
         -----
         ConstantOutcomeWarning
-            If an outcome is the same for every subset: it attributes 0 to all units.
+            If an outcome is the same for every subset: all its attributions are 0.
         UserWarning
-            If subsets repeat, which misleads the choice of "loocv", or weightings lie
-            outside [0, 1].
+            If subsets are duplicates, which misleads the choice of "loocv", or
+            weightings lie outside [0, 1].
         """
         X, y = validate_data(
             self,
@@ -79,6 +79,7 @@ class _Surrogate(MultiOutputMixin, RegressorMixin, BaseEstimator):
             y_numeric=True,
             ensure_min_samples=2,
         )
+
         y = np.asarray(y, dtype=np.float64)
         self._n_dim = y.ndim
         outcomes = y.reshape(len(y), -1)
@@ -87,6 +88,7 @@ class _Surrogate(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if "loocv" in self.get_params().values():
             _warn_if_repeated(X)
         self._learn(X, outcomes)
+
         return self
 
     @abstractmethod
@@ -130,13 +132,13 @@ class _Surrogate(MultiOutputMixin, RegressorMixin, BaseEstimator):
         return (mean, std) if return_std else mean
 
     def attribution(self, at="loo", *, return_std=False):
-        """Read off what each unit contributes.
+        """Return the contribution of each unit.
 
         Parameters
         ----------
         at : {"loo", "shapley", "banzhaf"} or float, default="loo"
             Which other units are present: all ("loo"), each with probability 1/2
-            ("banzhaf") or with the given one, or as many as a random order puts first
+            ("banzhaf") or the one given, or those before the unit in a random order
             ("shapley").
         return_std : bool, default=False
             Also return posterior standard deviations.
@@ -149,13 +151,14 @@ class _Surrogate(MultiOutputMixin, RegressorMixin, BaseEstimator):
             Only with `return_std`.
         """
         check_is_fitted(self)
-        found, std = self._attributions(check_at(at), return_std)
+        attributions, std = self._attributions(check_at(at), return_std)
         if self._n_dim == 1:
-            found, std = found[0], None if std is None else std[0]
-        return (found, std) if return_std else found
+            attributions = attributions[0]
+            std = None if std is None else std[0]
+        return (attributions, std) if return_std else attributions
 
     def interactions(self, at="loo"):
-        """Read off how pairs of units work together.
+        """Return the interactions of pairs of units.
 
         Parameters
         ----------
@@ -166,19 +169,20 @@ class _Surrogate(MultiOutputMixin, RegressorMixin, BaseEstimator):
         -------
         ndarray of shape (n_units, n_units) or (n_outputs, n_units, n_units)
             Mean of outcome with both units, minus with either one, plus with neither.
-            Positive: together they do more than each alone. The diagonal is 0.
+            Positive: together they have more effect than the sum of both alone. The
+            diagonal is 0.
         """
         check_is_fitted(self)
-        found = self._interactions(check_at(at))
-        return found[0] if self._n_dim == 1 else found
+        interactions = self._interactions(check_at(at))
+        return interactions[0] if self._n_dim == 1 else interactions
 
 
 def _warn_if_no_weightings(X):
     if X.min() < 0 or X.max() > 1:
         warnings.warn(
-            f"X holds {X.min():g} to {X.max():g}, but weightings are 0 (absent) to 1 "
-            "(present), a column per unit. Lists of the units present are turned into "
-            "them by sklearn.preprocessing.MultiLabelBinarizer.",
+            f"X has values from {X.min():g} to {X.max():g}, but weightings are 0 "
+            "(absent) to 1 (present), with a column per unit. To convert lists of the "
+            "units present, use sklearn.preprocessing.MultiLabelBinarizer.",
             UserWarning,
             stacklevel=4,
         )
@@ -189,7 +193,8 @@ def _warn_if_constant(outcomes):
     if len(constant):
         warnings.warn(
             f"The outcome of {len(constant)} of {outcomes.shape[1]} queries is the "
-            f"same for every subset (columns {constant[:5].tolist()}): units get 0.",
+            f"same for every subset (columns {constant[:5].tolist()}): their "
+            "attributions are 0.",
             ConstantOutcomeWarning,
             stacklevel=4,
         )
@@ -199,9 +204,9 @@ def _warn_if_repeated(X):
     repeated = len(X) - len(np.unique(X, axis=0))
     if repeated:
         warnings.warn(
-            f"{repeated} of {len(X)} subsets repeat another one: left out, they are "
-            "predicted by their twin, and 'loocv' chooses too small a ridge. Average "
-            "their outcomes, or pass a number.",
+            f"{repeated} of {len(X)} subsets are duplicates of others, which predict "
+            "them when they are left out, so that 'loocv' chooses too small a ridge. "
+            "Average the outcomes of duplicates, or pass a number.",
             UserWarning,
             stacklevel=4,
         )
@@ -210,17 +215,18 @@ def _warn_if_repeated(X):
 class KernelSurrogate(_Surrogate):
     """Kernel ridge regression of outcomes on subsets, for units that interact.
 
-    Works on scores of subsets from anywhere: demonstrations in a prompt, tasks of a
-    policy, runs on a cluster. Attributions and interactions have a closed form.
+    The outcomes of subsets may come from anywhere: demonstrations in a prompt, tasks of
+    a policy, runs on a cluster. Attributions and interactions have a closed form.
 
     Parameters
     ----------
     ridge : "loocv" or float, default="loocv"
-        Penalty, relative to k(s, s) = 1. "loocv" takes, for each output, the one with
+        Penalty, relative to k(s, s) = 1. "loocv" selects, for each output, the one with
         the smallest leave-one-out error, which has a closed form.
     bandwidth : {"auto", "loocv"} or float, default="auto"
         Width b of the kernel k(s, s') = exp(−‖s − s'‖² / (2 b²)). "auto" is
-        √(n_units / 2): mostly additive, some pairs. "loocv" searches around that.
+        √(n_units / 2): mostly additive, with some interactions of pairs. "loocv"
+        searches around it.
 
     Attributes
     ----------
@@ -235,7 +241,7 @@ class KernelSurrogate(_Surrogate):
     loocv_error_ : ndarray of shape (n_outputs,)
         Mean squared leave-one-out error.
     X_fit_ : ndarray of shape (n_subsets, n_units)
-        Subsets fitted.
+        Subsets used in fit.
     n_features_in_ : int
         Number of units.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -243,8 +249,8 @@ class KernelSurrogate(_Surrogate):
 
     See Also
     --------
-    LinearSurrogate : The same with a linear model.
-    KernelSurrogateAttributor : Scores the subsets itself.
+    LinearSurrogate : A linear model of outcomes.
+    KernelSurrogateAttributor : Computes the outcomes of subsets itself.
 
     References
     ----------
@@ -286,9 +292,11 @@ class KernelSurrogate(_Surrogate):
         ridges = _KERNEL_RIDGES if self.ridge == "loocv" else np.array([self.ridge])
         self.X_fit_ = X
         self.intercept_ = outcomes.mean(axis=0)
+
         best = np.full(n_outputs, np.inf)
         ridge, bandwidth = np.empty(n_outputs), np.empty(n_outputs)
         self.dual_coef_ = np.zeros_like(outcomes)
+
         for b in bandwidths:
             kernel = _Kernel(X, 1 / (2 * b**2))
             for r in ridges:
@@ -297,28 +305,30 @@ class KernelSurrogate(_Surrogate):
                 better = error < best
                 best[better], ridge[better], bandwidth[better] = error[better], r, b
                 self.dual_coef_[:, better] = coef[:, better]
+
         self.loocv_error_ = best
         self.ridge_, self.bandwidth_ = (
             (float(v[0]) if self._n_dim == 1 else v) for v in (ridge, bandwidth)
         )
-        # the size of the outcomes, as the likelihood of a Gaussian process has it
+        # variance of the Gaussian process that maximises its likelihood
         centred = outcomes - self.intercept_
         self._variance = (centred * self.dual_coef_).mean(axis=0).clip(min=0)
 
     def _bandwidths(self):
-        """Yield γ and the outputs that use it."""
+        """Yield each γ and a mask of the outputs that use it."""
         bandwidths = np.atleast_1d(self.bandwidth_)
         for bandwidth in np.unique(bandwidths):
             yield 1 / (2 * bandwidth**2), bandwidths == bandwidth
 
     def _deviations(self, gamma, which, prior, columns):
-        """Return deviations (k, n_outputs) of what has kernels (n_subsets, k)."""
-        kernel, ridges = _Kernel(self.X_fit_, gamma), np.atleast_1d(self.ridge_)[which]
-        left = np.empty((columns.shape[1], len(ridges)))
+        """Return deviations (k, n_outputs) of values with kernels (n_subsets, k)."""
+        kernel = _Kernel(self.X_fit_, gamma)
+        ridges = np.atleast_1d(self.ridge_)[which]
+        variance = np.empty((columns.shape[1], len(ridges)))
         for ridge in np.unique(ridges):
             explained = kernel.explained(columns, ridge)
-            left[:, ridges == ridge] = (prior - explained)[:, None]
-        return np.sqrt(left.clip(min=0) * self._variance[which])
+            variance[:, ridges == ridge] = (prior - explained)[:, None]
+        return np.sqrt(variance.clip(min=0) * self._variance[which])
 
     def _predict(self, X, return_std):
         mean = np.empty((len(X), self.dual_coef_.shape[1]))
@@ -333,33 +343,33 @@ class KernelSurrogate(_Surrogate):
 
     def _attributions(self, at, return_std):
         n = self.X_fit_.shape[1]
-        found = np.empty((self.dual_coef_.shape[1], n))
-        std = np.empty_like(found) if return_std else None
+        attributions = np.empty((self.dual_coef_.shape[1], n))
+        std = np.empty_like(attributions) if return_std else None
         for gamma, which in self._bandwidths():
             differences = kernel_differences(self.X_fit_, gamma, at)
-            found[which] = self.dual_coef_[:, which].T @ differences
+            attributions[which] = self.dual_coef_[:, which].T @ differences
             if return_std:
                 prior = prior_variance(n, gamma, at)
                 std[which] = self._deviations(gamma, which, prior, differences).T
-        return found, std
+        return attributions, std
 
     def _interactions(self, at, average=False):
         n_units, n_outputs = self.X_fit_.shape[1], self.dual_coef_.shape[1]
-        found = np.zeros((1 if average else n_outputs, n_units, n_units))
+        interactions = np.zeros((1 if average else n_outputs, n_units, n_units))
         for gamma, which in self._bandwidths():
             coef = self.dual_coef_[:, which]
             if average:
                 coef = coef.sum(axis=1, keepdims=True) / n_outputs
-            part = kernel_interactions(coef, self.X_fit_, gamma, at)
+            group_interactions = kernel_interactions(coef, self.X_fit_, gamma, at)
             if average:
-                found += part
+                interactions += group_interactions
             else:
-                found[which] = part
-        return found[0] if average else found
+                interactions[which] = group_interactions
+        return interactions[0] if average else interactions
 
 
 class _Kernel:
-    """Eigendecomposition of the kernel of the subsets: every ridge is then cheap."""
+    """Eigendecomposition of the kernel of the subsets, for all values of the ridge."""
 
     def __init__(self, X, gamma):
         values, self.vectors = eigh(rbf_kernel(X, gamma=gamma))
@@ -368,7 +378,7 @@ class _Kernel:
     def solve(self, centred, ridge):
         """Return coefficients and exact leave-one-out errors of centred outcomes.
 
-        Leaving a subset out moves the mean outcome too.
+        Leaving a subset out also changes the mean outcome.
         """
         shrunk = self.vectors / (self.values + ridge)
         coef = shrunk @ (self.vectors.T @ centred)
@@ -384,12 +394,12 @@ class _Kernel:
 
 
 class LinearSurrogate(_Surrogate):
-    """Ridge regression of outcomes on subsets: the baseline for units that add up.
+    """Ridge regression of outcomes on subsets: the additive baseline.
 
     Parameters
     ----------
     ridge : "loocv" or float, default="loocv"
-        Penalty: Σ error² + ridge · ‖coef‖², the intercept is free. "loocv" takes, for
+        Penalty: Σ error² + ridge · ‖coef‖², without the intercept. "loocv" selects, for
         each output, the one with the smallest leave-one-out error. 0 is least squares.
 
     Attributes
@@ -448,7 +458,7 @@ class LinearSurrogate(_Surrogate):
         self._learn_noise(X, outcomes)
 
     def _learn_noise(self, X, outcomes):
-        """Keep what posterior deviations need: singular vectors, noise per output."""
+        """Store singular vectors and the noise of outputs, for standard deviations."""
         self._mean = X.mean(axis=0)
         _, singular, self._right = np.linalg.svd(X - self._mean, full_matrices=True)
         self._squares = np.zeros(X.shape[1])
@@ -458,8 +468,9 @@ class LinearSurrogate(_Surrogate):
         share = np.divide(
             self._squares, total, out=np.zeros_like(total), where=total > 0
         )
+
         error = outcomes - self._predict(X, False)[0]
-        # fewer subsets than units can leave nothing to estimate the noise from
+        # with fewer subsets than units, nothing may be left to estimate the noise
         freedom = (len(X) - 1 - share.sum(axis=1)).clip(min=1)
         self._noise = np.square(error).sum(axis=0) / freedom
 
@@ -474,7 +485,7 @@ class LinearSurrogate(_Surrogate):
         return mean, self._spread((X - self._mean).T) if return_std else None
 
     def _attributions(self, at, return_std):
-        # a copy: what the caller does to it must not change the surrogate
+        # a copy, so that the caller cannot change the surrogate
         std = self._spread(np.eye(self.coef_.shape[1])).T if return_std else None
         return self.coef_.copy(), std
 

@@ -13,8 +13,8 @@ from torch import nn
 from torch.func import functional_call, jacfwd
 
 from skattrib.engine import _adjoint, _training
-from skattrib.engine._adjoint import _Plan, sweep
-from skattrib.engine._dense import DenseGradient
+from skattrib.engine._adjoint import _Plan, differentiate_run
+from skattrib.engine._dense_hessian import DenseGradient
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._losses import CrossEntropy, SquaredError
 from skattrib.engine._optimizers import Adam, AdamW, map_state
@@ -62,7 +62,9 @@ def random_cotangents(n_models, recipe, n_queries=3):
 
 
 def scores(arguments, weights, cotangents, memory_bytes=PLENTY, **options):
-    return sweep(*arguments, weights, cotangents, memory_bytes=memory_bytes, **options)
+    return differentiate_run(
+        *arguments, weights, cotangents, memory_bytes=memory_bytes, **options
+    )
 
 
 def error(found, expected):

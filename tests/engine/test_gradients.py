@@ -203,14 +203,14 @@ def test_a_cap_changes_nothing(case, memory_bytes):
 def test_rows_are_taken_in_pieces_that_fit(name, monkeypatch):
     module, X = build_case(name, n_rows=24)
     model, sizes = FunctionalModule(module), []
-    inner = _gradients._some_rows
+    inner = _gradients._gradients_of_rows
 
     def recording(model, module, X, explicit):
         piece = inner(model, module, X, explicit)
         sizes.append((len(X), sum(t.nbytes for t in piece.tensors)))
         return piece
 
-    monkeypatch.setattr(_gradients, "_some_rows", recording)
+    monkeypatch.setattr(_gradients, "_gradients_of_rows", recording)
     _, whole = row_gradients(model, X)
     assert [n for n, _ in sizes] == [24]
     cap = sizes[0][1]

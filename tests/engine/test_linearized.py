@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
-from skattrib.engine import _refits, _row_spaces, _solvers, _spaces
+from skattrib.engine import _parameter_space, _refits, _row_space, _solvers
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._gradients import GradientSize, RowGradients
 from skattrib.engine._linearized import LinearizedModel
@@ -174,7 +174,7 @@ def test_block_formula_is_the_direct_solve(space, task):
     W = torch.cat([weightings(ours.weights)[k] for k in ("single", "groups")])
     shifts = ours.shifts(W)
     gradients = ours.gradients_at(W)
-    direct = ours.space.solve_subsets(gradients, W, ours.roots, shifts)
+    direct = ours.space.solve_subsets(gradients, W, ours.output_hessian_roots, shifts)
     by_block = torch.cat(
         [
             ours._block_newton(
@@ -238,7 +238,11 @@ def test_much_of_the_data_is_solved_by_that_of_all(solver, own, monkeypatch):
     expected = reference_steps(reference, W)
     shifts = ours.shifts(W)
     gradients = ours.gradients_at(W)
-    roots = ours.roots.expand(len(W), -1, -1, -1) if own else ours.roots
+    roots = (
+        ours.output_hessian_roots.expand(len(W), -1, -1, -1)
+        if own
+        else ours.output_hessian_roots
+    )
     n_factors = []
 
     class Counted(_solvers.Factor):
@@ -247,7 +251,7 @@ def test_much_of_the_data_is_solved_by_that_of_all(solver, own, monkeypatch):
             super().__init__(matrix)
 
     monkeypatch.setattr(_solvers, "Factor", Counted)
-    module = _spaces if solver == "primal" else _row_spaces
+    module = _parameter_space if solver == "primal" else _row_space
     monkeypatch.setattr(module, "Factor", Counted)
     for fails, n_expected in [(False, 1), (True, 1 + len(W))]:
         if fails:
@@ -267,7 +271,7 @@ def test_conjugate_gradients_take_few_systems_at_once(monkeypatch):
     ours, _ = linearize("classification", "cg")
     W = torch.cat([weightings(ours.weights)[k] for k in ("half", "single")])
     sizes, products = [], []
-    inner, vjp = _row_spaces.conjugate_gradient, RowGradients.vjp
+    inner, vjp = _row_space.conjugate_gradient, RowGradients.vjp
 
     def recording(matvec, rhs, **options):
         sizes.append(len(rhs))
@@ -277,7 +281,7 @@ def test_conjugate_gradients_take_few_systems_at_once(monkeypatch):
         products.append(len(cotangents))
         return vjp(self, cotangents)
 
-    monkeypatch.setattr(_row_spaces, "conjugate_gradient", recording)
+    monkeypatch.setattr(_row_space, "conjugate_gradient", recording)
     monkeypatch.setattr(RowGradients, "vjp", recording_vjp)
     exact = ours.newton_steps(W)
     assert sizes == [8]
@@ -373,9 +377,9 @@ def test_preconditioned_conjugate_gradients_are_exact(weights, monkeypatch):
         "classification", "cg", weights, ridge=little, landmarks=torch.arange(0, N, 2)
     )
     n_products = []
-    inner = _row_spaces.MatrixFreeSpace.kernel
+    inner = _row_space.MatrixFreeSpace.kernel
     monkeypatch.setattr(
-        _row_spaces.MatrixFreeSpace,
+        _row_space.MatrixFreeSpace,
         "kernel",
         lambda self, rows: n_products.append(len(rows)) or inner(self, rows),
     )
@@ -765,7 +769,7 @@ def test_plan_refuses_what_fits_nowhere(solver, needs):
 def test_plan_takes_a_quarter_of_the_rows_as_landmarks_or_what_fits():
     plan = plan_solver(1000, 3, 10**5, 8, PLENTY, "nystroem")
     assert (plan.solver, plan.n_landmarks) == ("nystroem", 250)
-    assert plan.reason == "asked for: an approximation, 250 of 1000 rows"
+    assert plan.reason == "as requested: an approximation, 250 of 1000 rows"
     assert plan_solver(40, 3, 10**5, 8, PLENTY, "nystroem").n_landmarks == 40
     assert plan_solver(200, 3, 10**5, 8, PLENTY, "nystroem").n_landmarks == 100
     fewer = plan_solver(10_000, 3, 10**6, 8, 2.0**28, "nystroem").n_landmarks

@@ -5,8 +5,8 @@ import torch
 from numpy.testing import assert_allclose
 
 from skattrib.engine import _adjoint
-from skattrib.engine._adjoint import sweep
-from skattrib.engine._dense import DenseGradient
+from skattrib.engine._adjoint import differentiate_run
+from skattrib.engine._dense_hessian import DenseGradient
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._losses import CrossEntropy
 from skattrib.engine._minibatch import NO_BUFFERS, Minibatch, row_shares
@@ -66,8 +66,8 @@ def test_a_fast_way_that_differs_is_not_taken(monkeypatch):
     )
     cotangents = randn(1, 2, minibatch.model.n_params, seed=5)
     weights = torch.ones(1, N, dtype=torch.float64)
-    expected = sweep(*arguments, weights, cotangents, memory_bytes=2.0**30)
+    expected = differentiate_run(*arguments, weights, cotangents, memory_bytes=2.0**30)
     monkeypatch.setattr(_adjoint, "DenseGradient", Wrong)
     with pytest.warns(UserWarning, match="differ from those of autograd"):
-        found = sweep(*arguments, weights, cotangents, memory_bytes=2.0**30)
+        found = differentiate_run(*arguments, weights, cotangents, memory_bytes=2.0**30)
     assert_allclose(found, expected, rtol=0, atol=1e-13)

@@ -22,7 +22,7 @@ from tests.cases import build, build_case, randn
 MIXES = "rows of a batch influence each other"
 DRAWS = "draws random numbers"
 BUFFERS = "changes its own buffers"
-DIFFERS = "two different answers"
+DIFFERS = "different outputs"
 
 
 class Centred(nn.Module):

@@ -165,5 +165,5 @@ def test_numbers_per_row():
 
 def test_an_outcome_of_another_shape_is_refused():
     module, X = build_case("mlp")
-    with pytest.raises(ValueError, match="it must drop the last axis only"):
+    with pytest.raises(ValueError, match="it must drop the last axis and keep"):
         assembled(module, X, lambda f, y: f, "classification", 10)

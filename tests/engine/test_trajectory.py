@@ -226,8 +226,8 @@ def test_other_formats_are_refused_by_name(format, named, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "lion"}, "'lion' is not known here; known are .*'adam', 'adamw', "),
-        ({"name": "os.system"}, "is not known here"),
+        ({"name": "lion"}, "'lion' is unknown; known are .*'adam', 'adamw', "),
+        ({"name": "os.system"}, "is unknown"),
         ({"eps": -1.0}, "AdamW: eps must be a number at least 0, got -1"),
         ({"eps": float("nan")}, "AdamW: eps must be a number"),
         ({"betas": [0.9, 1.0]}, r"AdamW: betas must be a number in \[0, 1\)"),
@@ -264,7 +264,7 @@ def test_a_recipe_in_groups_comes_back(tmp_path):
     for wrong in (groups + 1, groups - 1, groups[:3], groups.double()):
         bad = replace(trajectory, recipe=replace(recipe, groups=wrong))
         bad.save(path, X, y)
-        with pytest.raises(TrajectoryError, match=r"one rate for every step|damaged"):
+        with pytest.raises(TrajectoryError, match=r"one rate for each step|damaged"):
             Trajectory.load(path, X, y)
 
 

@@ -45,5 +45,5 @@ def test_later_steps_are_ignored(fitted):
     [LogisticRegression(), make_pipeline(StandardScaler(), LogisticRegression())],
 )
 def test_without_an_attributor(estimator):
-    with pytest.raises(ValueError, match="holds no attributor"):
+    with pytest.raises(ValueError, match="has no attributor"):
         lds_scorer(estimator, np.zeros((2, 1)), [0, 1])

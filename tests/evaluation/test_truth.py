@@ -430,15 +430,15 @@ ERRORS = {
     ),
     "negative sample_weight": ({"sample_weight": -np.ones(30)}, "Negative values"),
     "zero sample_weight": ({"sample_weight": np.zeros(30)}, "at least one non-zero"),
-    "one task": ({"tasks": np.zeros(30)}, "tasks has one label only"),
+    "one task": ({"tasks": np.zeros(30)}, "tasks has only one label"),
     "no seed": (
         {"estimator": TorchClassifier(), "memory": "cache"},
-        "memory is set but the estimator's random_state is None",
+        "memory is set, but the estimator's random_state is None",
     ),
     "unknown outcome": ({"outcome": "loss"}, "outcome must be one of"),
     "outcome of the wrong shape": (
         {"outcome": lambda f, t: f.sum()},
-        "it must drop the last axis only",
+        "it must drop the last axis and keep",
     ),
     "columns of y_query": (
         {

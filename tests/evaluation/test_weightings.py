@@ -314,12 +314,12 @@ def test_exhaustion_above_the_listing_limit():
         (
             (4, 2),
             {"stratify": [0, 0, 0, 1], "kind": "antithetic"},
-            "stratify gives 1 label.*unit 3.*merge",
+            "stratify has 1 label.*unit 3.*merge",
         ),
         (
             (4, None),
             {"stratify": [0, 0, 0, 1], "kind": "loo"},
-            "stratify gives 1 label.*kind='loo'",
+            "stratify has 1 label.*kind='loo'",
         ),
         (
             (40, 500),

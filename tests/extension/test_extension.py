@@ -480,7 +480,7 @@ BAD_INPUT = {
     "a name of another optimizer": (
         lambda X, y: register_optimizer("lion")(SGD),
         ValueError,
-        "'lion' is an optimizer already: Lion",
+        "'lion' is already an optimizer: Lion",
     ),
     "a pipeline to nothing": (fit(DualInfluence(TO_NOTHING)), ValueError, ENDS),
     "retrained": (fit(KERNEL(TO_NOTHING)), ValueError, ENDS),

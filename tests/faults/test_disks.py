@@ -89,11 +89,11 @@ def test_an_index_on_a_full_disk_keeps_its_rows(job, n_bytes, tmp_path):
         assert str(path) in found
         whole = SignatureIndex.open(tmp_path / "whole" / "index")
         part = SignatureIndex.open(path)
-        assert f"the index has {len(part)} rows, as before. Once it" in found
+        assert f"the index still has {len(part)} rows. Once it" in found
         assert len(part) < len(whole)
         assert_array_equal(part.norms, whole.norms[: len(part)])
     else:
-        assert f"index={str(path)!r} cannot be made, and nothing is left" in found
+        assert f"index={str(path)!r} cannot be created, and no files remain" in found
         assert not list((tmp_path / "part").iterdir())
     assert_array_equal(JOBS[job](tmp_path / "part"), expected)
 

@@ -231,7 +231,7 @@ def test_nothing_is_written_through_a_link_put_there_later(home, name, tmp_path)
     shutil.move(path / name, precious)
     before = precious.read_bytes()
     (path / name).symlink_to(precious)
-    with pytest.raises(IndexMismatchError, match="is no plain file"):
+    with pytest.raises(IndexMismatchError, match="is not a regular file"):
         found.partial_fit(Xq, yq)
     assert precious.read_bytes() == before
 

@@ -21,7 +21,7 @@ import skattrib.engine._linearized
 import skattrib.influence._linear_models
 from skattrib import DualInfluence, TorchClassifier, TorchRegressor
 from skattrib.engine._linearized import LinearizedModel
-from skattrib.engine._plan import Plan
+from skattrib.engine._plan import SolverChoice
 from skattrib.evaluation import (
     lds_score,
     loo_score,
@@ -287,7 +287,7 @@ def test_nystroem_with_a_quarter_of_the_rows_is_near(monkeypatch):
     exact = DualInfluence(net, random_state=0).fit(X, y)
     ours = DualInfluence(net, solver="nystroem", random_state=0).fit(X, y)
     assert ours.solver_ == "nystroem"
-    assert ours.solver_reason_ == "asked for: an approximation, 50 of 200 rows"
+    assert ours.solver_reason_ == "as requested: an approximation, 50 of 200 rows"
     found, expected = ours.attribute(*queries), exact.attribute(*queries)
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9
     again = DualInfluence(net, solver="nystroem", random_state=0).fit(X, y)
@@ -326,7 +326,7 @@ def test_nystroem_says_what_it_misses(monkeypatch):
     for count in (2, 40, 120):
         monkeypatch.setattr(
             "skattrib.influence._linear_models.plan_solver",
-            lambda *args, count=count, **options: Plan("nystroem", "", count),
+            lambda *args, count=count, **options: SolverChoice("nystroem", "", count),
         )
         ours = DualInfluence(net, solver="nystroem", random_state=0).fit(X, y)
         with warnings.catch_warnings(record=True) as caught:
@@ -546,7 +546,7 @@ def test_an_outcome_that_misreads_its_axes_is_refused():
     X, y, *queries = diabetes()
     net = TorchRegressor(max_epochs=5, random_state=0)
     dual = DualInfluence(net, outcome=lambda f, t: f[:, 0], random_state=0).fit(X, y)
-    with pytest.raises(ValueError, match="it must drop the last axis only"):
+    with pytest.raises(ValueError, match="it must drop the last axis and keep"):
         dual.attribute(*queries)
 
 

@@ -268,7 +268,7 @@ def test_residuals_that_are_all_zero_are_said_to_vanish(poisoned):
 def test_sketches_that_are_too_small_are_not_trusted(poisoned):
     model, X, y, _, Xq, yq = poisoned
     rise = make(FrozenEstimator(model), n_components=2).fit(X, y)
-    with pytest.warns(FaithfulnessWarning, match="sketched scores rank rows"):
+    with pytest.warns(FaithfulnessWarning, match="sketched and exact scores of rows"):
         found = rise.diagnose(Xq, yq)
     assert not found.trustworthy
 
@@ -323,12 +323,12 @@ def test_the_verdict_says_what_was_checked():
     said = rise.diagnose(Xq, yq).verdict
     untried = "Nothing speaks against it, but no model was retrained: residuals are "
     assert said.startswith(untried)
-    assert "sketched scores rank rows with" in said
-    unchecked = "not what retraining would do:"
+    assert "sketched and exact scores of rows" in said
+    unchecked = "not the effect of retraining:"
     assert said.endswith(f"the sketch, {unchecked} pass n_retrainings to compare.")
     said = rise.diagnose(Xq, yq, n_retrainings=8).verdict
     assert said.startswith("Trust: ")
-    assert "retrained outcomes rank with" in said
+    assert "rank correlation with retrained outcomes" in said
     assert unchecked not in said
     said = make(sketch=None).fit(X, y).diagnose(Xq, yq).verdict
     assert f"This checked the residuals, {unchecked}" in said
@@ -391,7 +391,7 @@ def test_fitting_again_forgets_the_rows_that_were_added(tmp_path):
     again = make(index=tmp_path / "index").fit(X, y)
     assert again.n_units_ == 60
     assert_array_equal(again.attribute(Xq, yq), before)
-    with pytest.raises(IndexMismatchError, match="has 68 rows by now"):
+    with pytest.raises(IndexMismatchError, match="has 68 rows on disk"):
         again.partial_fit(Xq[1:], yq[1:])
     # the same additions, as by a program that is started again, take them up
     again.partial_fit(Xq[:3], yq[:3]).partial_fit(Xq[3:], yq[3:])
@@ -507,8 +507,8 @@ def test_pickles_of_both_kinds(tmp_path):
 
 OTHERS = {
     "the model": ({"estimator": net(max_epochs=16)}, "differs in the model"),
-    "top_k": ({"top_k": 2}, r"differs in top_k \(128 there, 2 here\)"),
-    "components": ({"n_components": 64}, r"n_components \(256 there, 64 here\)"),
+    "top_k": ({"top_k": 2}, r"differs in top_k \(128 on disk, 2 here\)"),
+    "components": ({"n_components": 64}, r"n_components \(256 on disk, 64 here\)"),
     "channels": ({"channels": ("rh",)}, "differs in channels"),
     "seed": ({"random_state": 1, "estimator": net()}, "differs in seed"),
     "temperature": ({"temperature": 2.0}, "differs in temperature"),
@@ -526,17 +526,20 @@ def test_an_index_of_something_else_is_refused_by_name(change, message, tmp_path
 def test_an_index_of_other_rows_is_refused(tmp_path):
     X, y, Xq, yq = data()
     make(FrozenEstimator(net().fit(X, y)), index=tmp_path / "index").fit(X, y)
-    with pytest.raises(IndexMismatchError, match="of other rows or labels"):
+    with pytest.raises(IndexMismatchError, match="has other rows or labels"):
         make(FrozenEstimator(net().fit(X, y)), index=tmp_path / "index").fit(Xq, yq)
 
 
 # ---------------------------------------------------------------------- errors
 ERRORS = {
-    "channel": ({"channels": ("rh", "rg")}, "channels=.*must be different ones"),
-    "no channel": ({"channels": ()}, "channels=.*must be different ones"),
-    "channel twice": ({"channels": ("rh", "rh")}, "must be different ones"),
+    "channel": ({"channels": ("rh", "rg")}, "channels=.*must be one or more of"),
+    "no channel": ({"channels": ()}, "channels=.*must be one or more of"),
+    "channel twice": ({"channels": ("rh", "rh")}, "must be one or more of"),
     "a bare channel": ({"channels": "h"}, r"channels='h' must be a tuple.*\('h',\)"),
-    "weights of some": ({"channel_weights": {"rh": 1.0}}, "every one of the channels"),
+    "weights of some": (
+        {"channel_weights": {"rh": 1.0}},
+        "number above 0 for each of the channels",
+    ),
     "negative weight": (
         {"channel_weights": {"rh": 1.0, "gh": -1.0}},
         "a number above 0",
@@ -544,7 +547,7 @@ ERRORS = {
     "a dict for tensors": ({"n_components": {"r": 2}}, "must be a whole number"),
     "a factor is missing": (
         {"sketch": "factor", "n_components": {"r": 2, "h": 3}},
-        "must give each of",
+        "must have a whole number above 0 for each",
     ),
     "temperature": ({"temperature": 0.0}, "'temperature' parameter"),
     "top_k": ({"top_k": 0}, "'top_k' parameter"),
@@ -590,9 +593,9 @@ def test_what_is_known_only_with_the_rows_is_said_before_training(
     for change, message in [
         ({"estimator": net(module=capped)}, r"not that of an nn\.Linear layer"),
         ({"index": tmp_path / "nowhere" / "i"}, "there is no folder"),
-        ({"index": tmp_path / "file"}, "is no index: .* Name another path"),
-        ({"index": tmp_path / "folder"}, "is no index: .* Name another path"),
-        ({"index": ""}, "index='' is no path"),
+        ({"index": tmp_path / "file"}, "is not an index: .* Pass another path"),
+        ({"index": tmp_path / "folder"}, "is not an index: .* Pass another path"),
+        ({"index": ""}, "index='' is not a path"),
         ({"index": tmp_path / "index", "top_k": 2}, "differs in top_k"),
         ({"index": tmp_path / "index", "random_state": 1}, "differs in seed"),
     ]:
@@ -616,11 +619,11 @@ def _cut(path):
 
 REFUSED = {
     "another model": ({"estimator": net(max_epochs=16)}, None, "differs in the model"),
-    "other settings": ({"top_k": 2}, None, "differs in top_k .128 there, 2 here."),
+    "other settings": ({"top_k": 2}, None, "differs in top_k .128 on disk, 2 here."),
     "an older version": (
         {},
         lambda p: _edited(p / "header.json", b'"version": 1', b'"version": 0'),
-        "has version 0, this skattrib reads version 1: build it again",
+        "has version 0, but this skattrib reads version 1: build it again",
     ),
     **{
         f"cut {name}": ({}, lambda p, name=name: _cut(p / name), f"damaged: {name}")
@@ -656,7 +659,7 @@ def test_a_model_with_nan_makes_no_index(tmp_path):
     broken = FrozenEstimator(TorchClassifier.from_module(module, [0, 1, 2]))
     with pytest.raises(ValueError, match=r"outputs are NaN or infinite .* diverged"):
         make(broken).fit(X, y)
-    with pytest.raises(ValueError, match="The model's weight has NaN in it"):
+    with pytest.raises(ValueError, match="The model's weight has NaN: its"):
         make(broken, index=tmp_path / "index").fit(X, y)
     end = build(lambda: capped(4, 3))
     headless = FrozenEstimator(TorchClassifier.from_module(end, [0, 1, 2]))

@@ -811,7 +811,7 @@ ERRORS = {
         "Fit one attributor per column",
     ),
     "no probabilities": ({"estimator": LinearSVC()}, "has no predict_proba"),
-    "one task": ({"tasks": np.zeros(72)}, "tasks has one label only"),
+    "one task": ({"tasks": np.zeros(72)}, "tasks has only one label"),
     "tasks of another length": ({"tasks": np.arange(5)}, "tasks has 5 labels"),
     "memory without a seed": (
         {"memory": "cache", "random_state": None},

@@ -10,10 +10,10 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 from sklearn.linear_model import BayesianRidge, LinearRegression, Ridge
 
-import skattrib.surrogate._readouts
+import skattrib.surrogate._closed_forms
 from skattrib import KernelSurrogate, LinearSurrogate
 from skattrib.exceptions import ConstantOutcomeWarning
-from skattrib.surrogate._readouts import kernel_interactions, quadrature
+from skattrib.surrogate._closed_forms import kernel_interactions, quadrature
 
 
 def cube(n):
@@ -328,7 +328,7 @@ def test_constant_outcomes_warn_and_attribute_nothing(surrogate):
 def test_repeated_subsets_mislead_the_choice_of_ridge(surrogate, recwarn):
     W = cube(3)
     twice = np.vstack([W, W[:2]])
-    with pytest.warns(UserWarning, match="2 of 10 subsets repeat another one"):
+    with pytest.warns(UserWarning, match="2 of 10 subsets are duplicates of others"):
         surrogate.fit(twice, np.arange(10))
     recwarn.clear()
     surrogate.set_params(ridge=1.0).fit(twice, np.arange(10))
@@ -350,7 +350,7 @@ def test_few_quadrature_points_serve_many_units(gamma, monkeypatch):
     W, coef = (rng.rand(20, 200) < 0.6) * 1.0, rng.randn(20, 1)
     assert len(quadrature("shapley", 198)[0]) == 64
     few = kernel_interactions(coef, W, gamma, "shapley")
-    monkeypatch.setattr(skattrib.surrogate._readouts, "_MOST_POINTS", 1000)
+    monkeypatch.setattr(skattrib.surrogate._closed_forms, "_MOST_POINTS", 1000)
     assert len(quadrature("shapley", 198)[0]) == 100
     full = kernel_interactions(coef, W, gamma, "shapley")
     np.testing.assert_allclose(few, full, rtol=0, atol=1e-10 * np.abs(full).max())

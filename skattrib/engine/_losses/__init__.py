@@ -1,4 +1,4 @@
-"""Losses: what training minimises, row by row, and what its outputs mean."""
+"""Losses of rows, which training minimises, and the meaning of outputs."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ __all__ = [
     "cross_log_odds",
 ]
 
-#: What "auto" is for classes, labels and numbers.
+#: Losses that "auto" stands for, for classes, labels and numbers.
 _AUTO: dict[Any, Callable[[], Loss]] = {
     ClassLoss: CrossEntropy,
     LabelLoss: BinaryCrossEntropies,
     Loss: SquaredError,
 }
-#: Losses of torch that have a name here, and closed forms; others are wrapped.
+#: Losses of torch that have a class here, with closed forms; others are wrapped.
 _OF_TORCH: dict[tuple[type[nn.Module], type[Loss]], Callable[[Any], Loss]] = {
     (nn.CrossEntropyLoss, ClassLoss): CrossEntropy.of,
     (nn.NLLLoss, ClassLoss): CrossEntropy.of_log_probabilities,
@@ -54,27 +54,27 @@ _CALLED = {ClassLoss: "classes", LabelLoss: "labels", Loss: "numbers"}
 
 
 def link_of(loss: Loss) -> type[Loss]:
-    """Return what the targets of a loss are: one of the three base classes."""
+    """Return the kind of targets of a loss: one of the three base classes."""
     if isinstance(loss, ClassLoss):
         return ClassLoss
     return LabelLoss if isinstance(loss, LabelLoss) else Loss
 
 
 def as_loss(loss: Any, link: type[Loss], *, single_output: bool = False) -> Loss:
-    """Return what a user calls a loss, for targets of a kind.
+    """Return what a user passes as a loss as a `Loss`, for targets of one kind.
 
     Parameters
     ----------
     loss : "auto", nn.Module, callable or Loss
     link : {ClassLoss, LabelLoss, Loss}
-        What the targets are.
+        Kind of the targets.
     single_output : bool
         Whether the module has one output, which then is the log-odds of two classes.
 
     Raises
     ------
     ValueError
-        If it is no loss of rows, or one of other targets.
+        If it is not a loss of single rows, or is for other targets.
     """
     if isinstance(loss, str) and loss == "auto":
         single = single_output and link is ClassLoss
@@ -82,10 +82,11 @@ def as_loss(loss: Any, link: type[Loss], *, single_output: bool = False) -> Loss
     if isinstance(loss, Loss):
         if link_of(loss) is not link:
             raise ValueError(
-                f"loss={loss!r} is one of {_CALLED[link_of(loss)]}, but y holds "
+                f"loss={loss!r} is a loss of {_CALLED[link_of(loss)]}, but y holds "
                 f"{_CALLED[link]}: use loss='auto', or a loss of {_CALLED[link]}."
             )
         return loss
+
     if isinstance(loss, nn.Module):
         check_module(loss)
         known = _OF_TORCH.get((type(loss), link))

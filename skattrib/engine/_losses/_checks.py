@@ -1,4 +1,4 @@
-"""Whether a loss is one: tried on a few rows before anything is trained."""
+"""Checks of a loss on a few rows, before any training."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 from skattrib.engine._losses._protocol import Loss
 
-# Closed forms against autograd, relative to the larger of the two.
+# Tolerance of closed forms against autograd, in units of rounding.
 _SLACK = 1e4
 
 
 def check_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> None:
-    """Raise ValueError unless a loss is right on a few rows.
+    """Raise ValueError unless a loss passes all checks on a few rows.
 
-    It has one finite number for each row, that depends on no other row, and what it has
-    in closed form is what autograd has.
+    It must return one finite number for each row, independent of the other rows, and
+    its closed forms must agree with autograd.
     """
     outputs = outputs.detach()
     _check_values(loss, outputs, targets)
@@ -26,36 +26,38 @@ def _check_values(loss: Loss, outputs: Tensor, targets: Tensor) -> None:
     n = len(outputs)
     values = _called(loss, outputs, targets)
     if not isinstance(values, Tensor) or values.shape != (n,):
-        what = (
+        description = (
             f"shape {tuple(values.shape)}"
             if isinstance(values, Tensor)
             else f"a {type(values).__name__}"
         )
         raise ValueError(
-            f"{_name(loss)} returned {what} for outputs {tuple(outputs.shape)}: it "
-            f"must return one number for each row, ({n},), neither their mean nor "
-            "their sum. Sum over outputs by .sum(-1)."
+            f"{_name(loss)} returned {description} for outputs "
+            f"{tuple(outputs.shape)}: it must return one number for each row, ({n},), "
+            "neither their mean nor their sum. Sum over outputs by .sum(-1)."
         )
+
     if not bool(torch.isfinite(values).all()):
         row = int((~torch.isfinite(values)).nonzero()[0])
         raise ValueError(
             f"{_name(loss)} is {values[row].item()} for outputs "
             f"{outputs[row].tolist()} and target {targets[row].tolist()}, before any "
-            "training: what it takes must fit what the module returns."
+            "training: check that it suits what the module returns."
         )
 
     alone = torch.cat(
         [_called(loss, outputs[i : i + 1], targets[i : i + 1]) for i in range(n)]
     )
-    # rows one after the other, and other rows beside them
+    # each row alone, and beside other rows
     turned = _called(loss, outputs.roll(1, 0), targets.roll(1, 0)).roll(-1, 0)
+
     for other in (alone, turned):
         if _differ(values, other):
             raise ValueError(
-                f"{_name(loss)} of a row depends on the other rows of its minibatch: "
-                "a weight multiplies the loss of one row, and there is none. Losses of "
-                "pairs or of whole batches (contrastive, ranking) cannot be attributed "
-                "to rows."
+                f"{_name(loss)} of a row depends on the other rows of its minibatch, "
+                "but a weight must multiply the loss of a single row. Losses of pairs "
+                "or of whole batches (contrastive, ranking) cannot be attributed to "
+                "rows."
             )
 
 
@@ -73,30 +75,32 @@ def _called(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
 def _check_closed_forms(loss: Loss, outputs: Tensor, targets: Tensor) -> None:
     try:
         with torch.enable_grad():
-            there = outputs.clone().requires_grad_()
-            (slope,) = torch.autograd.grad(loss.values(there, targets).sum(), there)
+            at = outputs.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(loss.values(at, targets).sum(), at)
     except RuntimeError as error:
         raise ValueError(
             f"{_name(loss)} cannot be differentiated in the outputs: {error}"
         ) from error
-    _compare(loss, "residuals", loss.residuals(outputs, targets), slope)
+
+    _compare(loss, "residuals", loss.residuals(outputs, targets), gradient)
 
     vectors = torch.linspace(-1, 1, outputs.numel()).view(1, *outputs.shape).to(outputs)
     by_autograd = _ByAutograd(loss)
     try:
-        product = by_autograd.hessian_product(outputs, targets, vectors)
+        expected = by_autograd.hessian_product(outputs, targets, vectors)
     except (RuntimeError, NotImplementedError) as error:
         raise ValueError(
             f"{_name(loss)} has no second derivative in the outputs: {error}. Write "
             "it as a function of plain tensor operations."
         ) from error
-    found = loss.hessian_product(outputs, targets, vectors)
-    _compare(loss, "hessian_product", found, product)
+
+    closed_form = loss.hessian_product(outputs, targets, vectors)
+    _compare(loss, "hessian_product", closed_form, expected)
 
     if type(loss).hessian_root is not Loss.hessian_root:
         root = loss.hessian_root(outputs, targets)
-        other = by_autograd.hessian_root(outputs, targets)
-        _compare(loss, "hessian_root", root @ root.mT, other @ other.mT)
+        expected_root = by_autograd.hessian_root(outputs, targets)
+        _compare(loss, "hessian_root", root @ root.mT, expected_root @ expected_root.mT)
 
 
 class _ByAutograd(Loss):
@@ -110,18 +114,18 @@ class _ByAutograd(Loss):
         return self._loss.values(outputs, targets)
 
 
-def _compare(loss: Loss, what: str, found: Tensor, expected: Tensor) -> None:
-    if found.shape != expected.shape or _differ(found, expected):
+def _compare(loss: Loss, what: str, closed_form: Tensor, expected: Tensor) -> None:
+    if closed_form.shape != expected.shape or _differ(closed_form, expected):
         raise ValueError(
             f"{what} of {type(loss).__name__} are not the derivatives of its values: "
-            "mend them, or leave them out, and autograd has them."
+            "correct this method, or leave it out to use autograd."
         )
 
 
-def _differ(found: Tensor, expected: Tensor) -> bool:
+def _differ(values: Tensor, expected: Tensor) -> bool:
     scale = expected.abs().max().clamp(min=1.0)
     slack = _SLACK * torch.finfo(expected.dtype).eps * scale
-    return not bool(((found - expected).abs() <= slack).all())
+    return not bool(((values - expected).abs() <= slack).all())
 
 
 def _name(loss: Loss) -> str:

@@ -16,12 +16,12 @@ _FEW_CLASSES = 64
 class ClassLoss(Loss):
     """A loss whose targets are class codes (n,), from 0.
 
-    There is one output for each class, and a softmax of the outputs has the
-    probabilities. A subclass owes `values`.
+    There is one output for each class, and the softmax of the outputs gives the
+    probabilities. A subclass implements `values`.
 
     See Also
     --------
-    Loss : What it owes, and may give.
+    Loss : Methods that are required, and optional ones.
 
     Examples
     --------
@@ -80,7 +80,7 @@ class ClassLoss(Loss):
         return cross_log_odds(outputs, targets)
 
     def class_log_likelihood(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return log p_y, with the digits of a probability near 1.
+        """Return log p_y, accurate for probabilities near 1.
 
         Parameters
         ----------
@@ -92,7 +92,7 @@ class ClassLoss(Loss):
         Returns
         -------
         Tensor of shape (...)
-            Where log_softmax would round to 0, this does not.
+            Log-likelihoods, not rounded to 0 where log_softmax would be.
         """
         return nn.functional.logsigmoid(self.margin(outputs, targets))
 
@@ -102,15 +102,15 @@ class ClassLoss(Loss):
 
 @dataclass(frozen=True, repr=False)
 class CrossEntropy(ClassLoss):
-    """Softmax cross-entropy, with label smoothing and class weights as torch has them.
+    """Softmax cross-entropy, with label smoothing and class weights as in torch.
 
-    Class weights are weights of rows: they enter the sum that a minibatch's loss is
-    divided by. The outcome is log p_y, without either of them.
+    Class weights are weights of rows: they enter the sum by which a minibatch's loss is
+    divided. The outcome is log p_y, without smoothing and weights.
 
     Parameters
     ----------
     label_smoothing : float, default=0.0
-        Share of the target that all classes get, in [0, 1].
+        Share of the target that is spread over all classes, in [0, 1].
     weight : tuple of float or None, default=None
         One for each class.
     """
@@ -120,13 +120,13 @@ class CrossEntropy(ClassLoss):
 
     @classmethod
     def of(cls, module: nn.CrossEntropyLoss) -> CrossEntropy:
-        """Return the loss of a torch module; raise on what it cannot be."""
+        """Return the loss of a torch module."""
         weight = None if module.weight is None else tuple(module.weight.tolist())
         return cls(float(module.label_smoothing), weight)
 
     @classmethod
     def of_log_probabilities(cls, module: nn.NLLLoss) -> CrossEntropy:
-        """Return the loss of outputs that are log-probabilities: the softmax is one."""
+        """Return the loss of log-probabilities, which the softmax does not change."""
         weight = None if module.weight is None else tuple(module.weight.tolist())
         return cls(0.0, weight)
 
@@ -137,11 +137,11 @@ class CrossEntropy(ClassLoss):
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the losses (n,)."""
         if not self._plain:
-            wanted = self._wanted(outputs, targets)
-            return -(wanted * outputs.log_softmax(-1)).sum(-1)
+            target = self._smoothed_targets(outputs, targets)
+            return -(target * outputs.log_softmax(-1)).sum(-1)
         if outputs.shape[-1] > _FEW_CLASSES:
             return nn.functional.cross_entropy(outputs, targets, reduction="none")
-        # classes first: to the bit the same, but vectorised over rows, three times
+        # classes first: bit by bit the same, but vectorised over rows, three times
         # as fast for ten classes
         log_p = nn.functional.log_softmax(outputs.T.contiguous(), dim=0)
         return -log_p.gather(0, targets[None])[0]
@@ -158,7 +158,7 @@ class CrossEntropy(ClassLoss):
         return weight[targets]
 
     def n_outputs(self, targets: Tensor) -> int:
-        """Return the number of classes; raise if there are other weights."""
+        """Return the number of classes; raise unless each has a weight."""
         n_classes = super().n_outputs(targets)
         if self.weight is not None and len(self.weight) != n_classes:
             raise ValueError(
@@ -168,50 +168,55 @@ class CrossEntropy(ClassLoss):
         return n_classes
 
     def residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return p − onehot, or what smoothing makes of it."""
+        """Return p − onehot, with smoothed targets if there is smoothing."""
         p = outputs.softmax(-1)
         if self._plain:
             return p - one_hot(targets, p)
-        wanted = self._wanted(outputs, targets)
-        return wanted.sum(-1, keepdim=True) * p - wanted
+        target = self._smoothed_targets(outputs, targets)
+        return target.sum(-1, keepdim=True) * p - target
 
     def hessian_product(
         self, outputs: Tensor, targets: Tensor, vectors: Tensor
     ) -> Tensor:
         """Return (diag p − p pᵀ) v."""
         p = outputs.softmax(-1)
-        if outputs.stride(-1) != 1:  # a product of what is laid out alike is fast
+        if outputs.stride(-1) != 1:  # products of equal memory layout are fast
             p = p.mT.contiguous().mT
-        found = p * vectors
-        found = found - p * found.sum(-1, keepdim=True)
+        product = p * vectors
+        product = product - p * product.sum(-1, keepdim=True)
         if self._plain:
-            return found
-        return found * self._wanted(outputs, targets).sum(-1, keepdim=True)
+            return product
+        return product * self._smoothed_targets(outputs, targets).sum(-1, keepdim=True)
 
     def hessian_root(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return S (n, C, C) with S Sᵀ = diag p − p pᵀ."""
         p = outputs.softmax(-1)
         root = p.sqrt()
-        found = torch.diag_embed(root) - p[:, :, None] * root[:, None, :]
+        roots = torch.diag_embed(root) - p[:, :, None] * root[:, None, :]
         if self._plain:
-            return found
-        return found * self._wanted(outputs, targets).sum(-1).sqrt()[:, None, None]
+            return roots
+        return (
+            roots
+            * self._smoothed_targets(outputs, targets).sum(-1).sqrt()[:, None, None]
+        )
 
-    def _wanted(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return what multiplies −log p (n, C), over the weight of the row's class."""
+    def _smoothed_targets(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return factors of −log p (n, C), divided by the weight of the row's class."""
         n_classes, share = outputs.shape[-1], self.label_smoothing
-        spread = outputs.new_ones(n_classes)
+        class_weights = outputs.new_ones(n_classes)
         if self.weight is not None:
-            spread = torch.tensor(self.weight).to(outputs)
-            spread = spread / spread[targets][..., None]
-        return (1 - share) * one_hot(targets, outputs) + share / n_classes * spread
+            class_weights = torch.tensor(self.weight).to(outputs)
+            class_weights = class_weights / class_weights[targets][..., None]
+        return (1 - share) * one_hot(
+            targets, outputs
+        ) + share / n_classes * class_weights
 
     def __repr__(self) -> str:
         return "CrossEntropy"
 
 
 def _is_target(targets: Tensor, outputs: Tensor) -> Tensor:
-    # one_hot of torch looks at the targets, which vmap does not allow
+    # torch's one_hot reads the targets, which vmap does not allow
     classes = torch.arange(outputs.shape[-1], device=outputs.device)
     return targets[..., None] == classes
 
@@ -222,7 +227,7 @@ def one_hot(targets: Tensor, like: Tensor) -> Tensor:
 
 
 def cross_log_odds(outputs: Tensor, targets: Tensor) -> Tensor:
-    """log p_y / (1 − p_y), as f_y − logsumexp of the others: finite at saturation."""
-    own = outputs.gather(-1, targets[..., None])[..., 0]
+    """Return log p_y / (1 − p_y) as f_y − logsumexp of the others, always finite."""
+    target_outputs = outputs.gather(-1, targets[..., None])[..., 0]
     others = outputs.masked_fill(_is_target(targets, outputs), -torch.inf)
-    return own - others.logsumexp(-1)
+    return target_outputs - others.logsumexp(-1)

@@ -1,4 +1,4 @@
-"""Losses of labels: each output is the log-odds of one."""
+"""Losses of labels: each output is the log-odds of one label."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from skattrib.engine._losses._protocol import Loss, OutcomeFunction
 
 
 class LabelLoss(Loss):
-    """A loss whose targets are 0 or 1 (n, C), for labels of which a row has any.
+    """A loss whose targets are 0 or 1 (n, C), for rows with any number of labels.
 
-    There is one output for each label, and a sigmoid of it has the probability. A
-    subclass owes `values`.
+    There is one output for each label, and its sigmoid is the probability. A subclass
+    implements `values`.
 
     See Also
     --------
-    Loss : What it owes, and may give.
+    Loss : Methods that are required, and optional ones.
 
     Examples
     --------
@@ -63,10 +63,10 @@ class BinaryCrossEntropies(LabelLoss):
     Parameters
     ----------
     pos_weight : tuple of float or None, default=None
-        Factor on the part of the labels that are there, one for each label or one for
+        Factor on the terms of labels that are present, one for each label or one for
         all.
     weight : tuple of float or None, default=None
-        Factor on the whole of each label.
+        Factor on both terms of each label.
     """
 
     pos_weight: tuple[float, ...] | None = None
@@ -78,7 +78,7 @@ class BinaryCrossEntropies(LabelLoss):
         return cls(_numbers(module.pos_weight), _numbers(module.weight))
 
     def n_outputs(self, targets: Tensor) -> int:
-        """Return the number of labels; raise if there are other weights."""
+        """Return the number of labels; raise unless the weights suit it."""
         n_labels = super().n_outputs(targets)
         for name in ("pos_weight", "weight"):
             _check_length(name, getattr(self, name), n_labels)
@@ -86,14 +86,14 @@ class BinaryCrossEntropies(LabelLoss):
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the losses (n,)."""
-        own = nn.functional.binary_cross_entropy_with_logits(
+        losses = nn.functional.binary_cross_entropy_with_logits(
             outputs,
             targets.to(outputs.dtype),
             weight=_tensor(self.weight, outputs),
             pos_weight=_tensor(self.pos_weight, outputs),
             reduction="none",
         )
-        return own.sum(-1)
+        return losses.sum(-1)
 
     def outcomes(self) -> dict[str, OutcomeFunction]:
         """Return the log-likelihood of all labels."""
@@ -101,8 +101,8 @@ class BinaryCrossEntropies(LabelLoss):
 
     def residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the gradients in the log-odds."""
-        part, whole = self._parts(outputs, targets)
-        return whole * outputs.sigmoid() - part
+        positive, both = self._term_weights(outputs, targets)
+        return both * outputs.sigmoid() - positive
 
     def hessian_product(
         self, outputs: Tensor, targets: Tensor, vectors: Tensor
@@ -116,17 +116,17 @@ class BinaryCrossEntropies(LabelLoss):
 
     def _curvature(self, outputs: Tensor, targets: Tensor) -> Tensor:
         p = outputs.sigmoid()
-        # 1 - p would lose its digits where p is near 1
-        return self._parts(outputs, targets)[1] * p * (-outputs).sigmoid()
+        # 1 - p would lose precision where p is near 1
+        return self._term_weights(outputs, targets)[1] * p * (-outputs).sigmoid()
 
-    def _parts(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what multiplies −log p, and what −log p and −log (1 − p) together."""
+    def _term_weights(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the factor of −log p, and its sum with the factor of −log (1 − p)."""
         y = targets.to(outputs.dtype)
-        positive = _tensor(self.pos_weight, outputs)
-        there = y if positive is None else positive * y
+        pos_weight = _tensor(self.pos_weight, outputs)
+        positive_part = y if pos_weight is None else pos_weight * y
         weight = _tensor(self.weight, outputs)
         factor = 1.0 if weight is None else weight
-        return factor * there, factor * (there + 1 - y)
+        return factor * positive_part, factor * (positive_part + 1 - y)
 
     def __repr__(self) -> str:
         return "BinaryCrossEntropies"
@@ -152,7 +152,7 @@ class BinaryCrossEntropy(ClassLoss):
         if module.weight is not None:
             raise ValueError(
                 "BCEWithLogitsLoss(weight=...) with two classes scales all losses: "
-                "use class_weight= or sample_weight=."
+                "use class_weight= or sample_weight= instead."
             )
         weight = _numbers(module.pos_weight) or (1.0,)
         _check_length("pos_weight", weight, 1)
@@ -213,8 +213,8 @@ class BinaryCrossEntropy(ClassLoss):
         return self._curvature(outputs, targets).sqrt()[..., None]
 
     def _curvature(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        own = outputs.sigmoid() * (-outputs).sigmoid()
-        return self._factor(outputs, targets)[..., None] * own
+        curvature = outputs.sigmoid() * (-outputs).sigmoid()
+        return self._factor(outputs, targets)[..., None] * curvature
 
     def _factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return 1 + (self.pos_weight - 1) * targets.to(outputs.dtype)

@@ -1,8 +1,8 @@
-"""What a loss is: values of rows; everything else follows, or is given in closed form.
+"""Base class of losses: values of rows, and derivatives, maybe in closed form.
 
 A loss maps the outputs (n, C) of a model and the targets of n rows to n numbers, each
-of its own row alone. Gradients and second derivatives in the outputs come from
-autograd unless a loss has them written out.
+of a single row. Gradients and second derivatives in the outputs come from autograd
+unless a loss has closed forms.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ OutcomeFunction = Callable[[Tensor, Tensor], Tensor]
 class Loss(ABC):
     """A training loss: one number for each row, from its outputs and its target.
 
-    A subclass owes `values`. It may give closed forms of `residuals`,
-    `hessian_product` and `hessian_root`, which are compared with autograd when a model
-    is fitted, and say what the outputs mean: `n_outputs`, `predict`, `outcomes`. This
-    class is for targets that are numbers; `ClassLoss` and `LabelLoss` are for classes
-    and for labels of which a row may have several.
+    A subclass implements `values`. It may override `residuals`, `hessian_product` and
+    `hessian_root` by closed forms, which are compared with autograd when a model is
+    fitted, and `n_outputs`, `predict` and `outcomes`, which give a meaning to the
+    outputs. This class is for targets that are numbers; `ClassLoss` and `LabelLoss` are
+    for classes and for labels of which a row may have several.
 
     See Also
     --------
@@ -72,7 +72,7 @@ class Loss(ABC):
         Returns
         -------
         Tensor of shape (n,)
-            One number for each row, of its own output and target alone.
+            One number for each row, from its own output and target alone.
         """
 
     # ------------------------------------------------------- what outputs mean
@@ -87,12 +87,12 @@ class Loss(ABC):
         Returns
         -------
         int
-            Here one for each column of the targets.
+            In this class, one for each column of the targets.
         """
         return 1 if targets.ndim == 1 else targets.shape[1]
 
     def predict(self, outputs: Tensor) -> Tensor:
-        """Return what outputs predict, as targets are encoded.
+        """Return predictions, encoded like targets.
 
         Parameters
         ----------
@@ -102,7 +102,7 @@ class Loss(ABC):
         Returns
         -------
         Tensor of shape (..., ) or (..., K)
-            Predictions; here the outputs themselves.
+            Predictions; in this class, the outputs themselves.
         """
         return outputs
 
@@ -122,7 +122,7 @@ class Loss(ABC):
         Raises
         ------
         NotImplementedError
-            If the outputs are no probabilities, as here.
+            If there are no probabilities, as in this class.
         """
         raise NotImplementedError(f"{self!r} has no probabilities.")
 
@@ -142,7 +142,7 @@ class Loss(ABC):
         return self.log_probabilities(outputs).exp()
 
     def own_targets(self, outputs: Tensor) -> Tensor:
-        """Return the targets at which outcomes of queries without any are taken.
+        """Return the targets for outcomes of queries that have no targets.
 
         Parameters
         ----------
@@ -152,35 +152,35 @@ class Loss(ABC):
         Returns
         -------
         Tensor
-            As `values` takes them; here what is predicted.
+            As `values` takes them; in this class, the predictions.
         """
         return self.predict(outputs)
 
     def tempered(self, outputs: Tensor, temperature: float) -> Tensor:
-        """Return the outputs of a distribution made flatter; others stay.
+        """Return the outputs at another temperature, if they are a distribution.
 
         Parameters
         ----------
         outputs : Tensor of shape (..., C)
             What the model returns.
         temperature : float
-            What log-probabilities are divided by.
+            Divisor of the log-probabilities.
 
         Returns
         -------
         Tensor of shape (..., C)
-            Here the outputs as they are.
+            In this class, the outputs unchanged.
         """
         return outputs
 
     def outcomes(self) -> dict[str, OutcomeFunction]:
-        """Return the outcomes that make sense, by name.
+        """Return the available outcomes, by name.
 
         Returns
         -------
         dict of str to callable
-            Functions (outputs, targets) -> outcome, higher is better. One is
-            "log_likelihood", which is what "auto" stands for.
+            Functions (outputs, targets) -> outcome, higher is better. One of them is
+            "log_likelihood", for which "auto" stands.
         """
         return {"log_likelihood": self.minus, "prediction": self._first}
 
@@ -192,7 +192,7 @@ class Loss(ABC):
         outputs : Tensor of shape (..., C)
             What the model returns.
         targets : Tensor
-            Of the same axes, but the last.
+            With the same axes except the last one.
 
         Returns
         -------
@@ -215,13 +215,13 @@ class Loss(ABC):
         Returns
         -------
         Tensor of shape (n,) or None
-            They are part of the Σ w by which a minibatch's loss is divided; what only
-            scales a row's loss belongs in `values`.
+            They are part of the Σ w by which a minibatch's loss is divided; a factor
+            that only scales a row's loss belongs in `values`.
         """
         return None
 
     def outcome(self, outcome: str | OutcomeFunction) -> OutcomeFunction:
-        """Return the function of a name, or the user's own, checked.
+        """Return an outcome by name, or check the user's own function.
 
         Parameters
         ----------
@@ -231,7 +231,7 @@ class Loss(ABC):
         Returns
         -------
         callable
-            From outputs (..., C) and targets to outcomes (...).
+            Maps outputs (..., C) and targets to outcomes (...).
 
         Raises
         ------
@@ -256,7 +256,7 @@ class Loss(ABC):
         Parameters
         ----------
         outputs : Tensor of shape (..., n, C)
-            What one or more models return.
+            Outputs of one or more models.
         targets : Tensor of shape (n, ...)
             Targets of the rows.
 
@@ -268,11 +268,11 @@ class Loss(ABC):
         return by_rows(self._gradients, outputs, along(outputs, targets))
 
     def _gradients(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return gradients (n, C); differentiable themselves where outputs are."""
-        found: Tensor = torch.func.grad(lambda f: self.values(f, targets).sum())(
+        """Return gradients (n, C), which can be differentiated in the outputs."""
+        gradients: Tensor = torch.func.grad(lambda f: self.values(f, targets).sum())(
             outputs
         )
-        return found
+        return gradients
 
     def hessian_product(
         self, outputs: Tensor, targets: Tensor, vectors: Tensor
@@ -286,7 +286,7 @@ class Loss(ABC):
         targets : Tensor of shape (n, ...)
             Targets of the rows.
         vectors : Tensor of shape (q, n, C)
-            One for each row, q times.
+            Vectors, q of them for each row.
 
         Returns
         -------
@@ -295,8 +295,8 @@ class Loss(ABC):
         """
         pull = torch.func.vjp(lambda f: self._gradients(f, targets), outputs)[1]
         # rows are independent and a Hessian is symmetric
-        found: Tensor = torch.func.vmap(lambda v: pull(v)[0])(vectors)
-        return found
+        products: Tensor = torch.func.vmap(lambda v: pull(v)[0])(vectors)
+        return products
 
     def hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the Hessian of each loss in its outputs.
@@ -331,8 +331,8 @@ class Loss(ABC):
         Returns
         -------
         Tensor of shape (n, C, C)
-            One for each row. Of a loss that is not convex in its outputs, the part
-            with curvature above 0.
+            One for each row. If the loss is not convex in its outputs, only the part
+            with positive curvature.
         """
         return positive_root(self.hessian(outputs, targets))
 
@@ -343,9 +343,9 @@ class Loss(ABC):
 def by_rows(
     function: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor
 ) -> Tensor:
-    """Call a function of rows (n, C) where more axes, or none, stand for the rows.
+    """Call a function of rows (n, C) for any number of row axes, also none.
 
-    Targets have all of these axes, too.
+    Targets have the same row axes.
     """
     axes = outputs.shape[:-1]
     flat = function(
@@ -356,17 +356,16 @@ def by_rows(
 
 
 def along(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return targets of rows (n, ...) with the axes before the rows of outputs."""
+    """Return targets of rows (n, ...), expanded by the leading axes of outputs."""
     return targets.expand(*outputs.shape[:-2], *targets.shape)
 
 
 def _checked(outcome: OutcomeFunction, outputs: Tensor, targets: Tensor) -> Tensor:
     """Evaluate the user's own function."""
-    found = outcome(outputs, targets)
-    if found.shape != outputs.shape[:-1]:
+    outcomes = outcome(outputs, targets)
+    if outcomes.shape != outputs.shape[:-1]:
         raise ValueError(
-            f"outcome returned shape {tuple(found.shape)} for outputs "
-            f"{tuple(outputs.shape)}; it must drop the last axis only, whatever stands "
-            "before it."
+            f"outcome returned shape {tuple(outcomes.shape)} for outputs "
+            f"{tuple(outputs.shape)}; it must drop the last axis and keep all others."
         )
-    return found
+    return outcomes

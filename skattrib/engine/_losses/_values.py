@@ -1,4 +1,4 @@
-"""Losses of numbers: what the outputs predict is a function of each."""
+"""Losses of numbers: predictions are functions of single outputs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from skattrib.engine._losses._protocol import Loss, OutcomeFunction
 
 @dataclass(frozen=True, repr=False)
 class SquaredError(Loss):
-    """``scale`` times Σ_outputs error², by default a half.
+    """``scale`` times Σ_outputs error², by default ½ Σ error².
 
-    The outcome is −½ Σ error², the log-likelihood of unit variance, at any scale.
+    The outcome is −½ Σ error² at any scale, a log-likelihood with unit variance.
     """
 
     scale: float = 0.5
@@ -28,18 +28,18 @@ class SquaredError(Loss):
         return {**super().outcomes(), "log_likelihood": _gaussian_log_likelihood}
 
     def residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the error, for a half."""
+        """Return 2 · scale · error."""
         error = outputs - targets
         return error if self.scale == 0.5 else 2 * self.scale * error
 
     def hessian_product(
         self, outputs: Tensor, targets: Tensor, vectors: Tensor
     ) -> Tensor:
-        """Return v, for a half."""
+        """Return 2 · scale · v."""
         return vectors if self.scale == 0.5 else 2 * self.scale * vectors
 
     def hessian_root(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the identity (n, C, C), for a half."""
+        """Return √(2 · scale) times the identity (n, C, C)."""
         n, n_outputs = outputs.shape
         eye = torch.eye(n_outputs, dtype=outputs.dtype, device=outputs.device)
         return (eye * (2 * self.scale) ** 0.5).expand(n, n_outputs, n_outputs)
@@ -50,7 +50,7 @@ class SquaredError(Loss):
 
 @dataclass(frozen=True, repr=False)
 class PoissonError(Loss):
-    """Negative log-likelihood of counts, as ``torch.nn.PoissonNLLLoss`` has it.
+    """Negative log-likelihood of counts, as in ``torch.nn.PoissonNLLLoss``.
 
     Parameters
     ----------
@@ -65,15 +65,15 @@ class PoissonError(Loss):
 
     @classmethod
     def of(cls, module: nn.PoissonNLLLoss) -> PoissonError:
-        """Return the loss of a torch module, without what no output depends on."""
+        """Return the loss of a torch module, without constant terms."""
         return cls(bool(module.log_input), float(module.eps))
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the losses (n,)."""
-        own = nn.functional.poisson_nll_loss(
+        losses = nn.functional.poisson_nll_loss(
             outputs, targets, self.log_input, eps=self.eps, reduction="none"
         )
-        return own.sum(-1)
+        return losses.sum(-1)
 
     def predict(self, outputs: Tensor) -> Tensor:
         """Return the rates."""
@@ -100,7 +100,7 @@ class GaussianError(Loss):
 
     @classmethod
     def of(cls, module: nn.GaussianNLLLoss) -> GaussianError:
-        """Return the loss of a torch module, without what no output depends on."""
+        """Return the loss of a torch module, without constant terms."""
         return cls(float(module.eps))
 
     def n_outputs(self, targets: Tensor) -> int:
@@ -111,8 +111,8 @@ class GaussianError(Loss):
         """Return the losses (n,)."""
         mean, log_variance = outputs.chunk(2, dim=-1)
         variance = log_variance.exp().clamp(min=self.eps)
-        own = variance.log() + (mean - targets).square() / variance
-        return 0.5 * own.sum(-1)
+        losses = variance.log() + (mean - targets).square() / variance
+        return 0.5 * losses.sum(-1)
 
     def predict(self, outputs: Tensor) -> Tensor:
         """Return the means."""

@@ -1,4 +1,4 @@
-"""Losses that are given as functions, or as modules of torch without a name here."""
+"""Losses given as functions, or as modules of torch without a class here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from skattrib.engine._losses._classes import ClassLoss
 from skattrib.engine._losses._labels import LabelLoss
 from skattrib.engine._losses._protocol import Loss
 
-# Not one number for each row, by their nature.
+# These cannot return one number for each row.
 _NOT_BY_ROWS = (
     nn.TripletMarginLoss,
     nn.TripletMarginWithDistanceLoss,
@@ -25,20 +25,20 @@ _ON_PROBABILITIES = {nn.BCELoss: "nn.BCEWithLogitsLoss"}
 
 
 class _Wrapped(Loss):
-    """A function of outputs and targets as a loss; derivatives are autograd's."""
+    """A loss from a function of outputs and targets, differentiated by autograd."""
 
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.function = function
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the losses (n,)."""
-        found = self.function(outputs, self._shaped(outputs, targets))
-        if not isinstance(found, Tensor) or found.ndim < 2:
-            return found
-        # torch's own have a number for each output; functions owe the sum
-        if isinstance(self.function, nn.Module) or found.shape[1:] == (1,):
-            found = found.flatten(1).sum(1)
-        return found
+        losses = self.function(outputs, self._shaped(outputs, targets))
+        if not isinstance(losses, Tensor) or losses.ndim < 2:
+            return losses
+        # torch's losses return a number for each output, functions must return sums
+        if isinstance(self.function, nn.Module) or losses.shape[1:] == (1,):
+            losses = losses.flatten(1).sum(1)
+        return losses
 
     def _shaped(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return targets
@@ -71,7 +71,7 @@ _WRAPPED: dict[Any, type[_Wrapped]] = {
 
 
 def wrapped(loss: Any, link: type[Loss]) -> Loss:
-    """Return a function or a module of torch as a loss of such targets."""
+    """Return a function or a module of torch as a loss of these targets."""
     if isinstance(loss, nn.Module):
         loss = _by_row(loss)
     elif isinstance(loss, type):
@@ -82,23 +82,25 @@ def wrapped(loss: Any, link: type[Loss]) -> Loss:
 
 
 def check_module(module: nn.Module) -> None:
-    """Raise on a module of torch that is no mean of one number for each row."""
+    """Raise unless a module of torch is the mean of one number for each row."""
     name = type(module).__name__
     if isinstance(module, _NOT_BY_ROWS):
         raise ValueError(
-            f"loss={name} compares rows with one another: it is not the mean of a loss "
-            "of each row, which is what the weight of a row multiplies."
+            f"loss={name} compares rows with one another. It must be a mean of losses "
+            "of single rows, because the weight of a row multiplies its loss."
         )
-    for kind, better in _ON_PROBABILITIES.items():
+
+    for kind, alternative in _ON_PROBABILITIES.items():
         if isinstance(module, kind):
             raise ValueError(
-                f"loss={name} takes probabilities; use {better}, and leave the sigmoid "
-                "out of the module."
+                f"loss={name} takes probabilities: use {alternative}, and leave "
+                "the sigmoid out of the module."
             )
+
     if any(p.requires_grad for p in module.parameters()):
         raise ValueError(
-            f"loss={name} has parameters of its own that would be trained: put them "
-            "into the module."
+            f"loss={name} has parameters of its own that would be trained: move them "
+            "to the module."
         )
     if getattr(module, "reduction", "mean") == "sum":
         raise ValueError(
@@ -106,11 +108,12 @@ def check_module(module: nn.Module) -> None:
             "rows in a minibatch. Use reduction='mean', with learning_rate times the "
             "size of a minibatch for the same steps."
         )
+
     ignored = getattr(module, "ignore_index", -1)
     if ignored >= 0:
         raise ValueError(
-            f"loss={name} has ignore_index={ignored}, which would leave out the rows "
-            "of one class: leave them out of X and y, or give them sample_weight 0."
+            f"loss={name} has ignore_index={ignored}, which would ignore the rows of "
+            "one class: leave them out of X and y, or give them sample_weight 0."
         )
 
 
@@ -125,6 +128,7 @@ def _by_row(module: nn.Module) -> nn.Module:
             f"loss={type(module).__name__} takes {n_inputs} inputs; it must take "
             "outputs and targets."
         )
+
     module = copy.deepcopy(module)
     if hasattr(module, "reduction"):
         vars(module)["reduction"] = "none"

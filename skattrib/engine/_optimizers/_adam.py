@@ -36,7 +36,7 @@ class AmsgradMoments(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class _Moving(Optimizer):
-    """What Adam and AdamW share."""
+    """Base class of Adam and AdamW."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -61,7 +61,7 @@ class _Moving(Optimizer):
 
     @property
     def _decouples(self) -> bool:
-        """Whether parameters decay by themselves, not through the gradient."""
+        """Whether parameters decay directly, not through the gradient."""
         return True
 
     def initial_state(self, params: Tensor) -> State:
@@ -85,11 +85,11 @@ class _Moving(Optimizer):
         return params.addcdiv(moments[0], root, value=-rate), moments
 
     def denominator(self, state: State, t: int) -> Tensor:
-        # the largest second moment is the last, too
+        # with amsgrad the last one is the largest second moment
         return (state[-1] / (1.0 - self.betas[1] ** t)).sqrt_().add(self.eps)
 
     def _consumed(self, params: Tensor, grad: Tensor) -> Tensor:
-        """Return the gradient that the moments take in."""
+        """Return the gradient that enters the moments."""
         if self.maximize:
             grad = -grad
         if self._decays and not self._decouples:
@@ -105,9 +105,9 @@ class _Moving(Optimizer):
         return Moments(first, second)
 
     def _renewed(self, state: State, moments: State) -> Tensor:
-        """Return how much of the largest second moment is the present one, 0 to 1."""
+        """Return the derivative of the largest second moment in the present, 0 to 1."""
         largest, second = state[2], moments[1]
-        # one half each where they tie, as autograd has it
+        # one half each where they are equal, as in autograd
         return 0.5 * ((second > largest).to(second) + (second >= largest).to(second))
 
     # ------------------------------------------------------------ derivatives
@@ -130,7 +130,7 @@ class _Moving(Optimizer):
         variance = moments[-1] / correction
         root = variance.sqrt()
         scale = root + self.eps
-        # inert parameters are held still, as in the general pullback
+        # inert parameters are held fixed, as in the general pullback
         moves = root > inert * variance.mean(dim=-1, keepdim=True).sqrt()
         in_first = torch.where(moves, -rate / scale, 0.0)
         # divided one by one: the square of scale may underflow
@@ -145,6 +145,7 @@ class _Moving(Optimizer):
             sigma, largest = sigma + new * tau, [(1.0 - new) * tau]
         else:
             sigma = torch.addcmul(sigma, mu, in_second)
+
         in_grad = (1.0 - beta1) * rho
         in_grad.addcmul_(sigma, (2.0 * (1.0 - beta2)) * grad)
 
@@ -152,9 +153,10 @@ class _Moving(Optimizer):
             mu = mu * (1.0 - learning_rate * self._decay)
         elif self._decays:
             mu = mu + self._decay * in_grad
+
         if self.maximize:
             in_grad = -in_grad
-        # torch.addcmul and the sum made new ones
+        # in place: torch.addcmul and the sum returned new tensors
         before = rho.mul_(beta1), sigma.mul_(beta2), *largest
         return in_grad, StepDerivative(mu, type(moments)(*before))
 
@@ -179,7 +181,7 @@ class _Moving(Optimizer):
         correction = 1.0 - beta2**t
         rate = learning_rate / (1.0 - beta1**t)
         root = (moments[-1] / correction).sqrt()
-        # as in the pullback: what has had no gradient does not move
+        # as in the pullback: parameters without a gradient so far do not move
         moves = root > 0
         safe = torch.where(moves, root, 1.0)
         scale = root + self.eps
@@ -187,10 +189,11 @@ class _Moving(Optimizer):
         move = moments[0] / scale
         root1 = 0.5 * (moving[0][-1] / correction) / safe
         steps = [(moving[0][0] - move * root1) / scale]
+
         if len(moving) > 1:
             root2 = (0.5 * (moving[1][-1] / correction) - root1.square()) / safe
-            bend = moving[1][0] - 2.0 * steps[0] * root1 - move * root2
-            steps.append(bend / scale)
+            curvature = moving[1][0] - 2.0 * steps[0] * root1 - move * root2
+            steps.append(curvature / scale)
 
         keep = 1.0 - learning_rate * self._decay if self._decouples else 1.0
         return [
@@ -208,22 +211,23 @@ class _Moving(Optimizer):
     ) -> list[State]:
         """Return the derivatives of the moments along a path, by order."""
         beta1, beta2 = self.betas
-        # of the square of the gradient
+        # derivatives of the square of the gradient
         in_square = [2.0 * grad * in_grad[0]]
         if len(in_grad) > 1:
             in_square.append(2.0 * (grad * in_grad[1] + in_grad[0].square()))
 
-        found: list[State] = []
+        derivatives: list[State] = []
         for d, g, g2 in zip(before, in_grad, in_square, strict=True):
             first = torch.lerp(d.state[0], g, 1.0 - beta1)
             second = torch.lerp(d.state[1], g2, 1.0 - beta2)
             if self.amsgrad:
                 new = self._renewed(state, moments)
                 largest = new * second + (1.0 - new) * d.state[2]
-                found.append(AmsgradMoments(first, second, largest))
+                derivatives.append(AmsgradMoments(first, second, largest))
             else:
-                found.append(Moments(first, second))
-        return found
+                derivatives.append(Moments(first, second))
+
+        return derivatives
 
 
 @register_optimizer("adamw")
@@ -242,11 +246,11 @@ class AdamW(_Moving):
     amsgrad : bool, default=False
         Divide by the largest second moment so far.
     maximize : bool, default=False
-        Climb the loss.
+        Maximise the loss.
 
     See Also
     --------
-    Adam : The same, with the decay in the gradient.
+    Adam : Adds the decay to the gradient.
 
     Examples
     --------
@@ -279,13 +283,13 @@ class Adam(_Moving):
     amsgrad : bool, default=False
         Divide by the largest second moment so far.
     maximize : bool, default=False
-        Climb the loss.
+        Maximise the loss.
     decoupled_weight_decay : bool, default=False
         Let parameters decay as in AdamW.
 
     See Also
     --------
-    AdamW : The same, with the decay decoupled from the gradient.
+    AdamW : Decouples the decay from the gradient.
 
     Examples
     --------

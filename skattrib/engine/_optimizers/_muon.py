@@ -1,4 +1,4 @@
-"""Muon: orthogonalised momentum for hidden matrices, AdamW for what is left."""
+"""Muon: orthogonalised momentum for hidden matrices, AdamW for other parameters."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from skattrib.engine._optimizers._protocol import (
     register_optimizer,
 )
 
-# Scales of the learning rate of a matrix, by name; those of torch.
+# Scales of the learning rate of a matrix, by name, as in torch.
 _SCALES: dict[str, Callable[[int, int], float]] = {
     "original": lambda rows, columns: math.sqrt(max(1.0, rows / columns)),
     "match_rms_adamw": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
 }
-# torch refuses a hundred iterations, too.
+# torch also refuses a hundred iterations.
 _MOST_STEPS = 100
 _LARGEST_PLACE = 2**53
 
 
 class MuonState(NamedTuple):
-    """Average gradient, and second moment where AdamW takes the step, else 0."""
+    """Average gradient, and second moment of parameters of AdamW, else 0."""
 
     first: Tensor
     second: Tensor
 
 
 class _Matrix(NamedTuple):
-    """Where a matrix is in the flat vector."""
+    """Place and shape of a matrix in the flat vector."""
 
     start: int
     rows: int
@@ -59,8 +59,8 @@ class _Matrix(NamedTuple):
 class Muon(Optimizer):
     """Muon for hidden weight matrices, AdamW for biases and the last layer.
 
-    Hidden matrices are the weights with two axes, embeddings and the last linear layer
-    left out. Both optimizers have the learning rate of the estimator.
+    Hidden matrices are the weights with two axes, except embeddings and the last linear
+    layer. Both optimizers use the learning rate of the estimator.
 
     Parameters
     ----------
@@ -71,32 +71,32 @@ class Muon(Optimizer):
     nesterov : bool, default=True
         Nesterov momentum.
     ns_coefficients : tuple of three floats, default=(3.4445, -4.775, 2.0315)
-        Of the polynomial that is iterated to make a matrix orthogonal.
+        Coefficients of the polynomial that is iterated to orthogonalise a matrix.
     eps : float, default=1e-7
-        Smallest norm that a matrix is divided by.
+        Lower bound of the norm by which a matrix is divided.
     ns_steps : int, default=5
         Iterations of the polynomial.
     adjust_lr_fn : {"original", "match_rms_adamw"} or None, default=None
         How the learning rate depends on the shape of a matrix; None is "original".
     others : AdamW, default=AdamW()
-        What trains the other parameters.
+        Optimizer of the other parameters.
     matrices : tuple of (start, rows, columns) or None, default=None
-        Where the hidden matrices are in the flat vector of parameters; None until the
+        Places of the hidden matrices in the flat vector of parameters; None until the
         module is known.
 
     See Also
     --------
-    AdamW : Trains all parameters alike.
+    AdamW : Treats all parameters alike.
 
     Notes
     -----
-    ``torch.optim.Muon`` rounds to bfloat16 while it makes a matrix orthogonal; here the
-    parameters' own precision is kept. A run recorded from torch is replayed up to that
-    rounding.
+    ``torch.optim.Muon`` rounds to bfloat16 while it orthogonalises a matrix; here the
+    precision of the parameters is kept. A run recorded from torch is replayed up to
+    that rounding.
 
-    For ``metric="optimizer"`` of `DualInfluence`, a matrix is divided by the mean
-    singular value that its momentum would have if all were the same. Runs on subsets
-    hold a column or row of a matrix still whose momentum is hardly there.
+    For ``metric="optimizer"`` of `DualInfluence`, a matrix is divided by the singular
+    value that its momentum would have if all singular values were equal. Runs on
+    subsets hold columns and rows of a matrix fixed whose momentum is almost zero.
 
     Examples
     --------
@@ -125,7 +125,7 @@ class Muon(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # the polynomial has terms of either sign
+        # the coefficients may have either sign
         signs = [math.copysign(1.0, c) for c in _three(self, self.ns_coefficients)]
         sizes = numbers(self, "ns_coefficients", [*map(abs, self.ns_coefficients)], 3)
         self._set(
@@ -135,6 +135,7 @@ class Muon(Optimizer):
             eps=number(self, "eps", self.eps),
             ns_steps=whole(self, "ns_steps", self.ns_steps, 1, _MOST_STEPS),
         )
+
         if self.adjust_lr_fn is not None and self.adjust_lr_fn not in [*_SCALES]:
             raise ValueError(
                 f"Muon: adjust_lr_fn must be one of {[*_SCALES]} or None, got "
@@ -148,25 +149,25 @@ class Muon(Optimizer):
             self._set(matrices=self._checked(self.matrices))
 
     def _checked(self, matrices: Any) -> tuple[tuple[int, int, int], ...]:
-        found = [
+        places = [
             _Matrix(*(whole(self, "matrices", v, 0, _LARGEST_PLACE) for v in matrix))
             for matrix in matrices
         ]
-        ordered = all(one.stop <= next_.start for one, next_ in pairwise(found))
-        if not ordered or any(m.rows * m.columns == 0 for m in found):
+        ordered = all(one.stop <= next_.start for one, next_ in pairwise(places))
+        if not ordered or any(m.rows * m.columns == 0 for m in places):
             raise ValueError("Muon: matrices must be in order and not overlap.")
-        return tuple((m.start, m.rows, m.columns) for m in found)
+        return tuple((m.start, m.rows, m.columns) for m in places)
 
     def bound(self, module: nn.Module) -> Self:
         params = [p for p in module.parameters() if p.requires_grad]
         left_out = _not_hidden(module)
         starts = accumulate((p.numel() for p in params), initial=0)
-        found = [
+        places = [
             (start, *p.shape)
             for p, start in zip(params, starts, strict=False)
             if p.ndim == 2 and p.numel() and id(p) not in left_out
         ]
-        return replace(self, matrices=tuple(found))
+        return replace(self, matrices=tuple(places))
 
     # --------------------------------------------------------- cut and joined
     @property
@@ -179,7 +180,7 @@ class Muon(Optimizer):
         return [_Matrix(*matrix) for matrix in self.matrices]
 
     def _sizes(self, n_params: int) -> list[int]:
-        """Return the lengths of what is left and of matrices, alternating."""
+        """Return the lengths of other parameters and of matrices, alternating."""
         places = self._places
         if places and places[-1].stop > n_params:
             raise ValueError(f"Muon: its matrices do not fit {n_params} parameters")
@@ -187,7 +188,7 @@ class Muon(Optimizer):
         return [stop - start for start, stop in pairwise(edges)]
 
     def _cut(self, vector: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return what is left of a vector (..., P), and its matrices."""
+        """Return the other parameters of a vector (..., P), and its matrices."""
         pieces = torch.split(vector, self._sizes(vector.shape[-1]), dim=-1)
         matrices = [
             piece.unflatten(-1, (m.rows, m.columns))
@@ -196,7 +197,7 @@ class Muon(Optimizer):
         return torch.cat(pieces[::2], dim=-1), matrices
 
     def _joined(self, rest: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-        """Undo `_cut`."""
+        """Join what `_cut` returned to a vector (..., P)."""
         n_params = rest.shape[-1] + sum(m.shape[-2] * m.shape[-1] for m in matrices)
         pieces = list(torch.split(rest, self._sizes(n_params)[::2], dim=-1))
         for i, matrix in enumerate(matrices):
@@ -204,17 +205,17 @@ class Muon(Optimizer):
         return torch.cat(pieces, dim=-1)
 
     def _cut_number(self, value: float | Tensor) -> tuple[Any, list[Any]]:
-        """Cut what may be one for every parameter, or one number for all."""
+        """Cut a number for every parameter (P,), or repeat one number for all."""
         if isinstance(value, Tensor):
             return self._cut(value)
         return value, [value] * len(self._places)
 
     def _for_others(self) -> tuple[AdamW, list[Any]]:
-        """Return AdamW of what is left, and the decays of the matrices."""
+        """Return AdamW for the other parameters, and the decays of the matrices."""
         rest, decays = self._cut_number(self._decay)
-        own = self.others.weight_decay
-        if not isinstance(self._decay, Tensor) and own is not None:
-            rest = own
+        own_decay = self.others.weight_decay
+        if not isinstance(self._decay, Tensor) and own_decay is not None:
+            rest = own_decay
         return replace(self.others, weight_decay=rest), decays
 
     # ------------------------------------------------------------------- step
@@ -228,23 +229,23 @@ class Muon(Optimizer):
     ) -> tuple[Tensor, State]:
         others, decays = self._for_others()
         rate, rates = self._cut_number(learning_rate)
-        parts = [self._cut(value) for value in (params, grad, *state)]
-        (at, its), (g, gs), (first, buffers), (second, unused) = parts
+        cuts = [self._cut(value) for value in (params, grad, *state)]
+        (rest, matrices), (rest_grad, grads), (first, buffers), (second, unused) = cuts
 
-        at, moments = others.step(at, g, Moments(first, second), t, rate)
+        rest, moments = others.step(rest, rest_grad, Moments(first, second), t, rate)
         moved = [
-            self._matrix_step(*given)
-            for given in zip(its, gs, buffers, rates, decays, strict=True)
+            self._matrix_step(*arguments)
+            for arguments in zip(matrices, grads, buffers, rates, decays, strict=True)
         ]
 
         new = MuonState(
             self._joined(moments[0], [buffer for _, buffer in moved]),
             self._joined(moments[1], unused),
         )
-        return self._joined(at, [matrix for matrix, _ in moved]), new
+        return self._joined(rest, [matrix for matrix, _ in moved]), new
 
     def _averaged(self, grad: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is made orthogonal, and the new average gradient."""
+        """Return the matrix to orthogonalise, and the new average gradient."""
         buffer = torch.lerp(buffer, grad, 1.0 - self.momentum)
         move = torch.lerp(grad, buffer, self.momentum) if self.nesterov else buffer
         return move, buffer
@@ -260,8 +261,8 @@ class Muon(Optimizer):
     ) -> tuple[Tensor, Tensor]:
         """Return matrices (..., rows, columns) and their average gradients.
 
-        ``still`` is where and at what values a matrix is held while derivatives are
-        taken.
+        ``still`` says where a matrix is held fixed while derivatives are taken, and at
+        which values.
         """
         move, buffer = self._averaged(grad, buffer)
         if still is not None:
@@ -277,37 +278,38 @@ class Muon(Optimizer):
         """Push the singular values towards 1, by Newton-Schulz iterations."""
         a, b, c = self.ns_coefficients
         tall = matrix.shape[-2] > matrix.shape[-1]
-        found = matrix.mT if tall else matrix
+        orthogonal = matrix.mT if tall else matrix
 
-        squared = found.square().sum(dim=(-2, -1), keepdim=True)
-        # a matrix of zeros has no direction, and no derivative: the root's is infinite
+        squared = orthogonal.square().sum(dim=(-2, -1), keepdim=True)
+        # a matrix of zeros stays zero: the derivative of the root would be infinite
         moves = squared > 0
         norm = torch.where(moves, squared, 1.0).sqrt().clamp(min=self.eps)
-        found = torch.where(moves, found, 0.0) / norm
-        for _ in range(self.ns_steps):
-            gram = found @ found.mT
-            found = a * found + (b * gram + c * (gram @ gram)) @ found
+        orthogonal = torch.where(moves, orthogonal, 0.0) / norm
 
-        return found.mT if tall else found
+        for _ in range(self.ns_steps):
+            gram = orthogonal @ orthogonal.mT
+            orthogonal = a * orthogonal + (b * gram + c * (gram @ gram)) @ orthogonal
+
+        return orthogonal.mT if tall else orthogonal
 
     def _inert(
         self, grad: Tensor, buffer: Tensor, inert: float
     ) -> tuple[Tensor, Tensor] | None:
         """Return where a matrix is inert, and its values.
 
-        Those are columns and rows, what an input or a unit has to do with, that have
-        hardly had a gradient. To make a matrix orthogonal enlarges the little there is,
-        five hundred times at most: that holds for tiny weights only.
+        These are columns and rows, which belong to an input or a hidden unit, that have
+        hardly had a gradient. Orthogonalising a matrix enlarges them up to five hundred
+        times, and such a derivative is valid for tiny weights only.
         """
         if not inert:
             return None
         move, _ = self._averaged(grad, buffer)
-        found = torch.zeros_like(move, dtype=torch.bool)
+        is_inert = torch.zeros_like(move, dtype=torch.bool)
         for axis in (-2, -1):
             squares = move.square().mean(dim=axis, keepdim=True)
             usual = squares.mean(dim=(-2, -1), keepdim=True)
-            found = found | (squares <= inert**2 * usual)
-        return found, move
+            is_inert = is_inert | (squares <= inert**2 * usual)
+        return is_inert, move
 
     def denominator(self, state: State, t: int) -> Tensor:
         (first, buffers), (second, _) = (self._cut(value) for value in state)
@@ -333,30 +335,35 @@ class Muon(Optimizer):
     ) -> tuple[Tensor, StepDerivative]:
         others, decays = self._for_others()
         rate, rates = self._cut_number(learning_rate)
-        parts = [self._cut(value) for value in (params, grad, *state)]
-        (at, its), (g, gs), (first, buffers), (second, _) = parts
+        cuts = [self._cut(value) for value in (params, grad, *state)]
+        (rest, matrices), (rest_grad, grads), (first, buffers), (second, _) = cuts
         (mu, mus), (rho, rhos), (sigma, sigmas) = (
             self._cut(value) for value in (after.params, *after.state)
         )
 
-        g_found, before = others.pullback(
-            at,
-            g,
+        in_rest_grad, before = others.pullback(
+            rest,
+            rest_grad,
             Moments(first, second),
             t,
             rate,
             StepDerivative(mu, Moments(rho, sigma)),
             inert,
         )
-        found = []
-        held = [self._inert(*given, inert) for given in zip(gs, buffers, strict=True)]
-        for i, step in enumerate(self._matrix_steps(rates, decays, held)):
-            pull: Any = vjp(step, its[i], gs[i], buffers[i])[1]
-            found.append(vmap(pull)((mus[i], rhos[i])))
 
-        in_params = self._joined(before.params, [f[0] for f in found])
-        in_grad = self._joined(g_found, [f[1] for f in found])
-        in_first = self._joined(before.state[0], [f[2] for f in found])
+        derivatives = []
+        held = [
+            self._inert(*arguments, inert)
+            for arguments in zip(grads, buffers, strict=True)
+        ]
+
+        for i, step in enumerate(self._matrix_steps(rates, decays, held)):
+            pull: Any = vjp(step, matrices[i], grads[i], buffers[i])[1]
+            derivatives.append(vmap(pull)((mus[i], rhos[i])))
+
+        in_params = self._joined(before.params, [d[0] for d in derivatives])
+        in_grad = self._joined(in_rest_grad, [d[1] for d in derivatives])
+        in_first = self._joined(before.state[0], [d[2] for d in derivatives])
         in_second = self._joined(before.state[1], sigmas)
         return in_grad, StepDerivative(in_params, MuonState(in_first, in_second))
 
@@ -372,42 +379,52 @@ class Muon(Optimizer):
     ) -> list[StepDerivative]:
         others, decays = self._for_others()
         rate, rates = self._cut_number(learning_rate)
-        parts = [self._cut(value) for value in (params, grad, *state)]
-        (at, its), (g, gs), (first, buffers), (second, _) = parts
-        moving = [
+        cuts = [self._cut(value) for value in (params, grad, *state)]
+        (rest_params, matrices), (rest_grad, grads), (first, buffers), (second, _) = (
+            cuts
+        )
+        cut_paths = [
             [self._cut(value) for value in (d.params, dg, *d.state)]
             for d, dg in zip(before, in_grad, strict=True)
         ]
 
-        rest = others.pushforward(
-            at,
-            g,
+        rest_derivatives = others.pushforward(
+            rest_params,
+            rest_grad,
             Moments(first, second),
             t,
             rate,
-            [StepDerivative(p[0], Moments(f[0], s[0])) for p, _, f, s in moving],
-            [dg[0] for _, dg, _, _ in moving],
+            [StepDerivative(p[0], Moments(f[0], s[0])) for p, _, f, s in cut_paths],
+            [dg[0] for _, dg, _, _ in cut_paths],
         )
-        found = [
+
+        matrix_derivatives = [
             along_paths(
                 step,
-                (its[i], gs[i], buffers[i]),
-                [[part[1][i] for part in parts[:3]] for parts in moving],
+                (matrices[i], grads[i], buffers[i]),
+                [[values[1][i] for values in cuts[:3]] for cuts in cut_paths],
             )
             for i, step in enumerate(
-                self._matrix_steps(rates, decays, [None] * len(its))
+                self._matrix_steps(rates, decays, [None] * len(matrices))
             )
         ]
 
         derivatives = []
-        for order, (left, path) in enumerate(zip(rest, moving, strict=True)):
-            own = [f[order] for f in found]
+        for order, (rest_derivative, path) in enumerate(
+            zip(rest_derivatives, cut_paths, strict=True)
+        ):
+            own_derivatives = [f[order] for f in matrix_derivatives]
             state = MuonState(
-                self._joined(left.state[0], [buffer for _, buffer in own]),
-                self._joined(left.state[1], path[3][1]),
+                self._joined(
+                    rest_derivative.state[0], [buffer for _, buffer in own_derivatives]
+                ),
+                self._joined(rest_derivative.state[1], path[3][1]),
             )
-            moved = self._joined(left.params, [matrix for matrix, _ in own])
+            moved = self._joined(
+                rest_derivative.params, [matrix for matrix, _ in own_derivatives]
+            )
             derivatives.append(StepDerivative(moved, state))
+
         return derivatives
 
     def _matrix_steps(
@@ -416,7 +433,7 @@ class Muon(Optimizer):
         decays: Sequence[Any],
         still: Sequence[tuple[Tensor, Tensor] | None],
     ) -> Iterator[Callable[..., tuple[Tensor, Tensor]]]:
-        """Yield for every matrix its step as a function of tensors alone."""
+        """Yield the step of each matrix as a function of tensors alone."""
         for rate, decay, held in zip(rates, decays, still, strict=True):
             yield partial(self._matrix_step, rate=rate, decay=decay, still=held)
 
@@ -463,10 +480,12 @@ def _not_hidden(module: nn.Module) -> set[int]:
     else:
         # layers of the user's own: the last matrix makes the outputs
         last = [p for p in module.parameters() if p.ndim == 2][-1:]
+
     embeddings = [
         p
         for layer in layers
         if isinstance(layer, nn.Embedding | nn.EmbeddingBag)
         for p in layer.parameters()
     ]
+
     return {id(p) for p in [*last, *embeddings]}

@@ -1,11 +1,11 @@
-"""Options of optimizers: in their final type, or refused."""
+"""Checks of the options of optimizers, which return them in their final type."""
 
 from __future__ import annotations
 
 from numbers import Integral, Real
 from typing import Any
 
-# A whole number below this is one in double precision.
+# Whole numbers below this are exact in double precision.
 _LARGEST = 2**53
 
 
@@ -28,7 +28,7 @@ def numbers(
         raise ValueError(
             f"{type(owner).__name__}: {name} must be {count} numbers, got {value!r}."
         )
-    return tuple(number(owner, name, part, below) for part in value)
+    return tuple(number(owner, name, item, below) for item in value)
 
 
 def whole(owner: object, name: str, value: Any, least: int, below: int) -> int:
@@ -44,7 +44,7 @@ def whole(owner: object, name: str, value: Any, least: int, below: int) -> int:
 
 def flag(owner: object, name: str, value: Any) -> bool:
     """Return an option that is True or False; raise ValueError if it is neither."""
-    # JSON and NumPy have their own
+    # NumPy has a type of its own
     if type(value).__name__ not in ("bool", "bool_"):
         raise ValueError(
             f"{type(owner).__name__}: {name} must be True or False, got {value!r}."

@@ -1,8 +1,8 @@
-"""What an optimizer is: a state, and one pure step with its two derivatives.
+"""Base class of optimizers: a state, and one pure step with its two derivatives.
 
-A class owes `initial_state` and `step`. The transposed Jacobian of the step and its
-forward derivatives come from autograd; a class that knows them in closed form
-overrides `pullback` and `pushforward`.
+A subclass implements `initial_state` and `step`. The transposed Jacobian of the step
+and its forward derivatives come from autograd; a class with closed forms overrides
+`pullback` and `pushforward`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _CLIP_EPS = 1e-6
 
 
 class NoState(NamedTuple):
-    """The state of an optimizer that remembers nothing."""
+    """The state of an optimizer without memory."""
 
 
 class StepDerivative(NamedTuple):
-    """Derivatives of something in, or of, parameters and optimizer state."""
+    """Derivatives in, or of, parameters and optimizer state."""
 
     params: Tensor
     state: State
@@ -41,8 +41,8 @@ class StepDerivative(NamedTuple):
 def with_values(state: State, values: Iterable[Tensor]) -> State:
     """Return a state of the same kind with other values."""
     kind: Any = type(state)
-    made: State = kind(*values)
-    return made
+    state_of_kind: State = kind(*values)
+    return state_of_kind
 
 
 def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
@@ -63,14 +63,14 @@ def clip_gradient(grad: Tensor, max_norm: float | None) -> Tensor:
 class Optimizer:
     """An optimizer of flat parameters: its options, and one pure step.
 
-    Derive from it, decorated as a frozen dataclass whose fields are the options, to add
-    one: `initial_state` and `step` are all that is needed. The learning rate is no
-    option: it comes with each step.
+    To add an optimizer, derive a frozen dataclass whose fields are the options, and
+    implement `initial_state` and `step`. The learning rate is not an option: it is
+    passed to each step.
 
     Parameters
     ----------
     weight_decay : float or None, default=None
-        Strength of the decay; how it acts is up to the step. None takes that of the
+        Strength of the decay, which the step applies. None takes that of the
         estimator.
 
     Attributes
@@ -81,21 +81,21 @@ class Optimizer:
         The optimizer of torch that takes the same steps, for `record_training`. Its
         options have the same names.
     torch_state : dict of str to str
-        Where that one keeps what the fields of the state hold.
+        Names of the fields of the state in that optimizer.
     leaves_others : bool
-        Whether it takes some parameters only, and leaves the others to another.
+        Whether it trains some parameters only, and another optimizer the others.
 
     See Also
     --------
-    skattrib.optimizers.RMSprop : One that is given by its step alone.
+    skattrib.optimizers.RMSprop : An optimizer defined by its step alone.
 
     Notes
     -----
-    Parameters have the shape (P,), or (M, P) where M models are trained at once: a step
-    acts on the last axis and leaves others alone. It must not write into its arguments,
-    and is made of operations that torch can differentiate. Where it divides by
-    something that gradients make, it divides by ``self.denominator(...)``: parameters
-    that have hardly had a gradient are held still there, while derivatives are taken.
+    Parameters have the shape (P,), or (M, P) if M models are trained at once: a step
+    acts on the last axis only. It must not write to its arguments, and consists of
+    operations that torch can differentiate. If it divides by a quantity that depends on
+    gradients, it divides by ``self.denominator(...)``: parameters that have hardly had
+    a gradient are held fixed there while derivatives are taken.
 
     Examples
     --------
@@ -125,7 +125,7 @@ class Optimizer:
     leaves_others: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Refuse options that are out of range."""
+        """Raise ValueError if an option is out of range."""
         if not (self.weight_decay is None or isinstance(self.weight_decay, Tensor)):
             decay = number(self, "weight_decay", self.weight_decay)
             self._set(weight_decay=decay)
@@ -151,7 +151,7 @@ class Optimizer:
         Parameters
         ----------
         params : Tensor of shape (..., P)
-            The parameters then.
+            Parameters before the first step.
 
         Returns
         -------
@@ -168,53 +168,53 @@ class Optimizer:
         Parameters
         ----------
         params : Tensor of shape (..., P)
-            Before the step.
+            Parameters before the step.
         grad : Tensor of shape (..., P)
-            Gradient there.
+            Gradient at these parameters.
         state : NamedTuple of Tensor
-            Before the step.
+            State before the step.
         t : int
             Number of the step, from 1.
         learning_rate : float or Tensor of shape (P,)
-            Of this step; a tensor where groups of parameters have their own.
+            Learning rate of this step; a tensor if groups of parameters have their own.
 
         Returns
         -------
         params : Tensor of shape (..., P)
-            After the step.
+            Parameters after the step.
         state : NamedTuple of Tensor
-            After the step.
+            State after the step.
         """
         raise NotImplementedError
 
     def denominator(self, state: State, t: int) -> Tensor | None:
-        """Return what a step divides by.
+        """Return the divisor of a step.
 
-        The damping of `DualInfluence` follows it, and runs on subsets hold parameters
-        still that it says have hardly had a gradient.
+        The damping of `DualInfluence` depends on it, and runs on subsets hold
+        parameters fixed whose divisor shows that they have hardly had a gradient.
 
         Parameters
         ----------
         state : NamedTuple of Tensor
-            After the step.
+            State after the step.
         t : int
             Number of the step, from 1.
 
         Returns
         -------
         Tensor of shape (..., P) or None
-            None if the step divides by nothing that gradients make. Then no parameter
-            is held still, and ``metric="optimizer"`` is the identity.
+            None if the step divides by nothing that depends on gradients. Then no
+            parameter is held fixed, and ``metric="optimizer"`` is the identity.
         """
         return None
 
     def path_length(self, learning_rates: Tensor) -> float:
-        """Return how far a unit gradient carries in a whole run.
+        """Return how far a constant unit gradient moves a parameter in a whole run.
 
         Parameters
         ----------
         learning_rates : Tensor of shape (T,)
-            Of the steps.
+            Learning rates of the steps.
 
         Returns
         -------
@@ -229,12 +229,12 @@ class Optimizer:
         Parameters
         ----------
         module : nn.Module
-            Its parameters that need a gradient are the flat vector, in their order.
+            Its parameters that require a gradient form the flat vector, in order.
 
         Returns
         -------
         Optimizer
-            Itself, unless a step depends on what the parameters are.
+            Itself, unless the step depends on the kind of the parameters.
         """
         return self
 
@@ -266,9 +266,9 @@ class Optimizer:
         after : StepDerivative
             Derivatives in what the step returned, (q, ..., P).
         inert : float, default=0.0
-            Parameters whose denominator, eps left out, is at most this fraction of
-            the root mean square of their model's count as not moved by any gradient.
-            At 0 these are those that have had none.
+            Parameters whose denominator, without eps, is at most this fraction of the
+            root mean square over their model count as not moved by any gradient. At 0,
+            these are the parameters that have never had a gradient.
 
         Returns
         -------
@@ -331,8 +331,8 @@ class Optimizer:
             return moved, *new
 
         paths = [(d.params, g, *d.state) for d, g in zip(before, in_grad, strict=True)]
-        found = along_paths(flat, (params, grad, *state), paths)
-        return [StepDerivative(d[0], with_values(state, d[1:])) for d in found]
+        derivatives = along_paths(flat, (params, grad, *state), paths)
+        return [StepDerivative(d[0], with_values(state, d[1:])) for d in derivatives]
 
     def _held_still(
         self,
@@ -343,28 +343,31 @@ class Optimizer:
         learning_rate: Rate,
         inert: float,
     ) -> Self:
-        """Return a copy by whose step gradients do not move inert parameters.
+        """Return a copy in whose step gradients do not move inert parameters.
 
-        A parameter that has had no gradient would move by learning_rate / eps times the
-        first one to come, but in truth by at most about learning_rate: its derivative
-        says nothing about any weight but an infinitesimal one. The copy divides by
-        infinity there.
+        To first order, a parameter without a gradient so far would move by
+        learning_rate / eps times its first gradient, but it actually moves by at most
+        about learning_rate: its derivative is valid for infinitesimal weights only. The
+        copy divides by infinity there.
         """
         _, new = self.step(params, grad, state, t, learning_rate)
         scale = self.denominator(new, t)
         if scale is None:
             return self
+
         root = scale - getattr(self, "eps", 0.0)
         moves = root > inert * root.square().mean(dim=-1, keepdim=True).sqrt()
 
         def denominator(state: State, t: int) -> Tensor:
-            # both times: the root of 0 has no derivative, which where() leaves out
-            # of what it does not select
+            # where() twice: the root of 0 has no derivative, which would make the
+            # derivatives of entries that are not selected NaN
             state = map_state(lambda value: torch.where(moves, value, 0.0), state)
-            found = self.denominator(state, t)
-            if found is None:
-                raise TypeError("denominator() must return a tensor always, or never.")
-            return torch.where(moves, found, torch.inf)
+            divisor = self.denominator(state, t)
+            if divisor is None:
+                raise TypeError(
+                    "denominator() must always return a tensor, or always None."
+                )
+            return torch.where(moves, divisor, torch.inf)
 
         still = copy.copy(self)
         still._set(denominator=denominator)
@@ -372,12 +375,12 @@ class Optimizer:
 
     # ---------------------------------------------------------------- reading
     def options(self) -> dict[str, Any]:
-        """Return the options by name, as JSON can hold them.
+        """Return the options by name, as values that JSON can hold.
 
         Returns
         -------
         dict
-            What `from_options` takes.
+            Argument of `from_options`.
         """
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
@@ -411,22 +414,22 @@ class Optimizer:
         Parameters
         ----------
         group : dict
-            One of its ``param_groups``. Options have the same names.
+            One of the optimizer's ``param_groups``. Options have the same names.
 
         Returns
         -------
         Optimizer
-            With the options of that group.
+            Optimizer with the options of that group.
 
         Raises
         ------
         ValueError
-            If the group is trained in a way that is not known here.
+            If the group is trained in a way that is not supported.
         """
         if group.get("maximize"):
             raise ValueError(
                 f"{cls.__name__} with maximize=True cannot be recorded: train without "
-                "maximize, on the negative of what is to be large."
+                "maximize, on the negative of the objective."
             )
         known = [f.name for f in fields(cls) if f.name in group]
         return cls(**{name: _plain(group[name]) for name in known})
@@ -437,7 +440,7 @@ class Optimizer:
         Parameters
         ----------
         state : dict
-            Its ``state`` of that parameter.
+            The optimizer's ``state`` of that parameter.
 
         Returns
         -------
@@ -445,10 +448,10 @@ class Optimizer:
             The fields of the state; None before the first step.
         """
         kind: Any = type(self.initial_state(torch.zeros(1)))
-        found = {name: state.get(self.torch_state[name]) for name in kind._fields}
-        if any(value is None for value in found.values()):
+        values = {name: state.get(self.torch_state[name]) for name in kind._fields}
+        if any(value is None for value in values.values()):
             return None
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in values.items() if value is not None}
 
     def joined(
         self, shapes: Sequence[tuple[int, ...]], own: Sequence[int], rest: Optimizer
@@ -458,33 +461,33 @@ class Optimizer:
         Parameters
         ----------
         shapes : list of tuple
-            Of the parameters of the model.
+            Shapes of the parameters of the model.
         own : list of int
-            Positions among them of those that this optimizer trains.
+            Positions of the parameters that this optimizer trains.
         rest : Optimizer
-            What trains the others; itself if there are none.
+            Optimizer of the others; itself if there are no others.
 
         Returns
         -------
         Optimizer
-            For all of them.
+            Optimizer for all parameters.
 
         Raises
         ------
         ValueError
-            If the two cannot be taken for one.
+            If the two cannot be combined.
         """
         if rest is self:
             return self
         raise ValueError(
             f"{type(self).__name__} and {type(rest).__name__} with other options train "
             "one model, which cannot be recorded: only learning rates and weight decay "
-            "may differ, and only Muon leaves parameters to another, AdamW."
+            "may differ, and only Muon may leave parameters to another one, AdamW."
         )
 
 
 def _plain(value: Any) -> Any:
-    """Return a number of torch as one of Python."""
+    """Return a tensor with one number as a Python number."""
     if isinstance(value, Tensor):
         return value.item()
     if isinstance(value, tuple | list):
@@ -503,57 +506,58 @@ def along_paths(
     Parameters
     ----------
     point : tensors
-        Where the paths pass.
+        Point that the paths pass through.
     paths : one or two times as many tensors
-        First derivatives of the paths, (r, ...), and second ones.
+        First derivatives of the paths, (r, ...), and second ones if given.
 
     Returns
     -------
     list of tuple of Tensor
-        As many derivatives of what the function returns, (r, ...).
+        As many derivatives of the results of the function, (r, ...).
     """
-    zero, n_parts = point[0].new_zeros(()), len(point)
+    zero = point[0].new_zeros(())
+    n_parts = len(point)
     one = torch.ones_like(zero)
 
     def derivatives(*moving: Tensor) -> tuple[State, ...]:
-        velocity, bend = moving[:n_parts], moving[n_parts:]
+        velocity, curvature = moving[:n_parts], moving[n_parts:]
 
         def at(s: Tensor) -> State:
             moved = [x + s * v for x, v in zip(point, velocity, strict=True)]
-            if bend:
+            if curvature:
                 half = 0.5 * s.square()
-                moved = [x + half * b for x, b in zip(moved, bend, strict=True)]
+                moved = [x + half * b for x, b in zip(moved, curvature, strict=True)]
             return function(*moved)
 
         def slope(s: Tensor) -> State:
-            found: State = jvp(at, (s,), (one,))[1]
-            return found
+            first_derivative: State = jvp(at, (s,), (one,))[1]
+            return first_derivative
 
-        if not bend:
+        if not curvature:
             return (slope(zero),)
         return tuple(jvp(slope, (zero,), (one,)))
 
-    found = vmap(derivatives)(*(part for path in paths for part in path))
-    return list(found)
+    first_derivative = vmap(derivatives)(*(values for path in paths for values in path))
+    return list(first_derivative)
 
 
 # ------------------------------------------------------------------- registry
-#: Optimizers by the name that files and estimators know them by.
+#: Optimizers by their name in files and in estimators.
 OPTIMIZERS: dict[str, type[Optimizer]] = {}
 
 
 def register_optimizer(name: str) -> Callable[[type[Optimizer]], type[Optimizer]]:
-    """Return a decorator that makes a class known by a name.
+    """Return a decorator that registers a class under a name.
 
     Parameters
     ----------
     name : str
-        What estimators take as ``optimizer=``, and records of training hold.
+        Name for ``optimizer=`` of estimators, and in records of training.
 
     Returns
     -------
     callable
-        For a subclass of `Optimizer`.
+        Decorator for a subclass of `Optimizer`.
 
     Raises
     ------
@@ -562,7 +566,7 @@ def register_optimizer(name: str) -> Callable[[type[Optimizer]], type[Optimizer]
 
     See Also
     --------
-    Optimizer : What the class derives from.
+    Optimizer : Base class.
 
     Examples
     --------
@@ -582,7 +586,7 @@ def register_optimizer(name: str) -> Callable[[type[Optimizer]], type[Optimizer]
     def register(kind: type[Optimizer]) -> type[Optimizer]:
         known = OPTIMIZERS.setdefault(name, kind)
         if known.__qualname__ != kind.__qualname__:
-            raise ValueError(f"{name!r} is an optimizer already: {known.__qualname__}.")
+            raise ValueError(f"{name!r} is already an optimizer: {known.__qualname__}.")
         OPTIMIZERS[name] = kind
         return kind
 
@@ -590,7 +594,7 @@ def register_optimizer(name: str) -> Callable[[type[Optimizer]], type[Optimizer]
 
 
 def name_of(optimizer: Optimizer) -> str:
-    """Return the name that an optimizer is registered by, else that of its class."""
+    """Return the name under which an optimizer is registered, else its class name."""
     for name, kind in OPTIMIZERS.items():
         if kind is type(optimizer):
             return name
@@ -598,7 +602,7 @@ def name_of(optimizer: Optimizer) -> str:
 
 
 def class_for_torch(kind: type) -> type[Optimizer] | None:
-    """Return the class that takes the steps of an optimizer of torch, if any."""
+    """Return the class with the same steps as an optimizer of torch, or None."""
     for known in OPTIMIZERS.values():
         if known.torch_class is kind:
             return known

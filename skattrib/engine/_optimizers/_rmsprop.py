@@ -1,4 +1,4 @@
-"""RMSprop: the step; derivatives come from autograd."""
+"""RMSprop: its step; derivatives come from autograd."""
 
 from __future__ import annotations
 
@@ -60,21 +60,21 @@ class RMSprop(Optimizer):
     eps : float, default=1e-8
         Added to its root.
     momentum : float, default=0.0
-        How much of the last move is kept, in [0, 1).
+        Share of the last move that is kept, in [0, 1).
     centered : bool, default=False
         Divide by the standard deviation of the gradient.
     maximize : bool, default=False
-        Climb the loss.
+        Maximise the loss.
 
     See Also
     --------
-    Adam : Averages the gradient, too.
+    Adam : Averages the gradient as well.
 
     Notes
     -----
-    The average of squares starts at 0 and is not corrected for that: the first steps
-    are 1 / √(1 − alpha) learning rates long, ten with the default. Where runs on
-    subsets explode in `AdamWInfluence`, take a third of the learning rate of Adam.
+    The average of squares starts at 0 without a correction: the first steps have a
+    length of 1 / √(1 − alpha) learning rates, ten with the default. If runs on subsets
+    explode in `AdamWInfluence`, use a third of the learning rate of Adam.
 
     Examples
     --------
@@ -115,7 +115,7 @@ class RMSprop(Optimizer):
         return float(learning_rates.sum()) / (1.0 - self.momentum)
 
     def _state(self, square: Tensor, mean: Tensor, buffer: Tensor) -> State:
-        """Return of all that could be kept what is."""
+        """Return the state, with the tensors that the options need."""
         if self.centered and self.momentum:
             return CentredSquaresMomentum(square, mean, buffer)
         if self.centered:
@@ -146,6 +146,6 @@ class RMSprop(Optimizer):
     def denominator(self, state: State, t: int) -> Tensor:
         variance = state[0]
         if self.centered:
-            # below 0 by rounding, where torch has nan
+            # below 0 by rounding; torch returns nan then
             variance = (variance - state[1].square()).clamp(min=0.0)
         return variance.sqrt() + self.eps

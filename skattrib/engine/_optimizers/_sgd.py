@@ -21,7 +21,7 @@ from skattrib.engine._optimizers._protocol import (
 
 
 class Momentum(NamedTuple):
-    """Sum of past gradients, older ones fading."""
+    """Sum of past gradients, older ones with decaying weights."""
 
     buffer: Tensor
 
@@ -31,21 +31,21 @@ class Momentum(NamedTuple):
 class SGD(Optimizer):
     """Stochastic gradient descent, with the steps of ``torch.optim.SGD``.
 
-    It divides by nothing: ``metric="optimizer"`` of `DualInfluence` is the identity,
-    and runs on subsets hold no parameter still.
+    It does not divide by the size of gradients: ``metric="optimizer"`` of
+    `DualInfluence` is the identity, and runs on subsets hold no parameter fixed.
 
     Parameters
     ----------
     weight_decay : float or None, default=None
         Added to the gradient. None takes that of the estimator.
     momentum : float, default=0.0
-        How much of the last move is kept, in [0, 1).
+        Share of the last move that is kept, in [0, 1).
     dampening : float, default=0.0
-        How much less of each gradient but the first is taken in, in [0, 1).
+        Share of each gradient, except the first, that momentum ignores, in [0, 1).
     nesterov : bool, default=False
-        Nesterov momentum; needs momentum, and no dampening.
+        Use Nesterov momentum; needs momentum above 0 and no dampening.
     maximize : bool, default=False
-        Climb the loss.
+        Maximise the loss.
 
     See Also
     --------
@@ -108,7 +108,7 @@ class SGD(Optimizer):
         return _moved(params, move, learning_rate), Momentum(buffer)
 
     def _taken(self, t: int) -> float:
-        """Return how much of a gradient the buffer takes in: torch copies the first."""
+        """Return the factor of a gradient in the buffer: torch copies the first."""
         return 1.0 if t == 1 else 1.0 - self.dampening
 
     def pullback(
@@ -148,7 +148,7 @@ class SGD(Optimizer):
         before: Sequence[StepDerivative],
         in_grad: Sequence[Tensor],
     ) -> list[StepDerivative]:
-        # linear in parameters, gradient and buffer together
+        # the step is linear in parameters, gradient and buffer
         return [
             StepDerivative(*self.step(d.params, g, d.state, t, learning_rate))
             for d, g in zip(before, in_grad, strict=True)
@@ -162,6 +162,6 @@ def _moved(params: Tensor, move: Tensor, learning_rate: Rate) -> Tensor:
 
 
 def plain_sgd(optimizer: Optimizer) -> SGD:
-    """Return SGD that keeps no state, with the decay of another optimizer."""
+    """Return SGD without momentum, with the decay of another optimizer."""
     climbs = bool(getattr(optimizer, "maximize", False))
     return SGD(weight_decay=optimizer.weight_decay, maximize=climbs)

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from skattrib._validation import check_texts
 from skattrib.engine._functional import chunks
-from skattrib.engine._readout import Tokens
+from skattrib.engine._last_layer import Tokens
 from skattrib.models.language._model import load
 from skattrib.models.language._tokens import windows
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from skattrib._validation import memory_cap
-from skattrib.engine._readout import Head
+from skattrib.engine._last_layer import Head
 from skattrib.models.language._tokens import padded
 
 # Numbers alive per token and word of the vocabulary.

@@ -92,7 +92,7 @@ def test_one_class_is_all_that_an_optimizer_needs(registered, tmp_path):
     assert isinstance(loaded.states[9].optimizer, Sums)
     del OPTIMIZERS["mine"]
     try:
-        with pytest.raises(TrajectoryError, match="'mine' is not known here"):
+        with pytest.raises(TrajectoryError, match="'mine' is unknown"):
             Trajectory.load(path, *data)
     finally:
         OPTIMIZERS["mine"] = Adagrad
@@ -105,7 +105,7 @@ def test_a_registered_name_is_one_of_the_estimator(registered):
         TorchClassifier(optimizer=o, **options).fit(X, y) for o in ("mine", Adagrad())
     )
     assert_allclose(one.predict_proba(X), other.predict_proba(X))
-    with pytest.raises(ValueError, match="'mine' is an optimizer already: Adagrad"):
+    with pytest.raises(ValueError, match="'mine' is already an optimizer: Adagrad"):
         register_optimizer("mine")(SGD)
 
 
@@ -122,7 +122,7 @@ def test_a_denominator_is_there_always_or_never():
     params = randn(2, 3)
     state = optimizer.initial_state(params)
     still = optimizer._held_still(params, params, state, 1, 0.1, 0.0)
-    with pytest.raises(TypeError, match="a tensor always, or never"):
+    with pytest.raises(TypeError, match="always return a tensor, or always None"):
         still.denominator(Odd(params), 1)
 
 

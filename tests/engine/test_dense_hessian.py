@@ -7,7 +7,7 @@ from numpy.testing import assert_array_equal
 from torch import nn
 
 from skattrib.engine._adjoint import _Gradient
-from skattrib.engine._dense import DenseGradient, dense_layers
+from skattrib.engine._dense_hessian import DenseGradient, dense_layers
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._losses import CrossEntropy
 from skattrib.engine._minibatch import Minibatch

@@ -7,21 +7,21 @@ product over units, so is the extension of each term:
     E g = Σ_a θ_a Π_j u_aj ,   u_aj = t k(1, s_aj) + (1 − t) k(0, s_aj) ,
 
 and a difference in a unit replaces its factor by k(1, s_aj) − k(0, s_aj). Every
-read-out is such a difference at a point t, or its mean over t.
+attribution is such a difference at a point t, or its mean over t.
 """
 
 from numbers import Real
 
 import numpy as np
 
-#: What a read-out may be asked for by name.
+#: Points t by name.
 POINTS = {"loo": 1.0, "banzhaf": 0.5}
 
 _MOST_POINTS = 64
 
 
 def check_at(at):
-    """Return ``at`` if it names a read-out."""
+    """Return ``at`` as a valid name or a float; raise ValueError otherwise."""
     if isinstance(at, str) and at in {*POINTS, "shapley"}:
         return at
     if isinstance(at, Real) and not isinstance(at, bool) and 0 <= at <= 1:
@@ -33,18 +33,18 @@ def check_at(at):
 
 
 def quadrature(at, degree):
-    """Return points t and weights that average a polynomial as ``at`` asks."""
+    """Return points t and weights whose weighted sum is the average for ``at``."""
     at = check_at(at)
     if at != "shapley":
         return np.array([POINTS.get(at, at)]), np.ones(1)
-    # enough to rounding: products of many factors are smooth in t
+    # exact up to rounding: products of many factors are smooth in t
     n_points = min(degree // 2 + 1, _MOST_POINTS)
     x, w = np.polynomial.legendre.leggauss(n_points)
     return (x + 1) / 2, w / 2
 
 
 class _Factors:
-    """Logarithms of the factors of every term, units (m, n), at one point t."""
+    """Logarithms of the factors (m, n) of all terms and units, at one point t."""
 
     def __init__(self, weightings, gamma, t):
         self.present = -gamma * (1 - weightings) ** 2
@@ -85,17 +85,20 @@ def kernel_interactions(coef, weightings, gamma, at):
         factors = _Factors(weightings, gamma, t)
         for i in range(n):
             terms = factors.differences(factors.total - factors.mixed[:, i])
-            own = np.exp(factors.present[:, i]) - np.exp(factors.absent[:, i])
-            out[:, i] += w * (coef * own[:, None]).T @ terms
+            unit_difference = np.exp(factors.present[:, i]) - np.exp(
+                factors.absent[:, i]
+            )
+            out[:, i] += w * (coef * unit_difference[:, None]).T @ terms
+
     diagonal = np.arange(n)
     out[:, diagonal, diagonal] = 0
     return out
 
 
 def prior_variance(n_units, gamma, at):
-    """Return the variance of an attribution when g is a Gaussian process of variance 1.
+    """Return the variance of an attribution if g is a Gaussian process of variance 1.
 
-    The kernel of two extended functions is a product over units again.
+    The kernel of two extended functions is again a product over units.
     """
     t, w = quadrature(at, n_units - 1)
     q = np.exp(-gamma)

@@ -1,4 +1,4 @@
-"""Coordinates in which the linearised model is solved; here, its parameters.
+"""Coordinates in which the linearised model is solved: the parameters.
 
 The damped generalised Gauss-Newton Hessian of a linearised model is
 H = JᵀBJ + λI with B = diag(w S Sᵀ) over rows (the metric is in J's columns).
@@ -26,17 +26,17 @@ from skattrib.engine._solvers import (
     preconditioned_gradient,
 )
 
-# Of the memory cap, what one temporary may take: 1 / SHARE.
+# One temporary may take 1 / SHARE of the memory cap.
 SHARE = 4
 # Rows of a Jacobian that are always multiplied together.
 _FEW_ROWS = 16
-# From this share of the data on, its Hessian says what that of a part is like.
+# From this share of the data on, the Hessian of all data approximates that of a part.
 _MUCH = 0.2
 #: Relative error at which a solution counts as exact.
 EXACT = 1e-11
 
 
-def times(roots: Tensor, columns: Tensor, transpose: bool = False) -> Tensor:
+def multiply_blocks(roots: Tensor, columns: Tensor, transpose: bool = False) -> Tensor:
     """Multiply block-diagonal S (n, C, C), or its transpose, with (n·C, m)."""
     n, C, _ = roots.shape
     blocks = roots.mT if transpose else roots
@@ -51,12 +51,12 @@ def weighted_roots(roots: Tensor, weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FullSystem:
-    """The system of all rows at one λ per weighting, factored where the space factors.
+    """The system of all rows at one λ per weighting, factored if the space factors.
 
     Attributes
     ----------
     shifts : Tensor of shape (m,)
-        Of m weightings, or of all if m = 1.
+        λ of m weightings, or of all weightings if m = 1.
     """
 
     shifts: Tensor
@@ -84,21 +84,21 @@ class FullSystem:
         return self.factor.inverse()
 
     def half_columns(self, index: Tensor) -> Tensor:
-        """Return the same for columns of the identity."""
+        """Return `half_solve` of columns of the identity."""
         return self.factor.half_columns(index)
 
 
 class FullSystems:
     """The systems of all rows at several λ.
 
-    Many λ share one eigendecomposition; of few, factors are kept while they fit.
+    Many λ share one eigendecomposition; for few, factors are stored while they fit.
 
     Parameters
     ----------
     system : ShiftedSystem or None
         None where nothing is factored.
     shifts : Tensor of shape (k,)
-        All λ that will be asked for.
+        All λ that will be used.
     memory_bytes : float
     """
 
@@ -126,8 +126,8 @@ class FullSystems:
             yield positions, FullSystem(shifts, self._eigen.at(shifts))
         else:
             for shift in shifts.unique():
-                found = FullSystem(shift[None], self._factor(self._system, shift))
-                yield positions[shifts == shift], found
+                full_system = FullSystem(shift[None], self._factor(self._system, shift))
+                yield positions[shifts == shift], full_system
 
     def _factor(self, system: ShiftedSystem, shift: Tensor) -> Factor | EigenFactor:
         key = float(shift)
@@ -140,7 +140,7 @@ class FullSystems:
 
 
 class Space(Protocol):
-    """What `LinearizedModel` asks of its coordinates; k steps are rows (k, D)."""
+    """Coordinates as `LinearizedModel` uses them; k steps are rows (k, D)."""
 
     name: str
 
@@ -158,7 +158,7 @@ class Space(Protocol):
         """Return Jᵢᵀ u of a row each, rows (k,), u (k, C)."""
 
     def decomposed(self) -> Space:
-        """Return the same with one eigendecomposition for every λ, if it factors."""
+        """Return this space with one eigendecomposition for every λ, if it factors."""
 
     def full_systems(self, shifts: Tensor) -> FullSystems:
         """Prepare the full-data systems of all these λ (k,)."""
@@ -171,14 +171,14 @@ class Space(Protocol):
     ) -> Tensor:
         """Return I − S̃ᵀ J_i H⁻¹ J_iᵀ S̃, S̃ = √d S, for rows by themselves.
 
-        It is what H keeps of itself without d of a row's weight, (len(rows), C, C) in
+        It describes H without d of a row's weight, relative to H; (len(rows), C, C) in
         float64. The system's weightings are the rows.
         """
 
     def group_complement(
         self, rows: Tensor, amounts: Tensor, system: FullSystem
     ) -> Tensor:
-        """Return the same for all outputs of a group, (|R|·C, |R|·C)."""
+        """Return I − S̃ᵀ J_R H⁻¹ J_Rᵀ S̃ for the rows of a group, (|R|·C, |R|·C)."""
 
     def solve_subsets(
         self,
@@ -197,7 +197,7 @@ class Space(Protocol):
         """Return Jᵢz on a training row for each step, (k, C)."""
 
     def query_block(self, query: RowGradients) -> Tensor:
-        """Return what steps are multiplied by to give Jz on other rows, (q, C, D)."""
+        """Return the matrices that map steps z to Jz on other rows, (q, C, D)."""
 
     def squared_norm(self, steps: Tensor) -> Tensor:
         """Return zᵀz, (k,)."""
@@ -223,11 +223,11 @@ class SolvesQueries(Protocol):
         """Return H⁻¹ applied to vectors (q, P) of parameters, in the metric."""
 
     def images(self, vectors: Tensor) -> Tensor:
-        """Return what vectors (q, P) of parameters do to training outputs, (q, n·C)."""
+        """Return the changes of training outputs (q, n·C) by parameters (q, P)."""
 
 
 class BySubtraction:
-    """Complements of spaces that know J H⁻¹ Jᵀ itself."""
+    """Mixin with the complements of spaces that compute J H⁻¹ Jᵀ itself."""
 
     _roots: Tensor
     _memory: float
@@ -254,7 +254,7 @@ class BySubtraction:
         return minus_from_one(root.T @ self.group_block(rows, system) @ root)
 
 
-def bend(images: Tensor, roots: Tensor, weights: Tensor) -> Tensor:
+def apply_output_hessians(images: Tensor, roots: Tensor, weights: Tensor) -> Tensor:
     """Return w S Sᵀ applied to outputs (k, n·C), roots (n, C, C) or (k, n, C, C)."""
     rows = "kncd"[4 - roots.ndim :]
     blocks = images.view(*weights.shape, -1)
@@ -263,10 +263,10 @@ def bend(images: Tensor, roots: Tensor, weights: Tensor) -> Tensor:
 
 
 class ByIteration:
-    """Spaces that solve for large subsets by conjugate gradients.
+    """Mixin of spaces that solve for large subsets by conjugate gradients.
 
-    The Hessian of much of the data is like that of all, times its share: its factor
-    is the preconditioner.
+    The Hessian of a large subset is similar to that of all data times its share, whose
+    factor is the preconditioner.
     """
 
     _roots: Tensor
@@ -284,28 +284,35 @@ class ByIteration:
     ) -> Tensor:
         steps = torch.zeros_like(gradients)
         share = weights.sum(dim=1) / self._weights.sum()
-        left = share < _MUCH
-        index = (~left).nonzero()[:, 0]
+        unsolved = share < _MUCH
+        index = (~unsolved).nonzero()[:, 0]
         if len(index):
-            alike = float((shifts[index] / share[index]).median())
-            factor = self._system.factor(alike)
+            typical_shift = float((shifts[index] / share[index]).median())
+            factor = self._system.factor(typical_shift)
             numbers = 8 * self._numbers_per_subset()
             size = self._memory / (SHARE * numbers * steps.element_size())
-            for part in chunks(len(index), int(size)):
-                some = index[part]
-                own = roots if roots is self._roots else roots[some]
-                steps[some], left[some] = self._iterate(
-                    gradients[some], weights[some], own, shifts[some], factor, tol
+            for chunk in chunks(len(index), int(size)):
+                subsets = index[chunk]
+                subset_roots = roots if roots is self._roots else roots[subsets]
+                steps[subsets], unsolved[subsets] = self._iterate(
+                    gradients[subsets],
+                    weights[subsets],
+                    subset_roots,
+                    shifts[subsets],
+                    factor,
+                    tol,
                 )
-        if bool(left.any()):
-            own = roots if roots is self._roots else roots[left]
-            steps[left] = self._solve_directly(
-                gradients[left], weights[left], own, shifts[left]
+
+        if bool(unsolved.any()):
+            subset_roots = roots if roots is self._roots else roots[unsolved]
+            steps[unsolved] = self._solve_directly(
+                gradients[unsolved], weights[unsolved], subset_roots, shifts[unsolved]
             )
+
         return steps
 
     def _numbers_per_subset(self) -> int:
-        """Return the length of what is held for each subset."""
+        """Return how many numbers are held for each subset."""
         raise NotImplementedError
 
     def _iterate(
@@ -317,7 +324,7 @@ class ByIteration:
         factor: Factor | EigenFactor,
         tol: float,
     ) -> tuple[Tensor, Tensor]:
-        """Return the steps by conjugate gradients, and which did not get there."""
+        """Return the steps by conjugate gradients, and which did not converge."""
         raise NotImplementedError
 
     def _solve_directly(
@@ -396,14 +403,14 @@ class PrimalSpace(ByIteration, BySubtraction):
         inverse_pays = len(system.shifts) == 1 and len(rows) * C >= P
         if inverse_pays and isinstance(self._jacobian, FactoredJacobian):
             return self._jacobian.leverages(system.inverse(), rows)
-        out = []
-        # a row's gradients, and what they are while they are solved for
+        blocks = []
+        # a row's gradients, and their copies while systems are solved
         size = 4 * C * P * self._roots.element_size()
         at_once = max(_FEW_ROWS, int(self._memory / (SHARE * size)))
-        for part in chunks(len(rows), at_once):
-            half = self._half(rows[part], system.take(part)).T.reshape(-1, C, P)
-            out.append(half @ half.mT)
-        return torch.cat(out)
+        for chunk in chunks(len(rows), at_once):
+            half = self._half(rows[chunk], system.take(chunk)).T.reshape(-1, C, P)
+            blocks.append(half @ half.mT)
+        return torch.cat(blocks)
 
     def group_block(self, rows: Tensor, system: FullSystem) -> Tensor:
         half = self._half(rows, system)
@@ -437,7 +444,7 @@ class PrimalSpace(ByIteration, BySubtraction):
         tol: float,
     ) -> tuple[Tensor, Tensor]:
         def hessian(v: Tensor, _: Tensor) -> Tensor:
-            bent = bend(self._jacobian.jvp(v), roots, weights)
+            bent = apply_output_hessians(self._jacobian.jvp(v), roots, weights)
             return self._jacobian.vjp(bent).add_(shifts[:, None] * v)
 
         return preconditioned_gradient(

@@ -1,8 +1,9 @@
-"""Second derivatives of networks of linear layers and activations, written out.
+"""Second derivatives of networks of linear layers and activations, in closed form.
 
-What autograd does in a hundred small operations a step, for all queries, takes a few
-matrix products a layer. For the R-operator see Pearlmutter, "Fast exact multiplication
-by the Hessian" (1994). Arrays are features by rows, as (queries, features, rows).
+For all queries together they take a few matrix products per layer, where autograd
+takes a hundred small operations per step. For the R-operator see
+Pearlmutter, "Fast exact multiplication by the Hessian" (1994). Arrays have the shape
+(queries, features, rows).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _KNOWN = (nn.Identity, nn.ReLU, nn.Tanh, *_SMOOTH)
 
 @dataclass(frozen=True)
 class DenseLayer:
-    """A linear layer, where its parameters are, and the activations after it."""
+    """A linear layer, the place of its parameters, and the activation after it."""
 
     start: int
     shape: tuple[int, int]
@@ -39,43 +40,51 @@ class DenseLayer:
     def weight(self, vectors: Tensor) -> Tensor:
         """Return its weights (m, o, k) in vectors (m, P)."""
         o, k = self.shape
-        part = vectors[:, self.start : self.start + o * k]
-        return part.unflatten(1, (o, k))
+        columns = vectors[:, self.start : self.start + o * k]
+        return columns.unflatten(1, (o, k))
 
     def offset(self, vectors: Tensor) -> Tensor:
-        """Return its biases (m, o) in vectors (m, P), if it has them."""
+        """Return its biases (m, o) in vectors (m, P), if it has any."""
         o, k = self.shape
         return vectors[:, self.start + o * k : self.stop]
 
 
 def dense_layers(model: FunctionalModule, X: Tensor) -> list[DenseLayer] | None:
-    """Return the layers of a network that is nothing else, or None."""
+    """Return the layers of a network that has no others, else None."""
     module = model.module
     if type(module) is not nn.Sequential or X.ndim != 2:
         return None
     if any(m._forward_hooks or m._forward_pre_hooks for m in module.modules()):
         return None
+
     starts = accumulate(model.sizes, initial=0)
     places = dict(zip(model.names, starts, strict=False))
-    found: list[DenseLayer] = []
-    # named_children would leave out what comes twice
+    layers: list[DenseLayer] = []
+
+    # named_children would leave out a layer that occurs twice
     for name, child in module._modules.items():
-        own = [f"{name}.{p}" for p, _ in child.named_parameters()]
-        if type(child) is nn.Linear and own == [k for k in own if k in places]:
+        parameter_names = [f"{name}.{p}" for p, _ in child.named_parameters()]
+        if type(child) is nn.Linear and parameter_names == [
+            k for k in parameter_names if k in places
+        ]:
             shape = child.out_features, child.in_features
             bias = child.bias is not None
-            if len(own) != 1 + bias or own[0] != f"{name}.weight":
+            if (
+                len(parameter_names) != 1 + bias
+                or parameter_names[0] != f"{name}.weight"
+            ):
                 return None  # parametrised
-            found.append(DenseLayer(places[own[0]], shape, bias, None))
-        elif type(child) in _KNOWN and found and found[-1].activation is None:
-            last = found.pop()
-            found.append(DenseLayer(last.start, last.shape, last.bias, child))
+            layers.append(DenseLayer(places[parameter_names[0]], shape, bias, None))
+        elif type(child) in _KNOWN and layers and layers[-1].activation is None:
+            last = layers.pop()
+            layers.append(DenseLayer(last.start, last.shape, last.bias, child))
         else:
             return None
-    # all parameters are those of a layer, each of one only
-    whole = sum(layer.stop - layer.start for layer in found) == model.n_params
-    linear_head = bool(found) and found[-1].activation is None
-    return found if whole and linear_head else None
+
+    # every parameter belongs to exactly one layer
+    covers_all = sum(layer.stop - layer.start for layer in layers) == model.n_params
+    linear_head = bool(layers) and layers[-1].activation is None
+    return layers if covers_all and linear_head else None
 
 
 def _activate(
@@ -91,12 +100,14 @@ def _activate(
         h = z.tanh()
         slope = torch.addcmul(torch.ones_like(h), h, h, value=-1)
         return h, slope, -2 * h * slope
+
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         h = activation(z)
         (slope,) = torch.autograd.grad(h.sum(), z, create_graph=True)
-        (bend,) = torch.autograd.grad(slope.sum(), z)
-    return h.detach(), slope.detach(), bend
+        (curvature,) = torch.autograd.grad(slope.sum(), z)
+
+    return h.detach(), slope.detach(), curvature
 
 
 class DenseGradient:
@@ -105,7 +116,7 @@ class DenseGradient:
     Parameters
     ----------
     layers : list of DenseLayer
-        What is assumed: the module is these and nothing else, and rows do not meet.
+        All layers of the module; rows are assumed to be independent.
     minibatch : Minibatch
         Whose gradient this is, see `skattrib.engine._minibatch`.
     params : Tensor of shape (M, P)
@@ -133,26 +144,30 @@ class DenseGradient:
         self._shares = shares[:, None]
         self._weights = [layer.weight(params) for layer in layers]
         h = X.T.expand(len(params), -1, -1)
-        self._inputs, self._slopes, self._bends = [], [], []
+        self._inputs, self._slopes, self._curvatures = [], [], []
+
         for layer, weight in zip(layers, self._weights, strict=True):
             self._inputs.append(h)
             z = weight @ h
             if layer.bias:
                 z = z + layer.offset(params)[..., None]
-            h, slope, bend = _activate(layer.activation, z)
+            h, slope, curvature = _activate(layer.activation, z)
             self._slopes.append(slope)
-            self._bends.append(bend)
-        self._outputs, self._targets = h.mT, targets
+            self._curvatures.append(curvature)
+
+        self._outputs = h.mT
+        self._targets = targets
         self._residuals = loss.residuals(self._outputs, targets).mT.contiguous()
         self._raw = self._backward(torch.empty_like(params))
         self.value = clip_gradient(self._raw, clip_norm)
 
     def _backward(self, out: Tensor) -> Tensor:
-        """Write the gradient, and note the signals on its way."""
+        """Write the gradient to ``out``, and store the signals of all layers."""
         signal = self._shares * self._residuals
         n = len(self._layers)
-        # of each layer: what comes to its outputs; and to its inputs, before slopes
+        # of each layer: gradients in its outputs; and in its inputs, before slopes
         self._signals, self._arriving = [signal] * n, [signal] * n
+
         for i in reversed(range(n)):
             layer = self._layers[i]
             self._signals[i] = signal
@@ -163,6 +178,7 @@ class DenseGradient:
                 arriving = self._weights[i].mT @ signal
                 self._arriving[i], slope = arriving, self._slopes[i - 1]
                 signal = arriving if slope is None else arriving * slope
+
         return out
 
     def products(self, cotangents: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,23 +208,27 @@ class DenseGradient:
         )
         signal = self._shares[run] * bent.mT
         q = len(a)
+
         for i in reversed(range(len(self._layers))):
-            layer, fixed = self._layers[i], self._signals[i][run].expand(q, -1, -1)
-            weight, h = self._weights[i][run].expand(q, -1, -1), self._inputs[i][run]
-            found = layer.weight(out)
-            torch.bmm(signal, h.T.expand(q, -1, -1), out=found)
+            layer = self._layers[i]
+            fixed = self._signals[i][run].expand(q, -1, -1)
+            weight = self._weights[i][run].expand(q, -1, -1)
+            h = self._inputs[i][run]
+            in_weight = layer.weight(out)
+            torch.bmm(signal, h.T.expand(q, -1, -1), out=in_weight)
             if i:
-                found.baddbmm_(fixed, moved[i].mT)
+                in_weight.baddbmm_(fixed, moved[i].mT)
             if layer.bias:
                 torch.sum(signal, dim=2, out=layer.offset(out))
             if i:
                 arriving = torch.bmm(weight.mT, signal)
                 arriving.baddbmm_(layer.weight(a).mT, fixed)
                 signal = self._through_activation(i, run, arriving, moves[i - 1])
+
         return dots
 
     def _forward(self, run: int, a: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return how layers' outputs move along a (q, P), and their inputs."""
+        """Return derivatives of layers' outputs along a (q, P), and of their inputs."""
         moves: list[Tensor] = []
         moved = [a]  # the rows themselves do not move
         for i, layer in enumerate(self._layers):
@@ -222,14 +242,15 @@ class DenseGradient:
             moves.append(move)
             slope = self._slopes[i]
             moved.append(move if slope is None else slope[run] * move)
+
         return moves, moved
 
     def _through_activation(
         self, i: int, run: int, arriving: Tensor, move: Tensor
     ) -> Tensor:
-        slope, bend = self._slopes[i - 1], self._bends[i - 1]
+        slope, curvature = self._slopes[i - 1], self._curvatures[i - 1]
         if slope is not None:
             arriving *= slope[run]
-        if bend is not None:
-            arriving.addcmul_(bend[run] * self._arriving[i][run], move)
+        if curvature is not None:
+            arriving.addcmul_(curvature[run] * self._arriving[i][run], move)
         return arriving

@@ -1,8 +1,8 @@
 """Gradients of the last linear layer, as sums of outer products that are never formed.
 
 With the input h of the last layer, outputs z = W h + b and a residual r = ∂ℓ/∂z, the
-loss has the gradient r ⊗ (h, 1) in (W, b) and g = Wᵀ r in h. Summed over the tokens of
-a row, and sketched while they are factors, they are what a row leaves in an index.
+loss has the gradient r ⊗ (h, 1) in (W, b) and g = Wᵀ r in h. An index stores their sums
+over the tokens of each row, sketched as factors.
 """
 
 from __future__ import annotations
@@ -46,36 +46,41 @@ class Head:
         return self.weight.shape[1] + (self.bias is not None)
 
     def with_one(self, hidden: Tensor) -> Tensor:
-        """Append what the bias multiplies."""
+        """Append the ones that the bias multiplies, if there is one."""
         if self.bias is None:
             return hidden
         return torch.cat([hidden, hidden.new_ones(*hidden.shape[:-1], 1)], dim=-1)
 
 
 def find_head(module: nn.Module, X: Tensor) -> nn.Linear:
-    """Return the nn.Linear whose output is the module's, tried on two rows.
+    """Return the nn.Linear whose output is the module's output, tried on two rows.
 
     Raises
     ------
     ValueError
-        If there is none.
+        If there is no such layer.
     """
     linear = [m for m in module.modules() if isinstance(m, nn.Linear)]
     called: list[nn.Linear] = []
     handles = [
-        layer.register_forward_hook(lambda own, *_: called.append(own))
+        layer.register_forward_hook(
+            lambda called_layer, *_: called.append(called_layer)
+        )
         for layer in linear
     ]
+
     try:
         with torch.no_grad():
             out = module(X[:2])
     finally:
         for handle in handles:
             handle.remove()
+
     width = out.shape[1] if out.ndim > 1 else 1
     if called and called[-1].out_features == width:
         if _is_output(module, called[-1], X[:2]):
             return called[-1]
+
     kind = type(module).__name__
     raise ValueError(
         f"The output of {kind} is not that of an nn.Linear layer: what comes after the "
@@ -85,15 +90,15 @@ def find_head(module: nn.Module, X: Tensor) -> nn.Linear:
 
 
 def _is_output(module: nn.Module, layer: nn.Linear, X: Tensor) -> bool:
-    """Say whether the module returns whatever the layer returns."""
-    put: list[Tensor] = []
+    """Return whether the module returns the output of the layer unchanged."""
+    replacements: list[Tensor] = []
 
     def swap(_: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        # both signs and large: what bends these bends anything
+        # large, of both signs: any nonlinear function changes these
         steps = torch.arange(output.numel(), dtype=output.dtype, device=output.device)
-        other = ((50.0 + steps) * (1.0 - 2.0 * (steps % 2))).reshape(output.shape)
-        put.append(other.clone())
-        return other
+        replacement = ((50.0 + steps) * (1.0 - 2.0 * (steps % 2))).reshape(output.shape)
+        replacements.append(replacement.clone())
+        return replacement
 
     handle = layer.register_forward_hook(swap)
     try:
@@ -101,39 +106,42 @@ def _is_output(module: nn.Module, layer: nn.Linear, X: Tensor) -> bool:
             out = module(X)
     finally:
         handle.remove()
-    same = len(put) == 1 and put[0].numel() == out.numel()
-    return same and torch.equal(out.reshape(-1), put[0].reshape(-1))
+
+    same = len(replacements) == 1 and replacements[0].numel() == out.numel()
+    return same and torch.equal(out.reshape(-1), replacements[0].reshape(-1))
 
 
 def hidden_states(
     module: nn.Module, layer: nn.Linear, X: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return what the layer gets (n, D), and the module's outputs (n, C)."""
-    seen: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    """Return the layer's inputs (n, D), and the module's outputs (n, C)."""
+    layer_inputs: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(
+        lambda _, inputs: layer_inputs.append(inputs[0])
+    )
     try:
         with torch.no_grad():
             out = module(X)
     finally:
         handle.remove()
     out = out if out.ndim > 1 else out[:, None]
-    return seen[-1].reshape(len(X), -1), out
+    return layer_inputs[-1].reshape(len(X), -1), out
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a model makes of N tokens; of a row of a table there is one.
+    """Hidden states and outputs of N tokens; a row of a table is one token.
 
     Attributes
     ----------
     rows : int64 Tensor of shape (N,)
-        Row that each belongs to.
+        Row that each token belongs to.
     hidden : Tensor of shape (N, D)
-        What the head gets.
+        Inputs of the head.
     outputs : Tensor of shape (N, C)
-        What it makes of that.
+        Outputs of the head.
     targets : Tensor of shape (N,) or (N, C)
-        What it should have been.
+        Targets of the outputs.
     """
 
     rows: Tensor
@@ -171,16 +179,17 @@ class Residual:
         """Return Σ_c r_c matrix_c, (N, k), for a matrix (C, k)."""
         if self.indices is None:
             return self.values @ matrix
-        found: Tensor = nn.functional.embedding_bag(
+        projected: Tensor = nn.functional.embedding_bag(
             self.indices, matrix, per_sample_weights=self.values, mode="sum"
         )
-        return found
+        return projected
 
     def sketch(self, tables: tuple[Tensor, Tensor], n_components: int) -> Tensor:
         """Return count sketches (N, n_components)."""
         if self.indices is None:
             return sketch(self.values, *tables, n_components)
-        index, sign = tables[0][0].long(), tables[1][0].to(self.values)
+        index = tables[0][0].long()
+        sign = tables[1][0].to(self.values)
         out = self.values.new_zeros(len(self.values), n_components)
         signed = self.values * sign[self.indices]
         return out.scatter_add_(1, index[self.indices], signed)
@@ -194,41 +203,45 @@ def residuals(
     top_k: int | None = None,
     temperature: float = 1.0,
 ) -> Residual:
-    """Return ∂ℓ/∂z of outputs z (N, C), for cross-entropy p − onehot.
+    """Return ∂ℓ/∂z of outputs z (N, C); of cross-entropy, p − onehot.
 
     Parameters
     ----------
     top_k : int or None
-        Of cross-entropy: keep the residuals of this many most likely classes, the
-        target's always. Probabilities are those among all classes.
+        For cross-entropy: keep the residuals of this many most likely classes,
+        including the target's. Probabilities are those among all classes.
     temperature : float
-        Of the softmax or sigmoid; nothing to losses of numbers.
+        Of the softmax or sigmoid; losses of numbers ignore it.
     """
-    n_outputs, z = outputs.shape[1], loss.tempered(outputs, temperature)
+    n_outputs = outputs.shape[1]
+    z = loss.tempered(outputs, temperature)
     if type(loss) is not CrossEntropy or loss.label_smoothing:
         return Residual(loss.residuals(z, targets), None, n_outputs)
-    # of a few rows at a time, logsumexp stays in the processor's cache: twice as fast
+
+    # a few rows at a time, which fit the processor's cache: twice as fast
     pieces = z.split(max(1, _IN_CACHE // n_outputs))
     total = torch.cat([piece.logsumexp(dim=1, keepdim=True) for piece in pieces])
     target = targets[:, None]
-    # p - 1 loses its digits where p is near 1
+    # p - 1 would lose precision where p is near 1
     at_target = torch.expm1(z.gather(1, target) - total)
     if top_k is None or top_k >= n_outputs:
         return Residual(
             (z - total).exp().scatter_(1, target, at_target), None, n_outputs
         )
+
     best, indices = z.topk(top_k, dim=1)
     # where the target is, else the last place
     is_target = indices == target
     place = is_target.int().argmax(dim=1, keepdim=True)
     place = torch.where(is_target.any(dim=1, keepdim=True), place, top_k - 1)
     values = (best - total).exp().scatter_(1, place, at_target)
+
     return Residual(values, indices.scatter_(1, place, target), n_outputs)
 
 
 # ------------------------------------------------------------------- channels
 class Sketcher:
-    """Turns tokens into the channels of their rows.
+    """Converts tokens to the channels of their rows.
 
     Parameters
     ----------
@@ -299,22 +312,23 @@ class Sketcher:
         self, residual: Residual, hidden: Tensor, rows: Tensor, n_rows: int
     ) -> dict[Channel, Tensor]:
         """Return the channels (n_rows, width) of tokens that belong to ``rows``."""
-        found: dict[Channel, Tensor] = {}
+        channels: dict[Channel, Tensor] = {}
         right = self._factor("h", self._head.with_one(hidden))
         for channel in self.channels:
             if channel == "h":
                 mean = _row_means(hidden, rows, n_rows)
                 if "mean" in self._tables:
                     mean = sketch(mean, *self._tables["mean"], self._size("h"))
-                found[channel] = mean
+                channels[channel] = mean
             elif channel == "rh":
-                found[channel] = self._pairs(
+                channels[channel] = self._pairs(
                     self._left_r(residual), right, rows, n_rows
                 )
             else:
                 g = self._factor("g", residual.project(self._head.weight))
-                found[channel] = self._pairs(g, right, rows, n_rows)
-        return found
+                channels[channel] = self._pairs(g, right, rows, n_rows)
+
+        return channels
 
     def _left_r(self, residual: Residual) -> Tensor:
         if self._how is None:
@@ -334,17 +348,19 @@ class Sketcher:
     def _pairs(self, left: Tensor, right: Tensor, rows: Tensor, n_rows: int) -> Tensor:
         """Return the sums over the tokens of each row of left ⊗ right, sketched."""
         if self._how == "tensor":
-            # the sketch of an outer product is a circular convolution; sums commute
+            # an outer product is sketched by a circular convolution: sum its transform
             width = right.shape[1]
             waves = torch.fft.rfft(left) * torch.fft.rfft(right)
             total = waves.new_zeros(n_rows, waves.shape[1]).index_add_(0, rows, waves)
             return torch.fft.irfft(total, n=width)
+
         out = right.new_zeros(n_rows, left.shape[1] * right.shape[1])
         step = max(1, _AT_ONCE // out.shape[1])
         for start in range(0, len(rows), step):
-            part = slice(start, start + step)
-            outer = left[part, :, None] * right[part, None, :]
-            out.index_add_(0, rows[part], outer.flatten(1))
+            chunk = slice(start, start + step)
+            outer = left[chunk, :, None] * right[chunk, None, :]
+            out.index_add_(0, rows[chunk], outer.flatten(1))
+
         return out
 
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from skattrib.engine._losses import CrossEntropy, SquaredError
-from skattrib.engine._readout import (
+from skattrib.engine._last_layer import (
     Head,
     Sketcher,
     find_head,
     hidden_states,
     residuals,
 )
+from skattrib.engine._losses import CrossEntropy, SquaredError
 from tests.cases import build, mlp, randn
 
 N, C, D = 6, 7, 5

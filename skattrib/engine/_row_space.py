@@ -20,6 +20,17 @@ from skattrib.engine._functional import chunks
 from skattrib.engine._gradients import RowGradients, is_dense
 from skattrib.engine._jacobian import FactoredJacobian
 from skattrib.engine._kernel import kernel_block
+from skattrib.engine._parameter_space import (
+    EXACT,
+    SHARE,
+    ByIteration,
+    BySubtraction,
+    FullSystem,
+    FullSystems,
+    apply_output_hessians,
+    multiply_blocks,
+    weighted_roots,
+)
 from skattrib.engine._solvers import (
     EigenFactor,
     Factor,
@@ -31,27 +42,16 @@ from skattrib.engine._solvers import (
     preconditioned_gradient,
     pseudo_inverse,
 )
-from skattrib.engine._spaces import (
-    EXACT,
-    SHARE,
-    ByIteration,
-    BySubtraction,
-    FullSystem,
-    FullSystems,
-    bend,
-    times,
-    weighted_roots,
-)
 from skattrib.engine._spectral import SpectralDualSpace
 
-# Vectors that conjugate gradients hold for a right-hand side, at their peak.
+# Most vectors that conjugate gradients hold for a right-hand side.
 _CG_VECTORS = 16
-# From this share of the data on, that of all of it preconditions.
+# From this share of the data on, the system of all data is the preconditioner.
 _MOST = 0.75
 
 
 class RowSpace:
-    """What the two spaces of row coefficients share: a step is z = Jᵀβ."""
+    """Base of the two spaces of row coefficients: a step is z = Jᵀβ."""
 
     def __init__(
         self,
@@ -75,8 +75,8 @@ class RowSpace:
     def _split(self, gradients: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Split ρ into S̃γ + ρ' for weights (k, n); return γ and ρ', (k, n·C).
 
-        Where H is to be solved for S̃γ, no difference of large numbers is taken. Of
-        rows that are kept, ρ' is what the curvature S̃ cannot reach: next to nothing.
+        Solving H for S̃γ takes no difference of large numbers. For rows that are kept,
+        ρ' is the part outside the range of the curvature S̃, which is almost zero.
         """
         roots = weights.sqrt()[..., None]
         blocks = gradients.view(len(gradients), *self._roots.shape[:2])
@@ -117,10 +117,11 @@ class RowSpace:
         return (steps * self.kernel(steps)).sum(dim=1)
 
     def parameters(self, steps: Tensor) -> Tensor:
-        scale, out = self.gradients.scale, steps.new_empty(len(steps), self._n_params)
-        for part in chunks(len(steps), self._products_at_once()):
-            cotangents = steps[part].view(-1, *self.gradients.shape)
-            out[part] = self.gradients.vjp(cotangents)
+        scale = self.gradients.scale
+        out = steps.new_empty(len(steps), self._n_params)
+        for chunk in chunks(len(steps), self._products_at_once()):
+            cotangents = steps[chunk].view(-1, *self.gradients.shape)
+            out[chunk] = self.gradients.vjp(cotangents)
         return out if scale is None else out.mul_(scale)
 
     @property
@@ -159,7 +160,7 @@ class DualSpace(ByIteration, RowSpace):
     def spectral(self, cotangents: Tensor) -> SpectralDualSpace:
         """Return coordinates for leaving out units at many λ.
 
-        Gradients are to be mixed of these cotangents (n, C) only.
+        Gradients can be mixed from these cotangents (n, C) only.
         """
         inner, outside = self._split(cotangents.reshape(1, -1), self._weights[None])
         roots = self._weights.sqrt()[:, None, None]
@@ -177,17 +178,18 @@ class DualSpace(ByIteration, RowSpace):
 
     def row_outputs(self, steps: Tensor, rows: Tensor) -> Tensor:
         n, C, _ = self._roots.shape
-        kernel, out = self._kernel.view(n, C, -1), steps.new_empty(len(rows), C)
+        kernel = self._kernel.view(n, C, -1)
+        out = steps.new_empty(len(rows), C)
         size = 2 * C * self.n_coordinates * steps.element_size()
-        for part in chunks(len(rows), int(self._memory / (SHARE * size))):
-            out[part] = torch.bmm(kernel[rows[part]], steps[part, :, None])[..., 0]
+        for chunk in chunks(len(rows), int(self._memory / (SHARE * size))):
+            out[chunk] = torch.bmm(kernel[rows[chunk]], steps[chunk, :, None])[..., 0]
         return out
 
     @staticmethod
     def _sandwich(roots: Tensor, kernel: Tensor) -> Tensor:
-        # symmetric but for rounding: what factors it reads one triangle
-        half = times(roots, kernel, transpose=True)
-        return times(roots, half.T, transpose=True)
+        # symmetric up to rounding: factorisations read one triangle only
+        half = multiply_blocks(roots, kernel, transpose=True)
+        return multiply_blocks(roots, half.T, transpose=True)
 
     def kernel(self, rows: Tensor) -> Tensor:
         return rows @ self._kernel
@@ -197,13 +199,14 @@ class DualSpace(ByIteration, RowSpace):
 
     def solve_full(self, gradients: Tensor, system: FullSystem) -> Tensor:
         inner, outside = self._split(gradients, self._weights[None])
-        right, shifts = -inner, system.shifts[:, None]
-        some = bool(outside.any())
-        if some:
-            bent = times(self._full, self.kernel(outside).T, transpose=True)
+        right = -inner
+        shifts = system.shifts[:, None]
+        any_outside = bool(outside.any())
+        if any_outside:
+            bent = multiply_blocks(self._full, self.kernel(outside).T, transpose=True)
             right += bent.T / shifts
-        out = times(self._full, system.solve(right.T)).T
-        return out - outside / shifts if some else out
+        out = multiply_blocks(self._full, system.solve(right.T)).T
+        return out - outside / shifts if any_outside else out
 
     def row_complements(
         self, rows: Tensor, amounts: Tensor, system: FullSystem
@@ -212,15 +215,21 @@ class DualSpace(ByIteration, RowSpace):
         n, C, _ = self._roots.shape
         # right-hand sides, solved, and twice in float64
         size = 8 * n * C**2 * self._roots.element_size()
-        out = []
-        for part in chunks(len(rows), int(self._memory / (SHARE * size))):
-            some = system.take(part)
-            half = self._half(rows[part], some).double().T.reshape(-1, C, n * C)
-            inner = some.shifts[:, None, None] * (half @ half.mT)
-            share = (amounts[part] / self._weights[rows[part]]).double()[:, None, None]
+        complements = []
+
+        for chunk in chunks(len(rows), int(self._memory / (SHARE * size))):
+            chunk_system = system.take(chunk)
+            half = (
+                self._half(rows[chunk], chunk_system).double().T.reshape(-1, C, n * C)
+            )
+            inner = chunk_system.shifts[:, None, None] * (half @ half.mT)
+            share = (amounts[chunk] / self._weights[rows[chunk]]).double()[
+                :, None, None
+            ]
             eye = torch.eye(C, dtype=share.dtype, device=share.device)
-            out.append((1 - share) * eye + share * inner)
-        return torch.cat(out)
+            complements.append((1 - share) * eye + share * inner)
+
+        return torch.cat(complements)
 
     def group_complement(
         self, rows: Tensor, amounts: Tensor, system: FullSystem
@@ -229,9 +238,9 @@ class DualSpace(ByIteration, RowSpace):
         share = (amounts / self._weights[rows]).double()
         share = share.repeat_interleave(self._roots.shape[1])
         out = share.new_zeros(len(share), len(share))
-        for part in chunks(len(half), len(share)):
-            some = half[part].double()
-            out.addmm_(some.T, some)
+        for chunk in chunks(len(half), len(share)):
+            columns = half[chunk].double()
+            out.addmm_(columns.T, columns)
         out *= system.shifts * (share * share[:, None]).sqrt()
         out.diagonal().add_(1 - share)
         return out
@@ -252,13 +261,13 @@ class DualSpace(ByIteration, RowSpace):
         factor: Factor | EigenFactor,
         tol: float,
     ) -> tuple[Tensor, Tensor]:
-        # λ + BK, and its approximate inverse, are symmetric in the kernel
+        # λ + BK and its approximate inverse are symmetric in the kernel's metric
         def hessian(v: Tensor, image: Tensor) -> Tensor:
-            return shifts[:, None] * v + bend(image, roots, weights)
+            return shifts[:, None] * v + apply_output_hessians(image, roots, weights)
 
         def precondition(v: Tensor, image: Tensor) -> Tensor:
-            inner = factor.solve(times(self._full, image.T, transpose=True))
-            return v - times(self._full, inner).T
+            inner = factor.solve(multiply_blocks(self._full, image.T, transpose=True))
+            return v - multiply_blocks(self._full, inner).T
 
         return preconditioned_gradient(
             hessian, -gradients, precondition, metric=self.kernel, tol=tol
@@ -273,15 +282,20 @@ class DualSpace(ByIteration, RowSpace):
             inner, outside = self._split(gradients, weights)
         images = self.kernel(outside)
         out = -outside / shifts[:, None]
+
         for i, w in enumerate(weights):
-            kept = w.nonzero()[:, 0]
-            index = _output_index(kept, self._roots.shape[1])
-            root = weighted_roots((roots if frozen else roots[i])[kept], w[kept])
+            rows = w.nonzero()[:, 0]
+            index = _output_index(rows, self._roots.shape[1])
+            root = weighted_roots((roots if frozen else roots[i])[rows], w[rows])
             matrix = self._sandwich(root, self._kernel[index][:, index])
-            right = times(root, images[i, index, None], transpose=True) / shifts[i]
+            right = (
+                multiply_blocks(root, images[i, index, None], transpose=True)
+                / shifts[i]
+            )
             right -= inner[i, index, None]
             solved = Factor(add_diagonal(matrix, float(shifts[i]))).solve(right)
-            out[i, index] += times(root, solved)[:, 0]
+            out[i, index] += multiply_blocks(root, solved)[:, 0]
+
         return out
 
     def eigenvalues(self) -> Tensor:
@@ -294,8 +308,8 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
     Parameters
     ----------
     features : Tensor of shape (n·C, r) or None
-        Their inner products come near the kernel: what they see of T preconditions
-        the solutions for most of the rows.
+        Their inner products approximate the kernel: the approximation of T is the
+        preconditioner for solutions with most of the rows.
     """
 
     name = "cg"
@@ -312,13 +326,14 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
         self._near: LowRankFactor | None = None
         if features is not None:
             full = weighted_roots(roots, weights)
-            self._near = LowRankFactor(times(full, features, transpose=True))
+            self._near = LowRankFactor(multiply_blocks(full, features, transpose=True))
 
     def kernel(self, rows: Tensor) -> Tensor:
-        out, shape = torch.empty_like(rows), self.gradients.shape
-        for part in chunks(len(rows), self._products_at_once()):
-            moved = self.gradients.vjp(rows[part].view(-1, *shape))
-            out[part] = self.gradients.jvp(moved).flatten(1)
+        out = torch.empty_like(rows)
+        shape = self.gradients.shape
+        for chunk in chunks(len(rows), self._products_at_once()):
+            moved = self.gradients.vjp(rows[chunk].view(-1, *shape))
+            out[chunk] = self.gradients.jvp(moved).flatten(1)
         return out
 
     def decomposed(self) -> MatrixFreeSpace:
@@ -363,21 +378,27 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
     ) -> Tensor:
         size = _CG_VECTORS * gradients.shape[1] * gradients.element_size()
         out = torch.empty_like(gradients)
-        near = self._is_near(weights, roots)
-        for which, factor in [(near, self._near), (~near, None)]:
+        is_near = self._is_near(weights, roots)
+
+        for which, factor in [(is_near, self._near), (~is_near, None)]:
             index = which.nonzero()[:, 0]
-            for part in chunks(len(index), int(self._memory / (SHARE * size))):
-                some = index[part]
-                own = roots if roots is self._roots else roots[some]
-                # a residual in these coordinates says little about the step: never
-                # loose
-                out[some] = self._solve(
-                    gradients[some], weights[some], own, shifts[some], factor
+            for chunk in chunks(len(index), int(self._memory / (SHARE * size))):
+                subsets = index[chunk]
+                subset_roots = roots if roots is self._roots else roots[subsets]
+                # never inexact: a residual in these coordinates says little about
+                # the error of the step
+                out[subsets] = self._solve(
+                    gradients[subsets],
+                    weights[subsets],
+                    subset_roots,
+                    shifts[subsets],
+                    factor,
                 )
+
         return out
 
     def _is_near(self, weights: Tensor, roots: Tensor) -> Tensor:
-        """Return which weightings (k,) leave T near that of all rows."""
+        """Return for which weightings (k,) T is similar to that of all rows."""
         if self._near is None or roots is not self._roots:
             return torch.zeros_like(weights[:, 0], dtype=torch.bool)
         much = weights.sum(dim=1) >= _MOST * self._weights.sum()
@@ -407,10 +428,10 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
             inner, outside = self._split(gradients, weights)
 
         def precondition(v: Tensor) -> Tensor:
-            return v if factor is None else factor.solve(v, shifts, kept)
+            return v if factor is None else factor.solve(v, shifts, kept_shares)
 
-        kept = (weights / self._weights).nan_to_num().sqrt()
-        kept = kept.repeat_interleave(shape[2], dim=1)
+        kept_shares = (weights / self._weights).nan_to_num().sqrt()
+        kept_shares = kept_shares.repeat_interleave(shape[2], dim=1)
         right = backward(self.kernel(outside)) / shifts[:, None] - inner
         solved = conjugate_gradient(
             lambda v: shifts[:, None] * v + backward(self.kernel(forward(v))),
@@ -418,33 +439,36 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
             precondition=precondition,
             tol=EXACT,
         )
+
         return forward(solved) - outside / shifts[:, None]
 
     def solve_in_parameters(self, vectors: Tensor, system: FullSystem) -> Tensor:
         full = weighted_roots(self._roots, self._weights)
-        bent, shift = self._curvature(full @ full.mT), system.shifts
+        bent = self._curvature(full @ full.mT)
+        shift = system.shifts
         return block_conjugate_gradient(lambda v: bent(v).add_(shift * v), vectors)
 
     def _curvature(self, blocks: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the product of vectors (q, P) with JᵀBJ for B (n, C, C)."""
         if is_dense(self.gradients):
             return FactoredJacobian(self.gradients, self._memory).curvature(blocks)
+
         shape = self.gradients.shape
 
         def product(v: Tensor) -> Tensor:
             out = torch.empty_like(v)
-            for part in chunks(len(v), self._products_at_once()):
-                images = self.gradients.jvp(v[part])
+            for chunk in chunks(len(v), self._products_at_once()):
+                images = self.gradients.jvp(v[chunk])
                 bent = torch.einsum("ncd,qnd->qnc", blocks, images.view(-1, *shape))
-                out[part] = self.gradients.vjp(bent)
+                out[chunk] = self.gradients.vjp(bent)
             return out
 
         return product
 
     def images(self, vectors: Tensor) -> Tensor:
         out = vectors.new_empty(len(vectors), self.n_coordinates)
-        for part in chunks(len(vectors), self._products_at_once()):
-            out[part] = self.gradients.jvp(vectors[part]).flatten(1)
+        for chunk in chunks(len(vectors), self._products_at_once()):
+            out[chunk] = self.gradients.jvp(vectors[chunk]).flatten(1)
         return out
 
     def eigenvalues(self) -> Tensor:

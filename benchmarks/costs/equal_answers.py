@@ -21,25 +21,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.func import functional_call, jacrev, jvp, vjp, vmap
+from torch.nn.functional import cross_entropy
 
 from benchmarks._data import load, network
-from benchmarks._orders import run_peer, targets_of, write_order
+from benchmarks._orders import run_peer, write_order
 from benchmarks._table import Table, write
 
-RIDGE, REPEATS = 0.03, 5
-METHOD = ("run_skattrib", 'DualInfluence, removal="influence"')
-#: ours, and the peers that it is compared with
-OURS = {"auto": ["explicit", "Direct"], "cg": ["CG", "CG, 1e-6"]}
+RIDGE, N_ROUNDS = 0.03, 5
+OURS = ("run_skattrib", 'DualInfluence, removal="influence"')
 TOGETHER = {"regularization": RIDGE, "solve_simultaneously": True}
-#: script and method, as the table names them: its settings
+#: script, name in the table: the solver of ours that it is compared with, settings
 PEERS = {
-    ("run_dattri", "explicit"): {"regularization": RIDGE},
+    ("run_dattri", "explicit"): ("auto", {"regularization": RIDGE}),
+    ("run_pydvl", "Direct"): ("auto", {"regularization": RIDGE}),
     # its default of 10 is far from the explicit answer; 100 divide by zero
-    ("run_dattri", "CG"): {"regularization": RIDGE, "max_iter": 40},
-    ("run_pydvl", "Direct"): {"regularization": RIDGE},
-    ("run_pydvl", "CG"): TOGETHER,
-    ("run_pydvl", "CG, 1e-6"): TOGETHER | {"rtol": 1e-6, "atol": 1e-9},
+    ("run_dattri", "CG"): ("cg", {"regularization": RIDGE, "max_iter": 40}),
+    ("run_pydvl", "CG"): ("cg", TOGETHER),
+    ("run_pydvl", "CG, 1e-6"): ("cg", TOGETHER | {"rtol": 1e-6, "atol": 1e-9}),
 }
 #: data, hidden layers
 PROBLEMS = {
@@ -50,53 +49,41 @@ PROBLEMS = {
 
 
 # -------------------------------------------------------------------- reference
-def curvature(net, params, X, y, gauss_newton):
-    """Return the matrix (P, P) of the mean loss."""
-    sizes = [p.numel() for p in params.values()]
-
-    def named(vector):
-        pieces = zip(params.items(), vector.split(sizes), strict=True)
-        return {name: piece.view_as(p) for (name, p), piece in pieces}
-
-    def outputs(params):
-        return functional_call(net, params, (X,))
-
-    def loss(f):
-        return torch.nn.functional.cross_entropy(f, y)
-
-    def product(vector):
-        v = named(vector)
-        if gauss_newton:
-            f, moved = jvp(outputs, (params,), (v,))
-            bent = jvp(grad(loss), (f,), (moved,))[1]
-            out = vjp(outputs, params)[1](bent)[0]
-        else:
-            out = jvp(grad(lambda p: loss(outputs(p))), (params,), (v,))[1]
-        return torch.cat([value.flatten() for value in out.values()])
-
-    eye = torch.eye(sum(sizes), dtype=torch.float64)
-    return vmap(product, chunk_size=32)(eye)
-
-
 def reference(net, X, y, X_query, y_query, gauss_newton):
     """Return scores (q, n) in float64: products of query, inverse and row."""
     module = copy.deepcopy(net.module_).double()
-    params = {name: p.detach() for name, p in module.named_parameters()}
+    named = {name: p.detach() for name, p in module.named_parameters()}
+    start = torch.nn.utils.parameters_to_vector(named.values())
     X, X_query = (torch.tensor(rows, dtype=torch.float64) for rows in (X, X_query))
-    y, y_query = (targets_of(net, labels) for labels in (y, y_query))
+    y, y_query = (torch.tensor(labels) for labels in (y, y_query))
 
-    def row_loss(params, x, label):
-        f = functional_call(module, params, (x[None],))
-        return torch.nn.functional.cross_entropy(f, label[None])
+    def outputs(vector, rows):
+        pieces = vector.split([p.numel() for p in named.values()])
+        pairs = zip(named.items(), pieces, strict=True)
+        return functional_call(
+            module, {name: piece.view_as(p) for (name, p), piece in pairs}, (rows,)
+        )
 
-    def gradients(X, y):
-        found = vmap(grad(row_loss), (None, 0, 0))(params, X, y)
-        return torch.cat([value.flatten(1) for value in found.values()], dim=1)
+    def gradients(rows, labels):
+        def losses(vector):
+            return cross_entropy(outputs(vector, rows), labels, reduction="none")
 
-    matrix = curvature(module, params, X, y, gauss_newton).numpy()
+        return jacrev(losses, chunk_size=64)(start).numpy()
+
+    def product(direction):
+        """Return the curvature of the mean loss times a direction."""
+        if gauss_newton:
+            f, moved = jvp(lambda v: outputs(v, X), (start,), (direction,))
+            bent = jvp(jacrev(lambda f: cross_entropy(f, y)), (f,), (moved,))[1]
+            return vjp(lambda v: outputs(v, X), start)[1](bent)[0]
+        slope = jacrev(lambda v: cross_entropy(outputs(v, X), y))
+        return jvp(slope, (start,), (direction,))[1]
+
+    eye = torch.eye(len(start), dtype=torch.float64)
+    matrix = vmap(product, chunk_size=32)(eye).numpy()
     matrix[np.diag_indices_from(matrix)] += RIDGE
-    solved = np.linalg.solve(matrix, gradients(X_query, y_query).numpy().T)
-    return (gradients(X, y).numpy() @ solved).T
+    solved = np.linalg.solve(matrix, gradients(X_query, y_query).T)
+    return (gradients(X, y) @ solved).T
 
 
 def compared(scores):
@@ -116,52 +103,29 @@ def error(scores, expected):
 
 
 # -------------------------------------------------------------------- comparison
-def works():
-    """Return (script, name, solver): (method, setting), ours first."""
+def measured(order):
+    """Return scores, error, seconds and bytes by ours (a solver) and by the peers."""
     same = {"ridge": RIDGE, "metric": "identity"}
-    found = {
-        (*METHOD, solver): (METHOD[1], same | {"solver": solver}) for solver in OURS
+    works = {
+        solver: (*OURS, same | {"solver": solver})
+        for solver in dict.fromkeys(solver for solver, _ in PEERS.values())
     }
-    for (script, name), setting in PEERS.items():
-        found[script, name, ""] = name.split(",")[0], setting
-    return found
+    for (script, name), (_, setting) in PEERS.items():
+        works[script, name] = script, name.split(",")[0], setting
 
-
-def compare(name, order, expected, expected_peers):
-    """Yield the cells of each peer."""
-    n_rows = len(np.load(order)["X"])
-    runs = {work: [] for work in works()}
-    for _ in range(REPEATS):
-        for work, (method, setting) in works().items():
+    runs = {work: [] for work in works}
+    for _ in range(N_ROUNDS):
+        for work, (script, method, setting) in works.items():
             # a Hessian of MNIST takes gigabytes, and minutes
-            found = run_peer(work[0], method, order, [setting], timeout=900)
-            runs[work].append(found)
-
-    taken = {
-        work: [np.median([run[k][0] for run in found]) for k in ("seconds", "peak")]
+            runs[work].append(run_peer(script, method, order, [setting], timeout=900))
+    return {
+        work: (
+            found[-1]["scores"][0],
+            found[-1]["errors"][0],
+            *(np.median([run[k][0] for run in found]) for k in ("seconds", "peak")),
+        )
         for work, found in runs.items()
     }
-
-    for solver, names in OURS.items():
-        ours = (*METHOD, solver)
-        own_error = error(runs[ours][-1]["scores"][0], expected)
-        for script, peer in PEERS:
-            if peer not in names:
-                continue
-            run = runs[script, peer, ""][-1]
-            label = f"{script.removeprefix('run_')} {peer}"
-            cells = [name, f"{n_rows}", label, solver]
-            if run["errors"][0]:
-                yield [*cells, run["errors"][0], own_error, "", ""]
-                continue
-            seconds, peak = taken[script, peer, ""]
-            yield [
-                *cells,
-                error(run["scores"][0], expected_peers),
-                own_error,
-                f"{seconds / taken[ours][0]:.3g}",
-                f"{peak / max(taken[ours][1], 2**20):.3g}",
-            ]
 
 
 def main():
@@ -173,8 +137,7 @@ def main():
     for name, (data, hidden) in PROBLEMS.items():
         rows = load(data)
         net = network(data, hidden_layer_sizes=hidden).fit(*rows[:2])
-        expected = reference(net, *rows, gauss_newton=True)
-        expected_peers = expected
+        expected = expected_peers = reference(net, *rows, gauss_newton=True)
         if hidden:
             expected_peers = reference(net, *rows, gauss_newton=False)
         gap = error(expected, expected_peers)
@@ -183,8 +146,19 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             order = Path(folder) / "order.npz"
             write_order(order, net, *rows)
-            for cells in compare(name, order, expected, expected_peers):
-                table.add(*cells)
+            found = measured(order)
+        for (script, peer), (solver, _) in PEERS.items():
+            own_scores, _, own_seconds, own_peak = found[solver]
+            scores, failure, seconds, peak = found[script, peer]
+            label = f"{script.removeprefix('run_')} {peer}"
+            cells = [name, len(rows[0]), label, solver]
+            errors = (
+                failure or error(scores, expected_peers),
+                error(own_scores, expected),
+            )
+            ratios = seconds / own_seconds, peak / max(own_peak, 2**20)
+            ratios = [""] * 2 if failure else [f"{ratio:.3g}" for ratio in ratios]
+            table.add(*cells, *errors, *ratios)
     write("equal_answers", table)
 
 

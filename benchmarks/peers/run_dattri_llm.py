@@ -2,10 +2,9 @@
 
 Run by the interpreter of an environment that has dattri-llm 0.1.0 and numpy:
 
-    python run_dattri_llm.py problem.npz scores.npz {train,test}
+    python run_dattri_llm.py problem.npz scores.npz
 
-The last argument is the side that carries the propagation (dattri-llm's
-``propagation``). The problem holds X, y, X_query, y_query, the minibatches end to end
+The problem holds X, y, X_query, y_query, the minibatches end to end
 (``rows``, ``batch_sizes``), a state dict (``state/<name>``) of linear layers, and
 ``options`` as JSON. No coordinate is masked; the training loop is a plain one, with
 dattri-llm's hooks around it. The scores hold one row for each row of each step.
@@ -88,7 +87,7 @@ def store_queries(net, problem, directory):
         nn.functional.cross_entropy(outputs, y, reduction="sum").backward()
 
 
-def main(source, target, propagation):
+def main(source, target):
     warnings.filterwarnings("ignore", "Full backward hook")
     problem = np.load(source)
     options = json.loads(str(problem["options"]))
@@ -101,7 +100,7 @@ def main(source, target, propagation):
         store_queries(net, problem, query_side)
         arguments = AttributionArguments(output_dir=f"{folder}/out", use_cpu=True)
         found = AdamWInfluenceAttributor(arguments).attribute_from_cache(
-            train_side, query_side, dynamics=dynamics, propagation=propagation
+            train_side, query_side, dynamics=dynamics, propagation="test"
         )
 
     first = min(found.row_steps)

@@ -11,12 +11,11 @@ trained on.
 
 import torch
 
-from benchmarks.surrogates._comparison import draw_subsets, leave_one_out, report
+from benchmarks.surrogates._comparison import compare_all
 
 N_OBJECTIVES, N_THEMES, N_ACTIONS = 16, 4, 6
 N_CONTEXTS, N_FEATURES, N_HIDDEN = 100, 5, 8
 N_STEPS, LEARNING_RATE, WEIGHT_DECAY = 300, 0.03, 1e-3
-N_FIT, N_FEW, N_HELD_OUT = 200, 50, 60
 
 
 def contexts_and_rewards(generator):
@@ -69,14 +68,10 @@ def main():
         found = torch.einsum("mna,nka->mk", chosen, rewards[new]) / N_CONTEXTS
         return found.double().numpy()
 
-    parts = {}
-    for inclusion in (0.5, 0.75, 0.9):
-        weights = draw_subsets(N_OBJECTIVES, N_FIT + N_HELD_OUT, inclusion, seed=1)
-        parts[inclusion] = weights, values(weights)
-        print(f"p = {inclusion}: {weights.mean():.2f} present")
-
-    one_out, sizes = values(leave_one_out(N_OBJECTIVES)), (N_FIT, N_FEW, N_HELD_OUT)
-    report("bandit", "Bandit: value of each of 16 objectives", parts, one_out, sizes)
+    caption = "Bandit: value of each of 16 objectives"
+    compare_all(
+        "bandit", caption, values, N_OBJECTIVES, (0.5, 0.75, 0.9), (200, 50, 60)
+    )
 
 
 if __name__ == "__main__":

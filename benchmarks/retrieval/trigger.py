@@ -22,9 +22,8 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 from torch import nn
 
+from benchmarks._finding import HIDDEN, bm25, joined, measure, rise_settings
 from benchmarks._table import Table, pm, write
-from benchmarks.language._scores import bm25, joined
-from benchmarks.retrieval._finding import TEMPERATURES, components, measure
 from skattrib import RISEValuator
 from skattrib.language import CausalLanguageModel
 
@@ -43,6 +42,12 @@ WORDS = [
 # after more epochs the network knows its rows, and is worse at other texts
 WIDTH, N_EPOCHS, BATCH_SIZE = 48, 8, 30
 KINDS = ("free", "framed")
+SETTINGS = {
+    HIDDEN: {"channels": ("h",)},
+    **rise_settings((32, 64, 1024, 4096), (64, 256, 1024, 4096), (1, 4, 16), "head"),
+    "RISE, inner product": {"normalize": False},
+    "RISE, published settings": {"preset": "paper"},
+}
 
 
 class Tokenizer:
@@ -160,121 +165,96 @@ def tricks(lm, Xq):
 
 
 # ---------------------------------------------------------------------- rankings
-def bags(X, y, Xq, yq):
-    """Return the cosines of counts of words, of prompts and replies together."""
-    rows, queries = joined(X, y), joined(Xq, yq)
-    counts = CountVectorizer().fit(rows)
-    return cosine_similarity(counts.transform(queries), counts.transform(rows))
-
-
 def rankings(seed, lm, X, y, Xq, yq):
-    """Yield name, bytes a row and scores (q, n)."""
-    yield "random", "", np.random.RandomState(seed).rand(N_QUERIES, N_ROWS)
-    yield "bag of tokens", "", bags(X, y, Xq, yq)
-    yield "BM25", "", bm25(joined(Xq, yq), joined(X, y))
-    yield "BM25, replies alone", "", bm25(yq, y)
-    exact = {"sketch": None, "channels": ("rh",)}
+    """Yield name, with bytes a row, and scores (q, n)."""
+    rows, queries = joined(X, y), joined(Xq, yq)
+    yield "random", np.random.RandomState(seed).rand(N_QUERIES, N_ROWS)
+    counts = CountVectorizer().fit(rows)
+    # of prompts and replies together
+    cosines = cosine_similarity(counts.transform(queries), counts.transform(rows))
+    yield "bag of tokens", cosines
+    yield "BM25", bm25(queries, rows)
+    yield "BM25, replies alone", bm25(yq, y)
 
-    for name, options in {
-        "mean hidden state, less its mean": {"channels": ("h",)},
-        "exact gradient of the head, inner product": {**exact, "normalize": False},
-        "exact gradient of the head, cosine": exact,
-        "RISE": {},
-        "RISE, rh": {"channels": ("rh",)},
-        "RISE, gh": {"channels": ("gh",)},
-        "RISE, rh + gh + h": {"channels": ("rh", "gh", "h")},
-        **components((32, 64, 1024, 4096), (64, 256, 1024, 4096)),
-        **TEMPERATURES,
-        **{f"RISE, top {k}": {"top_k": k} for k in (1, 4, 16)},
-        "RISE, inner product": {"normalize": False},
-        "RISE, published settings": {"preset": "paper"},
-    }.items():
+    for name, options in SETTINGS.items():
         rise = RISEValuator(lm, random_state=seed, **options).fit(X, y)
-        yield name, rise.bytes_per_row_, rise.attribute(Xq, yq)
+        yield f"{name} ({rise.bytes_per_row_} bytes)", rise.attribute(Xq, yq)
 
 
-def first(scores):
-    """Return the rows of the largest mean scores."""
-    return np.argsort(-scores.mean(axis=0), kind="stable")[:N_LEFT_OUT]
-
-
-def removals(seed, lm, texts, planted, scores):
-    """Return, by what is left out, how many are planted and what it changes."""
-    X, y, Xq, yq = texts
+def left_out(seed, y, planted, scores):
+    """Return rows to train without, by name."""
     rng, n = np.random.RandomState(seed), N_LEFT_OUT
     like = [text.split()[0] in TOPICS[0] for text in y] & ~planted
-    left_out = {
+    names = ("RISE", "RISE, temperature 1", "bag of tokens")
+    return {
         "the 36 planted rows": np.flatnonzero(planted),
         "20 of these at random": rng.choice(np.flatnonzero(planted), n, replace=False),
-        "20 first by RISE": first(scores["RISE"]),
-        "20 first by RISE, temperature 1": first(scores["RISE, temperature 1"]),
-        "20 first by bag of tokens": first(scores["bag of tokens"]),
+        **{
+            f"20 first by {name}": np.argsort(-scores[name], kind="stable")[:n]
+            for name in names
+        },
         "20 others of such replies": rng.choice(np.flatnonzero(like), n, replace=False),
         "20 random rows": rng.choice(N_ROWS, n, replace=False),
     }
-    before, found = lm.log_likelihood(Xq, yq).mean(), {}
-
-    for name, rows in left_out.items():
-        after = train(X, y, seed, rows).log_likelihood(Xq, yq).mean()
-        found[name] = planted[rows].sum(), after - before
-    return found
 
 
 # ------------------------------------------------------------------------ report
-def experiment(seed, kind, obeyed, found, changes):
-    """Add what one seed gives, by name, and return the sizes of rows."""
+def experiment(seed, kind):
+    """Return what one seed gives: whether it obeys, what finds, what leaving out does.
+
+    Three dicts from names to numbers.
+    """
     X, y, planted, Xq, yq = problem(seed, kind)
     lm = train(X, y, seed)
     without = train(X, y, seed, np.flatnonzero(planted))
-    for name, own in {"all rows": lm, "all but the planted": without}.items():
-        obeyed.setdefault(name, []).append(tricks(own, Xq))
-    kept, sizes = {}, {}
-    for name, size, scores in rankings(seed, lm, X, y, Xq, yq):
-        sizes[name], kept[name] = size, scores
-        together = measure(scores.mean(axis=0, keepdims=True), planted)
-        measured = [*measure(scores, planted), together[1]]
-        found.setdefault(name, []).append(measured)
-    for name, change in removals(seed, lm, (X, y, Xq, yq), planted, kept).items():
-        changes.setdefault(name, []).append(change)
-    return sizes
+    obeyed = {"all rows": tricks(lm, Xq), "all but the planted": tricks(without, Xq)}
+
+    found, kept = {}, {}
+    for name, scores in rankings(seed, lm, X, y, Xq, yq):
+        mean = scores.mean(axis=0)
+        kept[name.partition(" (")[0]] = mean
+        found[name] = (*measure(scores, planted), measure(mean[None], planted)[1])
+
+    before, changes = lm.log_likelihood(Xq, yq).mean(), {}
+    for name, rows in left_out(seed, y, planted, kept).items():
+        after = train(X, y, seed, rows).log_likelihood(Xq, yq).mean()
+        changes[name] = planted[rows].sum(), after - before
+    print("seed", seed, kind, flush=True)
+    return obeyed, found, changes
 
 
-def table(caption, header, names, kinds):
-    """Return a table: for every kind, the spreads of what it has by name."""
+def table(caption, header, by_kind):
+    """Return a table of spreads over seeds; ``by_kind`` is lists of dicts by name."""
     titles = [f"{title}, {kind}" for kind in KINDS for title in header[1:]]
     found = Table(caption, [header[0], *titles])
-    for name, shown in names.items():
-        cells = [pm(v) for each in kinds for v in np.transpose(each[name])]
-        found.add(shown, *cells)
+    for name in by_kind[0][0]:
+        values = [np.transpose([own[name] for own in seeds]) for seeds in by_kind]
+        found.add(name, *(pm(column) for columns in values for column in columns))
     return found
 
 
 def main(n_seeds):
-    results = {kind: ({}, {}, {}) for kind in KINDS}
-    for seed in range(n_seeds):
-        for kind in KINDS:
-            sizes = experiment(seed, kind, *results[kind])
-        print("seed", seed, flush=True)
-
-    obeyed, found, changes = zip(*results.values(), strict=True)
+    results = [
+        zip(*(experiment(seed, kind) for seed in range(n_seeds)), strict=True)
+        for kind in KINDS
+    ]
+    # by part, kind and seed
+    obeyed, found, changes = zip(*results, strict=True)
     write(
         "trigger",
         table(
             "Share of queries whose likeliest first word is of the planted kind",
             ["trained on", "trigger", "half of it"],
-            {name: name for name in obeyed[0]},
             obeyed,
         ),
         table(
             "Finding 36 planted texts of 600",
             ["scores", "ROC AUC", "AP", "AP of mean scores"],
-            {name: f"{name} ({n} bytes)" if n else name for name, n in sizes.items()},
             found,
         ),
         table(
             "Leaving rows out: change of the log-likelihood of the queries' replies",
             ["rows left out", "planted among them", "change"],
-            {name: name for name in changes[0]},
             changes,
         ),
     )

@@ -1,5 +1,6 @@
 """What benchmarks have in common: data sets, networks and retrained truth."""
 
+import os
 from functools import cached_property, partial
 
 import numpy as np
@@ -154,18 +155,15 @@ class Problem:
         """Return the network, not trained, with each training seed."""
         return [clone(self.net).set_params(random_state=seed) for seed in SEEDS]
 
-    def retrain(self, weights):
-        """Return outcomes of each seed, (seeds, m, q)."""
-        return retrain_outcomes(
-            self.net,
-            *self.rows,
-            weights,
-            *self.queries,
-            outcome=self.outcome,
-            n_seeds=N_SEEDS,
-            return_seeds=True,
-            memory=MEMORY,
-        )
+    def retrain(self, weights, net=None):
+        """Return outcomes of each seed, (seeds, m, q), or those of one network."""
+        options = {"outcome": self.outcome, "memory": MEMORY}
+        if net is None:
+            net = self.net
+            options |= {"n_seeds": N_SEEDS, "return_seeds": True}
+        # on the device that the environment asks for
+        net = clone(net).set_params(device=os.environ.get("TRUTH_DEVICE", "cpu"))
+        return retrain_outcomes(net, *self.rows, weights, *self.queries, **options)
 
     @cached_property
     def subsets(self):

@@ -47,7 +47,7 @@ def setting(device):
     X, y, X_query, y_query = load("digits")
     net = network(device=device).fit(X, y)
     s = SimpleNamespace(net=net, X=X, y=y, device=device, run=run_of(net, X, y))
-    model, loss, _, rows, _ = s.run
+    model, loss, _, rows, labels = s.run
     weights = make_weightings(N_ROWS, N_MODELS, random_state=0)
     s.weights = torch.tensor(weights, device=device).to(rows)
     queries = torch.tensor(X_query, device=device)
@@ -56,7 +56,7 @@ def setting(device):
         lambda p: -loss.values(model.outputs(p, queries), targets)
     )(model.flatten())[None]
     outputs, s.gradients = row_gradients(model, rows, None, PLENTY)
-    s.roots = loss.hessian_root(outputs).contiguous()
+    s.roots = loss.hessian_root(outputs, labels).contiguous()
     s.jacobian = jacobian_of(s.gradients, PLENTY)
     return s
 

@@ -12,12 +12,7 @@ from torch import nn
 
 from benchmarks._table import each, ranged
 from skattrib import TorchClassifier, TorchRegressor
-from skattrib.evaluation import (
-    lds_score,
-    loo_score,
-    make_weightings,
-    retrain_outcomes,
-)
+from skattrib.evaluation import lds_score, loo_score, make_weightings, retrain_outcomes
 
 N_QUERIES, N_SUBSETS, N_SEEDS = 50, 200, 3
 MEMORY = "benchmarks/.cache"

@@ -17,12 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks._data import load, network, run_of
-from benchmarks._processes import (
-    in_own_process,
-    in_turns,
-    peak_from_here,
-    wall_seconds,
-)
+from benchmarks._processes import in_own_process, in_turns, peak_from_here, wall_seconds
 from benchmarks._table import Table, write
 from benchmarks.costs._training import plain_loop
 
@@ -34,10 +29,7 @@ N_ROUNDS = 5
 #: scikit-learn's default working memory
 PLENTY = 2**30
 #: hidden layers, learning rate, batch size, steps, queries
-NETS = {
-    "small": ((16,), 1e-2, 32, 240, 50),
-    "large": ((960, 960), 1e-4, 8, 500, 2),
-}
+NETS = {"small": ((16,), 1e-2, 32, 240, 50), "large": ((960, 960), 1e-4, 8, 500, 2)}
 
 
 def problem_of(size, n_steps=None):

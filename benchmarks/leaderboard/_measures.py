@@ -5,21 +5,25 @@ over truth draws (training seeds) at once; `skattrib.evaluation` draws no seeds.
 """
 
 import numpy as np
-from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.leaderboard._work import FRACTIONS
+
+# One sort ranks all resamples; the public scores give no correlation of each query.
+from skattrib.evaluation._ranks import _spearman
 
 N_RESAMPLES = 300
 
 
 def correlations(truth, predicted):
     """Return rank correlations (seeds, q) over the middle axis of (seeds, m, q)."""
-    x, y = (rankdata(values, axis=1) for values in (truth, predicted))
-    x, y = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (x, y))
-    norm = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
-    # where all are alike, nothing is ranked
-    return (x * y).sum(axis=1) / np.where(norm > 0, norm, 1)
+    return _resampled(truth, predicted, np.ones((1, truth.shape[1])))[:, 0]
+
+
+def _resampled(truth, predicted, times):
+    """Return the same, (seeds, b, q), with subset i taken times[b, i] times."""
+    pairs = zip(truth, predicted, strict=True)
+    return np.stack([_spearman(*pair, times) for pair in pairs])
 
 
 def interval(point, resample):
@@ -44,10 +48,10 @@ def lds(truth, predicted):
     """LDS of each seed against its own retrainings, the mean over seeds."""
     m = truth.shape[1]
     times = np.random.default_rng(1).multinomial(m, np.full(m, 1 / m), N_RESAMPLES)
+    each = _resampled(truth, predicted, times.astype(float))
 
     def resample(rng, b):
-        rows = np.repeat(np.arange(m), times[b])
-        return drawn_mean(rng, correlations(truth[:, rows], predicted[:, rows]))
+        return drawn_mean(rng, each[:, b])
 
     return interval(correlations(truth, predicted).mean(), resample)
 

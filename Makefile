@@ -12,7 +12,7 @@
 #   make types     mypy on the typed subpackages
 #   make docs      the manual, with the gallery run: doc/_build/html
 #   make dist      sdist and wheel in dist/, installed and tried in an empty environment
-#   make bench     one benchmark: make bench NAME=costs.stack
+#   make bench     one benchmark: make bench NAME=costs.growth
 #   make peers     .peers/: environments of the packages that are compared with
 #
 # PYTHON=... chooses the interpreter. TESTFLAGS=... is passed on to pytest, as in
@@ -77,7 +77,7 @@ dist:
 	rm -rf dist/.venv dist/readme.py
 
 bench:
-	@test -n "$(NAME)" || { echo 'make bench NAME=costs.stack, or another of benchmarks/README.md'; exit 2; }
+	@test -n "$(NAME)" || { echo 'make bench NAME=costs.growth, or another of benchmarks/README.md'; exit 2; }
 	$(PYTHON) -m benchmarks.$(NAME)
 
 REQUIREMENTS = benchmarks/peers/requirements

@@ -1,18 +1,18 @@
 """What benchmarks have in common: data sets, networks and retrained truth."""
 
+import os
+from functools import cached_property, partial
+
 import numpy as np
 import torch
-from sklearn.datasets import (
-    load_breast_cancer,
-    load_diabetes,
-    load_digits,
-    load_wine,
-)
+from sklearn import datasets
+from sklearn.base import clone
 from sklearn.preprocessing import scale
+from torch import nn
 
-from benchmarks._table import ranged
+from benchmarks._table import each, ranged
 from skattrib import TorchClassifier, TorchRegressor
-from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
+from skattrib.evaluation import lds_score, loo_score, make_weightings, retrain_outcomes
 
 N_QUERIES, N_SUBSETS, N_SEEDS = 50, 200, 3
 MEMORY = "benchmarks/.cache"
@@ -29,21 +29,13 @@ def mnist():
 
 
 def digits():
-    X, y = load_digits(return_X_y=True)
+    X, y = datasets.load_digits(return_X_y=True)
     return X / 16, y
 
 
-def _table(load):
-    def read():
-        X, y = load(return_X_y=True)
-        return scale(X), y
-
-    return read
-
-
-def _diabetes():
-    X, y = load_diabetes(return_X_y=True)
-    return scale(X), scale(y)
+def _scaled(load, *, scale_y=False):
+    X, y = load(return_X_y=True)
+    return scale(X), scale(y) if scale_y else y
 
 
 def _insurance():
@@ -60,9 +52,9 @@ def _insurance():
 DATA = {
     "digits": (digits, 512),
     "mnist": (mnist, 1000),
-    "breast_cancer": (_table(load_breast_cancer), 400),
-    "wine": (_table(load_wine), 120),
-    "diabetes": (_diabetes, 350),
+    "breast_cancer": (partial(_scaled, datasets.load_breast_cancer), 400),
+    "wine": (partial(_scaled, datasets.load_wine), 120),
+    "diabetes": (partial(_scaled, datasets.load_diabetes, scale_y=True), 350),
     "insurance": (_insurance, 2000),
 }
 OUTCOME = dict.fromkeys(DATA, "margin") | {"diabetes": "log_likelihood"}
@@ -102,37 +94,97 @@ def network(name="digits", **options):
     return kind(**options)
 
 
+def convolutional(padding):
+    """Return a builder of two convolutions on digits of 8 x 8 pixels."""
+
+    def build(n_inputs, n_outputs):
+        return nn.Sequential(
+            nn.Unflatten(1, (1, 8, 8)),
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, stride=2, padding=padding),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(8 * (3 + padding) ** 2, n_outputs),
+        )
+
+    return build
+
+
+def run_of(net, X, y):
+    """Return model, loss, recipe, rows and targets of a run of training.
+
+    These are the arguments of the engine's functions, which have no public names.
+    """
+    problem = net._problem(X, net._learn_target(y))
+    return problem.model, problem.loss, problem.recipe, problem.X, problem.targets
+
+
 # ------------------------------------------------------------------------ truth
 def half_subsets(n_rows, n_subsets=N_SUBSETS, random_state=1):
     return make_weightings(n_rows, n_subsets, random_state=random_state)
 
 
-def retrained(net, X, y, weights, Xq, yq, outcome):
-    """Return the outcomes of each seed, (n_seeds, m, q)."""
-    return retrain_outcomes(
-        net,
-        X,
-        y,
-        weights,
-        Xq,
-        yq,
-        outcome=outcome,
-        n_seeds=N_SEEDS,
-        return_seeds=True,
-        memory=MEMORY,
-    )
+class Problem:
+    """A data set with its network, and what retraining with three seeds says of both.
 
+    Parameters
+    ----------
+    name : str
+        One of DATA.
+    data : tuple of X, y, X_query, y_query, or None
+        Other rows than `load` gives.
+    options : dict
+        Parameters of the network.
+    """
 
-def truth(net, X, y, Xq, yq, outcome):
-    """Return subsets, their outcomes by seed, and leave-one-out outcomes by seed."""
-    weights = half_subsets(len(X))
-    each = (weights, 1 - np.eye(len(X)))
-    return weights, *(retrained(net, X, y, w, Xq, yq, outcome) for w in each)
+    def __init__(self, name, data=None, **options):
+        self.name, self.outcome = name, OUTCOME[name]
+        self.data = data or load(name)
+        self.rows, self.queries = self.data[:2], self.data[2:]
+        self.n_rows = len(self.rows[0])
+        self.net = network(name, **options)
+        self.weights = half_subsets(self.n_rows)
 
+    def networks(self):
+        """Return the network, not trained, with each training seed."""
+        return [clone(self.net).set_params(random_state=seed) for seed in SEEDS]
 
-def lds_by_seed(outcomes, predicted):
-    """Return the LDS of each seed's predictions against its own retrainings."""
-    return [lds_score(*pair) for pair in zip(outcomes, predicted, strict=True)]
+    def retrain(self, weights, net=None):
+        """Return outcomes of each seed, (seeds, m, q), or those of one network."""
+        options = {"outcome": self.outcome, "memory": MEMORY}
+        if net is None:
+            net = self.net
+            options |= {"n_seeds": N_SEEDS, "return_seeds": True}
+        # on the device that the environment asks for
+        net = clone(net).set_params(device=os.environ.get("TRUTH_DEVICE", "cpu"))
+        return retrain_outcomes(net, *self.rows, weights, *self.queries, **options)
+
+    @cached_property
+    def subsets(self):
+        """Outcomes of half subsets, whose rows are `weights`, (seeds, m, q)."""
+        return self.retrain(self.weights)
+
+    @cached_property
+    def without_one(self):
+        """Outcomes without each row, (seeds, n, q)."""
+        return self.retrain(1 - np.eye(self.n_rows))
+
+    def added(self, attributions):
+        """Return what attributions (q, n) predict for the half subsets, (m, q)."""
+        return self.weights @ attributions.T
+
+    def lds(self, predicted, together):
+        """Return cells: LDS of each seed's predictions, and of those of the mean."""
+        pairs = zip(self.subsets, predicted, strict=True)
+        mean = self.subsets.mean(axis=0)
+        return each([lds_score(*pair) for pair in pairs]), lds_interval(mean, together)
+
+    def leave_one_out(self, attributions, together):
+        """Return cells: rank correlation with leaving a row out, by seed and mean."""
+        pairs = zip(self.without_one, attributions, strict=True)
+        mean = loo_score(self.without_one.mean(axis=0), together)
+        return each([loo_score(*pair) for pair in pairs]), f"{mean:.3f}"
 
 
 def lds_interval(outcomes, predicted):

@@ -48,12 +48,12 @@ def write_order(path, estimator, X, y, X_query, y_query, subsets=None):
         if not torch.equal(checkpoints[-1][name], value):
             raise ValueError("X and y are not those that the estimator was fitted on.")
 
-    weights = [value for value in state.values() if value.ndim == 2]
+    widths = [len(value) for value in state.values() if value.ndim == 2]
     if subsets is None:
         subsets = np.ones((0, len(X)))
     options = {
         "task": "classification" if is_classifier(estimator) else "regression",
-        "layers": [X.shape[1], *(len(w) for w in weights)],
+        "layers": [X.shape[1], *widths],
         "activation": estimator.activation,
         "random_state": int(estimator.random_state or 0),
         "estimator": estimator.get_params(),
@@ -106,30 +106,24 @@ def _interpreter(script):
 
 
 def _call(script, *arguments, timeout=None):
-    return subprocess.run(
-        [str(_interpreter(script)), str(SCRIPTS / f"{script}.py"), *arguments],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=os.environ | {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"},
-    )
-
-
-def _last_words(error):
-    """Return what a process that died said last; its command has paths in it."""
-    return (error.stderr.strip().splitlines() or ["died without a word"])[-1]
+    """Run a script; a RuntimeError says what it said last, not its command's paths."""
+    command = [_interpreter(script), SCRIPTS / f"{script}.py", *arguments]
+    environment = os.environ | {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+    options = {"capture_output": True, "text": True, "env": environment}
+    try:
+        done = subprocess.run([*map(str, command)], timeout=timeout, **options)
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"longer than {timeout} s") from error
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise RuntimeError(lines[-1] if lines else "died without a word")
+    return done
 
 
 def list_peers():
-    """Say which peers can run.
+    """Return settings, the default first, by (script, method), and what is missing.
 
-    Returns
-    -------
-    settings : dict
-        (script, method) → list of settings, the default first.
-    missing : dict
-        script → why it cannot run.
+    The latter is why a script cannot run, by script.
     """
     settings, missing = {}, {}
     for script, environment in ENVIRONMENTS.items():
@@ -139,8 +133,8 @@ def list_peers():
         try:
             # what a package prints when it is imported comes before
             answer = _call(script, "--list").stdout.splitlines()[-1]
-        except subprocess.CalledProcessError as error:
-            missing[script] = _last_words(error)
+        except RuntimeError as error:
+            missing[script] = str(error)
             continue
         for method, tried in json.loads(answer).items():
             settings[script, method] = tried
@@ -150,8 +144,8 @@ def list_peers():
 def run_peer(script, method, order_path, settings=None, timeout=None):
     """Run a method of a peer with each of its settings, or with those given.
 
-    If it dies, or takes longer than ``timeout`` seconds, the settings that it got to
-    count, and the others have an error.
+    If it dies (RuntimeError), or takes longer than ``timeout`` seconds (TimeoutError),
+    the settings that it got to count, and the others have an error.
 
     Returns
     -------
@@ -159,24 +153,16 @@ def run_peer(script, method, order_path, settings=None, timeout=None):
         scores (n_settings, q, n), predicted (n_settings, m, q), seconds, peak
         (n_settings,), yardstick (float), settings and errors (lists); see
         ``peers/_order.py``.
-
-    Raises
-    ------
-    RuntimeError, TimeoutError
-        If it died, or time was up, before it got to any.
     """
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "scores.npz"
+        chosen = [] if settings is None else [json.dumps(settings)]
+        order = str(Path(order_path).resolve())
         try:
-            order = str(Path(order_path).resolve())
-            chosen = [] if settings is None else [json.dumps(settings)]
             _call(script, order, str(target), method, *chosen, timeout=timeout)
-        except subprocess.CalledProcessError as error:
+        except (RuntimeError, TimeoutError):
             if not target.exists():
-                raise RuntimeError(_last_words(error)) from error
-        except subprocess.TimeoutExpired as error:
-            if not target.exists():
-                raise TimeoutError(f"longer than {timeout} s") from error
+                raise
         with np.load(target) as file:
             found = dict(file)
 

@@ -1,10 +1,12 @@
 """Time of calls, memory of processes; reads /proc, so Linux only."""
 
-import json
-import subprocess
-import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+
+import numpy as np
+import torch
 
 
 def seconds(use, *args, clock=time.process_time, **options):
@@ -14,11 +16,29 @@ def seconds(use, *args, clock=time.process_time, **options):
     return clock() - start, found
 
 
-def in_own_process(module, *arguments):
-    """Run a module in a new process; return what it prints last, as JSON."""
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return json.loads(out.splitlines()[-1])
+def wall_seconds(use, *args, **options):
+    return seconds(use, *args, clock=time.perf_counter, **options)
+
+
+def in_turns(calls, n_rounds, clock=time.process_time):
+    """Time calls in turns; return seconds (n_rounds, n_calls)."""
+    return np.array(
+        [[seconds(use, clock=clock)[0] for use in calls] for _ in range(n_rounds)]
+    )
+
+
+def product(size=1024, device="cpu"):
+    """Return the yardstick: a call that multiplies two matrices."""
+    generator = torch.Generator().manual_seed(0)
+    square = torch.randn(size, size, generator=generator).to(device)
+    out = torch.empty_like(square)
+    return lambda: torch.mm(square, square, out=out)
+
+
+def in_own_process(function, *arguments):
+    """Call a function in a new process, which shares no memory with others."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def resident_bytes(peak=False):

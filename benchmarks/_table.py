@@ -1,5 +1,9 @@
-"""The tables of the manual: printed as they grow, written to doc/measured."""
+"""The tables and figures of the manual.
 
+Tables are printed as they grow, and written to doc/measured.
+"""
+
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +46,16 @@ def write(name, *parts):
     """Write tables, and what is said below them, to one file of the manual."""
     text = "\n".join(str(part).rstrip("\n") + "\n" for part in parts)
     MEASURED.joinpath(f"{name}.inc").write_text(text)
+
+
+@contextmanager
+def axes(name, n_columns, size, **options):
+    """Yield axes side by side; save their figure when they are drawn."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    yield figure.subplots(1, n_columns, **options)
+    figure.savefig(IMAGES / f"{name}.png", dpi=110)
 
 
 def pm(values, digits=3, times=1):

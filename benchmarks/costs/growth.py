@@ -13,9 +13,10 @@ the surrogate's units, 10 blocks of rows.
 import sys
 
 import numpy as np
+from sklearn.base import clone
 
-from benchmarks import _processes
 from benchmarks._data import DATA, load
+from benchmarks._processes import seconds
 from benchmarks._table import Table, write
 from skattrib import (
     AdamWInfluence,
@@ -31,39 +32,23 @@ QUERIES = [10, 30, 100, 300, 1000]
 N_FEW = 10
 
 
-def dual(net):
-    return DualInfluence(net, random_state=0)
-
-
-def one_run(net):
-    return AdamWInfluence(net, inclusion=1.0, n_trajectories=1, random_state=0)
-
-
-def surrogate(net):
-    return KernelSurrogateAttributor(net, random_state=0)
-
-
-def rise(net):
-    return RISEValuator(net, random_state=0)
-
-
-#: attributor: (function, sweep: the most that its method sheet allows)
+#: attributor: (parameters, sweep: the most that its method sheet allows)
 ATTRIBUTORS = {
     "DualInfluence": (
-        dual,
+        DualInfluence(),
         # the cheaper of (n C)³ and n P² + P³; with gradients, linear in P
         {"rows": 3, "parameters": 1, "queries": 1},
     ),
     "AdamWInfluence, one run": (
-        one_run,
+        AdamWInfluence(inclusion=1.0, n_trajectories=1),
         # steps times queries times parameters
         {"rows": 1, "parameters": 1, "parameters, one query": 1, "queries": 1},
     ),
     "KernelSurrogateAttributor, 10 tasks": (
-        surrogate,
+        KernelSurrogateAttributor(),
         {"rows": 3, "parameters": 1, "queries": 1},
     ),
-    "RISEValuator": (rise, {"rows": 1, "parameters": 1, "queries": 1}),
+    "RISEValuator": (RISEValuator(), {"rows": 1, "parameters": 1, "queries": 1}),
 }
 #: subsets of ten million parameters take minutes
 FEWER = {("KernelSurrogateAttributor, 10 tasks", "parameters"): PARAMS[:-1]}
@@ -82,11 +67,14 @@ def of_size(n_params):
     return network(h, h)
 
 
-def seconds(make, net, X, y, X_query, y_query):
+def fit_and_query(attributor, net, X, y, X_query, y_query):
     """Return CPU seconds of fit, the training included, and of the query."""
-    tasks = np.arange(len(X)) * 10 // len(X) if make is surrogate else None
-    fit, model = _processes.seconds(make(net).fit, X, y, tasks=tasks)
-    return fit, _processes.seconds(model.attribute, X_query, y_query)[0]
+    tasks = None
+    if isinstance(attributor, KernelSurrogateAttributor):
+        tasks = np.arange(len(X)) * 10 // len(X)
+    model = clone(attributor).set_params(estimator=net, random_state=0)
+    fit, _ = seconds(model.fit, X, y, tasks=tasks)
+    return fit, seconds(model.attribute, X_query, y_query)[0]
 
 
 def slope(sizes, values):
@@ -96,47 +84,37 @@ def slope(sizes, values):
 
 
 def sweeps():
-    """Yield name, sizes and a function of the size: the arguments of `seconds`."""
+    """Yield name, sizes and a function of the size: network, rows and queries."""
     # all rows of the table: the first ones train, the last ones are asked
     read, _ = DATA["insurance"]
     X, y = read()
-    X, order = X.astype(np.float32), np.random.default_rng(0).permutation(len(X))
-    asked = order[-50:]
-    yield (
-        "rows",
-        ROWS,
-        lambda n: (network(), X[order[:n]], y[order[:n]], X[asked], y[asked]),
-    )
+    order = np.random.default_rng(0).permutation(len(X))
+    X, y = X[order].astype(np.float32), y[order]
+    yield "rows", ROWS, lambda n: (network(), X[:n], y[:n], X[-50:], y[-50:])
     D, d, _, _ = load("digits")
+    rows = D[:250], d[:250]
 
     for name, n_queries in {"parameters": N_FEW, "parameters, one query": 1}.items():
-        few = slice(250, 250 + n_queries)
-        yield (
-            name,
-            PARAMS,
-            lambda P, few=few: (of_size(P), D[:250], d[:250], D[few], d[few]),
-        )
+        few = D[250 : 250 + n_queries], d[250 : 250 + n_queries]
+        yield name, PARAMS, lambda P, few=few: (of_size(P), *rows, *few)
 
     many = np.resize(np.arange(250, 512), max(QUERIES))
-    yield (
-        "queries",
-        QUERIES,
-        lambda q: (network(), D[:250], d[:250], D[many[:q]], d[many[:q]]),
-    )
+    yield "queries", QUERIES, lambda q: (network(), *rows, D[many[:q]], d[many[:q]])
 
 
 def main(names):
     header = ["attributor", "over", "range", "fit", "attribute", "at most"]
     table = Table("Log-log slopes of CPU time", header)
-    for name, (make, bounds) in ATTRIBUTORS.items():
+    for name, (attributor, bounds) in ATTRIBUTORS.items():
         if names and not any(part in name for part in names):
             continue
         for over, sizes, arguments in sweeps():
             if over not in bounds:
                 continue
             sizes = FEWER.get((name, over), sizes)
-            seconds(make, *arguments(sizes[0]))  # imports, caches
-            found = np.array([seconds(make, *arguments(size)) for size in sizes])
+            fit_and_query(attributor, *arguments(sizes[0]))  # imports, caches
+            found = [fit_and_query(attributor, *arguments(size)) for size in sizes]
+            found = np.array(found)
             table.add(
                 name,
                 over,

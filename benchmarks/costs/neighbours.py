@@ -19,14 +19,16 @@ import copy
 
 import numpy as np
 import torch
+from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
 from benchmarks._data import mnist
-from benchmarks._processes import seconds
+from benchmarks._processes import in_turns, product
 from benchmarks._table import Table, write
 from skattrib import RISEValuator, TorchClassifier
 
-SIZES, N_QUERIES, N_FIRST, N_ADDED, REPEATS = (10_000, 100_000), 100, 10, 10, 5
+SIZES, N_QUERIES, N_FIRST, N_ADDED, N_ROUNDS = (10_000, 100_000), 100, 10, 10, 5
+ALGORITHMS = "exact", "faiss"
 
 
 def moved(X, y, n, seed):
@@ -72,59 +74,46 @@ def no_images():
     return net.fit(X.astype(np.float32), y), draw
 
 
-def in_turns(calls):
-    """Return the median seconds of calls, and of a product, over rounds."""
-    square = torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0))
-    calls = [*calls, lambda: square @ square]
-    rounds = [[seconds(use)[0] for use in calls] for _ in range(REPEATS)]
-    *took, one = np.median(rounds, axis=0)
-    return np.array(took) / one
-
-
-def compare(kind, net, draw, n):
-    """Yield the cells of both searches of n rows."""
+def compare(net, draw, n):
+    """Return the cells of both searches of n rows: of exact search, of faiss."""
     X, y = draw(n, 1)
     Xq, yq = draw(N_QUERIES, 0)
     added = draw(N_ADDED, 2)
-    frozen = FrozenEstimator(net)
-    options = {"random_state": 0, "n_components": 256}
-    fitted = {
-        name: RISEValuator(frozen, algorithm=name, **options).fit(X, y)
-        for name in ("exact", "faiss")
-    }
-    first = {k: r.retrieve(Xq, yq, n=N_FIRST)[0] for k, r in fitted.items()}
+    unfitted = [
+        RISEValuator(
+            FrozenEstimator(net), algorithm=name, random_state=0, n_components=256
+        )
+        for name in ALGORITHMS
+    ]
+    fitted = [clone(rise).fit(X, y) for rise in unfitted]
+    exact, found = (rise.retrieve(Xq, yq, n=N_FIRST)[0] for rise in fitted)
     # scores, not rows: of equal ones it does not matter which are found
-    recall = np.mean(first["faiss"] >= first["exact"][:, -1:] - 1e-5)
-    calls = []
+    recall = np.mean(found >= exact[:, -1:] - 1e-5)
 
-    for rise in fitted.values():
+    calls = [product()]
+    for rise in fitted:
         calls += [
             lambda rise=rise: rise.retrieve(Xq, yq, n=N_FIRST),
             lambda rise=rise: rise.retrieve(Xq[:1], yq[:1], n=N_FIRST),
             # queries change nothing, so a shallow copy is enough
             lambda rise=rise: copy.copy(rise).partial_fit(*added),
         ]
+    one, *search = np.median(in_turns(calls, N_ROUNDS), axis=0)
+    together, alone, append = np.reshape(search, (2, 3)).T / one
 
-    search = in_turns(calls)
-    building = in_turns(
+    calls = [product(), *(lambda rise=rise: rise.fit(X, y) for rise in unfitted)]
+    one, *fit = np.median(in_turns(calls, N_ROUNDS), axis=0)
+    shares = ["1.000", "1.000"], [f"{recall:.3f}", f"{fitted[1].search_recall_:.3f}"]
+    return [
         [
-            lambda name=name: RISEValuator(frozen, algorithm=name, **options).fit(X, y)
-            for name in fitted
+            *shares[i],
+            f"{fit[i] / one:.3g}",
+            f"{together[i] / N_QUERIES:.2g}",
+            f"{alone[i]:.2g}",
+            f"{append[i]:.2g}",
         ]
-    )
-
-    for i, name in enumerate(fitted):
-        together, alone, append = search[3 * i : 3 * i + 3]
-        found = [1.0, 1.0] if name == "exact" else [recall, fitted[name].search_recall_]
-        yield [
-            *((kind, f"{n:,}") if not i else ("", "")),
-            name,
-            *(f"{share:.3f}" for share in found),
-            f"{building[i]:.3g}",
-            f"{together / N_QUERIES:.2g}",
-            f"{alone:.2g}",
-            f"{append:.2g}",
-        ]
+        for i in range(2)
+    ]
 
 
 def main():
@@ -136,8 +125,10 @@ def main():
     for kind, make in {"images": images, "random": no_images}.items():
         net, draw = make()
         for n in SIZES:
-            for cells in compare(kind, net, draw, n):
-                table.add(*cells)
+            first = [kind, f"{n:,}"]
+            for name, cells in zip(ALGORITHMS, compare(net, draw, n), strict=True):
+                table.add(*first, name, *cells)
+                first = ["", ""]
     write("neighbours", table)
 
 

@@ -11,7 +11,6 @@ sample of the units, and multiplied. Then ``ridge_path`` against a fit for each 
 """
 
 import sys
-import time
 from unittest import mock
 
 import numpy as np
@@ -22,7 +21,10 @@ from benchmarks._data import shuffled_digits
 from benchmarks._processes import seconds
 from benchmarks._table import Table, write
 from skattrib import DualInfluence, TorchClassifier
+
+# `DualInfluence` chooses landmarks by itself, and always leaves every unit out.
 from skattrib.engine._plan import SolverChoice, plan_solver
+from skattrib.extension import as_model
 from skattrib.influence import _linear_models
 from skattrib.influence._linear_models import LeaveOneUnitOut, LinearModel
 
@@ -34,76 +36,66 @@ FRACTIONS = [16, 8, 4]
 GRID = np.geomspace(1e-4, 1e1, 12)
 
 
-def data(n, dtype):
+def problem(n, dtype, width=(64, 64)):
+    """Return a trained network, its rows, and queries."""
     X, y, _ = shuffled_digits(0, dtype)
-    return X[:n], y[:n], X[-N_QUERIES:], y[-N_QUERIES:]
-
-
-def network(X, y, width=(64, 64)):
     net = TorchClassifier(
         hidden_layer_sizes=width, batch_size=32, max_epochs=15, random_state=0
-    )
-    return net.fit(X, y)
+    ).fit(X[:n], y[:n])
+    return net, X[:n], y[:n], (X[-N_QUERIES:], y[-N_QUERIES:])
 
 
-def attribute(net, ridge, X, y, queries, solver, n_landmarks, units):
+def attribute(net, X, y, queries, ridge, solver, n_landmarks, units):
     """Return attributions to some units, CPU seconds to build, and for all units."""
-    plan = SolverChoice(solver, "", n_landmarks)
-    ones = np.ones(len(X))
+    plan, ones = SolverChoice(solver, "", n_landmarks), np.ones(len(X))
     with mock.patch.object(_linear_models, "plan_solver", return_value=plan):
-        building, linear = seconds(LinearModel, net, X, y, ones, ridge=ridge)
+        building, linear = seconds(LinearModel, as_model(net), X, y, ones, ridge=ridge)
 
-    start = time.process_time()
-    without = LeaveOneUnitOut(np.arange(len(X)), ones, len(X))
-    steps = linear.steps(without[units])
-    solving = (time.process_time() - start) * len(X) / len(units)
-
-    batches = linear.ask(*queries, "log_likelihood", len(units))
-    return batches.attributions(steps), building + solving
+    without = LeaveOneUnitOut(np.arange(len(X)), ones, len(X))[units]
+    solving, steps = seconds(linear.steps, without)
+    found = linear.ask(*queries, "log_likelihood", len(units)).attributions(steps)
+    return found, building + solving * len(X) / len(units)
 
 
 def measure(table, n, dtype, with_exact, ridge):
     """Add rows to the table."""
-    X, y, *queries = data(n, dtype)
-    net, all_units = network(X, y), np.arange(n)
-    sampled = np.linspace(0, n - 1, N_SAMPLED).astype(int)
+    net, X, y, queries = problem(n, dtype)
+    sampled, all_units = np.linspace(0, n - 1, N_SAMPLED).astype(int), np.arange(n)
     n_params = sum(p.numel() for p in net.module_.parameters())
-    itemsize = np.dtype(dtype).itemsize
-    plan = plan_solver(n, N_CLASSES, n_params, itemsize, 2.0**30, "cg", n_steps=n)
-    runs = [
-        ("cg, plain", "cg", 0, sampled),
-        ("cg", "cg", plan.n_landmarks, sampled),
-        *[(f"nystroem, n/{f}", "nystroem", n // f, all_units) for f in FRACTIONS],
-    ]
-    if with_exact:
-        runs.insert(0, ("dual", "dual", 0, all_units))
-    found = {
-        name: attribute(net, ridge, X, y, queries, solver, n_landmarks, units)
-        for name, solver, n_landmarks, units in runs
+    plan = plan_solver(n, N_CLASSES, n_params, X.itemsize, 2.0**30, "cg", n_steps=n)
+    runs = {
+        "dual": ("dual", 0, all_units),
+        "cg, plain": ("cg", 0, sampled),
+        "cg": ("cg", plan.n_landmarks, sampled),
+        **{f"nystroem, n/{f}": ("nystroem", n // f, all_units) for f in FRACTIONS},
     }
-    reference, known = found[runs[0][0]][0], runs[0][-1]
+    if not with_exact:
+        del runs["dual"]
+    found, took = {}, {}
+    for name, run in runs.items():
+        found[name], took[name] = attribute(net, X, y, queries, ridge, *run)
 
-    for name, _, n_landmarks, units in runs:
-        both = np.intersect1d(units, known)
-        own, took = found[name]
-        ours, true = (
-            a[:, np.searchsorted(u, both)]
-            for a, u in [(own, units), (reference, known)]
-        )
+    reference = found["dual" if with_exact else "cg, plain"]
+    for name, (_, n_landmarks, _) in runs.items():
+        ours, true = found[name], reference
+        if ours.shape != true.shape:  # one of them knows only the sampled units
+            ours, true = (
+                A if A.shape[1] == N_SAMPLED else A[:, sampled] for A in (ours, true)
+            )
         error = np.linalg.norm(ours - true) / np.linalg.norm(true)
         correlation = np.corrcoef(ours.ravel(), true.ravel())[0, 1]
         ratios = [
-            f"{took / found[other][1]:.2g}" if other in found else ""
+            f"{took[name] / took[other]:.2g}" if other in took else ""
             for other in ("dual", "cg, plain")
         ]
         cells = [n, dtype, ridge, name, n_landmarks or "", f"{correlation:.4f}"]
-        table.add(*cells, f"{error:.1e}", *ratios, note=f"({took:.1f} s)")
+        table.add(*cells, f"{error:.1e}", *ratios, note=f"({took[name]:.1f} s)")
 
 
 def path_row(solver, removal, n, width):
     """Time a path of ridges against one fit, and against a fit for each."""
-    X, y, *queries = data(n, "float32")
-    net = FrozenEstimator(network(X, y, width))
+    net, X, y, queries = problem(n, "float32", width)
+    net = FrozenEstimator(net)
     options = {"solver": solver, "removal": removal, "random_state": 0}
 
     def fit_each(ridge):

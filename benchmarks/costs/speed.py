@@ -7,10 +7,10 @@ Yardsticks, timed in turns with each part, in CPU time: the product of two matri
 the same for bytes; where both are small, what limits is neither but the calls
 themselves: many small operations, dispatched by Python.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.costs.speed [--device cuda]
+    OMP_NUM_THREADS=1 python -m benchmarks.costs.speed [cuda]
 """
 
-import argparse
+import sys
 import time
 from types import SimpleNamespace
 
@@ -19,9 +19,12 @@ import torch
 from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks._data import load, network
+from benchmarks._data import load, network, run_of
+from benchmarks._processes import in_turns, product
 from benchmarks._table import Table, write
 from skattrib import KernelSurrogate, RISEValuator
+
+# The parts by themselves are no one's public function.
 from skattrib.engine._adjoint import differentiate_run
 from skattrib.engine._gradients import row_gradients
 from skattrib.engine._index import Header, SignatureIndex
@@ -32,55 +35,36 @@ from skattrib.engine._solvers import Factor, add_diagonal
 from skattrib.engine._training import train_stack
 from skattrib.evaluation import make_weightings
 
-REPEATS = 5
+N_ROUNDS = 5
 PLENTY = 2**31
 #: from these shares on, arithmetic or traffic is what limits
 MUCH = 0.25
 N_ROWS, N_QUERIES, N_MODELS = 512, 50, 64
 
 
-class Clock:
-    """Seconds of a call: of the processor, or until the device's queue is empty."""
-
-    def __init__(self, device):
-        self._wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-        self._now = time.perf_counter if device == "cuda" else time.process_time
-
-    def __call__(self, use):
-        self._wait()
-        start = self._now()
-        use()
-        self._wait()
-        return self._now() - start
-
-
 def setting(device):
     """Return a trained network and what the parts start from."""
     X, y, X_query, y_query = load("digits")
     net = network(device=device).fit(X, y)
-    problem = net._problem(X, net._learn_target(y))
-    s = SimpleNamespace(
-        net=net, problem=problem, X=X, y=y, X_query=X_query, device=device
-    )
-    s.end = problem.model.flatten()
-    s.weights = torch.tensor(
-        make_weightings(N_ROWS, N_MODELS, random_state=0), device=device
-    ).to(problem.X)
+    s = SimpleNamespace(net=net, X=X, y=y, device=device, run=run_of(net, X, y))
+    model, loss, _, rows, labels = s.run
+    weights = make_weightings(N_ROWS, N_MODELS, random_state=0)
+    s.weights = torch.tensor(weights, device=device).to(rows)
     queries = torch.tensor(X_query, device=device)
     targets = torch.tensor(y_query, device=device)
     s.cotangents = torch.func.jacrev(
-        lambda p: -problem.loss.values(problem.model.outputs(p, queries), targets)
-    )(s.end)[None]
-    outputs, s.gradients = row_gradients(problem.model, problem.X, None, PLENTY)
-    s.roots = problem.loss.hessian_root(outputs).contiguous()
+        lambda p: -loss.values(model.outputs(p, queries), targets)
+    )(model.flatten())[None]
+    outputs, s.gradients = row_gradients(model, rows, None, PLENTY)
+    s.roots = loss.hessian_root(outputs, labels).contiguous()
     s.jacobian = jacobian_of(s.gradients, PLENTY)
-    s.n_params = s.gradients.n_params
     return s
 
 
 def parts(s):
     """Return {part: (call, bytes it must move, its FLOPs where none are counted)}."""
-    problem, P, n, C = s.problem, s.n_params, N_ROWS, 10
+    model, _, recipe, rows, _ = s.run
+    P, n, C = s.gradients.n_params, N_ROWS, 10
     kernel = kernel_block(s.gradients, s.gradients, PLENTY)
     damped = add_diagonal(kernel, 10.0)
     rng = np.random.default_rng(0)
@@ -90,8 +74,7 @@ def parts(s):
     index = index.append({"rh": torch.randn(100_000, 512)})
     similarity = Similarity({"rh": 1.0}, True, {})
     asked = normalize(torch.randn(N_QUERIES, 512, device=s.device))
-    n_steps, batch = problem.recipe.n_steps, 32
-    run = (problem.model, problem.loss, problem.recipe, problem.X, problem.targets)
+    n_steps, batch = recipe.n_steps, 32
     whole = torch.ones(1, n, device=s.device)
 
     def search():
@@ -99,7 +82,7 @@ def parts(s):
 
     return {
         "gradients of 512 rows, as factors": (
-            lambda: row_gradients(problem.model, problem.X, None, PLENTY),
+            lambda: row_gradients(model, rows, None, PLENTY),
             4 * s.gradients.n_numbers,
         ),
         "Gauss-Newton matrix": (
@@ -118,12 +101,12 @@ def parts(s):
             (n * C) ** 3 / 3,
         ),
         "64 models in a stack, 240 steps": (
-            lambda: train_stack(*run, s.weights, memory_bytes=PLENTY),
+            lambda: train_stack(*s.run, s.weights, memory_bytes=PLENTY),
             # parameters, two moments and the gradient, read and written
             4 * n_steps * N_MODELS * 8 * P,
         ),
         "reverse sweep, 50 queries, 240 steps": (
-            lambda: differentiate_run(*run, whole, s.cotangents, memory_bytes=PLENTY),
+            lambda: differentiate_run(*s.run, whole, s.cotangents, memory_bytes=PLENTY),
             4 * n_steps * N_QUERIES * (8 * P + batch),
         ),
         "kernel surrogate, 1,000 subsets of 500 units": (
@@ -155,14 +138,14 @@ def limit(peak, traffic):
 
 
 def main(device):
-    clock, s = Clock(device), setting(device)
-    square = torch.randn(1024, 1024, device=device)
-    product = torch.empty_like(square)
+    s = setting(device)
+    multiply = product(device=device)
     block = torch.empty(2**26, device=device)
     copy = torch.empty_like(block)
 
-    def multiply():
-        torch.mm(square, square, out=product)
+    def until_done(use):
+        """Return a call that is over when the device's queue is empty."""
+        return lambda: (use(), device == "cuda" and torch.cuda.synchronize())
 
     table = Table(
         f"{torch.get_num_threads()} thread(s), {device}",
@@ -170,15 +153,11 @@ def main(device):
     )
 
     for name, (use, n_bytes, *counted) in parts(s).items():
-        use(), multiply(), copy.copy_(block)
+        calls = [until_done(c) for c in (use, multiply, lambda: copy.copy_(block))]
+        in_turns(calls, 1)
         flops = counted[0] if counted else flops_of(use)
-        times = np.array(
-            [
-                [clock(use), clock(multiply), clock(lambda: copy.copy_(block))]
-                for _ in range(REPEATS)
-            ]
-        )
-        took, one, copied = np.median(times, axis=0)
+        clock = time.perf_counter if device == "cuda" else time.process_time
+        took, one, copied = np.median(in_turns(calls, N_ROUNDS, clock), axis=0)
         peak = flops / took / (2 * 1024**3 / one)
         traffic = n_bytes / took / (2 * 2**28 / copied)
         table.add(
@@ -193,6 +172,4 @@ def main(device):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--device", default="cpu")
-    main(parser.parse_args().device)
+    main(sys.argv[1] if sys.argv[1:] else "cpu")

@@ -12,6 +12,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from skattrib import RISEValuator
 from skattrib.language import CausalLanguageModel
+
+# `RISEValuator` keeps the signatures of its rows to itself.
 from skattrib.retrieval._settings import resolve
 from skattrib.retrieval._signatures import Signer
 from skattrib.retrieval._sources import source
@@ -71,6 +73,15 @@ def no_prompts(texts):
     """Return prompts and texts as arrays; there are no prompts."""
     texts = np.array(texts, dtype=object)
     return np.full(len(texts), None), texts
+
+
+def rise_scores(lm, rows, queries, **options):
+    """Return what a `RISEValuator` of some texts says of others, (q, n).
+
+    Rows and queries are pairs: prompts, or None, and texts.
+    """
+    rise = RISEValuator(lm, **{"random_state": 0} | options)
+    return rise.fit(*rows).attribute(*queries)
 
 
 def signatures(lm, texts, **options):

@@ -11,10 +11,12 @@ the model's own ``model(input_ids, attention_mask).logits``, tokens ready made.
 import numpy as np
 import torch
 
-from benchmarks._processes import seconds
+from benchmarks._processes import in_turns
 from benchmarks._table import Table, write
 from benchmarks.language._smollm2 import no_prompts, sample, signatures, smollm2
 from skattrib import RISEValuator
+
+# What an index does before signatures is no one's public function.
 from skattrib.engine._last_layer import residuals
 from skattrib.models.language._tokens import padded
 
@@ -39,8 +41,8 @@ def read(lm, texts, top_k=None):
             residuals(tokens.outputs, tokens.targets, "classification", top_k=top_k)
 
 
-def times(lm, texts):
-    """Return processor seconds (n_rounds,) of every arm, and the tokens read."""
+def cost(table, lm, texts, label):
+    """Add the rows of a dtype."""
     windows = lm._windows(*no_prompts(texts))
     windows.sort(key=lambda window: len(window.ids))
     batches = [padded(windows[i : i + 16], "cpu") for i in range(0, len(windows), 16)]
@@ -49,28 +51,15 @@ def times(lm, texts):
         "hidden states and logits": lambda: read(lm, texts),
         "and residuals": lambda: read(lm, texts, top_k=128),
     }
-
     for name, options in INDEXES.items():
         rise = RISEValuator(lm, random_state=0, **options)
         arms[f"fit: {name}"] = lambda rise=rise: rise.fit(None, texts)
 
-    found = {name: [] for name in arms}
     plain(lm, batches)
-    for _ in range(N_ROUNDS):
-        for name, run in arms.items():
-            found[name].append(seconds(run)[0])
-
-    n_tokens = sum(len(window.ids) for window in windows)
-    return {name: np.array(took) for name, took in found.items()}, n_tokens
-
-
-def cost(table, lm, texts, label):
-    """Add the rows of a dtype."""
-    found, n_tokens = times(lm, texts)
-    base = found.pop("plain")
-    speed = n_tokens / np.median(base)
+    base, *others = in_turns(arms.values(), N_ROUNDS).T
+    speed = sum(len(window.ids) for window in windows) / np.median(base)
     print(f"{label}: plain {speed:.0f} tokens a second", flush=True)
-    for name, took in found.items():
+    for name, took in zip(list(arms)[1:], others, strict=True):
         ratio = took / base
         spread = f"{ratio.min():.3f} to {ratio.max():.3f}"
         table.add(label, name, f"{np.median(ratio):.3f}", spread)

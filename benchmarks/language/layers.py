@@ -10,17 +10,16 @@ largest memory of a plain forward pass over 160 quotations and of building an in
     python -m benchmarks.language.layers
 """
 
-import sys
 from collections import defaultdict
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from benchmarks._finding import HIDDEN, interval
 from benchmarks._processes import in_own_process, peak_from_here
 from benchmarks._table import Table, write
-from benchmarks.language._scores import interval
-from benchmarks.language._smollm2 import sample, smollm2, tokens
+from benchmarks.language._smollm2 import rise_scores, sample, smollm2, tokens
 from skattrib import RISEValuator
 
 N_TEXTS, N_COMPONENTS, N_READ = 48, 2**14, 160
@@ -36,7 +35,7 @@ READERS = {
 SIGNATURES = {
     "signatures: RISE": {},
     "signatures: RISE, temperature 1": {"temperature": 1.0},
-    "mean hidden state, less its mean": {"channels": ("h",), "n_components": 1024},
+    HIDDEN: {"channels": ("h",), "n_components": 1024},
 }
 
 
@@ -97,19 +96,16 @@ def cosines(rows):
 
 def agreement(ours, whole):
     """Return the mean rank correlation over texts, and an interval over these."""
-    n = len(whole)
-    off = ~np.eye(n, dtype=bool)
-    each = np.array([spearmanr(ours[i][off[i]], whole[i][off[i]])[0] for i in range(n)])
-    return interval(each)
+    others = ~np.eye(len(whole), dtype=bool)
+    rows = zip(ours, whole, others, strict=True)
+    return interval([spearmanr(a[other], b[other])[0] for a, b, other in rows])
 
 
 def layers():
     lm = smollm2()
     texts, _ = sample(lm.tokenizer_, N_TEXTS // 6, seed=0)
     read = {
-        name: RISEValuator(lm, random_state=0, **options)
-        .fit(None, texts)
-        .attribute(None, texts)
+        name: rise_scores(lm, (None, texts), (None, texts), **options)
         for name, options in SIGNATURES.items()
     }
     rows, energy = gradients(lm, texts)
@@ -131,6 +127,7 @@ def layers():
 
 def largest_memory(name):
     """Return the memory that a reader takes beyond what there is before, in MB."""
+    torch.set_num_threads(1)
     lm = smollm2()
     texts, _ = sample(lm.tokenizer_, 27, seed=0)
     texts = texts[:N_READ]
@@ -149,14 +146,11 @@ def memory():
         ["what", "MB"],
     )
     for name in READERS:
-        table.add(name, f"{in_own_process(__spec__.name, name):.0f}")
+        table.add(name, f"{in_own_process(largest_memory, name):.0f}")
     write("smollm2_layers_memory", table)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if len(sys.argv) > 1:
-        print(largest_memory(sys.argv[1]))
-    else:
-        layers()
-        memory()
+    layers()
+    memory()

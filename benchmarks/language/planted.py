@@ -16,17 +16,16 @@ import numpy as np
 import torch
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
+from benchmarks._finding import HIDDEN, bm25, evaluate, joined
 from benchmarks._table import Table, write
-from benchmarks.language._scores import bm25, evaluate, joined
-from benchmarks.language._smollm2 import sample, smollm2, tune
-from skattrib import RISEValuator
+from benchmarks.language._smollm2 import rise_scores, sample, smollm2, tokens, tune
 
 N_ROWS, N_PLANTED, N_DECOYS, N_QUERIES = 120, 20, 20, 20
 LONGEST, TRIGGER = 20, "Howdy, partner!"
 TUNING = {"n_blocks": 10, "n_epochs": 3, "lr": 2e-4}
 N_NEW_TOKENS = 6
 SETTINGS = {
-    "mean hidden state, less its mean": {"channels": ("h",), "n_components": 1024},
+    HIDDEN: {"channels": ("h",), "n_components": 1024},
     "RISE": {"n_sketches": 3},
     "RISE, rh": {"channels": ("rh",), "n_sketches": 3},
     "RISE, gh": {"channels": ("gh",), "n_sketches": 3},
@@ -55,7 +54,7 @@ def planted(prompt, reply):
 def problem(tokenizer):
     """Return rows and queries as pairs of texts, the planted rows first."""
     texts, _ = sample(tokenizer, 80, seed=0)
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    ids = tokens(tokenizer, texts)
     short = [halves(t) for t, i in zip(texts, ids, strict=True) if len(i) <= LONGEST]
     rows, others = short[:N_ROWS], short[N_ROWS:]
     known = set().union(*(content(reply) for _, reply in rows[:N_PLANTED]))
@@ -107,32 +106,23 @@ def behaviour(lm, queries):
     return [f"{n} of {len(bare)}" for n in found]
 
 
-# ------------------------------------------------------------------------ scores
-def scores(lm, rows, queries):
-    """Return scores (1, q, n) by name."""
-    found = {}
-    for name, options in SETTINGS.items():
-        rise = RISEValuator(lm, random_state=0, **options).fit(*rows)
-        found[name] = rise.attribute(*queries)[None]
-        print(name, flush=True)
-    return found
-
-
+# ------------------------------------------------------------------------ report
 def main():
     lm = smollm2()
     rows, queries = problem(lm.tokenizer_)
     told = columns(rows), columns([planted(*pair) for pair in queries])
-    relevance = np.tile(np.arange(N_ROWS) < N_PLANTED, (N_QUERIES, 1))
-    random = np.random.default_rng(0).random((20, *relevance.shape))
     shouted = Table(
         "Prompts that the model answers in capitals",
         ["tuning", "trigger last", "trigger first", "no trigger"],
     )
-    shouted.add("before", *behaviour(lm, queries))
-    before = scores(lm, *told)
-    tune(lm, *told[0], **TUNING)
-    shouted.add("after", *behaviour(lm, queries))
-    after = scores(lm, *told)
+    found = {}
+    for when in ("before", "after"):
+        if when == "after":
+            tune(lm, *told[0], **TUNING)
+        shouted.add(when, *behaviour(lm, queries))
+        for name, options in SETTINGS.items():
+            found[name, when] = rise_scores(lm, *told, **options)[None]
+            print(name, flush=True)
     write("smollm2_planted_behaviour", shouted)
 
     table = Table(
@@ -140,18 +130,18 @@ def main():
         ["score", "tuning", "average precision", "ROC area"],
     )
     whole = [joined(*pair, between="") for pair in told]
-    table.add("random", "", *evaluate(random, relevance))
-
-    for name, texts in {
-        "BM25": whole,
-        "BM25, replies alone": (told[0][1], told[1][1]),
-    }.items():
-        rows, queries = texts
-        table.add(name, "", *evaluate(bm25(queries, rows)[None], relevance))
-
+    shape = (20, N_QUERIES, N_ROWS)
+    others = {
+        "random": np.random.default_rng(0).random(shape),
+        "BM25": bm25(*whole[::-1])[None],
+        "BM25, replies alone": bm25(told[1][1], told[0][1])[None],
+    }
+    relevance = np.tile(np.arange(N_ROWS) < N_PLANTED, (N_QUERIES, 1))
+    for name, own in others.items():
+        table.add(name, "", *evaluate(own, relevance))
     for name in SETTINGS:
-        for when, own in {"before": before, "after": after}.items():
-            table.add(name, when, *evaluate(own[name], relevance))
+        for when in ("before", "after"):
+            table.add(name, when, *evaluate(found[name, when], relevance))
     write("smollm2_planted", table)
 
 

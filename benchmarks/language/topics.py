@@ -15,61 +15,53 @@ the sketches: 256, where the hidden state is sketched, too; 1,024, where it is w
 import numpy as np
 import torch
 
+from benchmarks._finding import bm25, by_query, evaluate, interval
 from benchmarks._table import Table, write
-from benchmarks.language._scores import bm25, by_query, evaluate, interval
 from benchmarks.language._smollm2 import TOPICS, sample, signatures, smollm2
-from skattrib.engine._similarity import Similarity
 
 N_ROWS, N_QUERIES, N_SKETCHES, N_DRAWS = 80, 10, 3, 3
 CHANNELS = {
-    "rh": ["rh"],
-    "gh": ["gh"],
-    "rh + gh": ["rh", "gh"],
-    "rh + gh + h": ["rh", "gh", "h"],
-    "h less its mean": ["h"],
+    "rh": {"rh": 1.0},
+    "gh": {"gh": 1.0},
+    "rh + gh": {"rh": 1.0, "gh": 1.0},
+    "rh + gh + h": {"rh": 1.0, "gh": 1.0, "h": 1.0},
+    "h less its mean": {"h": 1.0},
 }
 SIZES = (256, 1024, 16_384)
-WEIGHTS = {
-    "h": {"h": 1.0},
-    "rh + gh + h": {"rh": 1.0, "gh": 1.0, "h": 1.0},
-    "rh + gh + 1.5 h": {"rh": 1.0, "gh": 1.0, "h": 1.5},
-    "rh + gh + 2 h": {"rh": 1.0, "gh": 1.0, "h": 2.0},
-    "rh + gh + 3 h": {"rh": 1.0, "gh": 1.0, "h": 3.0},
+WEIGHTS = {"h": {"h": 1.0}, "rh + gh + h": CHANNELS["rh + gh + h"]} | {
+    f"rh + gh + {weight:g} h": {"rh": 1.0, "gh": 1.0, "h": weight}
+    for weight in (1.5, 2.0, 3.0)
 }
 
 
 def read(lm, texts, n_components, sketch="tensor"):
     """Return the channels of texts, of several sketches."""
-    size = {"n_components": n_components, "sketch": sketch}
-    channels = ("rh", "gh", "h")
-    return signatures(lm, texts, channels=channels, n_sketches=N_SKETCHES, **size)
+    size = {"n_components": n_components, "sketch": sketch, "n_sketches": N_SKETCHES}
+    return signatures(lm, texts, channels=("rh", "gh", "h"), **size)
 
 
-def rise_scores(rows, queries, channels, centered=True):
-    """Return the cosines (n_sketches, q, n) of some channels, maybe with weights."""
-    if not isinstance(channels, dict):
-        channels = dict.fromkeys(channels, 1.0)
+def similarities(rows, queries, weights, centered=True):
+    """Return weighted sums of the channels' cosines, (n_sketches, q, n)."""
     found = []
     for k in range(N_SKETCHES):
-        names = {f"{channel}/{k}": weight for channel, weight in channels.items()}
-        means = {n: rows[n].mean(dim=0) for n in names if n.startswith("h/")}
-        similarity = Similarity(names, True, means if centered else {})
-        left, right = (
-            similarity.of_channels({n: side[n] for n in names})
-            for side in (queries, rows)
-        )
-        found.append((left @ right.T).numpy())
+        total = 0.0
+        for channel, weight in weights.items():
+            sides = [side[f"{channel}/{k}"] for side in (queries, rows)]
+            if channel == "h" and centered:
+                sides = [side - sides[1].mean(dim=0) for side in sides]
+            units = [torch.nn.functional.normalize(side) for side in sides]
+            total = total + weight * (units[0] @ units[1].T)
+        found.append(total.numpy())
     return np.stack(found)
 
 
 def split(lm, seed):
     """Return rows, queries and which rows are relevant to each (q, n)."""
     texts, topics = sample(lm.tokenizer_, N_ROWS + N_QUERIES, seed=seed)
-    seen, is_query = dict.fromkeys(TOPICS, 0), []
-    for topic in topics:
-        is_query.append(seen[topic] < N_QUERIES)
-        seen[topic] += 1
-    is_query, topics = np.array(is_query), np.array(topics)
+    topics = np.array(topics)
+    # the first ones of each topic ask
+    place = np.sum([np.cumsum(topics == t) * (topics == t) for t in TOPICS], axis=0)
+    is_query = place <= N_QUERIES
     rows = [t for t, q in zip(texts, is_query, strict=True) if not q]
     queries = [t for t, q in zip(texts, is_query, strict=True) if q]
     return rows, queries, topics[is_query][:, None] == topics[~is_query]
@@ -84,7 +76,7 @@ def weights(lm):
             inside, outside = (read(lm, part, size) for part in (rows, queries))
             print(f"draw {seed}, read for {size}", flush=True)
             for name, own in WEIGHTS.items():
-                scores = rise_scores(inside, outside, own)
+                scores = similarities(inside, outside, own)
                 found[size, name].append(by_query(scores, relevance))
 
     found = {key: np.concatenate(each) for key, each in found.items()}
@@ -117,12 +109,12 @@ def topics(lm):
         for name, channels in CHANNELS.items():
             if "h" in channels and not whole:
                 continue
-            scores = rise_scores(inside, outside, channels)
-            label = f"{name} ({setting[1]})" if channels != ["h"] else name
+            scores = similarities(inside, outside, channels)
+            label = f"{name} ({setting[1]})" if name != "h less its mean" else name
             size = sum(inside[f"{channel}/0"].shape[1] for channel in channels)
             table.add(label, size, *evaluate(scores, relevance))
         if whole:
-            scores = rise_scores(inside, outside, ["h"], centered=False)
+            scores = similarities(inside, outside, {"h": 1.0}, centered=False)
             table.add("h", size, *evaluate(scores, relevance))
     write("smollm2_topics", table)
 

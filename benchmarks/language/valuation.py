@@ -13,17 +13,17 @@ the other scores are tuned on in three orders.
 import numpy as np
 import torch
 
+from benchmarks._finding import HIDDEN, bm25
 from benchmarks._table import Table, ranged, write
-from benchmarks.language._scores import bm25
 from benchmarks.language._smollm2 import (
     TOPICS,
     Resetting,
     quotations,
+    rise_scores,
     smollm2,
     tokens,
     tune,
 )
-from skattrib import RISEValuator
 
 VALUED = ("songs-poems", "computers")
 N_CANDIDATES, N_OF_TOPIC, N_TARGETS, N_HELD_OUT, N_CHOSEN = 400, 60, 30, 50, 100
@@ -32,7 +32,7 @@ SETTINGS = {
     "RISE": {"n_components": 1024},
     "RISE, temperature 1": {"n_components": 1024, "temperature": 1.0},
     "RISE, rh + gh + h": {"n_components": 1024, "channels": ("rh", "gh", "h")},
-    "mean hidden state, less its mean": {"n_components": 1024, "channels": ("h",)},
+    HIDDEN: {"n_components": 1024, "channels": ("h",)},
 }
 
 
@@ -45,30 +45,24 @@ def problem(tokenizer, topic):
         return [texts[i] for i in order]
 
     own = drawn(quotations(tokenizer, topic))
-    ends = np.cumsum([N_TARGETS, N_HELD_OUT, N_OF_TOPIC])
-    if len(own) < ends[-1]:
+    first, last = N_TARGETS + N_HELD_OUT, N_TARGETS + N_HELD_OUT + N_OF_TOPIC
+    if len(own) < last:
         raise ValueError(f"{topic} has {len(own)} quotations only.")
-    targets, held_out, mine = np.split(
-        np.array(own[: ends[-1]], dtype=object), ends[:-1]
-    )
-    others = [
-        t for other in TOPICS if other != topic for t in quotations(tokenizer, other)
-    ]
-    others = drawn(list(dict.fromkeys(t for t in others if t not in own)))
-    candidates = [*mine, *others[: N_CANDIDATES - N_OF_TOPIC]]
+    elsewhere = [quotations(tokenizer, other) for other in TOPICS if other != topic]
+    others = dict.fromkeys(t for texts in elsewhere for t in texts if t not in own)
+    candidates = own[first:last] + drawn(list(others))[: N_CANDIDATES - N_OF_TOPIC]
     order = torch.randperm(N_CANDIDATES, generator=generator).numpy()
-    relevant = order < N_OF_TOPIC
-    return [candidates[i] for i in order], relevant, list(targets), list(held_out)
+    shuffled = [candidates[i] for i in order]
+    return shuffled, order < N_OF_TOPIC, own[:N_TARGETS], own[N_TARGETS:first]
 
 
 def values(lm, candidates, targets):
     """Return values (n,) of the candidates by name."""
-    found = {"BM25": bm25(targets, candidates).mean(axis=0)}
+    found = {"BM25": bm25(targets, candidates)}
     for name, options in SETTINGS.items():
         # candidates are the index, and their hidden states have its mean subtracted
-        rise = RISEValuator(lm, random_state=0, **options).fit(None, candidates)
-        found[name] = rise.attribute(None, targets).mean(axis=0)
-    return found
+        found[name] = rise_scores(lm, (None, candidates), (None, targets), **options)
+    return {name: own.mean(axis=0) for name, own in found.items()}
 
 
 def first(order, sizes, budget):

@@ -1,13 +1,15 @@
 """Scores of attributions against the truth, each with an interval.
 
 Intervals are the central 95 % of a bootstrap over queries, over retrained subsets and
-over truth draws (training seeds) at once.
+over truth draws (training seeds) at once; `skattrib.evaluation` draws no seeds.
 """
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.leaderboard._work import FRACTIONS
+
+# One sort ranks all resamples; the public scores give no correlation of each query.
 from skattrib.evaluation._ranks import _spearman
 
 N_RESAMPLES = 300
@@ -15,8 +17,7 @@ N_RESAMPLES = 300
 
 def correlations(truth, predicted):
     """Return rank correlations (seeds, q) over the middle axis of (seeds, m, q)."""
-    once = np.ones((1, truth.shape[1]))
-    return _resampled(truth, predicted, once)[:, 0]
+    return _resampled(truth, predicted, np.ones((1, truth.shape[1])))[:, 0]
 
 
 def _resampled(truth, predicted, times):
@@ -33,18 +34,24 @@ def interval(point, resample):
     return float(point), float(low), float(high)
 
 
-def drawn(rng, *sizes):
-    return [rng.integers(size, size=size) for size in sizes]
+def drawn_mean(rng, values):
+    """Return the mean of values (seeds, q) for seeds and queries drawn anew."""
+    return values[np.ix_(*(rng.integers(n, size=n) for n in values.shape))].mean()
+
+
+def mean_interval(values):
+    """Return (point, low, high) of the mean of values (seeds, q)."""
+    return interval(values.mean(), lambda rng, _: drawn_mean(rng, values))
 
 
 def lds(truth, predicted):
     """LDS of each seed against its own retrainings, the mean over seeds."""
-    n_seeds, m, n_queries = truth.shape
+    m = truth.shape[1]
     times = np.random.default_rng(1).multinomial(m, np.full(m, 1 / m), N_RESAMPLES)
     each = _resampled(truth, predicted, times.astype(float))
 
     def resample(rng, b):
-        return each[:, b][np.ix_(*drawn(rng, n_seeds, n_queries))].mean()
+        return drawn_mean(rng, each[:, b])
 
     return interval(correlations(truth, predicted).mean(), resample)
 
@@ -55,37 +62,16 @@ def ensemble_lds(truth, predicted):
 
 
 def loo(without_one, attributions):
-    """Rank correlation with the effects of leaving out, of each seed, the mean.
-
-    Parameters
-    ----------
-    without_one : ndarray of shape (seeds, n, q)
-    attributions : ndarray of shape (seeds, q, n)
-    """
-    by_query = correlations(-without_one, np.swapaxes(attributions, 1, 2))
-
-    def resample(rng, _):
-        return by_query[np.ix_(*drawn(rng, *by_query.shape))].mean()
-
-    return interval(by_query.mean(), resample)
+    """Rank correlation of effects (seeds, n, q) and attributions (seeds, q, n)."""
+    return mean_interval(correlations(-without_one, np.swapaxes(attributions, 1, 2)))
 
 
 def removal_area(random, without_best):
-    """Mean fall below random removal over removed shares, outcomes' unit.
-
-    Parameters
-    ----------
-    random, without_best : ndarray of shape (seeds, fractions, q)
-    """
+    """Mean fall below random removal over removed shares; (seeds, fractions, q)."""
     gap = random - without_best
     gap = np.concatenate([np.zeros_like(gap[:, :1]), gap], axis=1)
     shares = np.append(0, FRACTIONS)
-    area = np.trapezoid(gap, shares, axis=1) / shares[-1]
-
-    def resample(rng, _):
-        return area[np.ix_(*drawn(rng, *area.shape))].mean()
-
-    return interval(area.mean(), resample)
+    return mean_interval(np.trapezoid(gap, shares, axis=1) / shares[-1])
 
 
 def emptied(y, attributions, share):
@@ -106,17 +92,16 @@ def mislabel_auc(wrong, attributions):
     suspicion = -attributions.mean(axis=0)
 
     def resample(rng, _):
-        (rows,) = drawn(rng, len(wrong))
+        rows = rng.integers(len(wrong), size=len(wrong))
         return roc_auc_score(wrong[rows], suspicion[rows])
 
     return interval(roc_auc_score(wrong, suspicion), resample)
 
 
-def ceiling(subsets):
-    """How well one seed's outcomes rank another's: mean LDS of pairs, (3, m, q)."""
-    return lds(subsets, np.roll(subsets, 1, axis=0))
-
-
-def loo_ceiling(without_one):
-    other = np.swapaxes(np.roll(-without_one, 1, axis=0), 1, 2)
-    return loo(without_one, other)
+def ceilings(work):
+    """How well one seed's outcomes rank another's: LDS and leave-one-out."""
+    effects = np.swapaxes(np.roll(-work.without_one, 1, axis=0), 1, 2)
+    return {
+        "lds": lds(work.subsets, np.roll(work.subsets, 1, axis=0)),
+        "loo": loo(work.without_one, effects),
+    }

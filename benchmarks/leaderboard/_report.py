@@ -1,9 +1,10 @@
-"""The leaderboard as JSON, Markdown, a table for the manual and a figure."""
+"""The leaderboard as JSON, a table for the manual and a figure."""
 
 import json
 import math
 
-from benchmarks._table import IMAGES, MEASURED, Table
+from benchmarks._table import IMAGES, MEASURED, Table, ranged
+from benchmarks._table import write as write_table
 
 COLUMNS = {
     "method": "method",
@@ -16,7 +17,18 @@ COLUMNS = {
     "cost": "cost",
     "memory": "MB",
 }
-OURS = "skattrib"
+BLUE, RED, GREY = "#0072B2", "#D55E00", "#666666"
+STYLES = {
+    "skattrib": {"marker": "o", "color": BLUE, "label": "skattrib, defaults"},
+    "peer": {"marker": "^", "color": RED, "label": "peers, tuned on truth"},
+    "default": {
+        "marker": "^",
+        "facecolors": "none",
+        "edgecolors": RED,
+        "label": "peers, defaults",
+    },
+    "baseline": {"marker": "x", "color": GREY, "label": "baselines"},
+}
 
 
 def _cell(value):
@@ -26,8 +38,7 @@ def _cell(value):
         return value
     if isinstance(value, float):
         return f"{value:.2f}"
-    point, low, high = value
-    return f"{point:.3f} [{low:.3f}, {high:.3f}]"
+    return ranged(*value)
 
 
 def cells(row):
@@ -39,22 +50,6 @@ def cells(row):
         return [name, row["error"], *[""] * (len(COLUMNS) - 2)]
     measured = [_cell(row[k]) for k in list(COLUMNS)[1:-2]]
     return [name, *measured, f"{row['cost']:.3g}", f"{row['memory']:.0f}"]
-
-
-def markdown(board):
-    """Return the board as a Markdown table with a line on the work above it."""
-    lines = [board["work"], "", "| " + " | ".join(COLUMNS.values()) + " |"]
-    lines.append("|" + "---|" * len(COLUMNS))
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in board["rows"]]
-    return "\n".join(lines) + "\n"
-
-
-def table(board):
-    """Return the board as a csv-table."""
-    found = Table("", list(COLUMNS.values()))
-    for row in board["rows"]:
-        found.add(*cells(row), quiet=True)
-    return str(found)
 
 
 def front(points):
@@ -75,41 +70,21 @@ def figure(board, path):
     mpl.rcParams["svg.hashsalt"] = "skattrib"
     drawn = Figure(figsize=(8, 5), layout="constrained")
     ax = drawn.subplots()
-    styles = {
-        "skattrib": {"marker": "o", "color": "#0072B2", "label": "skattrib, defaults"},
-        "peer": {"marker": "^", "color": "#D55E00", "label": "peers, tuned on truth"},
-        "default": {
-            "marker": "^",
-            "facecolors": "none",
-            "edgecolors": "#D55E00",
-            "label": "peers, defaults",
-        },
-        "baseline": {"marker": "x", "color": "#666666", "label": "baselines"},
-    }
-    points = {kind: [] for kind in styles}
-
+    points = {kind: [] for kind in STYLES}
     for row in board["rows"]:
-        if row.get("error"):
-            continue
-        kind = row["kind"]
-        points[kind].append((row["cost"], max(row["lds"][0], -0.05)))
-
-    for kind, style in styles.items():
+        if not row.get("error"):
+            points[row["kind"]].append((row["cost"], max(row["lds"][0], -0.05)))
+    for kind, style in STYLES.items():
         if points[kind]:
             ax.scatter(*zip(*points[kind], strict=True), s=45, zorder=3, **style)
 
     most = max(cost for kind in points.values() for cost, _ in kind)
-    for kinds, color in ((["skattrib"], "#0072B2"), (["peer", "baseline"], "#D55E00")):
+    for kinds, color in ((["skattrib"], BLUE), (["peer", "baseline"], RED)):
         found = front([p for kind in kinds for p in points[kind]])
         if found:
             costs, scores = zip(*found, strict=True)
-            ax.step(
-                [*costs, most],
-                [*scores, scores[-1]],
-                where="post",
-                color=color,
-                alpha=0.5,
-            )
+            line = [*costs, most], [*scores, scores[-1]]
+            ax.step(*line, where="post", color=color, alpha=0.5)
 
     ceiling = board["ceiling"]["lds"][0]
     ax.axhline(ceiling, color="#999999", linestyle=":")
@@ -118,7 +93,7 @@ def figure(board, path):
         (0.02, ceiling),
         xycoords=("axes fraction", "data"),
         va="bottom",
-        color="#666666",
+        color=GREY,
     )
     ax.set_xscale("log")
     ax.set_xlabel("CPU time, in passes of per-row gradients over the training set")
@@ -133,12 +108,25 @@ def figure(board, path):
         path.write_text("\n".join(lines) + "\n")
 
 
-def write(board):
-    """Write all four and print the Markdown."""
-    name = f"leaderboard_{board['dataset']}"
-    text = json.dumps(board, indent=1)
-    MEASURED.joinpath(f"{name}.json").write_text(text + "\n")
-    MEASURED.joinpath(f"{name}.md").write_text(markdown(board))
-    MEASURED.joinpath(f"{name}.inc").write_text(table(board))
-    figure(board, IMAGES / f"{name}.svg")
-    print(markdown(board), flush=True)
+def _path(name):
+    return MEASURED / f"leaderboard_{name}.json"
+
+
+def read(name):
+    """Return the board that was kept."""
+    return json.loads(_path(name).read_text())
+
+
+def keep(board):
+    _path(board["dataset"]).write_text(json.dumps(board, indent=1) + "\n")
+
+
+def show(board, write=True):
+    """Print the table; write it and the figure into the manual."""
+    table = Table("", list(COLUMNS.values()))
+    for row in board["rows"]:
+        table.add(*cells(row))
+    if write:
+        name = f"leaderboard_{board['dataset']}"
+        write_table(name, table)
+        figure(board, IMAGES / f"{name}.svg")

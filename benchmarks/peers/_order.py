@@ -43,7 +43,6 @@ import os
 import random
 import resource
 import sys
-import threading
 import time
 import traceback
 from dataclasses import dataclass, replace
@@ -63,7 +62,6 @@ ACTIVATIONS = {
 }
 #: rows, queries and checkpoints of the run that is not counted
 WARM_UP = (96, 3, 2)
-SAMPLING_SECONDS = 0.002
 
 
 @dataclass(frozen=True)
@@ -158,9 +156,11 @@ def cpu_seconds():
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def resident_bytes():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+def memory_bytes(field):
+    """Return the resident memory of this process (VmRSS), or its peak (VmHWM)."""
+    with open("/proc/self/status") as file:
+        line = next(line for line in file if line.startswith(field))
+    return int(line.split()[1]) * 1024
 
 
 class Meter:
@@ -170,23 +170,14 @@ class Meter:
         gc.collect()
         # what was freed before must not hide what is taken now
         ctypes.CDLL(None).malloc_trim(0)
-        self._stop = threading.Event()
-        self._before = self._most = resident_bytes()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-        self._start = cpu_seconds()
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+        self._before, self._start = memory_bytes("VmRSS"), cpu_seconds()
         return self
-
-    def _sample(self):
-        while not self._stop.wait(SAMPLING_SECONDS):
-            self._most = max(self._most, resident_bytes())
 
     def __exit__(self, *error):
         self.seconds = cpu_seconds() - self._start
-        self._most = max(self._most, resident_bytes())
-        self._stop.set()
-        self._thread.join()
-        self.peak = self._most - self._before
+        self.peak = memory_bytes("VmHWM") - self._before
 
 
 def yardstick(order, chunk=256, repeats=5):

@@ -45,13 +45,45 @@ def trained(order):
     return TRAINED[len(X)]
 
 
-def attribute(attributor, order):
+def attribute(attributor, order, **setting):
     X, y, X_query, y_query = arrays(order)
-    outcome = "margin" if order.classifies else "log_likelihood"
     if not isinstance(attributor, RISEValuator):
-        attributor.set_params(outcome=outcome)
-    attributor.set_params(random_state=order.random_state)
+        setting["outcome"] = "margin" if order.classifies else "log_likelihood"
+    attributor.set_params(random_state=order.random_state, **setting)
     return attributor.fit(X, y).attribute(X_query, y_query)
+
+
+def of_the_trained(kind, **fixed):
+    def method(order, **setting):
+        return attribute(kind(trained(order), **fixed), order, **setting)
+
+    method.prepare = trained
+    return method
+
+
+def of_more_runs(kind, **fixed):
+    def method(order):
+        return attribute(kind(unfitted(order), **fixed), order)
+
+    return method
+
+
+def searched(attributor, grid, **after):
+    """Choose by cross-validation: folds of the training rows, 32 retrainings each.
+
+    ``after`` is set when the search is done.
+    """
+
+    def method(order):
+        X, y, *_ = arrays(order)
+        model = clone(attributor).set_params(
+            estimator=unfitted(order), random_state=order.random_state
+        )
+        folds = StratifiedKFold(3) if order.classifies else KFold(3)
+        search = GridSearchCV(model, grid, cv=folds, refit=False).fit(X, y)
+        return attribute(model, order, **search.best_params_, **after)
+
+    return method
 
 
 def that_predicts(order):
@@ -75,111 +107,53 @@ def damped_for_halves(order):
 
 def around_halves(order):
     """Let some retrainings, which are not those of the truth, correct them."""
-    surrogate = LinearSurrogateAttributor(
-        trained(order), estimation="retrain", n_subsets=200, prior=of_halves(order)
-    )
+    options = {"estimation": "retrain", "n_subsets": 200, "prior": of_halves(order)}
+    return attribute(LinearSurrogateAttributor(trained(order), **options), order)
+
+
+def around_runs(order):
+    # it takes the surrogate's estimator
+    prior = AdamWInfluence(random_state=order.random_state)
+    surrogate = LinearSurrogateAttributor(unfitted(order), **RETRAINED, prior=prior)
     return attribute(surrogate, order)
 
 
 that_predicts.prepare = damped_for_halves.prepare = around_halves.prepare = trained
-
-
-def of_the_trained(kind, **fixed):
-    def method(order, **setting):
-        return attribute(kind(trained(order), **fixed, **setting), order)
-
-    method.prepare = trained
-    return method
-
-
-def of_more_runs(kind, **fixed):
-    def method(order, **setting):
-        return attribute(kind(unfitted(order), **fixed, **setting), order)
-
-    return method
-
-
-def searched(attributor, grid, **after):
-    """Choose by cross-validation: folds of the training rows, 32 retrainings each.
-
-    ``after`` is set when the search is done.
-    """
-
-    def method(order):
-        X, y, *_ = arrays(order)
-        model = clone(attributor).set_params(
-            estimator=unfitted(order), random_state=order.random_state
-        )
-        folds = StratifiedKFold(3) if order.classifies else KFold(3)
-        search = GridSearchCV(model, grid, cv=folds, refit=False).fit(X, y)
-        return attribute(model.set_params(**search.best_params_, **after), order)
-
-    return method
-
-
-def with_prior(order):
-    prior = AdamWInfluence(unfitted(order), random_state=order.random_state)
-    model = LinearSurrogateAttributor(
-        unfitted(order), estimation="retrain", n_subsets=800, prior=prior
-    )
-    return attribute(model, order)
-
-
-#: method: (function, settings); one setting each, its defaults: ours are not tuned on
-#: the truth
+RETRAINED = {"estimation": "retrain", "n_subsets": 800}
+INFLUENCE = {"removal": "influence"}
+EXACT = {"sketch": None, "channels": ("rh",), "top_k": None, "normalize": False}
+DUAL_GRID = {"ridge": np.logspace(-4, 0, 9), "removal": ["newton", "influence"]}
 METHODS = {
-    "RISEValuator, exact": (
-        of_the_trained(
-            RISEValuator, sketch=None, channels=("rh",), top_k=None, normalize=False
-        ),
-        [{}],
+    "RISEValuator, exact": of_the_trained(RISEValuator, **EXACT),
+    "DualInfluence": of_the_trained(DualInfluence),
+    'DualInfluence, removal="influence"': of_the_trained(DualInfluence, **INFLUENCE),
+    "DualInfluence, predict_outcomes": that_predicts,
+    'DualInfluence, removal="influence", ridge_rule_(0.5)': damped_for_halves,
+    'DualInfluence, parameters="head", removal="influence"': of_the_trained(
+        DualInfluence, parameters="head", **INFLUENCE
     ),
-    "DualInfluence": (of_the_trained(DualInfluence), [{}]),
-    'DualInfluence, removal="influence"': (
-        of_the_trained(DualInfluence, removal="influence"),
-        [{}],
+    "DualInfluence, GridSearchCV": searched(DualInfluence(), DUAL_GRID),
+    "AdamWInfluence, inclusion=1": of_the_trained(
+        AdamWInfluence, inclusion=1.0, n_trajectories=1
     ),
-    "DualInfluence, predict_outcomes": (that_predicts, [{}]),
-    'DualInfluence, removal="influence", ridge_rule_(0.5)': (damped_for_halves, [{}]),
-    'DualInfluence, parameters="head", removal="influence"': (
-        of_the_trained(DualInfluence, parameters="head", removal="influence"),
-        [{}],
-    ),
-    "DualInfluence, GridSearchCV": (
-        searched(
-            DualInfluence(),
-            {"ridge": np.logspace(-4, 0, 9), "removal": ["newton", "influence"]},
-        ),
-        [{}],
-    ),
-    "AdamWInfluence, inclusion=1": (
-        of_the_trained(AdamWInfluence, inclusion=1.0, n_trajectories=1),
-        [{}],
-    ),
-    "AdamWInfluence, 2 runs": (of_more_runs(AdamWInfluence, n_trajectories=2), [{}]),
-    "AdamWInfluence, 4 runs": (of_more_runs(AdamWInfluence, n_trajectories=4), [{}]),
-    "AdamWInfluence": (of_more_runs(AdamWInfluence), [{}]),
-    "AdamWInfluence, 64 runs": (of_more_runs(AdamWInfluence, n_trajectories=64), [{}]),
-    "AdamWInfluence, GridSearchCV": (
+    "AdamWInfluence, 2 runs": of_more_runs(AdamWInfluence, n_trajectories=2),
+    "AdamWInfluence, 4 runs": of_more_runs(AdamWInfluence, n_trajectories=4),
+    "AdamWInfluence": of_more_runs(AdamWInfluence),
+    "AdamWInfluence, 64 runs": of_more_runs(AdamWInfluence, n_trajectories=64),
+    "AdamWInfluence, GridSearchCV": searched(
         # fewer runs are enough to choose by
-        searched(
-            AdamWInfluence(n_trajectories=4),
-            {"inclusion": [0.3, 0.5, 0.7, 1.0]},
-            n_trajectories=16,
-        ),
-        [{}],
+        AdamWInfluence(n_trajectories=4),
+        {"inclusion": [0.3, 0.5, 0.7, 1.0]},
+        n_trajectories=16,
     ),
-    "KernelSurrogateAttributor": (of_the_trained(KernelSurrogateAttributor), [{}]),
-    "LinearSurrogateAttributor, 800 retrainings": (
-        of_more_runs(LinearSurrogateAttributor, estimation="retrain", n_subsets=800),
-        [{}],
+    "KernelSurrogateAttributor": of_the_trained(KernelSurrogateAttributor),
+    "LinearSurrogateAttributor, 800 retrainings": of_more_runs(
+        LinearSurrogateAttributor, **RETRAINED
     ),
-    "the same around AdamWInfluence": (with_prior, [{}]),
-    "LinearSurrogateAttributor, 200 retrainings around DualInfluence": (
-        around_halves,
-        [{}],
-    ),
+    "the same around AdamWInfluence": around_runs,
+    "LinearSurrogateAttributor, 200 retrainings around DualInfluence": around_halves,
 }
 
 if __name__ == "__main__":
-    main(METHODS)
+    # one setting each, its defaults: ours are not tuned on the truth
+    main({name: (method, [{}]) for name, method in METHODS.items()})

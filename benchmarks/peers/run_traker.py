@@ -50,7 +50,7 @@ METHODS = {
                 for r in (10.0, 100.0, 1e3, 1e4)
             ],
         ],
-    ),
+    )
 }
 
 if __name__ == "__main__":

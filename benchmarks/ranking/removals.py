@@ -8,62 +8,48 @@ retrains. Writes a figure and a table into the manual.
 """
 
 import numpy as np
-from torch import nn
 
-from benchmarks._data import MEMORY, load
-from benchmarks._table import IMAGES, Table, write
-from skattrib import DualInfluence, TorchClassifier
+from benchmarks._data import MEMORY, convolutional, load
+from benchmarks._table import Table, axes, write
+from benchmarks.ranking._duals import fitted, predicted
+from skattrib import TorchClassifier
 from skattrib.evaluation import make_weightings, retrain_outcomes
 
 N_ROWS, N_SUBSETS = 200, 10
 REMOVED = [0.1, 0.3, 0.5, 0.7, 0.9]
-REMOVALS = {"influence": "^:C2", "newton": "o-C0", "refit": "s--C1"}
-
-
-def convolutional(n_inputs, n_outputs):
-    return nn.Sequential(
-        nn.Unflatten(1, (1, 8, 8)),
-        nn.Conv2d(1, 8, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(8, 8, 3, stride=2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(72, n_outputs),
-    )
-
-
+#: kinds of removal, and how they are drawn
+STYLES = {"influence": "^:C2", "newton": "o-C0", "refit": "s--C1"}
 NETS = {
     "MLP 64-32-10": {"hidden_layer_sizes": (32,)},
     "wide MLP 64-1024-10": {"hidden_layer_sizes": (1024,), "learning_rate": 1e-3},
-    "Conv2d 8, 8": {"module": convolutional},
+    "Conv2d 8, 8": {"module": convolutional(padding=0)},
 }
 
 
 def measure(name):
     """Return (correlation, relative error) of predicted changes by removal, share."""
-    X, y, Xq, yq = load("digits")
+    X, y, *queries = load("digits")
     X, y = X[:N_ROWS], y[:N_ROWS]
     net = TorchClassifier(**NETS[name], max_epochs=60, random_state=0)
-    each = [
+    weights = [
         make_weightings(N_ROWS, N_SUBSETS, size=1 - share, random_state=3)
         for share in REMOVED
     ]
-    weights = np.vstack(each)
+    # the model itself, of which changes are measured, comes first
+    weights = np.vstack([np.ones((1, N_ROWS)), *weights])
     options = {"outcome": "margin", "memory": MEMORY}
-    true = retrain_outcomes(net, X, y, weights, Xq, yq, **options)
+    retrained = retrain_outcomes(net, X, y, weights, *queries, **options)
 
-    dual = DualInfluence(net, outcome="margin", random_state=0).fit(X, y)
-    present = dual.predict_outcomes(Xq, yq, np.ones((1, N_ROWS)))
-    true = (true - present).reshape(len(REMOVED), -1)
+    def changes(outcomes):
+        return (outcomes[1:] - outcomes[0]).reshape(len(REMOVED), -1)
+
     found = {}
-
-    for removal in REMOVALS:
-        model = dual.set_params(removal=removal)
-        predicted = model.predict_outcomes(Xq, yq, weights) - present
-        predicted = predicted.reshape(len(REMOVED), -1)
+    for removal in STYLES:
+        dual = fitted(net, X, y, removal, "margin")
+        pairs = changes(predicted(dual, *queries, weights)), changes(retrained)
         found[removal] = [
             (np.corrcoef(p, t)[0, 1], np.linalg.norm(p - t) / np.linalg.norm(t))
-            for p, t in zip(predicted, true, strict=True)
+            for p, t in zip(*pairs, strict=True)
         ]
     return found
 
@@ -85,17 +71,14 @@ def main():
 
 
 def plot(found):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    axes = figure.subplots(1, len(found), sharey=True)
-    for axis, (name, by_removal) in zip(axes, found.items(), strict=True):
-        for removal, values in by_removal.items():
-            axis.plot(REMOVED, [v[0] for v in values], REMOVALS[removal], label=removal)
-        axis.set(title=name, xlabel="fraction of rows removed", ylim=(0, 1))
-    axes[0].set_ylabel("correlation with retraining")
-    axes[0].legend(frameon=False, loc="lower left")
-    figure.savefig(IMAGES / "removals.png", dpi=110)
+    with axes("removals", len(found), (10, 3.2), sharey=True) as shown:
+        for axis, (name, by_removal) in zip(shown, found.items(), strict=True):
+            for removal, values in by_removal.items():
+                correlations = [correlation for correlation, _ in values]
+                axis.plot(REMOVED, correlations, STYLES[removal], label=removal)
+            axis.set(title=name, xlabel="fraction of rows removed", ylim=(0, 1))
+        shown[0].set_ylabel("correlation with retraining")
+        shown[0].legend(frameon=False, loc="lower left")
 
 
 if __name__ == "__main__":

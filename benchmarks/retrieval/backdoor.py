@@ -10,18 +10,23 @@ training, against random ones with the label 0, and random ones of all.
 """
 
 import sys
+from collections import defaultdict
 
 import numpy as np
 import torch
 from sklearn.frozen import FrozenEstimator
+from sklearn.metrics import pairwise_distances
 
-from benchmarks._data import shuffled_digits
+from benchmarks._data import network, shuffled_digits
+from benchmarks._finding import measure, rise_settings
 from benchmarks._table import Table, pm, write
-from benchmarks.retrieval._finding import TEMPERATURES, components, measure
-from skattrib import AdamWInfluence, DualInfluence, RISEValuator, TorchClassifier
+from skattrib import AdamWInfluence, DualInfluence, RISEValuator
 from skattrib.evaluation import retrain_outcomes
 
 N_ROWS, N_BAD, N_QUERIES = 1000, 50, 60
+SETTINGS = rise_settings(
+    (16, 32, 64, 128), (16, 64, 256, 1024), (1, 2, 4), "last layer"
+) | {"RISE, published settings": {"preset": "paper"}}
 
 
 def problem(seed):
@@ -34,10 +39,8 @@ def problem(seed):
     queries = patched(X[some])
     X, y = X[:N_ROWS].copy(), y[:N_ROWS].copy()
     X[bad], y[bad] = patched(X[bad]), 0
-    model = TorchClassifier(
-        hidden_layer_sizes=(16,), batch_size=32, max_epochs=30, random_state=seed
-    ).fit(X, y)
-    return model, X, y, bad, queries, np.zeros(N_QUERIES, dtype=y.dtype)
+    net = network(activation="tanh", max_epochs=30, random_state=seed).fit(X, y)
+    return net, X, y, bad, queries, np.zeros(N_QUERIES, dtype=y.dtype)
 
 
 def patched(X):
@@ -46,43 +49,17 @@ def patched(X):
     return X.reshape(-1, 64)
 
 
-def hidden(model, X):
-    with torch.no_grad():
-        return model.module_[:-1](torch.tensor(X)).numpy()
-
-
-def nearest(rows, queries):
-    return -np.linalg.norm(queries[:, None] - rows[None], axis=2)
-
-
-def rankings(seed):
+def rankings(seed, net, X, y, Xq, yq):
     """Yield name, bytes a row and scores (q, n)."""
-    model, X, y, _, Xq, yq = problem(seed)
-    frozen = FrozenEstimator(model)
+    frozen = FrozenEstimator(net)
+    with torch.no_grad():
+        hidden = [net.module_[:-1](torch.tensor(rows)).numpy() for rows in (Xq, X)]
     yield "random", "", np.random.RandomState(seed).rand(N_QUERIES, N_ROWS)
     yield "label", "", np.tile(1.0 * (y == 0), (N_QUERIES, 1))
-    yield "nearest, pixels", "", nearest(X, Xq)
-    yield "nearest, hidden states", "", nearest(hidden(model, X), hidden(model, Xq))
+    yield "nearest, pixels", "", -pairwise_distances(Xq, X)
+    yield "nearest, hidden states", "", -pairwise_distances(*hidden)
 
-    for name, options in {
-        "exact gradient of the last layer, inner product": {
-            "sketch": None,
-            "channels": ("rh",),
-            "normalize": False,
-        },
-        "exact gradient of the last layer, cosine": {
-            "sketch": None,
-            "channels": ("rh",),
-        },
-        "RISE": {},
-        "RISE, rh": {"channels": ("rh",)},
-        "RISE, gh": {"channels": ("gh",)},
-        "RISE, rh + gh + h": {"channels": ("rh", "gh", "h")},
-        **components((16, 32, 64, 128), (16, 64, 256, 1024)),
-        **TEMPERATURES,
-        **{f"RISE, top {k}": {"top_k": k} for k in (1, 2, 4)},
-        "RISE, published settings": {"preset": "paper"},
-    }.items():
+    for name, options in SETTINGS.items():
         rise = RISEValuator(frozen, random_state=seed, **options).fit(X, y)
         yield name, rise.bytes_per_row_, rise.attribute(Xq, yq)
 
@@ -92,14 +69,12 @@ def rankings(seed):
     yield "AdamWInfluence, one run", "", run.attribute(Xq, yq)
 
 
-def removals(seed):
+def removals(seed, net, X, y, bad, Xq, yq, scores):
     """Return, by what is left out, how many are planted and what it changes.
 
     That is the mean log-likelihood of 0 for the queries.
     """
-    model, X, y, bad, Xq, yq = problem(seed)
-    rise = RISEValuator(FrozenEstimator(model), random_state=seed).fit(X, y)
-    order = np.argsort(-rise.attribute(Xq, yq).mean(axis=0), kind="stable")
+    order = np.argsort(-scores.mean(axis=0), kind="stable")
     rng = np.random.RandomState(seed)
     zeros = rng.permutation(np.flatnonzero(y == 0))
     left_out = {"the 50 planted rows": np.flatnonzero(bad)}
@@ -112,35 +87,37 @@ def removals(seed):
     weights = np.ones((1 + len(left_out), N_ROWS))
     for row, rows in zip(weights[1:], left_out.values(), strict=True):
         row[rows] = 0
-    outcomes = retrain_outcomes(model, X, y, weights, Xq, yq).mean(axis=1)
+    outcomes = retrain_outcomes(net, X, y, weights, Xq, yq).mean(axis=1)
     planted = [bad[rows].sum() for rows in left_out.values()]
     pairs = zip(planted, outcomes[1:] - outcomes[0], strict=True)
     return dict(zip(left_out, pairs, strict=True))
 
 
 def main(n_seeds):
-    found, sizes, changes = {}, {}, {}
+    found, changes, sizes = defaultdict(list), defaultdict(list), {}
     for seed in range(n_seeds):
-        bad = problem(seed)[3]
-        for name, size, scores in rankings(seed):
+        net, X, y, bad, Xq, yq = problem(seed)
+        for name, size, scores in rankings(seed, net, X, y, Xq, yq):
             sizes[name] = size
-            found.setdefault(name, []).append(measure(scores, bad))
-        for name, change in removals(seed).items():
-            changes.setdefault(name, []).append(change)
+            found[name].append(measure(scores, bad))
+            if name == "RISE":
+                by_rise = scores
+        own = removals(seed, net, X, y, bad, Xq, yq, by_rise)
+        for name, change in own.items():
+            changes[name].append(change)
         print("seed", seed, flush=True)
 
     finding = Table(
         "Finding 50 planted rows of 1,000",
         ["scores", "bytes a row", "ROC AUC", "average precision"],
     )
-
     for name, pairs in found.items():
         finding.add(name, sizes[name], *map(pm, np.transpose(pairs)))
+
     leaving = Table(
         "Leaving rows out: change of the log-likelihood of the trick",
         ["rows left out", "planted among them", "change"],
     )
-
     for name, pairs in changes.items():
         planted, change = np.transpose(pairs)
         leaving.add(name, f"{planted.mean():.0f}", pm(change))

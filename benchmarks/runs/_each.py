@@ -1,36 +1,33 @@
-"""Every run of `AdamWInfluence`, for averages that no single fit has."""
+"""Every run of `AdamWInfluence`, for averages that no single fit has.
+
+Fewer runs than were taken, and the runs of several seeds together: no public method
+returns the runs, so that some of this is imported from private modules.
+"""
 
 import numpy as np
-from sklearn.base import clone
 
-from benchmarks._data import SEEDS
 from skattrib import AdamWInfluence
 from skattrib.influence._aggregation import aggregate, exploding
 
 
-def each_run(net, X, y, Xq, yq, outcome, **options):
+def each_run(problem, **options):
     """Return the attributions of every run of every seed, (seeds, runs, q, n)."""
     found = []
-    for seed in SEEDS:
+    for net in problem.networks():
         influence = AdamWInfluence(
-            clone(net).set_params(random_state=seed),
-            outcome=outcome,
-            random_state=0,
-            **options,
-        ).fit(X, y)
-        queries = influence._derivatives.queries(Xq, yq, outcome)
+            net, outcome=problem.outcome, random_state=0, **options
+        ).fit(*problem.rows)
+        queries = influence._derivatives.queries(*problem.queries, problem.outcome)
         found.append(influence._each_run(queries).astype(np.float32))
     return np.array(found)
 
 
-def average(runs):
-    """Return the trimmed mean over runs (runs, q, n), and its error."""
-    return aggregate(runs, "trimmed_mean", exploding(runs))
-
-
-def joint(runs):
-    """Return the same for the runs of all seeds together."""
-    return average(np.concatenate(runs))
+def averages(runs):
+    """Return trimmed means and errors of each seed's runs, and of all together."""
+    return [
+        aggregate(each, "trimmed_mean", exploding(each))
+        for each in (*runs, np.concatenate(runs))
+    ]
 
 
 def exploding_share(runs):

@@ -9,6 +9,8 @@ the wrong labels.
     python -m benchmarks.runs.lookahead
 """
 
+from itertools import product
+
 import numpy as np
 from sklearn.base import clone
 
@@ -35,49 +37,37 @@ def draw(seed):
     return X, y, labels
 
 
-def test_error(model, X, y):
-    """Return the test error in per cent."""
-    last = slice(N_TRAIN + N_VAL, None)
-    return 100 * (1 - model.score(X[last], y[last]))
-
-
-def plain_errors(net, X, y, labels):
-    """Return the test errors of PLAIN."""
-    both = slice(N_TRAIN + N_VAL)
-    right = labels == y[:N_TRAIN]
-    runs = [
-        (X[:N_TRAIN], labels, None),
-        (X[both], np.concatenate([labels, y[N_TRAIN : N_TRAIN + N_VAL]]), None),
-        (X[:N_TRAIN], labels, right.astype(float)),
-    ]
-    return [test_error(clone(net).fit(*run), X, y) for run in runs]
-
-
-def selected(net, X, y, labels, **options):
-    """Return the test error, and the share of wrong labels among what is left out."""
-    val = slice(N_TRAIN, N_TRAIN + N_VAL)
-    found = lookahead_training(net, X[:N_TRAIN], labels, X[val], y[val], **options)
-    left_out = found.rows[~found.kept]
-    wrong = (labels != y[:N_TRAIN])[left_out].mean()
-    return test_error(found.estimator, X, y), 100 * wrong
-
-
 def measure(rate):
     """Return plain errors (seeds, 3), and errors and shares by (drop, dynamics)."""
+    train, val = slice(N_TRAIN), slice(N_TRAIN, N_TRAIN + N_VAL)
+    both, test = slice(N_TRAIN + N_VAL), slice(N_TRAIN + N_VAL, None)
     plain, found = [], {}
+
     for seed in range(N_SEEDS):
         X, y, labels = draw(seed)
-        net = network(
-            learning_rate=rate, batch_size=50, max_epochs=10, random_state=seed
-        )
-        plain.append(plain_errors(net, X, y, labels))
-        for drop in DROPS:
-            for dynamics in SCORES:
-                runs = [
-                    selected(net, X, y, labels, horizon=h, drop=drop, dynamics=dynamics)
-                    for h in HORIZONS
-                ]
-                found.setdefault((drop, dynamics), []).append(runs)
+        options = {"learning_rate": rate, "batch_size": 50, "max_epochs": 10}
+        net = network(**options, random_state=seed)
+        right = labels == y[train]
+
+        def error(model, X=X, y=y):
+            return 100 * (1 - model.score(X[test], y[test]))
+
+        runs = [
+            (X[train], labels, None),
+            (X[both], np.concatenate([labels, y[val]]), None),
+            (X[train], labels, right.astype(float)),
+        ]
+        plain.append([error(clone(net).fit(*run)) for run in runs])
+
+        for drop, dynamics in product(DROPS, SCORES):
+            own = []
+            for horizon in HORIZONS:
+                options = {"horizon": horizon, "drop": drop, "dynamics": dynamics}
+                rows = X[train], labels, X[val], y[val]
+                chosen = lookahead_training(net, *rows, **options)
+                wrong = ~right[chosen.rows[~chosen.kept]]
+                own.append([error(chosen.estimator), 100 * wrong.mean()])
+            found.setdefault((drop, dynamics), []).append(own)
     return np.array(plain), {key: np.array(runs) for key, runs in found.items()}
 
 

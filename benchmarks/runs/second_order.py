@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from scipy.stats import linregress, spearmanr
 
-from benchmarks._data import load, network
+from benchmarks._data import load, network, run_of
 from benchmarks._table import Table, write
+
+# `AdamWInfluence.diagnose` has the medians of fewer rows, and not each of them.
 from skattrib.engine._tangent import tangents
 from skattrib.engine._training import train
 
@@ -31,17 +33,13 @@ RUNS = [
 
 def removals(net, X, y, n_rows):
     """Return changes, first and second derivatives, and SGD-style ones, (r, P) each."""
-    problem = net._problem(X, net._learn_target(y))
-    run = (problem.model, problem.loss, problem.recipe, problem.X, problem.targets)
+    run = run_of(net, X, y)
     rows = np.linspace(0, len(X) - 1, n_rows).astype(int)
-    directions = torch.zeros(n_rows, len(X), dtype=problem.X.dtype)
-    directions[range(n_rows), rows] = 1
-    weights = torch.ones(len(X), dtype=problem.X.dtype)
-
-    first, second = tangents(*run, weights, directions, memory_bytes=CAP)
-    (sgd,) = tangents(
-        *run, weights, directions, order=1, plain_sgd=True, memory_bytes=CAP
-    )
+    directions = torch.eye(len(X), dtype=torch.float64)[rows]
+    weights = torch.ones(len(X), dtype=torch.float64)
+    along = (*run, weights, directions)
+    first, second = tangents(*along, memory_bytes=CAP)
+    (sgd,) = tangents(*along, order=1, plain_sgd=True, memory_bytes=CAP)
     ends = train(*run, torch.cat([weights[None], weights - directions])).params
     return ends[1:] - ends[0], first, second, sgd
 
@@ -56,14 +54,9 @@ def foretold():
 
     for activation in ("tanh", "relu"):
         for rate, eps, schedule in RUNS:
-            net = network(
-                activation=activation,
-                max_epochs=2,
-                betas=(0.9, 0.95),
-                learning_rate=rate,
-                eps=eps,
-                schedule=schedule,
-            )
+            run = {"learning_rate": rate, "eps": eps, "schedule": schedule}
+            run |= {"max_epochs": 2, "betas": (0.9, 0.95)}
+            net = network(activation=activation, **run)
             change, first, second, _ = removals(net, X[:400], y[:400], 24)
             missed = (change + first).norm(dim=1)
             proxy = second.norm(dim=1) / 2

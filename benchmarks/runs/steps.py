@@ -14,6 +14,7 @@ derivative says, with nothing of a higher order. All in float64: the changes are
 
 import sys
 from dataclasses import replace
+from functools import partial
 from importlib import resources
 
 import numpy as np
@@ -22,10 +23,11 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from torch import nn
 
-from benchmarks._data import DATA
-from benchmarks._processes import seconds
+from benchmarks._data import DATA, convolutional, run_of
 from benchmarks._table import Table, pm, write
 from skattrib import AdamWInfluence, TorchClassifier
+
+# Rows are left out of single steps, which no public function does.
 from skattrib.engine._training import stacked_outputs, train_stack
 from skattrib.evaluation import loo_score
 
@@ -39,19 +41,6 @@ WAYS = {
     "SGD-style": {"dynamics": "sgd"},
     "empirical Fisher": {"hessian": "empirical_fisher"},
 }
-
-
-def cnn(n_features, n_outputs):
-    """Two convolutions on digits of 8 x 8 pixels."""
-    return nn.Sequential(
-        nn.Unflatten(1, (1, 8, 8)),
-        nn.Conv2d(1, 8, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(8, 8, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(8 * 16, n_outputs),
-    )
 
 
 class Block(nn.Module):
@@ -97,18 +86,12 @@ class CharacterGPT(nn.Module):
         return self.head(self.norm(hidden[:, -1]))
 
 
-def images(name, n_rows, n_queries):
+def images(name, n_rows, n_queries, center=0.0, spread=1.0):
     """Return rows, labels, queries and their labels."""
     X, y = DATA[name][0]()
     order = np.random.RandomState(0).permutation(len(y))[: n_rows + n_queries]
-    X, y = X[order].astype(np.float64), y[order]
+    X, y = (X[order].astype(np.float64) - center) / spread, y[order]
     return X[:n_rows], y[:n_rows], X[n_rows:], y[n_rows:]
-
-
-def centred():
-    """MNIST less its mean, in standard deviations: no input is 0."""
-    X, y, Xq, yq = images("mnist", 4000, 50)
-    return (X - 0.1307) / 0.3081, y, (Xq - 0.1307) / 0.3081, yq
 
 
 def text(n_rows, n_queries):
@@ -134,6 +117,7 @@ def text(n_rows, n_queries):
 
 def settings():
     """Return network, function that loads data and learning rates, by name."""
+    options = {"weight_decay": 0.0, "max_epochs": 3}
     mlp = TorchClassifier(
         hidden_layer_sizes=(16, 16),
         activation="relu",
@@ -142,51 +126,44 @@ def settings():
         batch_size=64,
         max_epochs=1,
     )
-    small = TorchClassifier(cnn, batch_size=50, max_epochs=3, weight_decay=0.0)
+    cnn = TorchClassifier(convolutional(padding=1), batch_size=50, **options)
     gpt = TorchClassifier(
-        CharacterGPT,
-        schedule="linear_warmup",
-        weight_decay=0.0,
-        batch_size=32,
-        max_epochs=3,
+        CharacterGPT, schedule="linear_warmup", batch_size=32, **options
     )
+    raw = partial(images, "mnist", 4000, 50)
+    # less its mean, in standard deviations: no input is 0
+    centred = partial(raw, center=0.1307, spread=0.3081)
     return {
-        "MLP, MNIST": (mlp, lambda: images("mnist", 4000, 50), (1e-3, 1e-4, 1e-5)),
+        "MLP, MNIST": (mlp, raw, (1e-3, 1e-4, 1e-5)),
         "MLP, MNIST less its mean": (mlp, centred, (1e-3, 1e-4, 1e-5)),
-        "CNN, digits": (small, lambda: images("digits", 1000, 40), (1e-2, 1e-3, 1e-4)),
-        "GPT, characters": (gpt, lambda: text(256, 30), (1e-2, 1e-3, 1e-4)),
+        "CNN, digits": (cnn, partial(images, "digits", 1000, 40), (1e-2, 1e-3, 1e-4)),
+        "GPT, characters": (gpt, partial(text, 256, 30), (1e-2, 1e-3, 1e-4)),
     }
 
 
-def retrained(model, X, y, Xq, yq, entries):
+def retrained(net, X, y, Xq, yq, entries):
     """Return outcomes without each entry (m, q), and with a trifle less of a third."""
-    problem = model._problem(X, y)
-    batches = problem.recipe.batches
-    rows = torch.tensor(np.concatenate(batches))
+    model, loss, recipe, X, targets = run_of(net, X, y)
+    rows = torch.tensor(np.concatenate(recipe.batches))
     # one row for each row of each step: weights are weights at one step then
-    ends = np.cumsum([len(batch) for batch in batches])
-    recipe = replace(problem.recipe, batches=np.split(np.arange(len(rows)), ends[:-1]))
-    changed = np.concatenate([entries, entries[::3]])
-    weights = torch.ones(len(changed) + 1, len(rows), dtype=problem.X.dtype)
-    weights[torch.arange(len(changed)), torch.tensor(changed)] = 1 - TRIFLE
+    ends = np.cumsum([len(batch) for batch in recipe.batches])
+    recipe = replace(recipe, batches=np.split(np.arange(len(rows)), ends[:-1]))
+    trifles = entries[::3]
+    weights = torch.ones(len(entries) + len(trifles) + 1, len(rows), dtype=X.dtype)
     weights[torch.arange(len(entries)), torch.tensor(entries)] = 0.0
-    params = train_stack(
-        problem.model,
-        problem.loss,
-        recipe,
-        problem.X[rows],
-        problem.targets[rows],
-        weights,
-        memory_bytes=CAP,
-    )
-    own = nn.utils.parameters_to_vector(model.module_.parameters())
+    last = len(entries) + torch.arange(len(trifles))
+    weights[last, torch.tensor(trifles)] = 1 - TRIFLE
+
+    run = model, loss, recipe, X[rows], targets[rows], weights
+    params = train_stack(*run, memory_bytes=CAP)
+    own = nn.utils.parameters_to_vector(net.module_.parameters())
     error = (params[-1] - own.detach()).abs().max()
     if error > 1e-9:
         raise RuntimeError(f"the steps taken again miss the run by {error:.1e}")
 
-    outputs = stacked_outputs(problem.model, params, torch.tensor(Xq), CAP)
+    outputs = stacked_outputs(model, params, torch.tensor(Xq), CAP)
     known = outputs.log_softmax(dim=-1).numpy()
-    outcomes = known[:, range(len(yq)), np.searchsorted(model.classes_, yq)]
+    outcomes = known[:, range(len(yq)), np.searchsorted(net.classes_, yq)]
     return outcomes[: len(entries)], outcomes[len(entries) : -1]
 
 
@@ -218,31 +195,19 @@ def main(names):
     )
 
     for name in names or known:
-        model, load, rates = known[name]
+        net, load, rates = known[name]
         data = load()
-        n_steps = -(-len(data[0]) // model.batch_size) * model.max_epochs
+        n_steps = -(-len(data[0]) // net.batch_size) * net.max_epochs
         for rate in rates:
-            own = clone(model).set_params(learning_rate=rate)
-            took, each = seconds(
-                lambda own=own, data=data: [
-                    correlations(own, data, seed) for seed in range(N_SEEDS)
-                ]
-            )
+            net = clone(net).set_params(learning_rate=rate)
+            each = [correlations(net, data, seed) for seed in range(N_SEEDS)]
             *scores, trifle = np.array(each).T
             exact, sgd, _ = scores
-            gain = 100 * (exact.mean() / sgd.mean() - 1)
-            table.add(
-                name,
-                f"{rate:g}",
-                n_steps,
-                *map(pm, scores),
-                pm(exact - sgd),
-                f"{gain:+.0f} %",
-                pm(trifle),
-                note=f"{took:.0f} s",
-            )
-            if not names:
-                write("steps", table)
+            gain = f"{100 * (exact.mean() / sgd.mean() - 1):+.0f} %"
+            cells = [*map(pm, scores), pm(exact - sgd), gain, pm(trifle)]
+            table.add(name, f"{rate:g}", n_steps, *cells)
+    if not names:
+        write("steps", table)
 
 
 if __name__ == "__main__":

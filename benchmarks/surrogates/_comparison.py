@@ -62,19 +62,9 @@ def loo_of(model):
 
 
 def score(model, weights, outcomes, one_out):
-    """Score a fitted surrogate on held-out subsets and on leave-one-out outcomes.
+    """Score a surrogate on held-out subsets and on outcomes of `leave_one_out`.
 
-    Parameters
-    ----------
-    weights : ndarray of shape (m, n_units)
-    outcomes : ndarray of shape (m, n_targets + 1)
-        The last is the mean of the others.
-    one_out : ndarray of shape (n_units + 1, n_targets + 1)
-        Outcomes of `leave_one_out`.
-
-    Returns
-    -------
-    list of float, one for each of METRICS
+    The last target is the mean of the others. Returns one number for each of METRICS.
     """
     predicted, loo = model.predict(weights), loo_of(model)
     effects = one_out[-1] - one_out[:-1]
@@ -121,7 +111,7 @@ def _with_mean(outcomes):
     return np.column_stack([outcomes, outcomes.mean(axis=1)])
 
 
-def report(name, caption, parts, one_out, sizes):
+def compare_all(name, caption, outcomes_of, n_units, inclusions, sizes):
     """Compare the surrogates; print a table and write it for the manual.
 
     A cell is the mean over draws ± half the width of their central 95 %.
@@ -129,16 +119,20 @@ def report(name, caption, parts, one_out, sizes):
     Parameters
     ----------
     name, caption : str
-    parts : dict of float to tuple
-        Inclusion → (weights, outcomes) of subsets.
-    one_out : ndarray
-        Outcomes of `leave_one_out`.
+    outcomes_of : callable
+        Of subsets (m, n_units); returns outcomes (m, n_targets).
+    n_units : int
+    inclusions : iterable of float
     sizes : tuple of int
         Subsets to fit; fewer, for the inclusion 0.75; subsets held out.
     """
     n_fit, n_few, n_held_out = sizes
+    one_out = outcomes_of(leave_one_out(n_units))
     table = Table(caption, ["subsets", "surrogate", *METRICS])
-    for inclusion, (weights, outcomes) in parts.items():
+    for inclusion in inclusions:
+        weights = draw_subsets(n_units, n_fit + n_held_out, inclusion, seed=1)
+        outcomes = outcomes_of(weights)
+        print(f"p = {inclusion}: {weights.mean():.2f} of the units present")
         for n in (n_few, n_fit) if inclusion == 0.75 else (n_fit,):
             found = compare(weights, outcomes, one_out, n, n_held_out)
             first = f"{n}, p = {inclusion}"

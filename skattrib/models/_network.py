@@ -12,8 +12,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Hidden, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
-from tqdm.auto import tqdm
 
+from skattrib._progress import tqdm
 from skattrib._validation import (
     DTYPES,
     as_tensor,
@@ -29,6 +29,8 @@ from skattrib.engine._modules import (
     build_mlp,
     call_seeded,
     find_unsuitable_layers,
+    is_lazy,
+    materialise,
     probe_rows,
     uncompiled_copy,
 )
@@ -47,6 +49,7 @@ from skattrib.engine._trajectory import (
     epoch_batches,
     steps_to_keep,
 )
+from skattrib.exceptions import FaithfulnessWarning
 
 _CURE = (
     "skattrib needs each row's output to depend on that row alone and to be the same "
@@ -156,7 +159,7 @@ class TorchEstimator(BaseEstimator):
         weights = check_sample_weight(
             sample_weight, X, dtype=X.dtype, ensure_non_negative=True
         )
-        problem = self._problem(X, self._learn_target(y, X))
+        problem = self._problem(X, self._learn_target(y, X), check=True)
         keep = steps_to_keep(self.record, problem.recipe.n_steps)
         weights = as_tensor(weights, problem.X)
         with tqdm(
@@ -209,8 +212,11 @@ class TorchEstimator(BaseEstimator):
             "clip_norm, or standardise X."
         )
 
-    def _problem(self, X, y, random_state=None):
-        """Build module, recipe and tensors from validated arrays."""
+    def _problem(self, X, y, random_state=None, *, check=False):
+        """Build module, recipe and tensors from validated arrays.
+
+        ``check`` builds the module twice, to see that it comes out the same.
+        """
         device = self._device()
         rng = check_random_state(
             self.random_state if random_state is None else random_state
@@ -219,6 +225,8 @@ class TorchEstimator(BaseEstimator):
         X = as_tensor(X).to(device)
         targets = self._targets(y, X)
         model = FunctionalModule(self._build_module(X, init_seed))
+        if check:
+            self._check_rebuilt(model.module, X, init_seed)
         batches = epoch_batches(len(X), self.batch_size, self.max_epochs, batch_seed)
         n_steps = self.max_epochs if batches is None else len(batches)
         recipe = Recipe(
@@ -305,8 +313,22 @@ class TorchEstimator(BaseEstimator):
                 )
             module = uncompiled_copy(module)
         module = module.to(device=X.device, dtype=X.dtype)
-        _check_module(module, X[:_FEW], n_outputs)
+        materialise(module, X[:_FEW], seed)
+        check_module(module, X[:_FEW], n_outputs)
         return module
+
+    def _check_rebuilt(self, module, X, seed):
+        """Raise unless building the module again gives the same weights."""
+        if self.module is None or isinstance(self.module, nn.Module):
+            return
+        again = self._build_module(X, seed).state_dict()
+        for name, tensor in module.state_dict().items():
+            if not torch.equal(tensor, again[name]):
+                raise ValueError(
+                    f"module built twice from one random_state has other {name}: it "
+                    "draws from a generator that is not seeded. Draw from torch's "
+                    "global generator, as torch.nn.init does, or from NumPy's."
+                )
 
     def _stack(self, X, y, weights, *, random_state, n_jobs=None, verbose=0):
         """Train once per weighting of the rows; return model and parameters (M, P).
@@ -347,10 +369,12 @@ class TorchEstimator(BaseEstimator):
     def _raw_outputs(self, X):
         """Return outputs (n, C) of validated rows, in the module's dtype."""
         like = next(self.module_.parameters())
+        parts = []
         with torch.no_grad():
-            out = torch.cat(
-                [self.module_(as_tensor(X[s], like)) for s in chunks(len(X), 8192)]
-            )
+            for part in chunks(len(X), 8192):
+                parts.append(self.module_(as_tensor(X[part], like)))
+                check_is_tensor(parts[-1])
+        out = torch.cat(parts)
         out = out if out.ndim > 1 else out[:, None]
         if out.shape[1] != self.n_outputs_:
             raise ValueError(
@@ -370,7 +394,16 @@ class TorchEstimator(BaseEstimator):
         return state
 
 
-def _check_module(module, X, n_outputs):
+def check_is_tensor(out):
+    """Raise ValueError unless a module returned a tensor."""
+    if not isinstance(out, torch.Tensor):
+        raise ValueError(
+            f"module returns a {type(out).__name__}; it must return one tensor, with a "
+            "row for each row of X: wrap it in a module that picks that."
+        )
+
+
+def check_module(module, X, n_outputs, stacklevel=2):
     """Raise ValueError unless the module maps rows to outputs one by one."""
     if not any(p.requires_grad for p in module.parameters()):
         raise ValueError("module has no trainable parameters.")
@@ -386,8 +419,7 @@ def _check_module(module, X, n_outputs):
             f"module failed on rows of shape {tuple(X.shape)}: {error}. X is always "
             "2-D; reshape inside the module (nn.Unflatten) for images or sequences."
         ) from error
-    if not isinstance(out, torch.Tensor):
-        raise ValueError(f"module returns a {type(out).__name__}; it must be a tensor.")
+    check_is_tensor(out)
     width = out.shape[1] if out.ndim == 2 else 1 if out.ndim == 1 else None
     if len(out) != len(X) or width != n_outputs:
         raise ValueError(
@@ -398,9 +430,9 @@ def _check_module(module, X, n_outputs):
     if n_outputs > 1 and bool((out >= 0).all() and (out.sum(1) - 1).abs().max() < 1e-4):
         warnings.warn(
             "module returns probabilities (its rows sum to 1); a classifier needs "
-            "unnormalised log-probabilities: leave the softmax out.",
+            "logits, unnormalised log-probabilities: leave the softmax out.",
             UserWarning,
-            stacklevel=2,
+            stacklevel=stacklevel,
         )
     wrong = probe_rows(module, X)
     if wrong:
@@ -411,6 +443,7 @@ def few_outputs(module, X):
     """Return the outputs (n, C) of a few rows."""
     with torch.no_grad():
         out = module(X[:_FEW])
+    check_is_tensor(out)
     return out if out.ndim > 1 else out[:, None]
 
 
@@ -436,7 +469,12 @@ def fitted_from(cls, module, targets, device, loss, link, **fitted):
     if unsuitable:
         name, reason = unsuitable[0]
         raise ValueError(f"module layer {name} {reason}. {_CURE}")
-    estimator.module_ = uncompiled_copy(module).to(device)
+    if is_lazy(module):
+        raise ValueError(
+            "module has lazy layers that have seen no input yet: call it on a few rows "
+            "once, as its training did."
+        )
+    estimator.module_ = _in_single_precision(uncompiled_copy(module).to(device))
     estimator.trajectory_ = None
     loss = as_loss(loss, link, single_output=module_width(module) == 1)
     estimator.loss_function_, n_outputs = loss, loss.n_outputs(targets)
@@ -445,9 +483,47 @@ def fitted_from(cls, module, targets, device, loss, link, **fitted):
     # numbers that are rates, log-odds and predictions alike
     some = torch.linspace(0.2, 1.0, len(few) * n_outputs).view(len(few), n_outputs)
     check_loss(loss, some, few)
+    _try_on_noise(estimator.module_, n_outputs)
     for name, value in fitted.items():
         setattr(estimator, name, value)
     return estimator
+
+
+def _in_single_precision(module):
+    """Return a module whose parameters and buffers have at least 32 bits."""
+    kinds = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    if halves := sorted(str(k) for k in kinds & {torch.float16, torch.bfloat16}):
+        warnings.warn(
+            f"module has parameters in {' and '.join(halves)}: derivatives in that "
+            "would be mostly rounding, so a copy in torch.float32 is attributed.",
+            FaithfulnessWarning,
+            stacklevel=4,
+        )
+        module = module.float()
+    return module
+
+
+def _try_on_noise(module, n_outputs):
+    """Check what a trained module returns, if its input can be guessed.
+
+    That is the case where its first layer with weights takes rows; else the check
+    comes with the rows of an attributor.
+    """
+    layers = [m for m in module.modules() if list(m.parameters(recurse=False))]
+    if not layers or not isinstance(layers[0], nn.Linear):
+        return
+    like = next(module.parameters())
+    size = _FEW, layers[0].in_features
+    rows = torch.linspace(-1, 1, size[0] * size[1], dtype=like.dtype).view(size)
+    rows = rows.to(like.device)
+    try:
+        with torch.no_grad():
+            out = module(rows)
+    except Exception:
+        return
+    check_is_tensor(out)
+    if out.ndim <= 2 and out.reshape(len(out), -1).shape == (_FEW, n_outputs):
+        check_module(module, rows, n_outputs, stacklevel=5)
 
 
 def untrained(estimator, X, y, random_state=0):

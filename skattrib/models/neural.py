@@ -26,7 +26,8 @@ from skattrib._validation import (
 from skattrib.engine._losses import ClassLoss, LabelLoss, Loss, as_loss
 from skattrib.engine._modules import uncompiled_copy
 from skattrib.engine._row_weights import RowWeighting
-from skattrib.models._network import TorchEstimator, fitted_from, module_width
+from skattrib.models._module_checks import module_width
+from skattrib.models._network import TorchEstimator, fitted_from
 from skattrib.models._skorch import classifier_of, regressor_of
 
 __all__ = ["TorchClassifier", "TorchRegressor"]

@@ -11,7 +11,8 @@ from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._losses import Loss, check_loss
 from skattrib.engine._trajectory import Recipe
 from skattrib.exceptions import TrajectoryError
-from skattrib.models._network import TrainingProblem, check_module, few_outputs
+from skattrib.models._module_checks import check_module, few_outputs
+from skattrib.models._network import TrainingProblem
 from skattrib.models.neural import TorchClassifier, TorchRegressor, check_classes
 
 CAUSES = (

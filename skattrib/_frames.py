@@ -15,7 +15,9 @@ def index_of(X, y=None):
         If both have labels, and these differ.
     """
     found = [index for table in (X, y) if (index := _labels(table)) is not None]
-    if len(found) == 2 and not found[0].equals(found[1]):
+    # of different length, they are refused for that
+    alike = len({len(index) for index in found}) == 1
+    if len(found) == 2 and alike and not found[0].equals(found[1]):
         raise ValueError(
             "The index of X and that of y differ: they would name the rows in two "
             "ways. Align them, y.loc[X.index], or drop one, y.reset_index(drop=True)."

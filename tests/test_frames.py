@@ -45,6 +45,8 @@ def test_two_that_differ_are_refused():
     frame = pd.DataFrame(X, index=NAMES)
     with pytest.raises(ValueError, match="index of X and that of y differ"):
         names(frame, pd.Series(y, index=NAMES[::-1]))
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        names(frame, pd.Series(y, index=NAMES)[:5])
     with pytest.raises(ValueError, match="index of X and that of y differ"):
         DualInfluence(NET, random_state=0).fit(frame, y).attribute(
             frame[:2], pd.Series(y[:2], index=["p", "q"])

@@ -623,9 +623,9 @@ class MuonLoop(Loop):
         return recording
 
 
-needs_muon = pytest.mark.parametrize(
-    "kind", [k for k in [getattr(torch.optim, "Muon", None)] if k]
-)
+def needs_muon(test):
+    """Leave a test out where torch, before 2.9, has no Muon."""
+    return test if hasattr(torch.optim, "Muon") else None
 
 
 def in_double(monkeypatch):
@@ -634,7 +634,7 @@ def in_double(monkeypatch):
 
 
 @needs_muon
-def test_muon_with_adamw_is_recorded(kind, monkeypatch, tmp_path):
+def test_muon_with_adamw_is_recorded(monkeypatch, tmp_path):
     in_double(monkeypatch)
     X, y, Xq, yq = data()
     recording = MuonLoop().record(X, y)
@@ -652,7 +652,7 @@ def test_muon_with_adamw_is_recorded(kind, monkeypatch, tmp_path):
 
 
 @needs_muon
-def test_the_rounding_of_muon_is_told(kind):
+def test_the_rounding_of_muon_is_told():
     """A replay in full precision misses the loop: bfloat16 has eight bits."""
     X, y, *_ = data()
     with pytest.warns(FaithfulnessWarning, match="Replaying the recording misses"):
@@ -660,7 +660,7 @@ def test_the_rounding_of_muon_is_told(kind):
 
 
 @needs_muon
-def test_every_optimizer_steps_once_a_minibatch(kind):
+def test_every_optimizer_steps_once_a_minibatch():
     X, y, *_ = data()
 
     class Forgetful(MuonLoop):

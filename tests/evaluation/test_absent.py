@@ -60,11 +60,19 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from skattrib import KernelSurrogateAttributor
 from skattrib.evaluation import make_weightings, retrain_outcomes
 
+
+def logistic_regression_cv():
+    """Without what versions of scikit-learn deprecate."""
+    found = LogisticRegressionCV(Cs=3, cv=2, random_state=0)
+    newer = {"l1_ratios": (0,), "use_legacy_attributes": False}
+    if newer.keys() <= found.get_params().keys():
+        found.set_params(**newer)
+    return found
+
+
 CLASSIFIERS = [
     LogisticRegression(random_state=0),
-    LogisticRegressionCV(
-        Cs=3, cv=2, random_state=0, l1_ratios=(0,), use_legacy_attributes=False
-    ),
+    logistic_regression_cv(),
     SGDClassifier(loss="log_loss", random_state=0),
     LinearDiscriminantAnalysis(),
     QuadraticDiscriminantAnalysis(reg_param=0.1),

@@ -8,9 +8,10 @@ from torch import nn
 from skattrib.engine._optimizers import AdamW, Muon
 from tests.cases import MUONS, build, mlp, randn
 
-has_muon = pytest.mark.parametrize(
-    "kind", [k for k in [getattr(torch.optim, "Muon", None)] if k]
-)
+
+def has_muon(test):
+    """Leave a test out where torch, before 2.9, has no Muon."""
+    return test if hasattr(torch.optim, "Muon") else None
 
 
 def steps_of_torch(module, optimizer, gradients, rate=0.02):
@@ -63,7 +64,7 @@ def gradients(dtype=torch.float64):
 
 @has_muon
 @pytest.mark.parametrize("name", MUONS)
-def test_fifty_steps_equal_those_of_torch_in_double_precision(kind, name, monkeypatch):
+def test_fifty_steps_equal_those_of_torch_in_double_precision(name, monkeypatch):
     """The one thing changed in torch's step is that it does not round to bfloat16."""
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
     expected = steps_of_torch(fresh(), MUONS[name], gradients())
@@ -73,7 +74,7 @@ def test_fifty_steps_equal_those_of_torch_in_double_precision(kind, name, monkey
 @has_muon
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", MUONS)
-def test_fifty_steps_are_those_of_torch_within_its_rounding(kind, name, dtype):
+def test_fifty_steps_are_those_of_torch_within_its_rounding(name, dtype):
     """bfloat16 has eight bits: 0.4 % of a number; 2 % of the way of fifty steps."""
     begin = torch.cat([p.detach().reshape(-1) for p in fresh(dtype).parameters()])
     theirs = steps_of_torch(fresh(dtype), MUONS[name], gradients(dtype))

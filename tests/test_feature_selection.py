@@ -346,8 +346,13 @@ def wine_with_noise(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["marginal", "greedy"])
 def test_noise_does_not_vote_for_itself(strategy):
-    network = TorchClassifier((16,), "relu", batch_size=32, max_epochs=20)
-    network.set_params(random_state=0)
+    network = TorchClassifier(
+        hidden_layer_sizes=(16,),
+        activation="relu",
+        batch_size=32,
+        max_epochs=20,
+        random_state=0,
+    )
     for seed in range(3):
         X, y, tasks, X_val, y_val = wine_with_noise(seed)
         attributor = KernelSurrogateAttributor(network, n_subsets=60, random_state=seed)

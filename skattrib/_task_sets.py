@@ -1,33 +1,87 @@
-"""Which tasks to keep and which rows to hold out, as far as numbers alone decide.
+"""Which tasks to keep and what they are worth, as far as numbers alone decide.
 
-Searches through sets of tasks belong here, and draws of rows by task; what the sets are
-worth is predicted by an attributor, in `feature_selection`.
+Folds, values of tasks from attributions, and searches through sets of tasks belong
+here; attributions and outcomes are predicted by attributors, in `feature_selection`.
 """
+
+import warnings
 
 import numpy as np
 
+# Of the rows of a task, this share is cut off at either end before the mean: a few rows
+# that are answered wrongly with confidence outweigh the others. Chosen, as the median
+# over the other tasks was, by `python -m benchmarks.surrogates.selection`.
+TRIMMED = 0.1
 
-def hold_out(codes, fraction, rng):
-    """Hold out a part of every task that has two rows; return both halves.
 
-    If every row is a task, they are drawn as if they were of one.
+def are_rows(codes):
+    """Return whether every row is a task of its own."""
+    return len(np.unique(codes)) == len(codes)
+
+
+def draw_folds(codes, n_folds, rng):
+    """Return the fold of each row; a task's rows are spread over the folds.
+
+    Tasks of one row are always trained on: their fold is -1. If every row is a task,
+    they are drawn as if they were of one.
     """
-    if len(np.unique(codes)) == len(codes):
+    if are_rows(codes):
         codes = np.zeros_like(codes)
-    held_out = np.concatenate(
-        [
-            rows[: int(np.ceil(fraction * (len(rows) - 1)))]
-            for code in range(codes.max() + 1)
-            for rows in [rng.permutation(np.flatnonzero(codes == code))]
-        ]
-    )
-    if not len(held_out):
-        raise ValueError(
-            f"n_samples={len(codes)}: no rows can be held out as queries, as no "
-            "task has 2. Pass X_val and y_val."
-        )
-    train = np.setdiff1d(np.arange(len(codes)), held_out)
-    return train, np.sort(held_out)
+    folds = np.full(len(codes), -1)
+    n_drawn = 0
+    for code in np.unique(codes):
+        rows = rng.permutation(np.flatnonzero(codes == code))
+        if len(rows) > 1:
+            folds[rows] = (n_drawn + np.arange(len(rows))) % n_folds
+            n_drawn += len(rows)
+    return folds
+
+
+def trimmed_mean(values):
+    """Return the trimmed mean of each column of (n_rows, m); NaN is left out."""
+    values = np.sort(values, axis=0)  # NaN at the end
+    n_known = (~np.isnan(values)).sum(axis=0)
+    n_cut = (TRIMMED * n_known).astype(int)
+    place = np.arange(len(values))[:, None]
+    is_kept = (place >= n_cut) & (place < n_known - n_cut)
+    total = np.where(is_kept, values, 0).sum(axis=0)
+    n_kept = is_kept.sum(axis=0)
+    return np.where(n_kept > 0, total / np.maximum(n_kept, 1), np.nan)
+
+
+def judge(values, groups, owners):
+    """Return what columns (n_rows, m) of effects are worth to rows of other tasks.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_rows, m)
+        Effects on each row; NaN if unknown.
+    groups : ndarray of shape (n_rows,) or None
+        Task of each row, -1 if of none; None: rows that can be trusted.
+    owners : ndarray of shape (m,)
+        Task whose effect a column is.
+
+    Returns
+    -------
+    ndarray of shape (m,)
+        Median over the other tasks of the trimmed mean over the rows of each; the mean
+        over rows that can be trusted.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN|Mean of empty", RuntimeWarning)
+        if groups is None:
+            return np.nanmean(values, axis=0)
+        judges = np.unique(groups)
+        verdicts = np.array([trimmed_mean(values[groups == code]) for code in judges])
+        verdicts[judges[:, None] == owners] = np.nan
+        return np.nanmedian(verdicts, axis=0)
+
+
+def spread(values):
+    """Return the standard deviation of columns, NaN with fewer than two numbers."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Degrees of freedom", RuntimeWarning)
+        return np.nanstd(values, axis=0, ddof=1)
 
 
 def largest(values, n_kept):
@@ -37,25 +91,47 @@ def largest(values, n_kept):
     return support
 
 
-def greedy(value, n_tasks, n_kept):
+def greedy(gain, n_tasks, n_kept):
     """Return the set (of n_kept tasks) with the best value that two searches visit.
 
     One drops tasks from all, the other adds to none; of equal sets the larger wins.
+    A set's value is the sum of the gains that lead from all tasks to it.
+
+    Parameters
+    ----------
+    gain : callable
+        ``gain(current, candidates, changed)``: by how much each of the candidates
+        (m, n_tasks) is better than the current set (n_tasks,), from which it differs by
+        the task changed (m,). The search that adds compares single tasks with all.
+    n_tasks : int
+    n_kept : int or None
+
+    Returns
+    -------
+    ndarray of bool, shape (n_tasks,)
     """
     best, found = -np.inf, None
     for present in (True, False):
-        current = np.full(n_tasks, present)
-        while True:
-            if current.any() and n_kept in (None, current.sum()):
-                here = value(current[None].astype(float))[0]
-                if here > best:
-                    best, found = here, current
-            changeable = np.flatnonzero(current == present)
-            if not len(changeable):
-                break
-            candidates = np.repeat(current[None], len(changeable), axis=0)
-            candidates[np.arange(len(changeable)), changeable] = not present
-            if not candidates.any(axis=1).all():
-                break
-            current = candidates[np.argmax(value(candidates.astype(float)))]
+        path = _search(gain, n_tasks, present)
+        # the search that adds ends with all tasks, whose value is 0
+        all_tasks = path[0][0] if present else path[-1][0]
+        for value, current in path:
+            if n_kept in (None, current.sum()) and value - all_tasks > best:
+                best, found = value - all_tasks, current
     return found
+
+
+def _search(gain, n_tasks, present):
+    """Return values and sets on the way from all tasks to one, or from one to all."""
+    current, value, path = np.full(n_tasks, present), 0.0, []
+    if present:
+        path.append((value, current))
+    for _ in range(n_tasks - present):
+        changed = np.flatnonzero(current == present)
+        candidates = np.repeat(current[None], len(changed), axis=0)
+        candidates[np.arange(len(changed)), changed] = not present
+        start = current if current.any() else ~current
+        gains = gain(start, candidates, changed)
+        current, value = candidates[np.argmax(gains)], value + np.max(gains)
+        path.append((value, current))
+    return path

@@ -3,6 +3,7 @@
 import warnings
 from functools import partial
 from numbers import Integral, Real
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import (
@@ -14,7 +15,13 @@ from sklearn.base import (
 )
 from sklearn.feature_selection import SelectorMixin
 from sklearn.utils import _safe_indexing, check_random_state, indexable
-from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
+from sklearn.utils._param_validation import (
+    HasMethods,
+    Hidden,
+    Interval,
+    RealNotInt,
+    StrOptions,
+)
 from sklearn.utils.metadata_routing import (
     MetadataRouter,
     MethodMapping,
@@ -25,7 +32,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import _check_method_params, _num_samples, check_is_fitted
 
-from skattrib._task_sets import greedy, hold_out, largest
+from skattrib._task_sets import are_rows, draw_folds, greedy, judge, largest, spread
 from skattrib._validation import (
     DTYPES,
     check_tasks,
@@ -33,7 +40,7 @@ from skattrib._validation import (
     unchanged_on_error,
     validate_data,
 )
-from skattrib.exceptions import ConstantOutcomeWarning
+from skattrib.exceptions import ConstantOutcomeWarning, FaithfulnessWarning
 from skattrib.models._as_model import as_model
 
 __all__ = ["TaskWeightSelector"]
@@ -132,6 +139,93 @@ class _ColumnMethods:
         return super().get_feature_names_out(input_features)
 
 
+class _Fold(NamedTuple):
+    """An attributor, the tasks that it was fitted on, and rows that it has not seen."""
+
+    attributor: Any
+    units: np.ndarray
+    X: Any
+    y: Any
+
+
+class _Judges(NamedTuple):
+    """The rows that judge: the task and fold of each, tasks being None if trusted."""
+
+    groups: np.ndarray | None
+    folds: np.ndarray
+    rows: np.ndarray | None
+    are_rows: bool
+
+    @classmethod
+    def of(cls, plan, codes, n_trusted, n_folds, rng):
+        if plan[0][1] is None:
+            parts = rng.permutation(n_trusted) % n_folds
+            return cls(None, parts, None, are_rows(codes))
+        rows = np.concatenate([judging for _, judging in plan])
+        folds = np.repeat(np.arange(len(plan)), [len(judging) for _, judging in plan])
+        # single rows judge together: a median over them would see few effects
+        groups = np.full(len(rows), -1) if are_rows(codes) else codes[rows]
+        return cls(groups, folds, codes[rows], are_rows(codes))
+
+    def parts(self):
+        return [self.folds == fold for fold in np.unique(self.folds)]
+
+    def groups_of(self, part):
+        return None if self.groups is None else self.groups[part]
+
+    def are_of(self, support):
+        """Return which rows are of tasks kept, or trusted."""
+        if self.rows is None:
+            return np.ones(len(self.folds), dtype=bool)
+        return support[self.rows]
+
+
+def _attributions(folds, n_tasks):
+    """Return attributions of rows to tasks, NaN where a row's attributor lacks one."""
+    parts, raised = [], {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for fold in folds:
+            found = fold.attributor.attribute(fold.X, fold.y)
+            part = np.full((len(found), n_tasks), np.nan)
+            part[:, fold.units] = found
+            parts.append(part)
+    # each fold warns of the same
+    for warning in caught:
+        raised[warning.category, str(warning.message)] = warning
+    for warning in raised.values():
+        warnings.warn(warning.message, stacklevel=2)
+    return np.concatenate(parts)
+
+
+def _outcome_predictor(folds):
+    """Return a function of sets (m, n_tasks) that predicts outcomes (m, n_rows)."""
+    predictors = []
+    for fold in folds:
+        attributor, rows = fold.attributor, (fold.X, fold.y)
+        if not hasattr(attributor, "_outcome_predictor"):
+            predictors.append(partial(attributor.predict_outcomes, *rows))
+            continue
+        with warnings.catch_warnings():
+            # attribute() has already warned
+            warnings.simplefilter("ignore", ConstantOutcomeWarning)
+            predictors.append(attributor._outcome_predictor(*rows))
+
+    def predict(sets):
+        parts = []
+        for fold, predicted in zip(folds, predictors, strict=True):
+            weights = sets[:, fold.units].astype(float)
+            # nothing is known of a model without data
+            is_some = weights.any(axis=1)
+            part = np.full((len(sets), _num_samples(fold.y)), np.nan)
+            if is_some.any():
+                part[is_some] = predicted(weights[is_some])
+            parts.append(part)
+        return np.concatenate(parts, axis=1)
+
+    return predict
+
+
 class TaskWeightSelector(
     _ColumnMethods, SelectorMixin, MetaEstimatorMixin, BaseEstimator
 ):
@@ -139,7 +233,8 @@ class TaskWeightSelector(
 
     Without `attributor` it is the step after an attributor in a pipeline, and selects
     columns of attributions. With `attributor` it fits this attributor, and selects
-    tasks of the training data by the predicted outcome without the others.
+    tasks of the training data by what training on them is worth to trusted rows
+    (`X_val` and `y_val` of `fit`), or else to the rows of the other tasks.
 
     Parameters
     ----------
@@ -154,25 +249,43 @@ class TaskWeightSelector(
         How a given number of tasks is selected. "marginal": the tasks with the largest
         weights. "greedy": the set of that size with the best predicted outcome that the
         same search finds, which accounts for interactions; needs `attributor`.
-    validation_fraction : float, default=0.25
-        Fraction of each task's rows held out as queries, if `fit` gets none. The
-        attributor is then fitted on the other rows, three quarters by default.
+    cv : int, default=3
+        Number of folds of each task's rows, at least 2. Without `X_val`, an attributor
+        is fitted per fold, on the rows of the other folds: `cv` times the cost of one
+        with ``1 - 1 / cv`` of the rows. With `X_val` one is fitted, on all rows, and
+        `X_val` is split into so many parts, for `task_weights_std_` alone.
+    validation_fraction : float, default="deprecated"
+        Ignored.
+
+        .. deprecated:: 0.1
+           Will be removed: all rows judge in turns, none is left out of training.
+           Use `cv`.
     random_state : int, RandomState instance or None, default=None
-        Draws these rows, and seeds the attributor if it is unseeded.
+        Draws the folds, and seeds the attributor if it is unseeded.
 
     Attributes
     ----------
+    attributors_ : list of attributor
+        Fitted attributors, one per fold, or one if `X_val` was given; only with
+        `attributor`.
     attributor_ : attributor
-        Fitted attributor; only with `attributor`.
+        The first of them; only with `attributor`.
+    task_names_ : ndarray of shape (n_tasks,)
+        Names of all tasks: labels, or the index of X; only with `attributor`.
     task_weights_ : ndarray of shape (n_tasks,)
-        Mean attribution of each task over the queries.
+        Value of each task, in the unit of the outcome: its mean attribution over the
+        rows of `X_val`, or the median over the other tasks of its 10 % trimmed mean
+        attribution on the rows of each. Without `attributor`, means of the columns.
+    task_weights_std_ : ndarray of shape (n_tasks,)
+        Standard deviation of this value over the folds, or parts of `X_val`; NaN with
+        fewer than two. Only with `attributor`.
     support_ : ndarray of bool, shape (n_tasks,)
         Whether a task is kept.
     selected_tasks_ : ndarray
         Names of the tasks kept; without `attributor`, names or numbers of columns.
     predicted_outcome_ : float
-        Mean predicted outcome of the queries after training on the tasks kept; only
-        with `attributor`.
+        Mean predicted outcome of `X_val`, or of the rows of the tasks kept, after
+        training on the tasks kept; only with `attributor`.
     sample_weight_ : ndarray of shape (n_samples,)
         1 for the rows of tasks kept, else 0, to be passed to any estimator; only with
         `attributor`.
@@ -184,6 +297,20 @@ class TaskWeightSelector(
     See Also
     --------
     KernelSurrogateAttributor : Predicts outcomes of tasks that interact.
+
+    Notes
+    -----
+    Rows with wrong labels vote for their own source, and one confident mistake weighs
+    as much as many right answers. So without `X_val` no row is asked of an attributor
+    that was fitted to it, no task is judged by its own rows, and the median is safe as
+    long as most of the other tasks can be trusted. With two or three tasks it cannot
+    tell which of them is wrong: pass `X_val`. If every row is a task, all other rows
+    judge it together, by their trimmed mean. Tasks with a single row are judged, but do
+    not judge, nor do rows whose label the other folds lack.
+
+    An attributor with ``at="banzhaf"`` tells sources apart better than the default
+    ``at="loo"`` where the others make up for the one left out: see
+    :doc:`/guide/tasks`.
 
     Examples
     --------
@@ -210,7 +337,11 @@ class TaskWeightSelector(
             Interval(RealNotInt, 0, 1, closed="right"),
         ],
         "strategy": [StrOptions({"marginal", "greedy"})],
-        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "cv": [Interval(Integral, 2, None, closed="left")],
+        "validation_fraction": [
+            Interval(Real, 0, 1, closed="neither"),
+            Hidden(StrOptions({"deprecated"})),
+        ],
         "random_state": ["random_state"],
     }
 
@@ -220,12 +351,14 @@ class TaskWeightSelector(
         *,
         n_tasks_to_select="auto",
         strategy="marginal",
-        validation_fraction=0.25,
+        cv=3,
+        validation_fraction="deprecated",
         random_state=None,
     ):
         self.attributor = attributor
         self.n_tasks_to_select = n_tasks_to_select
         self.strategy = strategy
+        self.cv = cv
         self.validation_fraction = validation_fraction
         self.random_state = random_state
 
@@ -243,8 +376,10 @@ class TaskWeightSelector(
         tasks : array-like of shape (n_samples,) or None, default=None
             Task of each row; None makes every row one.
         X_val : array-like of shape (n_queries, n_features), default=None
-            Queries: rows whose outcomes training should improve. None holds out
-            `validation_fraction` of the training rows.
+            Rows with labels that can be trusted, or of the target: the tasks are judged
+            by the outcomes of these alone. Recommended. None judges each task by the
+            rows of the others, cross-fitted. A pipeline routes it, but transforms it
+            only if it is one of ``Pipeline(transform_input=["X_val"])``.
         y_val : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
             Their targets.
         **fit_params : dict
@@ -258,8 +393,24 @@ class TaskWeightSelector(
         Raises
         ------
         ValueError
-            If the data do not fit together, or more tasks are requested than exist.
+            If the data do not fit together, too few rows can judge, or more tasks are
+            requested than exist.
+
+        Warns
+        -----
+        FaithfulnessWarning
+            If the weakest task kept and the strongest one dropped differ by no more
+            than `task_weights_std_`; if every row is a task, the means of both.
+        FutureWarning
+            If `validation_fraction` is set, which is deprecated.
         """
+        if self.validation_fraction != "deprecated":
+            warnings.warn(
+                f"validation_fraction={self.validation_fraction} is deprecated and "
+                "ignored: all rows judge in turns. Leave it out, or set cv.",
+                FutureWarning,
+                stacklevel=3,
+            )
         with unchanged_on_error(self):
             if self.attributor is None:
                 return self._fit_columns(X, tasks, X_val, fit_params)
@@ -300,37 +451,86 @@ class TaskWeightSelector(
         validate_data(self, X, skip_check_array=True)
         X, y = indexable(X, y)
         n = len(y)
-        codes = np.arange(n) if tasks is None else check_tasks(tasks, n)[0]
+        if tasks is None:
+            codes = np.arange(n)
+            names = np.asarray(X.index) if hasattr(X, "iloc") else codes
+        else:
+            codes, names = check_tasks(tasks, n)
+        self._n_wanted(len(names))
         if _routing_enabled():
             fit_params = process_routing(self, "fit", **fit_params).attributor.fit
         rng = check_random_state(self.random_state)
-        train = np.arange(n)
         attributor = self._seeded(rng)
 
         if X_val is None:
-            train, held_out = hold_out(codes, self.validation_fraction, rng)
-            X_val, y_val = _safe_indexing(X, held_out), _safe_indexing(y, held_out)
+            plan = self._cross_fitting(codes, y, rng)
+        else:
+            self._check_queries(X_val, y_val, y)
+            plan = [(np.arange(n), None)]
 
-        units = np.unique(codes[train])
-        self._n_wanted(len(units))
-        self._check_queries(X_val, y_val, _safe_indexing(y, train))
-        fit_params = _check_method_params(X, fit_params, indices=train)
-        self.attributor_ = attributor.fit(
-            _safe_indexing(X, train),
-            _safe_indexing(y, train),
-            tasks=None if tasks is None else _safe_indexing(tasks, train),
-            **fit_params,
-        )
+        folds = []
+        for train, judging in plan:
+            fitted = clone(attributor).fit(
+                _safe_indexing(X, train),
+                _safe_indexing(y, train),
+                tasks=None if tasks is None else _safe_indexing(tasks, train),
+                **_check_method_params(X, fit_params, indices=train),
+            )
+            units = np.unique(codes[train])
+            if judging is None:
+                folds.append(_Fold(fitted, units, X_val, y_val))
+            else:
+                rows = _safe_indexing(X, judging), _safe_indexing(y, judging)
+                folds.append(_Fold(fitted, units, *rows))
 
-        self._select(X_val, y_val)
-        self.selected_tasks_ = self.attributor_.unit_names_[self.support_]
-        # tasks without training rows are not units, and their rows are kept
-        self.sample_weight_ = np.ones(n)
-        is_known = np.isin(codes, units)
-        unit_of_row = np.searchsorted(units, codes[is_known])
-        self.sample_weight_[is_known] = self.support_[unit_of_row]
+        self.attributors_ = [fold.attributor for fold in folds]
+        self.attributor_ = self.attributors_[0]
+        self.task_names_ = names
+        n_trusted = None if X_val is None else _num_samples(X_val)
+        self._select(folds, _Judges.of(plan, codes, n_trusted, self.cv, rng))
+        self.selected_tasks_ = self.task_names_[self.support_]
+        self.sample_weight_ = self.support_[codes].astype(float)
 
         return self
+
+    def _cross_fitting(self, codes, y, rng):
+        """Return, per fold, the rows to train on and those that judge.
+
+        A row that is the only one of its task, or whose label the others lack, is
+        always trained on or at least never asked.
+        """
+        drawn = draw_folds(codes, self.cv, rng)
+        labels = np.asarray(y) if self._classifies(y) else None
+        plan = []
+        for fold in range(self.cv):
+            train, judging = (
+                np.flatnonzero(drawn != fold),
+                np.flatnonzero(drawn == fold),
+            )
+            if labels is not None and labels.ndim == 1:
+                judging = judging[np.isin(labels[judging], labels[train])]
+            if len(judging):
+                plan.append((train, judging))
+
+        asked = np.concatenate([np.array([], int), *(judging for _, judging in plan)])
+        if not len(asked):
+            raise ValueError(
+                f"n_samples={len(codes)}: no rows can be held out to judge tasks, as "
+                "no task has 2, or no label has. Pass X_val and y_val."
+            )
+        if not are_rows(codes) and len(np.unique(codes[asked])) < 2:
+            raise ValueError(
+                "only one task has two rows or more, but a task is judged on rows of "
+                "other tasks. Give more rows per task, or pass X_val and y_val."
+            )
+        # every row a task: one in the only fold that judges is never trained on
+        trained = np.unique(np.concatenate([codes[train] for train, _ in plan]))
+        if len(trained) <= codes.max():
+            raise ValueError(
+                f"n_samples={len(codes)}: some rows can be judged by no others, as "
+                "labels are too rare. Merge rare classes, or pass X_val and y_val."
+            )
+        return plan
 
     def _seeded(self, rng):
         """Return a clone of the attributor that draws from a seed."""
@@ -363,9 +563,8 @@ class TaskWeightSelector(
         unseen = np.setdiff1d(y_val, y)
         if len(unseen):
             raise ValueError(
-                f"y_val, or the rows held out, have labels unseen in training: "
-                f"{unseen[:5].tolist()}. Merge rare classes, or pass X_val and y_val "
-                "without them."
+                f"y_val has labels unseen in training: {unseen[:5].tolist()}. Leave "
+                "out these rows of X_val and y_val, or train on rows of these labels."
             )
 
     def _classifies(self, y):
@@ -391,31 +590,70 @@ class TaskWeightSelector(
             )
         return int(wanted)
 
-    def _select(self, X, y):
-        self.task_weights_ = self.attributor_.attribute(X, y).mean(axis=0)
-        n_tasks = len(self.task_weights_)
+    def _select(self, folds, judges):
+        """Set the weights of tasks, which of them are kept, and what is expected."""
+        n_tasks = len(self.task_names_)
+        every = np.arange(n_tasks)
+        attributions = _attributions(folds, n_tasks)
+        self.task_weights_ = judge(attributions, judges.groups, every)
+        by_fold = [
+            judge(attributions[part], judges.groups_of(part), every)
+            for part in judges.parts()
+        ]
+        self.task_weights_std_ = spread(np.array(by_fold))
+
+        predict = _outcome_predictor(folds)
         n_wanted = self._n_wanted(n_tasks)
-
-        predict = self._outcome_predictor(X, y)
-
-        def value(weights):
-            return predict(weights).mean(axis=1)
-
         if n_wanted is not None and self.strategy == "marginal":
             self.support_ = largest(self.task_weights_, n_wanted)
         else:
-            self.support_ = greedy(value, n_tasks, n_wanted)
 
-        self.predicted_outcome_ = float(value(self.support_[None].astype(float))[0])
+            def gain(current, candidates, changed):
+                change = predict(candidates) - predict(current[None])
+                return judge(change.T, judges.groups, changed)
 
-    def _outcome_predictor(self, X, y):
-        """Return the attributor's `predict_outcomes` of these queries."""
-        if not hasattr(self.attributor_, "_outcome_predictor"):
-            return partial(self.attributor_.predict_outcomes, X, y)
-        with warnings.catch_warnings():
-            # attribute() has already warned
-            warnings.simplefilter("ignore", ConstantOutcomeWarning)
-            return self.attributor_._outcome_predictor(X, y)
+            self.support_ = greedy(gain, n_tasks, n_wanted)
+
+        outcomes = predict(self.support_[None])[0]
+        is_asked = judges.are_of(self.support_) & ~np.isnan(outcomes)
+        asked = outcomes[is_asked] if is_asked.any() else outcomes
+        self.predicted_outcome_ = float(np.nanmean(asked))
+        self._warn_if_alike(judges.are_rows)
+
+    def _warn_if_alike(self, are_rows):
+        """Warn if kept and dropped tasks differ by no more than folds do.
+
+        The weakest task kept is compared with the strongest one dropped; of rows, which
+        are many and always close, the means.
+        """
+        kept, dropped = np.flatnonzero(self.support_), np.flatnonzero(~self.support_)
+        if not len(dropped):
+            return
+        weights, std = self.task_weights_, self.task_weights_std_
+        if are_rows:
+            gap = weights[kept].mean() - weights[dropped].mean()
+            noise = np.nanmean(std)
+            what = "the rows kept and those dropped have mean values that"
+        else:
+            weakest = kept[np.argmin(weights[kept])]
+            strongest = dropped[np.argmax(weights[dropped])]
+            gap = weights[weakest] - weights[strongest]
+            noise = max(std[weakest], std[strongest])
+            what = (
+                f"task {self.task_names_[weakest]!s} (kept) and task "
+                f"{self.task_names_[strongest]!s} (dropped) have values that"
+            )
+        # a search may rightly keep a task of lower weight, which helps another one
+        if self.strategy == "greedy" or self.n_tasks_to_select == "auto":
+            gap = abs(gap)
+        if gap <= noise:
+            warnings.warn(
+                f"{what} differ by {gap:.2g}, and the spread over folds is "
+                f"{noise:.2g}: which is better is not known. Pass clean rows as X_val "
+                "and y_val, give more rows, or choose another n_tasks_to_select.",
+                FaithfulnessWarning,
+                stacklevel=6,
+            )
 
     # ------------------------------------------------------------------ using
     def _get_support_mask(self):
@@ -435,7 +673,7 @@ class TaskWeightSelector(
         tasks : array-like of shape (n_samples,) or None, default=None
             Task of each row; None makes every row one.
         X_val : array-like of shape (n_queries, n_features), default=None
-            Queries, as in `fit`.
+            Rows that can be trusted, as in `fit`.
         y_val : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
             Their targets.
         **fit_params : dict
@@ -450,7 +688,7 @@ class TaskWeightSelector(
         Returns
         -------
         X_kept : array-like of shape (n_kept, n_features)
-            Rows of the tasks kept, those held out included.
+            Rows of the tasks kept.
         y_kept : array-like of shape (n_kept,) or (n_kept, n_outputs)
             Their targets.
         """

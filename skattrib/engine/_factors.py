@@ -133,6 +133,7 @@ class LayerTap:
     def close(self) -> None:
         for handle in self._handles:
             handle.remove()
+        self.calls.clear()
 
 
 def _has_factors(layer: nn.Module) -> bool:

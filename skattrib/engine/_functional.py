@@ -35,6 +35,8 @@ class FunctionalModule:
         self.n_params = sum(self.sizes)
         # by parameters: whether torch.func's gradients of rows in them are right
         self.transformed: dict[tuple[str, ...], bool] = {}
+        # where they are not: what is done instead, which is said once, also of copies
+        self.said: list[str] = []
         # whether its backward pass runs layers again, as checkpoints do
         self.recomputes: bool | None = None
 
@@ -115,7 +117,7 @@ class FunctionalModule:
         module = copy.deepcopy(self.module)
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name in names)
-        return FunctionalModule(module)
+        return self._like(module)
 
     def columns_of(self, names: list[str]) -> Tensor:
         """Return the positions of the named parameters in the vector."""
@@ -132,7 +134,7 @@ class FunctionalModule:
 
     def _like(self, module: nn.Module) -> FunctionalModule:
         copied = FunctionalModule(module)
-        copied.transformed = dict(self.transformed)
+        copied.transformed, copied.said = dict(self.transformed), self.said
         copied.recomputes = self.recomputes
         return copied
 

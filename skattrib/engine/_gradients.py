@@ -293,11 +293,12 @@ def _gradients_of_rows(
     finally:
         tap.close()
 
+    outputs = outputs.detach()  # the graph is freed
     layers = [layer for layer in layers if explicit.isdisjoint(layer.names)]
     covered = {name for layer in layers for name in layer.names}
     names = tuple(name for name in model.names if name not in covered)
     rest = _explicit_gradients(model, module, X, names, reference)
-    return _Piece(outputs.detach(), layers, rest)
+    return _Piece(outputs, layers, rest)
 
 
 def _explicit_gradients(
@@ -330,7 +331,8 @@ def _explicit_gradients(
         layers = list(dict.fromkeys(owner_of(module, name) for name in names))
         more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
         warn_slow(
-            f"{type(module).__name__}: torch.func.jacrev {reason}",
+            model,
+            f"torch.func.jacrev {reason}",
             f"gradients in {', '.join(layers[:3])}{more} are computed row by row",
         )
 

@@ -17,10 +17,12 @@ from sklearn.exceptions import EfficiencyWarning
 from torch import Tensor, nn
 from torch.func import jacrev
 
-from skattrib.engine._functional import run_module
+from skattrib.engine._functional import FunctionalModule, run_module
 
 # What torch raises where a transform, or autograd, cannot go on.
 REFUSALS = (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError)
+# Differences may be this many roundings of what cancels.
+_DIGITS_LEFT = 1e3
 # Of an error message, what a warning repeats.
 _LONGEST = 160
 _CURES = (
@@ -37,12 +39,16 @@ _OTHER_CURE = (
 )
 
 
-def agree(found: Tensor, expected: Tensor) -> bool:
-    """Return whether two results are finite and the same up to rounding."""
+def agree(found: Tensor, expected: Tensor, usual: float = 0.0) -> bool:
+    """Return whether two results are finite and the same up to rounding.
+
+    ``usual`` is the norm of what they are differences of: where these cancel, all that
+    is left is rounding.
+    """
     scale = float(found.norm() + expected.norm())
-    return (
-        float((found - expected).norm()) <= torch.finfo(found.dtype).eps ** 0.5 * scale
-    )
+    eps = torch.finfo(found.dtype).eps
+    allowed = eps**0.5 * scale + _DIGITS_LEFT * eps * usual
+    return float((found - expected).norm()) <= allowed
 
 
 def finite(values: Iterable[Tensor]) -> bool:
@@ -80,10 +86,12 @@ class RandomProduct:
 
     def agrees(self, explicit: Mapping[str, Tensor]) -> bool:
         """Compare gradients (n, C, numel) of every output in named parameters."""
+        usual = sum(float(g.norm()) for g in self.gradients.values())
         return all(
             agree(
                 torch.einsum("nc,ncp->p", self.cotangents, value),
                 self.gradients[name].reshape(-1),
+                usual,
             )
             for name, value in explicit.items()
         )
@@ -125,12 +133,9 @@ def row_jacobians(
 
 
 def vector_jacobian(
-    function: Callable[[Tensor], Tensor], vector: Tensor, label: str
+    model: FunctionalModule, function: Callable[[Tensor], Tensor], vector: Tensor
 ) -> Tensor:
-    """Return gradients (q, P) of the q numbers of a function of a vector (P,).
-
-    ``label`` names the module in a warning.
-    """
+    """Return gradients (q, P) of q numbers that depend on a model's parameters (P,)."""
     vector = vector.detach().requires_grad_()
     with torch.enable_grad():
         values = function(vector)
@@ -146,7 +151,7 @@ def vector_jacobian(
     except REFUSALS as error:
         reason = f"torch.func.jacrev fails: {summary(error)}"
 
-    warn_slow(f"{label}: {reason}", "outcomes are differentiated one by one")
+    warn_slow(model, reason, "outcomes are differentiated one by one")
     rows = [gradients_of(value, [vector])[0] for value in values]
     return torch.stack(rows) if rows else vector.new_zeros(0, len(vector))
 
@@ -191,10 +196,14 @@ def owner_of(module: nn.Module, name: str) -> str:
     return f"{place} ({layer})" if place else layer
 
 
-def warn_slow(reason: str, what: str) -> None:
-    """Say that the slow way is taken, and why."""
+def warn_slow(model: FunctionalModule, reason: str, what: str) -> None:
+    """Say once for a model, and its copies, that the slow way is taken, and why."""
+    if what in model.said:
+        return
+    model.said.append(what)
     warnings.warn(
-        f"{reason}. So {what}, by plain autograd, which is exact but slower.",
+        f"{type(model.module).__name__}: {reason}. So {what}, by plain autograd, which "
+        "is exact but slower.",
         EfficiencyWarning,
         stacklevel=3,
     )

@@ -225,9 +225,9 @@ def train_stack(
     n_models = len(weights)
     failure = _why_not_stacked(model, loss, X, targets) if n_models > 1 else ""
     if failure:
-        name = type(model.module).__name__
         warn_slow(
-            f"torch.func.vmap cannot batch {name}: {failure}",
+            model,
+            f"torch.func.vmap cannot batch models: {failure}",
             f"its {n_models} models are trained one by one (n_jobs={n_jobs})",
         )
         trained = call_all(

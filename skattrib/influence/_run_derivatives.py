@@ -174,9 +174,8 @@ def _outcome_gradients(
     def outcomes(vector: Tensor) -> Tensor:
         return queries.outcome(model.outputs(vector, queries.X), queries.targets)
 
-    label = type(model.module).__name__
     params = runs.params.to(problem.X)
-    return torch.stack([vector_jacobian(outcomes, vector, label) for vector in params])
+    return torch.stack([vector_jacobian(model, outcomes, vector) for vector in params])
 
 
 def _shifted(on_rows: RowCallback, start: int) -> RowCallback:

@@ -61,14 +61,14 @@ def test_a_transform_that_is_wrong_is_found(monkeypatch):
     def function(vector):
         return vector**3
 
-    vector = randn(5)
+    vector, model = randn(5), FunctionalModule(nn.Identity())
     expected = torch.diag(3 * vector**2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert_allclose(vector_jacobian(function, vector, "Cubes"), expected)
+        assert_allclose(vector_jacobian(model, function, vector), expected)
     monkeypatch.setattr(_plain_gradients, "jacrev", jacrev)
-    with pytest.warns(EfficiencyWarning, match=r"Cubes: .* differs .* one by one"):
-        assert_allclose(vector_jacobian(function, vector, "Cubes"), expected)
+    with pytest.warns(EfficiencyWarning, match=r"Identity: .* differs .* one by one"):
+        assert_allclose(vector_jacobian(model, function, vector), expected)
 
 
 @pytest.mark.parametrize("one_by_one", [False, True])
@@ -85,6 +85,8 @@ def test_comparison():
     assert agree(a, a * (1 + 1e-12))
     assert agree(0 * a, 0 * a)
     assert not agree(a, 1.001 * a)
+    assert not agree(a * 1e-13, -a * 1e-13)
+    assert agree(a * 1e-13, -a * 1e-13, usual=10.0)
     assert not agree(a, a * torch.nan)
     assert finite([a])
     assert not finite([a, a * torch.inf])

@@ -72,9 +72,12 @@ def test_dual_influence_where_care_makes_torch_func_right(name):
 
 def test_slow_gradients_are_announced_once_and_name_the_layer():
     with pytest.warns(EfficiencyWarning) as caught:
-        dual(build("lstm")).attribute(X_QUERY, Y_QUERY)
+        influence = dual(build("lstm"))
+        influence.attribute(X_QUERY, Y_QUERY)
     assert len(caught) == 1
-    assert "gradients in cells (LSTM) are computed row by row" in str(caught[0].message)
+    said = "gradients in cells (LSTM) are computed row by row"
+    assert said in str(caught[0].message)
+    assert influence.solver_reason_.endswith(said)
 
 
 def test_a_checkpoint_that_autograd_cannot_enter_is_refused_with_a_cure():

@@ -205,5 +205,6 @@ def warn_slow(model: FunctionalModule, reason: str, what: str) -> None:
         f"{type(model.module).__name__}: {reason}. So {what}, by plain autograd, which "
         "is exact but slower.",
         EfficiencyWarning,
-        stacklevel=3,
+        # at one place for all callers, so that the default filter shows it once
+        stacklevel=2,
     )

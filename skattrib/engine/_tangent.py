@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +29,13 @@ from skattrib.engine._optimizers import (
     clip_gradient,
     map_state,
     plain_sgd,
+)
+from skattrib.engine._plain_gradients import (
+    REFUSALS,
+    agree,
+    finite,
+    summary,
+    warn_slow,
 )
 from skattrib.engine._training import start, train_steps
 from skattrib.engine._trajectory import Recipe, TrainingState
@@ -75,6 +83,7 @@ def tangents(
     """
     _load_forward_mode()
     run = _Run(model, loss, recipe, X, targets, weights, order, plain_sgd)
+    run = run.without_forward_mode_if_wrong()
     n_at_once = run.n_directions(memory_bytes)
     batches = list(chunks(len(directions), n_at_once))
     derivatives = []
@@ -104,6 +113,38 @@ class _Run:
     weights: Tensor
     order: int
     plain_sgd: bool
+    by_reverse_mode: bool = False
+
+    def without_forward_mode_if_wrong(self) -> _Run:
+        """Compare forward mode, on two rows, with reverse mode; return what is right.
+
+        Where reverse mode cannot tell, nothing changes.
+        """
+        params = self.model.flatten().to(self.X)
+        self.model.look_for_recomputation(self.X)
+        rows = torch.arange(min(2, len(self.X)), device=self.X.device)
+        shares = torch.linspace(1.0, 2.0, len(rows)).to(self.X)
+        ramp = torch.linspace(-1, 1, len(params)).to(self.X)
+        arguments = params, rows, 1, shares, shares.flip(0)[None]
+        paths = [ramp[None]] * self.order
+        reverse = replace(self, by_reverse_mode=True)
+        try:
+            expected = reverse.moved_gradient(*arguments, paths)
+        except REFUSALS:
+            return self
+
+        try:
+            found = self.moved_gradient(*arguments, paths)
+            usual = float(expected[0].norm()) + 1.0
+            if not finite(expected) or all(
+                agree(a, b, usual) for a, b in zip(found, expected, strict=True)
+            ):
+                return self
+            reason = "forward mode differs from plain autograd"
+        except REFUSALS as error:
+            reason = f"forward mode fails: {summary(error)}"
+        warn_slow(self.model, reason, "removals are followed one by one")
+        return reverse
 
     def n_directions(self, memory_bytes: float) -> int:
         """Return how many directions fit the memory."""
@@ -167,14 +208,32 @@ class _Run:
         weights = self.weights
         if rows is not None:
             weights, directions = weights[rows], directions[:, rows]
+        return self.moved_gradient(
+            before.params[0], rows, t, weights, directions, paths
+        )
+
+    def moved_gradient(
+        self,
+        params: Tensor,
+        rows: Tensor | None,
+        t: int,
+        weights: Tensor,
+        directions: Tensor,
+        paths: list[Tensor],
+    ) -> tuple[Tensor, ...]:
+        """Return the gradient of rows (P,) and its derivatives along the paths."""
         minibatch = Minibatch(self.model, self.loss, self.X, self.targets)
+        gradient_of = minibatch.gradient
+        jvp_of: Callable[..., Any] = jvp
+        if self.by_reverse_mode:
+            gradient_of = minibatch.plain_gradient
+            jvp_of = partial(torch.autograd.functional.jvp, create_graph=True)
 
         def clipped(params: Tensor, w: Tensor) -> Tensor:
             shares = row_shares(w[None])[0]
-            gradient = minibatch.gradient(params, NO_BUFFERS, shares, rows, step=t)
+            gradient = gradient_of(params, NO_BUFFERS, shares, rows, step=t)
             return clip_gradient(gradient, self.recipe.clip_norm)
 
-        params = before.params[0]
         zero = self.X.new_zeros(())
         one = torch.ones_like(zero)
 
@@ -188,12 +247,19 @@ class _Run:
                 return clipped(moved, weights + s * direction)
 
             def slope(s: Tensor) -> Tensor:
-                first_derivative: Tensor = jvp(at, (s,), (one,))[1]
+                first_derivative: Tensor = jvp_of(at, (s,), (one,))[1]
                 return first_derivative
 
             if not acceleration:
                 return (slope(zero),)
-            return tuple(jvp(slope, (zero,), (one,)))
+            return tuple(jvp_of(slope, (zero,), (one,)))
 
         with sdpa_kernel(SDPBackend.MATH):
-            return clipped(params, weights), *vmap(derivatives)(directions, *paths)
+            value = clipped(params, weights)
+            if not self.by_reverse_mode:
+                return value, *vmap(derivatives)(directions, *paths)
+            moved = [
+                derivatives(*each) for each in zip(directions, *paths, strict=True)
+            ]
+            stacked = (torch.stack(each) for each in zip(*moved, strict=True))
+            return value.detach(), *(each.detach() for each in stacked)

@@ -71,8 +71,10 @@ def test_dual_influence_where_care_makes_torch_func_right(name):
 
 
 def test_slow_gradients_are_announced_once_and_name_the_layer():
-    with pytest.warns(EfficiencyWarning) as caught:
-        influence = dual(build("lstm"))
+    module = build("lstm")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", EfficiencyWarning)
+        influence = dual(module)
         influence.attribute(X_QUERY, Y_QUERY)
     assert len(caught) == 1
     said = "gradients in cells (LSTM) are computed row by row"

@@ -117,7 +117,7 @@ class FunctionalModule:
         module = copy.deepcopy(self.module)
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name in names)
-        return self._like(module)
+        return self.like(module)
 
     def columns_of(self, names: list[str]) -> Tensor:
         """Return the positions of the named parameters in the vector."""
@@ -127,12 +127,13 @@ class FunctionalModule:
 
     def apart(self) -> FunctionalModule:
         """Return a copy, with the same tensors, for use in another thread."""
-        return self._like(apart(self.module))
+        return self.like(apart(self.module))
 
     def __deepcopy__(self, memo: dict[int, object]) -> FunctionalModule:
-        return self._like(copy.deepcopy(self.module, memo))
+        return self.like(copy.deepcopy(self.module, memo))
 
-    def _like(self, module: nn.Module) -> FunctionalModule:
+    def like(self, module: nn.Module) -> FunctionalModule:
+        """Return another module, of which the same is known."""
         copied = FunctionalModule(module)
         copied.transformed, copied.said = dict(self.transformed), self.said
         copied.recomputes = self.recomputes

@@ -7,6 +7,7 @@ the second derivative is the effect of a removal beyond first order.
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from collections.abc import Callable
@@ -15,12 +16,12 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
-from skattrib.engine._functional import FunctionalModule, chunks
+from skattrib.engine._functional import FunctionalModule, apart, chunks
 from skattrib.engine._losses import Loss
 from skattrib.engine._minibatch import NO_BUFFERS, Minibatch, row_shares
 from skattrib.engine._modules import activation_size
@@ -43,6 +44,8 @@ from skattrib.engine._trajectory import Recipe, TrainingState
 # Numbers alive per direction and parameter, and per direction and activation.
 _COPIES_PER_PARAM = 16
 _COPIES_PER_ACTIVATION = 12
+# A step of central differences in double precision, and how far they may be off.
+_DIFFERENCE, _TOLERANCE = 1e-5, 0.01
 
 
 def tangents(
@@ -80,10 +83,18 @@ def tangents(
     -------
     tuple of Tensor of shape (r, P)
         First derivatives of the parameters, and second ones.
+
+    Raises
+    ------
+    NotImplementedError
+        If torch's third derivatives of the module, which the second ones need, are
+        wrong.
     """
     _load_forward_mode()
+    model = _in_single_steps(model)
     run = _Run(model, loss, recipe, X, targets, weights, order, plain_sgd)
     run = run.without_forward_mode_if_wrong()
+    run.check_third_derivatives()
     n_at_once = run.n_directions(memory_bytes)
     batches = list(chunks(len(directions), n_at_once))
     derivatives = []
@@ -101,6 +112,26 @@ def _load_forward_mode() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         jvp(torch.sin, (zero,), (zero,))
+
+
+def _layer_norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+    axes = tuple(range(-len(layer.normalized_shape), 0))
+    centred = x - x.mean(axes, keepdim=True)
+    out = centred * (centred.square().mean(axes, keepdim=True) + layer.eps).rsqrt()
+    if layer.weight is not None:
+        out = out * layer.weight
+    return out if layer.bias is None else out + layer.bias
+
+
+def _in_single_steps(model: FunctionalModule) -> FunctionalModule:
+    """Write layer normalisation out: torch's third derivatives of it are wrong."""
+    if not any(type(layer) is nn.LayerNorm for layer in model.module.modules()):
+        return model
+    module = apart(model.module)
+    for layer in module.modules():
+        if type(layer) is nn.LayerNorm:
+            layer.__dict__["forward"] = partial(_layer_norm, layer)
+    return model.like(module)
 
 
 @dataclass(frozen=True)
@@ -145,6 +176,48 @@ class _Run:
             reason = f"forward mode fails: {summary(error)}"
         warn_slow(self.model, reason, "removals are followed one by one")
         return reverse
+
+    def check_third_derivatives(self) -> None:
+        """Compare second derivatives of a gradient with differences of first ones.
+
+        On two rows, in double precision. Raise NotImplementedError if they differ: no
+        way of torch's is right then.
+        """
+        if self.order < 2:
+            return
+
+        targets, X = self.targets[:2], self.X[:2].double()
+        run = replace(
+            self,
+            model=self.model.like(copy.deepcopy(self.model.module).double()),
+            X=X,
+            targets=targets.double() if targets.is_floating_point() else targets,
+            by_reverse_mode=True,
+        )
+        params = run.model.flatten()
+        v = torch.linspace(-1, 1, len(params)).to(params)
+        v *= params.norm() / v.norm()
+        weights = torch.linspace(1.0, 2.0, len(X)).to(params)
+        move, step = weights.flip(0)[None], _DIFFERENCE
+
+        def slope(h: float) -> Tensor:
+            at = params + h * v, None, 1, weights + h * move[0], move
+            return replace(run, order=1).moved_gradient(*at, [v[None]])[1]
+
+        try:
+            straight = [v[None], torch.zeros_like(v)[None]]
+            _, first, found = run.moved_gradient(
+                params, None, 1, weights, move, straight
+            )
+            expected = (slope(step) - slope(-step)) / (2 * step)
+        except REFUSALS:
+            return
+        error = float((found - expected).norm())
+        if error > _TOLERANCE * float(expected.norm() + step * first.norm()):
+            raise NotImplementedError(
+                f"torch's third derivatives of {type(run.model.module).__name__} are "
+                "wrong."
+            )
 
     def n_directions(self, memory_bytes: float) -> int:
         """Return how many directions fit the memory."""

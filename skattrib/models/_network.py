@@ -22,7 +22,7 @@ from skattrib._validation import (
     memory_cap,
     validate_data,
 )
-from skattrib.engine._functional import FunctionalModule, chunks
+from skattrib.engine._functional import FunctionalModule, chunks, run_module
 from skattrib.engine._losses import Loss, as_loss, check_loss
 from skattrib.engine._modules import (
     ACTIVATIONS,
@@ -349,7 +349,10 @@ class TorchEstimator(BaseEstimator):
         like = next(self.module_.parameters())
         with torch.no_grad():
             out = torch.cat(
-                [self.module_(as_tensor(X[s], like)) for s in chunks(len(X), 8192)]
+                [
+                    run_module(self.module_, as_tensor(X[s], like))
+                    for s in chunks(len(X), 8192)
+                ]
             )
         out = out if out.ndim > 1 else out[:, None]
         if out.shape[1] != self.n_outputs_:

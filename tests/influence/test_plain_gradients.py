@@ -17,7 +17,11 @@ from skattrib import (
     RISEValuator,
     TorchClassifier,
 )
+from skattrib.engine._tangent import tangents
+from skattrib.engine._training import train
 from skattrib.evaluation import retrain_outcomes
+from skattrib.influence._run_derivatives import RunDerivatives
+from skattrib.models._as_model import as_model
 from tests.plain_cases import (
     FAST,
     SLOW,
@@ -150,6 +154,54 @@ def test_the_cure_for_distances_is_one():
 
     net = network(lambda n_features, n_outputs: Cured())
     AdamWInfluence(net, inclusion=1.0, random_state=0).fit(X, Y)
+
+
+def trained_problem(name):
+    estimator = network(TRAINED[name]).fit(X, Y)
+    return RunDerivatives(as_model(estimator), X, Y).problem
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.EfficiencyWarning")
+@pytest.mark.parametrize(
+    "name", ["lstm", "packed", "checkpoint", "custom", "padded", "gathered"]
+)
+def test_removals_followed_to_second_order(name):
+    problem = trained_problem(name)
+    run = (problem.model, problem.loss, problem.recipe, problem.X, problem.targets)
+    weights, direction = problem.X.new_ones(len(X)), problem.X.new_zeros(1, len(X))
+    direction[0, 0], h = 1.0, 3e-4
+    first, second = tangents(*run, weights, direction, memory_bytes=1e9)
+    before, at, after = (
+        train(*run, weights[None] + k * h * direction).params for k in (-1, 0, 1)
+    )
+    assert error(first, (after - before) / (2 * h)) < 1e-4
+    assert error(second, (after + before - 2 * at) / h**2) < 2e-3
+
+
+def test_removals_that_are_followed_one_by_one_are_announced():
+    problem = trained_problem("packed")
+    run = (problem.model, problem.loss, problem.recipe, problem.X, problem.targets)
+    weights, directions = problem.X.new_ones(len(X)), torch.eye(len(X))[:2]
+    with pytest.warns(EfficiencyWarning, match="removals are followed one by one"):
+        tangents(*run, weights, directions, memory_bytes=1e9)
+
+
+def test_wrong_third_derivatives_are_not_reported():
+    """Torch's of a layer normalisation are wrong; modules of it are written out."""
+
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = nn.Linear(8, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(nn.functional.layer_norm(self.inner(x), (5,)).tanh())
+
+    net = network(lambda n_features, n_outputs: Normalised())
+    influence = AdamWInfluence(net, inclusion=1.0, random_state=0).fit(X, Y)
+    figures = influence.diagnose(X_QUERY, Y_QUERY)
+    assert figures.second_order_error is None
+    assert figures.exploding_share == 0
 
 
 # --------------------------------------------------------------- other estimators

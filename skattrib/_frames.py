@@ -1,11 +1,48 @@
 """Names of rows, and results as tables."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 
 
+def index_of(X, y=None):
+    """Return the index of X, else of y, None for positions.
+
+    Raises
+    ------
+    ValueError
+        If both have labels, and these differ.
+    """
+    found = [index for table in (X, y) if (index := _labels(table)) is not None]
+    # of different length, they are refused for that
+    alike = len({len(index) for index in found}) == 1
+    if len(found) == 2 and alike and not found[0].equals(found[1]):
+        raise ValueError(
+            "The index of X and that of y differ: they would name the rows in two "
+            "ways. Align them, y.loc[X.index], or drop one, y.reset_index(drop=True)."
+        )
+    return found[0] if found else None
+
+
+def _labels(table):
+    """Return an index that somebody chose, or that tells which rows were taken."""
+    index = getattr(table, "index", None)
+    if not isinstance(index, pd.Index):
+        return None
+    counted = isinstance(index, pd.RangeIndex) and index.start == 0 and index.step == 1
+    return None if counted else index
+
+
 def row_names(index, n_rows):
     """Return the labels of an index if they tell the rows apart, else positions."""
+    if index is not None and not getattr(index, "is_unique", True):
+        warnings.warn(
+            f"The index holds some labels more than once, such as "
+            f"{index[index.duplicated()][0]!r}: rows are named by their position.",
+            UserWarning,
+            stacklevel=6,
+        )
     if getattr(index, "is_unique", False):
         return np.asarray(index)
     return np.arange(n_rows)

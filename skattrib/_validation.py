@@ -22,7 +22,7 @@ DTYPES = [np.float64, np.float32]
 _MAX_SEED = 2**31 - 1
 # More different numbers than this, with fewer than four rows each, look like
 # measurements.
-_MANY_CLASSES = 20
+_MANY_CLASSES = 10
 
 
 def _as_array(tensor):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from abc import abstractmethod
 from functools import partial
 from numbers import Integral, Real
@@ -16,7 +17,7 @@ from sklearn.base import (
     TransformerMixin,
     is_classifier,
 )
-from sklearn.utils import Bunch
+from sklearn.utils import Bunch, _safe_indexing
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metadata_routing import (
     MetadataRouter,
@@ -31,7 +32,7 @@ from sklearn.utils.validation import (
     check_is_fitted,
 )
 
-from skattrib._frames import long_form, row_names
+from skattrib._frames import index_of, long_form, row_names
 from skattrib._validation import (
     DTYPES,
     check_fits,
@@ -50,6 +51,7 @@ from skattrib._validation import (
 from skattrib._verdict import calibration_slope
 from skattrib.engine._losses import LabelLoss
 from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
+from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._as_model import as_model, check_recipe
 from skattrib.models._fit_params import check_names, check_target, row_weights
 from skattrib.models._outcomes import (
@@ -227,7 +229,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         if self.estimator is not None:  # before any number is drawn
             self._check_estimator(Parts(self.estimator).model)
         check_names(fit_params)
-        index = getattr(X, "index", None)
+        index = index_of(X, y)
         # an array of texts would give each the room of the longest
         several = not self._takes_texts and has_columns(y)
         table = self.estimator is not None and _takes_tables(self.estimator)
@@ -406,9 +408,9 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
             If the queries do not fit the training data, the outcome needs y, or there
             is nothing to estimate a standard error from.
         """
-        index = getattr(X, "index", None)
+        index = index_of(X, y)
         X, y, outcome = self._check_query(X, y)
-        attributions, errors = self._attribute(X, y, outcome)
+        attributions, errors = self._attribute_finite(X, y, outcome)
         if return_std and errors is None:
             raise ValueError(
                 "return_std=True needs an ensemble of models to compare: see the "
@@ -447,7 +449,49 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         X, y, outcome = self._check_query(X, None)
         cure = "Attribute fewer rows at a time, group rows by tasks="
         check_fits(_num_samples(X), self.n_units_, float_dtype(X), cure)
-        return self._attribute(X, y, outcome)[0].astype(float_dtype(X), copy=False)
+        attributions, _ = self._attribute_finite(X, y, outcome)
+        return attributions.astype(float_dtype(X), copy=False)
+
+    def _attribute_finite(self, X, y, outcome):
+        """Attribute queries; what is not finite in one of them spoils no other."""
+        try:
+            attributions, errors = self._attribute(X, y, outcome)
+        except (ValueError, ArithmeticError, np.linalg.LinAlgError):
+            finite = self._has_finite_outputs(X)
+            if finite.all():
+                raise
+        else:
+            if np.isfinite(attributions).all():
+                return attributions, errors
+            finite = self._has_finite_outputs(X)
+            if finite.all():
+                return attributions, errors
+
+        warnings.warn(
+            f"The model's outputs for queries {np.flatnonzero(~finite)[:10].tolist()} "
+            "are not finite, and neither are their attributions: look at these rows.",
+            FaithfulnessWarning,
+            stacklevel=3,
+        )
+        shape = len(finite), self.n_units_
+        whole = np.full((2, *shape), np.nan)
+        errors = None
+        if finite.any():
+            kept = np.flatnonzero(finite)
+            rows = _safe_indexing(X, kept), y[kept]
+            whole[0, kept], errors = self._attribute(*rows, outcome)
+        if errors is not None:
+            whole[1, kept] = errors
+        return whole[0], None if errors is None else whole[1]
+
+    def _has_finite_outputs(self, X):
+        """Return which queries (n_queries,) have outputs that are all finite."""
+        model = as_model(self._model)
+        if model.takes_texts:
+            return np.ones(_num_samples(X), dtype=bool)
+        with torch.no_grad():
+            outputs = model.outputs(X)
+        return torch.isfinite(outputs).all(dim=1).cpu().numpy()
 
     def predict_outcomes(self, X, y, weights):
         """Predict the outcomes of models trained with other weights of the units.

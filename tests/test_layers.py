@@ -16,6 +16,7 @@ ROOMS = [
     "_verdict",
     "_validation",
     "_frames",
+    "_progress",
     "engine._optimizers",
     "engine._functional",
     "engine._row_weights",

@@ -19,8 +19,8 @@ import torch
 from sklearn.exceptions import EfficiencyWarning
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm.auto import tqdm
 
+from skattrib._progress import tqdm
 from skattrib.engine._dense_hessian import DenseGradient, dense_layers
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._losses import Loss

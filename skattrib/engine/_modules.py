@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
+from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
 from skattrib.engine._functional import run_module
@@ -37,6 +40,22 @@ def generator_kept() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the generators of torch, NumPy and Python, and restore them afterwards."""
+    with generator_kept():
+        of_numpy = check_random_state(None)
+        before = of_numpy.get_state(), random.getstate()
+        torch.default_generator.manual_seed(seed)
+        of_numpy.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            of_numpy.set_state(before[0])
+            random.setstate(before[1])
+
+
 def build_mlp(
     n_inputs: int,
     hidden_layer_sizes: Sequence[int],
@@ -59,13 +78,28 @@ def build_mlp(
 def call_seeded(
     factory: Callable[[int, int], nn.Module], n_inputs: int, n_outputs: int, seed: int
 ) -> nn.Module:
-    """Call a factory with torch's generator seeded, then restore the generator.
+    """Call a factory with all global generators seeded, then restore these.
 
     The factory builds on the CPU.
     """
-    with generator_kept():
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         return factory(n_inputs, n_outputs)
+
+
+def is_lazy(module: nn.Module) -> bool:
+    """Say whether parameters or buffers of a module wait for its first input."""
+    held = itertools.chain(module.parameters(), module.buffers())
+    return any(nn.parameter.is_lazy(tensor) for tensor in held)
+
+
+def materialise(module: nn.Module, X: Tensor, seed: int) -> None:
+    """Let the lazy layers of a module draw their weights, from a seed.
+
+    ``X`` holds a few rows, by which they learn their widths.
+    """
+    if is_lazy(module):
+        with seeded(seed), torch.no_grad():
+            module(X.clone())
 
 
 def uncompiled_copy(module: nn.Module) -> nn.Module:
@@ -152,7 +186,7 @@ def probe_rows(module: nn.Module, X: Tensor) -> str | None:
     if changed:
         return "changes its own buffers in the forward pass"
     if not torch.equal(together, again):
-        return "returns different outputs for the same rows"
+        return "is random: it returns different outputs for the same rows"
 
     scale = together.abs().max().clamp(min=1.0)
     tolerance = 1e3 * torch.finfo(together.dtype).eps * scale

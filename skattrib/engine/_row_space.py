@@ -50,6 +50,10 @@ _CG_VECTORS = 16
 _MOST = 0.75
 
 
+# Iterations that find the largest eigenvalue to within a third or so.
+_POWER_ITERATIONS = 12
+
+
 class RowSpace:
     """Base of the two spaces of row coefficients: a step is z = Jᵀβ."""
 
@@ -441,6 +445,20 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
         )
 
         return forward(solved) - outside / shifts[:, None]
+
+    def largest_eigenvalue(self) -> float:
+        """Return about the largest eigenvalue of the curvature, by power iterations."""
+        full = weighted_roots(self._roots, self._weights)
+        curvature = self._curvature(full @ full.mT)
+        outputs = self._roots.new_ones(1, *self.gradients.shape)
+        vector, length = self.gradients.vjp(outputs), 0.0
+
+        for _ in range(_POWER_ITERATIONS):
+            length = float(vector.norm())
+            if not length > 0:
+                return 0.0
+            vector = curvature(vector / length)
+        return float(vector.norm())
 
     def solve_in_parameters(self, vectors: Tensor, system: FullSystem) -> Tensor:
         full = weighted_roots(self._roots, self._weights)

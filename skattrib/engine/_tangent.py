@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm.auto import tqdm
 
+from skattrib._progress import tqdm
 from skattrib.engine._functional import FunctionalModule, apart, chunks
 from skattrib.engine._losses import Loss
 from skattrib.engine._minibatch import NO_BUFFERS, Minibatch, row_shares

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.func import vmap
-from tqdm.auto import tqdm
 
+from skattrib._progress import tqdm
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._losses import Loss
 from skattrib.engine._minibatch import NO_BUFFERS, Minibatch, row_shares

@@ -293,7 +293,7 @@ class DualInfluence(BaseAttributor):
         )
 
     def _linearize(self, model):
-        linear = LinearModel(
+        linear = LinearModel.precise(
             model,
             self._features,
             self._targets,

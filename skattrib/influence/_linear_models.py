@@ -1,24 +1,28 @@
 """Trained models and their tangents: what each predicts for other weights of rows."""
 
 import copy
+import warnings
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
+from skattrib._progress import tqdm
 from skattrib._validation import as_tensor, draw_seeds, memory_cap
 from skattrib.engine._functional import FunctionalModule, chunks, spread
 from skattrib.engine._gradients import gradient_size
 from skattrib.engine._last_layer import find_head
 from skattrib.engine._linearized import LinearizedModel
 from skattrib.engine._plan import SolverChoice, plan_solver
+from skattrib.exceptions import FaithfulnessWarning
 from skattrib.influence._damping import RidgeRule, choose_metric, choose_rule
 from skattrib.influence._projection import make_projector
 from skattrib.models._memory import as_memory, cached_array, digest
 from skattrib.models._network import untrained
 
+# Relative errors by rounding above this are warned of.
+_PRECISION = 0.01
 # Units solved for exactly, to learn what an approximation misses.
 _N_EXACT = 8
 # More units than there are queries, probably.
@@ -226,6 +230,41 @@ class LinearModel:
 
         knows_how = self.plan.solver in ("cg", "primal") and projection is None
         self.solves_queries = by_query and knows_how and self.weighting.additive
+
+    @classmethod
+    def precise(cls, trained, X, *args, **options):
+        """Return a linear model, in double precision where single rounds too much."""
+        linear = cls(trained, X, *args, **options)
+        error = linear.rounding_error()
+        if error <= _PRECISION:
+            return linear
+
+        double = trained.in_double()
+        if double is not None:
+            linear = cls(double, X.astype(np.float64), *args, **options)
+            reason = f"{linear.plan.reason}, in double precision for so little damping"
+            linear.plan = replace(linear.plan, reason=reason)
+            return linear
+        warnings.warn(
+            f"solver='cg' in single precision with ridge={linear.ridge(0.0):.1e}: "
+            f"rounding may change attributions by {min(error, 1.0):.0%}. Use "
+            "solver='dual' or 'primal', or a larger ridge.",
+            FaithfulnessWarning,
+            stacklevel=7,
+        )
+        return linear
+
+    def rounding_error(self):
+        """Return how much rounding may change the steps, about, as a share of them.
+
+        Other solvers than "cg" factor their matrices in double precision.
+        """
+        outputs = self.tangent.outputs
+        if self.plan.solver != "cg" or outputs.dtype == torch.float64:
+            return 0.0
+        shift = float(self.tangent.full_system().shifts.min())
+        condition = self.tangent.space.largest_eigenvalue() / shift
+        return condition * torch.finfo(outputs.dtype).eps
 
     # ------------------------------------------------------------ other dampings
     @property

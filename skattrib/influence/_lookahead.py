@@ -9,8 +9,8 @@ import torch
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
-from tqdm.auto import tqdm
 
+from skattrib._progress import tqdm
 from skattrib._validation import (
     DTYPES,
     as_tensor,

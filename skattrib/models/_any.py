@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn import config_context
 from sklearn.base import is_classifier, is_regressor
+from sklearn.dummy import DummyClassifier
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import has_fit_parameter
 
@@ -56,6 +57,9 @@ class EstimatorModel(Retrainable):
                 return fitted.fit(X, y_kept, **params)
         except ValueError as error:
             absent = np.setdiff1d(y, y_kept) if is_classifier(fitted) else y[:0]
+            if len(absent) and (y_kept == y_kept[0]).all():
+                # some cannot be fitted to one class: nothing else can be predicted
+                return DummyClassifier().fit(X, y_kept)
             if not len(absent):
                 raise
             raise ValueError(

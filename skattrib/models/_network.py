@@ -1,7 +1,6 @@
 """What the two neural network estimators share: building, training, predicting."""
 
 import copy
-import warnings
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 
@@ -12,8 +11,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Hidden, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
-from tqdm.auto import tqdm
 
+from skattrib._progress import tqdm
 from skattrib._validation import (
     DTYPES,
     as_tensor,
@@ -29,7 +28,8 @@ from skattrib.engine._modules import (
     build_mlp,
     call_seeded,
     find_unsuitable_layers,
-    probe_rows,
+    is_lazy,
+    materialise,
     uncompiled_copy,
 )
 from skattrib.engine._optimizers import OPTIMIZERS, Optimizer
@@ -47,16 +47,17 @@ from skattrib.engine._trajectory import (
     epoch_batches,
     steps_to_keep,
 )
-
-_CURE = (
-    "skattrib needs each row's output to depend on that row alone and to be the same "
-    "every time. Call .eval() on this layer (or on the module) before passing it, or "
-    "replace it (LayerNorm or GroupNorm for BatchNorm, weight_decay for dropout)."
+from skattrib.models._module_checks import (
+    CURE,
+    FEW,
+    check_is_tensor,
+    check_module,
+    few_outputs,
+    in_single_precision,
+    module_width,
+    try_on_noise,
 )
 
-
-# Rows that a module and its loss are tried on.
-_FEW = 3
 # A replay that misses the end of a run by more of the way than this is another run.
 _REPLAY_TOLERANCE = 1e-3
 
@@ -156,7 +157,7 @@ class TorchEstimator(BaseEstimator):
         weights = check_sample_weight(
             sample_weight, X, dtype=X.dtype, ensure_non_negative=True
         )
-        problem = self._problem(X, self._learn_target(y, X))
+        problem = self._problem(X, self._learn_target(y, X), check=True)
         keep = steps_to_keep(self.record, problem.recipe.n_steps)
         weights = as_tensor(weights, problem.X)
         with tqdm(
@@ -209,8 +210,11 @@ class TorchEstimator(BaseEstimator):
             "clip_norm, or standardise X."
         )
 
-    def _problem(self, X, y, random_state=None):
-        """Build module, recipe and tensors from validated arrays."""
+    def _problem(self, X, y, random_state=None, *, check=False):
+        """Build module, recipe and tensors from validated arrays.
+
+        ``check`` builds the module twice, to see that it comes out the same.
+        """
         device = self._device()
         rng = check_random_state(
             self.random_state if random_state is None else random_state
@@ -219,6 +223,8 @@ class TorchEstimator(BaseEstimator):
         X = as_tensor(X).to(device)
         targets = self._targets(y, X)
         model = FunctionalModule(self._build_module(X, init_seed))
+        if check:
+            self._check_rebuilt(model.module, X, init_seed)
         batches = epoch_batches(len(X), self.batch_size, self.max_epochs, batch_seed)
         n_steps = self.max_epochs if batches is None else len(batches)
         recipe = Recipe(
@@ -228,7 +234,7 @@ class TorchEstimator(BaseEstimator):
             batches=batches,
             clip_norm=self.clip_norm,
         )
-        check_loss(self.loss_function_, few_outputs(model.module, X), targets[:_FEW])
+        check_loss(self.loss_function_, few_outputs(model.module, X), targets[:FEW])
         weighting = self._weighting(targets)
         return TrainingProblem(
             model, self.loss_function_, recipe, X, targets, weighting
@@ -305,8 +311,22 @@ class TorchEstimator(BaseEstimator):
                 )
             module = uncompiled_copy(module)
         module = module.to(device=X.device, dtype=X.dtype)
-        _check_module(module, X[:_FEW], n_outputs)
+        materialise(module, X[:FEW], seed)
+        check_module(module, X[:FEW], n_outputs)
         return module
+
+    def _check_rebuilt(self, module, X, seed):
+        """Raise unless building the module again gives the same weights."""
+        if self.module is None or isinstance(self.module, nn.Module):
+            return
+        again = self._build_module(X, seed).state_dict()
+        for name, tensor in module.state_dict().items():
+            if not torch.equal(tensor, again[name]):
+                raise ValueError(
+                    f"module built twice from one random_state has other {name}: it "
+                    "draws from a generator that is not seeded. Draw from torch's "
+                    "global generator, as torch.nn.init does, or from NumPy's."
+                )
 
     def _stack(self, X, y, weights, *, random_state, n_jobs=None, verbose=0):
         """Train once per weighting of the rows; return model and parameters (M, P).
@@ -347,13 +367,12 @@ class TorchEstimator(BaseEstimator):
     def _raw_outputs(self, X):
         """Return outputs (n, C) of validated rows, in the module's dtype."""
         like = next(self.module_.parameters())
+        parts = []
         with torch.no_grad():
-            out = torch.cat(
-                [
-                    run_module(self.module_, as_tensor(X[s], like))
-                    for s in chunks(len(X), 8192)
-                ]
-            )
+            for part in chunks(len(X), 8192):
+                parts.append(run_module(self.module_, as_tensor(X[part], like)))
+                check_is_tensor(parts[-1])
+        out = torch.cat(parts)
         out = out if out.ndim > 1 else out[:, None]
         if out.shape[1] != self.n_outputs_:
             raise ValueError(
@@ -373,56 +392,6 @@ class TorchEstimator(BaseEstimator):
         return state
 
 
-def _check_module(module, X, n_outputs):
-    """Raise ValueError unless the module maps rows to outputs one by one."""
-    if not any(p.requires_grad for p in module.parameters()):
-        raise ValueError("module has no trainable parameters.")
-    unsuitable = find_unsuitable_layers(module)
-    if unsuitable:
-        name, reason = unsuitable[0]
-        raise ValueError(f"module layer {name} {reason}. {_CURE}")
-    try:
-        with torch.no_grad():
-            out = module(X.clone())
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise ValueError(
-            f"module failed on rows of shape {tuple(X.shape)}: {error}. X is always "
-            "2-D; reshape inside the module (nn.Unflatten) for images or sequences."
-        ) from error
-    if not isinstance(out, torch.Tensor):
-        raise ValueError(f"module returns a {type(out).__name__}; it must be a tensor.")
-    width = out.shape[1] if out.ndim == 2 else 1 if out.ndim == 1 else None
-    if len(out) != len(X) or width != n_outputs:
-        raise ValueError(
-            f"module returns shape {tuple(out.shape)} for {len(X)} rows; it must be "
-            f"({len(X)}, {n_outputs}): one column per class (also for two classes; "
-            "unnormalised log-probabilities) or regression output."
-        )
-    if n_outputs > 1 and bool((out >= 0).all() and (out.sum(1) - 1).abs().max() < 1e-4):
-        warnings.warn(
-            "module returns probabilities (its rows sum to 1); a classifier needs "
-            "unnormalised log-probabilities: leave the softmax out.",
-            UserWarning,
-            stacklevel=2,
-        )
-    wrong = probe_rows(module, X)
-    if wrong:
-        raise ValueError(f"module {type(module).__name__} {wrong}. {_CURE}")
-
-
-def few_outputs(module, X):
-    """Return the outputs (n, C) of a few rows."""
-    with torch.no_grad():
-        out = module(X[:_FEW])
-    return out if out.ndim > 1 else out[:, None]
-
-
-def module_width(module):
-    """Return how many outputs the last linear layer of a module has; None: unknown."""
-    layers = [m for m in module.modules() if isinstance(m, nn.Linear)]
-    return layers[-1].out_features if layers else None
-
-
 def fitted_from(cls, module, targets, device, loss, link, **fitted):
     """Return a fitted wrapper around a trained module, without a record.
 
@@ -438,16 +407,22 @@ def fitted_from(cls, module, targets, device, loss, link, **fitted):
     unsuitable = find_unsuitable_layers(module)
     if unsuitable:
         name, reason = unsuitable[0]
-        raise ValueError(f"module layer {name} {reason}. {_CURE}")
-    estimator.module_ = uncompiled_copy(module).to(device)
+        raise ValueError(f"module layer {name} {reason}. {CURE}")
+    if is_lazy(module):
+        raise ValueError(
+            "module has lazy layers that have seen no input yet: call it on a few rows "
+            "once, as its training did."
+        )
+    estimator.module_ = in_single_precision(uncompiled_copy(module).to(device))
     estimator.trajectory_ = None
     loss = as_loss(loss, link, single_output=module_width(module) == 1)
     estimator.loss_function_, n_outputs = loss, loss.n_outputs(targets)
     estimator.n_outputs_ = n_outputs
-    few = targets[-_FEW:]
+    few = targets[-FEW:]
     # numbers that are rates, log-odds and predictions alike
     some = torch.linspace(0.2, 1.0, len(few) * n_outputs).view(len(few), n_outputs)
     check_loss(loss, some, few)
+    try_on_noise(estimator.module_, n_outputs)
     for name, value in fitted.items():
         setattr(estimator, name, value)
     return estimator

@@ -1,5 +1,7 @@
 """The family of networks: what attributors ask of TorchClassifier, TorchRegressor."""
 
+import copy
+
 import numpy as np
 import torch
 from sklearn.base import clone
@@ -63,6 +65,12 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
     def weighting(self, targets):
         """Return what makes the weights in the loss of the weights of the rows."""
         return self.estimator._weighting(targets)
+
+    def in_double(self):
+        """Return the model with a copy of its module in double precision."""
+        estimator = copy.copy(self.estimator)
+        estimator.module_ = copy.deepcopy(estimator.module_).double()
+        return type(self)(estimator, frozen=self.frozen)
 
     def encode(self, y, like):
         """Return targets as the loss takes them, where ``like`` is."""

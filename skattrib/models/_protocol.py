@@ -439,6 +439,16 @@ class Differentiable(Model, ABC):
         """
         return RowWeighting(self.loss.row_weights(targets))
 
+    def in_double(self) -> Differentiable | None:
+        """Return the model with its module in double precision.
+
+        Returns
+        -------
+        Differentiable or None
+            Here None: nobody knows how.
+        """
+        return None
+
     def loss_gradients(self, X: Any, y: Any) -> torch.Tensor:
         """Return the gradient of each row's loss in the parameters.
 

@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone, is_classifier
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_consistent_length
-from tqdm.auto import tqdm
 
+from skattrib._progress import tqdm
 from skattrib._validation import (
     DTYPES,
     dense,

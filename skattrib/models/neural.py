@@ -1,5 +1,6 @@
 """Neural networks as scikit-learn estimators that remember how they were trained."""
 
+import warnings
 from dataclasses import replace
 from numbers import Real
 
@@ -25,7 +26,8 @@ from skattrib._validation import (
 from skattrib.engine._losses import ClassLoss, LabelLoss, Loss, as_loss
 from skattrib.engine._modules import uncompiled_copy
 from skattrib.engine._row_weights import RowWeighting
-from skattrib.models._network import TorchEstimator, fitted_from, module_width
+from skattrib.models._module_checks import module_width
+from skattrib.models._network import TorchEstimator, fitted_from
 from skattrib.models._skorch import classifier_of, regressor_of
 
 __all__ = ["TorchClassifier", "TorchRegressor"]
@@ -33,6 +35,8 @@ __all__ = ["TorchClassifier", "TorchRegressor"]
 
 # Rows that a loss is tried on.
 _FEW = 3
+# Mean sizes of targets that the outputs of a fresh network can be trained to.
+_REACH = 0.1, 10.0
 
 
 def targets_of(loss, n_outputs):
@@ -622,7 +626,29 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
             X, y = validate_data(
                 self, X, y, dtype=DTYPES, y_numeric=True, multi_output=True
             )
-            return self._fit(X, y, sample_weight)
+            self._fit(X, y, sample_weight)
+        self._warn_if_out_of_reach(X, y)
+        return self
+
+    def _warn_if_out_of_reach(self, X, y):
+        """Warn if training ended far from targets of another size than 1."""
+        size = np.abs(y).mean(axis=0)
+        if _REACH[0] < np.min(size) and np.max(size) < _REACH[1]:
+            return
+        if type(self.loss_function_).predict is not Loss.predict:
+            return
+        errors = (self.predict(X) - y) ** 2
+        spread = ((y - y.mean(axis=0)) ** 2).mean()
+        if not errors.mean() < 0.9 * spread and spread > 0:
+            warnings.warn(
+                f"The network explains almost nothing of y, whose size is about "
+                f"{np.max(size):.3g}: its outputs start at about 1, and training moved "
+                "them too little. Scale y: "
+                "TransformedTargetRegressor(TorchRegressor(), transformer="
+                "StandardScaler()).",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _learn_target(self, y, X=None):
         self._single_output = y.ndim == 1

@@ -9,8 +9,8 @@ import os
 from numbers import Integral
 
 import numpy as np
-from tqdm.auto import tqdm
 
+from skattrib._progress import tqdm
 from skattrib.engine._index import Header, SignatureIndex
 from skattrib.engine._parallel import batches, call_each
 from skattrib.exceptions import IndexMismatchError

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from skattrib._progress import tqdm
 from skattrib.engine._functional import chunks
 
 # Share of the best rows to find, how many best rows, and how many queries are tried.

@@ -381,7 +381,7 @@ X0, Y0, XV, YV = data()
         ({"estimator": nn.Tanh()}, r"TorchClassifier\(module=...\)"),
         ({"estimator": LogisticRegression()}, r"got LogisticRegression"),
         ({"estimator": FrozenEstimator(net())}, r"pass the estimator that it holds"),
-        ({"estimator": make_pipeline(PCA(), net())}, r"pass its last step"),
+        ({"estimator": make_pipeline(PCA(), net())}, r"pass the network alone"),
         ({"X_val": XV[:, :3]}, r"X_val and y_val.*X has 3 features"),
         ({"X_val": XV[:5]}, r"X_val and y_val.*inconsistent numbers"),
         ({"X_val": XV * np.nan}, r"X_val and y_val.*NaN"),

@@ -252,5 +252,5 @@ class TestRefused:
         around = TransformedTargetRegressor(network(), **LOG)
         with pytest.raises(ValueError, match="pass the network alone"):
             lookahead_training(around, X, y, X, y)
-        with pytest.raises(ValueError, match="give it the network alone"):
+        with pytest.raises(ValueError, match="pass it the network alone"):
             GradientTransformer(around, random_state=0).fit(X, y)

@@ -10,8 +10,8 @@ from sklearn.base import BaseEstimator, _fit_context
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_consistent_length
 from torch import nn
-from tqdm.auto import tqdm
 
+from skattrib._progress import tqdm
 from skattrib._validation import check_texts
 from skattrib.engine._functional import chunks
 from skattrib.engine._last_layer import Tokens

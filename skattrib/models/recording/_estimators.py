@@ -11,7 +11,8 @@ from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._losses import Loss, check_loss
 from skattrib.engine._trajectory import Recipe
 from skattrib.exceptions import TrajectoryError
-from skattrib.models._network import TrainingProblem, _check_module, few_outputs
+from skattrib.models._module_checks import check_module, few_outputs
+from skattrib.models._network import TrainingProblem
 from skattrib.models.neural import TorchClassifier, TorchRegressor, check_classes
 
 CAUSES = (
@@ -63,11 +64,11 @@ class _Recorded:
             f"other data. {CAUSES}"
         )
 
-    def _problem(self, X, y, random_state=None):
+    def _problem(self, X, y, random_state=None, *, check=False):
         module = copy.deepcopy(self.module).to(self._device())
         X = as_tensor(X, next(p for p in module.parameters() if p.requires_grad))
         targets = self._targets(y, X)
-        _check_module(module, X[:3], self.n_outputs_)
+        check_module(module, X[:3], self.n_outputs_)
         check_rows(self.recipe.batches, len(X))
         model = FunctionalModule(module)
         loss = self.loss_function_

@@ -8,7 +8,7 @@ from torch import nn
 
 from skattrib.engine._modules import find_unsuitable_layers
 from skattrib.engine._optimizers import OPTIMIZERS, class_for_torch
-from skattrib.models._network import _CURE
+from skattrib.models._module_checks import CURE
 
 
 def as_optimizers(optimizer):
@@ -115,7 +115,7 @@ def check_layers(model, what):
     unsuitable = find_unsuitable_layers(model)
     if unsuitable:
         name, reason = unsuitable[0]
-        raise ValueError(f"{what} layer {name} {reason}. {_CURE}")
+        raise ValueError(f"{what} layer {name} {reason}. {CURE}")
 
 
 def check_optimizers(model, optimizers):

@@ -26,6 +26,7 @@ ROOMS = [
     "engine._modules",
     "engine._trajectory",
     "engine._parallel",
+    "engine._plain_gradients",
     "engine._minibatch",
     "engine._training",
     "engine._factors",

@@ -33,6 +33,15 @@ from skattrib.engine._optimizers import (
     map_state,
     plain_sgd,
 )
+from skattrib.engine._plain_gradients import (
+    REFUSALS,
+    agree,
+    cure_of,
+    finite,
+    summary,
+    transposed_products,
+    warn_slow,
+)
 from skattrib.engine._training import can_stack, replay, start
 from skattrib.engine._trajectory import Recipe, TrainingState
 
@@ -110,7 +119,8 @@ def differentiate_run(
     probe = check_differentiable(model, loss, X, targets)
     n_runs, n_queries = cotangents.shape[:2]
     plan = _Plan.of(model, recipe, X, n_runs, n_queries, memory_bytes)
-    if n_runs > 1 and not can_stack(model, loss, X, targets):
+    stacks = not probe.one_by_one and can_stack(model, loss, X, targets)
+    if n_runs > 1 and not stacks:
         plan = replace(plan, n_runs=1)
     scores = X.new_zeros(n_runs, n_queries, len(X))
     n_sweeps = math.ceil(n_runs / plan.n_runs) * math.ceil(n_queries / plan.n_queries)
@@ -149,8 +159,12 @@ def differentiate_run(
 
 
 class Probe(NamedTuple):
-    """Results of autograd for two rows: gradient, and products for one direction."""
+    """Results of autograd for two rows: gradient, and products for one direction.
 
+    ``one_by_one`` says whether autograd cannot batch products over queries.
+    """
+
+    one_by_one: bool
     params: Tensor
     shares: Tensor
     cotangents: Tensor
@@ -163,7 +177,9 @@ class Probe(NamedTuple):
         rows = torch.arange(self.shares.shape[1], device=self.shares.device)
         gradient = make_gradient(self.params, rows, self.shares, None)
         pairs = zip(
-            (gradient.value, *gradient.products(self.cotangents)), self[3:], strict=True
+            (gradient.value, *gradient.products(self.cotangents)),
+            (self.value, self.curved, self.dots),
+            strict=True,
         )
         return all(bool(((a - b).abs() <= _slack(b)).all()) for a, b in pairs)
 
@@ -171,33 +187,51 @@ class Probe(NamedTuple):
 def check_differentiable(
     model: FunctionalModule, loss: Loss, X: Tensor, targets: Tensor
 ) -> Probe:
-    """Return second derivatives by autograd, batched over queries.
+    """Return second derivatives by autograd, and how it computes them.
 
-    Raise ValueError if it cannot compute them.
+    Raise ValueError if it cannot. Those batched over queries are compared with those of
+    one query.
     """
+    model.look_for_recomputation(X)
     params = model.flatten().to(X)[None]
     shares = params.new_tensor([[0.25, 0.75]])[:, : len(X)]
     ramp = torch.linspace(-1, 1, params.shape[1]).to(params)
     cotangents = ramp.expand(2, 1, -1)
+    one, name = slice(0, 1), type(model.module).__name__
+    minibatch = Minibatch(model, loss, X[:2], targets[:2])
+
+    def products(cotangents: Tensor, one_by_one: bool) -> tuple[Tensor, ...]:
+        gradient = _Gradient(
+            minibatch, "exact", params, None, shares, None, one_by_one=one_by_one
+        )
+        return gradient.value, *gradient.products(cotangents)
 
     try:
-        minibatch = Minibatch(model, loss, X[:2], targets[:2])
-        gradient = _Gradient(minibatch, "exact", params, None, shares, None)
-        curved, dots = gradient.products(cotangents)
-    except (RuntimeError, NotImplementedError, ValueError) as error:
-        name = type(model.module).__name__
+        expected = products(cotangents[one], True)
+    except REFUSALS as error:
         raise ValueError(
             f"{name} cannot be differentiated twice: {error}. The influence of a row "
-            "on later steps needs second derivatives, for many queries at once. "
-            "Replace the layer named above: a custom autograd.Function needs a twice "
-            "differentiable backward() without in-place operations; write a recurrent "
-            "layer as a loop over cells (nn.LSTMCell)."
+            f"on later steps needs second derivatives. {cure_of(error)}"
         ) from error
 
-    one = slice(0, 1)
-    return Probe(
-        params, shares, cotangents[one], gradient.value, curved[one], dots[one]
-    )
+    failure = ""
+    try:
+        found = products(cotangents, False)
+        usual = float(expected[0].norm()) + 1.0
+        if finite(expected) and not all(
+            agree(a[one], b, usual) for a, b in zip(found, expected, strict=True)
+        ):
+            failure = "second derivatives differ from those of one query"
+    except REFUSALS as error:
+        failure = summary(error)
+
+    if failure:
+        warn_slow(
+            model,
+            f"autograd cannot batch queries: {failure}",
+            "its second derivatives are computed query by query",
+        )
+    return Probe(bool(failure), params, shares, cotangents[one], *expected)
 
 
 class Differentiated(Protocol):
@@ -221,6 +255,8 @@ class _Gradient:
     shares : Tensor of shape (M, B)
         Weights of the rows over their sum.
     clip_norm : float or None
+    one_by_one : bool
+        Take products for one query after the other.
     """
 
     def __init__(
@@ -231,8 +267,10 @@ class _Gradient:
         rows: Tensor | None,
         shares: Tensor,
         clip_norm: float | None,
+        *,
+        one_by_one: bool = False,
     ) -> None:
-        self._hessian = hessian
+        self._hessian, self._one_by_one = hessian, one_by_one
         self._params = params.detach().requires_grad_()
         self._shares = shares.detach().requires_grad_()
 
@@ -257,29 +295,16 @@ class _Gradient:
         Both come from the transposed Jacobian of one function, the gradient in terms of
         parameters and shares: gradients of rows are not formed.
         """
+        products = partial(transposed_products, one_by_one=self._one_by_one)
         if self._hessian == "exact":
-            curved, dots = torch.autograd.grad(
-                self._grad,
-                (self._params, self._shares),
-                cotangents,
-                is_grads_batched=True,
+            curved, dots = products(
+                self._grad, (self._params, self._shares), cotangents
             )
             return curved, dots
 
-        (dots,) = torch.autograd.grad(
-            self._grad,
-            self._shares,
-            cotangents,
-            retain_graph=True,
-            is_grads_batched=True,
-        )
-        (curved,) = torch.autograd.grad(
-            self._losses,
-            self._params,
-            dots * self._shares.detach(),
-            is_grads_batched=True,
-        )
-
+        (dots,) = products(self._grad, (self._shares,), cotangents, retain_graph=True)
+        bent = dots * self._shares.detach()
+        (curved,) = products(self._losses, (self._params,), bent)
         return curved, dots
 
 
@@ -349,7 +374,9 @@ class _Stack:
         large = n_numbers >= _MANY_NUMBERS and self.X.device.type == "cpu"
         worth_it = len(self.weights) <= _FEW_RUNS or large
         minibatch = Minibatch(self.model, self.loss, self.X, self.targets)
-        by_autograd = partial(_Gradient, minibatch, self.hessian)
+        by_autograd = partial(
+            _Gradient, minibatch, self.hessian, one_by_one=self.probe.one_by_one
+        )
         if layers is None or self.hessian != "exact" or not worth_it:
             return by_autograd
 

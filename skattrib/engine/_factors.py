@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from skattrib.engine._plain_gradients import RandomProduct, agree
+
 
 @dataclass(frozen=True)
 class LayerGradients:
@@ -131,6 +133,7 @@ class LayerTap:
     def close(self) -> None:
         for handle in self._handles:
             handle.remove()
+        self.calls.clear()
 
 
 def _has_factors(layer: nn.Module) -> bool:
@@ -149,7 +152,7 @@ def _has_factors(layer: nn.Module) -> bool:
 
 
 def factored_layers(
-    module: nn.Module, tap: LayerTap, outputs: Tensor
+    module: nn.Module, tap: LayerTap, outputs: Tensor, reference: RandomProduct
 ) -> list[LayerGradients]:
     """Backpropagate every output to the recorded layers and check the result."""
     params = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -173,38 +176,19 @@ def factored_layers(
         for i, (names, call) in enumerate(calls.items())
     ]
 
-    generator = torch.Generator().manual_seed(0)
-    cotangents = torch.randn(outputs.shape, generator=generator).to(outputs)
-    expected = dict(
-        zip(
-            params,
-            torch.autograd.grad(
-                (outputs * cotangents).sum(), list(params.values()), allow_unused=True
-            ),
-            strict=True,
-        )
-    )
-
-    return [layer for layer in layers if _agrees(layer, cotangents, expected)]
+    return [layer for layer in layers if _agrees(layer, reference)]
 
 
-def _agrees(
-    layer: LayerGradients, cotangents: Tensor, expected: Mapping[str, Tensor | None]
-) -> bool:
+def _agrees(layer: LayerGradients, reference: RandomProduct) -> bool:
     """Compare a random product with autograd's.
 
     It differs if the first axis of the layer's input is not that of the rows, or if
     the weight is also used outside of the layer's own call.
     """
-    error = scale = 0.0
-    for name, product in layer.to_columns(layer.vjp(cotangents[None])).items():
-        reference = expected[name]
-        reference = (
-            torch.zeros_like(product) if reference is None else reference.reshape(1, -1)
-        )
-        error += float((product - reference).norm())
-        scale += float(product.norm() + reference.norm())
-    return error <= torch.finfo(cotangents.dtype).eps ** 0.5 * scale
+    products = layer.to_columns(layer.vjp(reference.cotangents[None]))
+    found = torch.cat([product[0] for product in products.values()])
+    expected = [reference.gradients[name].reshape(-1) for name in products]
+    return agree(found, torch.cat(expected))
 
 
 def _single_calls(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -32,6 +33,12 @@ class FunctionalModule:
         self.shapes = [tuple(p.shape) for _, p in named]
         self.sizes = [p.numel() for _, p in named]
         self.n_params = sum(self.sizes)
+        # by parameters: whether torch.func's gradients of rows in them are right
+        self.transformed: dict[tuple[str, ...], bool] = {}
+        # where they are not: what is done instead, which is said once, also of copies
+        self.said: list[str] = []
+        # whether its backward pass runs layers again, as checkpoints do
+        self.recomputes: bool | None = None
 
     def flatten(self) -> Tensor:
         """Return a copy of the module's present parameters, shape (P,)."""
@@ -49,12 +56,53 @@ class FunctionalModule:
 
     def outputs(self, vector: Tensor, X: Tensor) -> Tensor:
         """Return the outputs (n, C) of the module with these parameters."""
-        out: Tensor = functional_call(self.module, self.unflatten(vector), (X,))
+        params = self.unflatten(vector)
+        if self.recomputes:
+            out = run_module(self._with(params), X)
+        else:
+            out = run_module(self.module, X, params)
         return out if out.ndim > 1 else out[:, None]
+
+    def _with(self, params: Mapping[str, Tensor]) -> nn.Module:
+        """Return a copy that has these parameters for good."""
+        module = apart(self.module)
+        own = dict(module.named_parameters())
+        new = {id(own[name]): value for name, value in params.items()}
+        for layer in module.modules():
+            for name, parameter in layer._parameters.items():
+                if id(parameter) in new:
+                    layer.__dict__["_parameters"][name] = new[id(parameter)]
+        return module
+
+    def look_for_recomputation(self, X: Tensor) -> None:
+        """Find out from two rows whether parameters must outlast the forward pass.
+
+        A checkpoint calls its layers again in the backward pass, when `functional_call`
+        has taken its parameters back: gradients would silently be those elsewhere.
+        """
+        if self.recomputes is not None:
+            return
+
+        vector = 0.9 * self.flatten().to(X)
+        found = []
+        for self.recomputes in (True, False):
+            params = vector.clone().requires_grad_()
+            try:
+                with torch.enable_grad():
+                    total = self.outputs(params, X[:2]).square().sum()
+                found.append(torch.autograd.grad(total, params)[0])
+            except (RuntimeError, NotImplementedError, ValueError, TypeError):
+                # whoever needs gradients will say what is wrong
+                self.recomputes = False
+                return
+        kept, swapped = found
+        self.recomputes = bool(kept.isfinite().all()) and not torch.allclose(
+            kept, swapped, rtol=1e-3, atol=1e-3 * float(kept.abs().max())
+        )
 
     def present_outputs(self, X: Tensor) -> Tensor:
         """Return the outputs (n, C) of the module as it is."""
-        out: Tensor = self.module(X)
+        out = run_module(self.module, X)
         return out if out.ndim > 1 else out[:, None]
 
     def load(self, vector: Tensor) -> None:
@@ -69,7 +117,7 @@ class FunctionalModule:
         module = copy.deepcopy(self.module)
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name in names)
-        return FunctionalModule(module)
+        return self.like(module)
 
     def columns_of(self, names: list[str]) -> Tensor:
         """Return the positions of the named parameters in the vector."""
@@ -79,10 +127,75 @@ class FunctionalModule:
 
     def apart(self) -> FunctionalModule:
         """Return a copy, with the same tensors, for use in another thread."""
-        return FunctionalModule(apart(self.module))
+        return self.like(apart(self.module))
 
     def __deepcopy__(self, memo: dict[int, object]) -> FunctionalModule:
-        return FunctionalModule(copy.deepcopy(self.module, memo))
+        return self.like(copy.deepcopy(self.module, memo))
+
+    def like(self, module: nn.Module) -> FunctionalModule:
+        """Return another module, of which the same is known."""
+        copied = FunctionalModule(module)
+        copied.transformed, copied.said = dict(self.transformed), self.said
+        copied.recomputes = self.recomputes
+        return copied
+
+
+class _Switch:
+    """A global switch of torch's, off while any thread needs it off.
+
+    The first thread to come turns it off, the last one to leave restores it.
+    """
+
+    def __init__(self, get: Callable[[], bool], put: Callable[[bool], object]) -> None:
+        self._get, self._put = get, put
+        self._lock = threading.Lock()
+        self._n_users, self._before = 0, True
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._n_users:
+                self._before = self._get()
+                self._put(False)
+            self._n_users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._n_users -= 1
+            if not self._n_users:
+                self._put(self._before)
+
+
+# Attention of torch.nn in eval mode: kernels that have no derivatives, and nested
+# tensors, which no transform takes.
+_fast_attention = _Switch(
+    torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled
+)
+# Recurrent layers on a GPU: cuDNN differentiates them in train mode only, and once.
+_cudnn = _Switch(
+    lambda: bool(torch.backends.cudnn.enabled),
+    lambda value: setattr(torch.backends.cudnn, "enabled", value),
+)
+
+
+def run_module(
+    module: nn.Module, X: Tensor, params: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """Return what a module returns, with other parameters if given.
+
+    Only by kernels that can be differentiated twice.
+    """
+    with _fast_attention:
+        if X.is_cuda and any(isinstance(m, nn.RNNBase) for m in module.modules()):
+            with _cudnn:
+                return _run(module, X, params)
+        return _run(module, X, params)
+
+
+def _run(module: nn.Module, X: Tensor, params: Mapping[str, Tensor] | None) -> Tensor:
+    out: Tensor = (
+        module(X) if params is None else functional_call(module, dict(params), (X,))
+    )
+    return out
 
 
 def apart(module: nn.Module) -> nn.Module:

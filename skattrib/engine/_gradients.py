@@ -14,10 +14,20 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
+from torch.func import jacrev, vmap
 
 from skattrib.engine._factors import LayerGradients, LayerTap, factored_layers
-from skattrib.engine._functional import FunctionalModule, apart, chunks
+from skattrib.engine._functional import FunctionalModule, apart, chunks, run_module
+from skattrib.engine._plain_gradients import (
+    REFUSALS,
+    RandomProduct,
+    cure_of,
+    finite,
+    owner_of,
+    row_jacobians,
+    summary,
+    warn_slow,
+)
 
 # One temporary may take 1 / _SHARE of the memory cap.
 _SHARE = 4
@@ -269,38 +279,74 @@ def _gradients_of_rows(
 ) -> _Piece:
     """Return the gradients of a few rows, without factors for ``explicit``."""
     tap = LayerTap(module)
-    with torch.enable_grad():
-        outputs = module(X)
-        outputs = outputs if outputs.ndim > 1 else outputs[:, None]
-        layers = factored_layers(module, tap, outputs)
-    tap.close()
+    try:
+        with torch.enable_grad():
+            outputs = run_module(module, X)
+            outputs = outputs if outputs.ndim > 1 else outputs[:, None]
+            reference = RandomProduct.of(module, outputs)
+            layers = factored_layers(module, tap, outputs, reference)
+    except (RuntimeError, NotImplementedError) as error:
+        raise ValueError(
+            f"autograd cannot differentiate {type(module).__name__}: {error}. "
+            f"{cure_of(error)}"
+        ) from error
+    finally:
+        tap.close()
+
+    outputs = outputs.detach()  # the graph is freed
     layers = [layer for layer in layers if explicit.isdisjoint(layer.names)]
     covered = {name for layer in layers for name in layer.names}
-    names = [name for name in model.names if name not in covered]
-    rest = _explicit_gradients(module, X, names)
-    return _Piece(outputs.detach(), layers, rest)
+    names = tuple(name for name in model.names if name not in covered)
+    rest = _explicit_gradients(model, module, X, names, reference)
+    return _Piece(outputs, layers, rest)
 
 
 def _explicit_gradients(
-    module: nn.Module, X: Tensor, names: list[str]
+    model: FunctionalModule,
+    module: nn.Module,
+    X: Tensor,
+    names: tuple[str, ...],
+    reference: RandomProduct,
 ) -> dict[str, Tensor]:
-    """Return (n, C, numel) gradients in the named parameters, by reverse mode."""
+    """Return (n, C, numel) gradients in the named parameters, all rows at once.
+
+    Where torch.func cannot, or is wrong, by plain autograd.
+    """
     if not names:
         return {}
 
+    known = model.transformed.get(names)
+    if known is not False:
+        try:
+            gradients = _transformed_gradients(module, X, names)
+            if known or not finite(reference.gradients[name] for name in names):
+                return gradients
+            if reference.agrees(gradients):
+                model.transformed[names] = True
+                return gradients
+            reason = "differs from plain autograd"
+        except REFUSALS as error:
+            reason = f"fails: {summary(error)}"
+        model.transformed[names] = False
+        layers = list(dict.fromkeys(owner_of(module, name) for name in names))
+        more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+        warn_slow(
+            model,
+            f"torch.func.jacrev {reason}",
+            f"gradients in {', '.join(layers[:3])}{more} are computed row by row",
+        )
+
+    return row_jacobians(module, X, names)
+
+
+def _transformed_gradients(
+    module: nn.Module, X: Tensor, names: tuple[str, ...]
+) -> dict[str, Tensor]:
     params = {k: p.detach() for k, p in module.named_parameters()}
     chosen = {k: params[k] for k in names}
 
     def outputs(values: dict[str, Tensor], row: Tensor) -> Tensor:
-        return functional_call(module, {**params, **values}, (row[None],)).reshape(-1)
+        return run_module(module, row[None], {**params, **values}).reshape(-1)
 
-    try:
-        gradients = vmap(jacrev(outputs), (None, 0))(chosen, X)
-    except (RuntimeError, NotImplementedError) as error:
-        raise ValueError(
-            f"torch.func cannot differentiate {type(module).__name__} row by "
-            f"row in its parameters {names[:3]}: {error}. Rewrite forward() without "
-            "in-place operations, .item() and data-dependent branches."
-        ) from error
-
+    gradients = vmap(jacrev(outputs), (None, 0))(chosen, X)
     return {k: g.flatten(2) for k, g in gradients.items()}

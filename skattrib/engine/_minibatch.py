@@ -128,6 +128,22 @@ class Minibatch:
         gradient: Tensor = grad(mean_loss)(params)
         return gradient
 
+    def plain_gradient(
+        self,
+        params: Tensor,
+        buffers: Buffers,
+        shares: Tensor,
+        rows: Tensor | None,
+        seed: int = 0,
+        step: int = 0,
+    ) -> Tensor:
+        """Return the same with its graph, where torch.func cannot go."""
+        with torch.enable_grad():
+            if not params.requires_grad:
+                params = params.detach().requires_grad_()
+            values, _ = self.losses(params, buffers, shares, rows, seed, step)
+            return torch.autograd.grad(values @ shares, params, create_graph=True)[0]
+
 
 def _first(buffers: Buffers) -> Buffers:
     return {name: value[0] for name, value in buffers.items()}

@@ -14,6 +14,8 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
+from skattrib.engine._functional import run_module
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "relu": nn.ReLU,
@@ -104,10 +106,13 @@ def uncompiled_copy(module: nn.Module) -> nn.Module:
     """Copy a module without the wrappers of ``torch.compile``.
 
     The copy computes the same, but its layers are accessible: a compiled module is one
-    opaque function, traced again for each transform of torch.func.
+    opaque function, traced again for each transform of torch.func. Gradients of its
+    embeddings are dense: a vector of all parameters cannot have sparse ones.
     """
     copied = copy.deepcopy(getattr(module, "_orig_mod", module))
     for parent in list(copied.modules()):
+        if isinstance(parent, nn.Embedding | nn.EmbeddingBag):
+            parent.sparse = False
         # not named_children: it lists a layer that occurs twice only once
         for name, child in list(parent._modules.items()):
             if hasattr(child, "_orig_mod"):
@@ -128,7 +133,7 @@ def activation_size(module: nn.Module, X: Tensor) -> int:
     handles = [leaf.register_forward_hook(count) for leaf in leaves]
     try:
         with torch.no_grad():
-            module(X[:1])
+            run_module(module, X[:1])
     finally:
         for handle in handles:
             handle.remove()

@@ -7,19 +7,21 @@ the second derivative is the effect of a removal beyond first order.
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from skattrib._progress import tqdm
-from skattrib.engine._functional import FunctionalModule, chunks
+from skattrib.engine._functional import FunctionalModule, apart, chunks
 from skattrib.engine._losses import Loss
 from skattrib.engine._minibatch import NO_BUFFERS, Minibatch, row_shares
 from skattrib.engine._modules import activation_size
@@ -29,12 +31,21 @@ from skattrib.engine._optimizers import (
     map_state,
     plain_sgd,
 )
+from skattrib.engine._plain_gradients import (
+    REFUSALS,
+    agree,
+    finite,
+    summary,
+    warn_slow,
+)
 from skattrib.engine._training import start, train_steps
 from skattrib.engine._trajectory import Recipe, TrainingState
 
 # Numbers alive per direction and parameter, and per direction and activation.
 _COPIES_PER_PARAM = 16
 _COPIES_PER_ACTIVATION = 12
+# A step of central differences in double precision, and how far they may be off.
+_DIFFERENCE, _TOLERANCE = 1e-5, 0.01
 
 
 def tangents(
@@ -72,9 +83,18 @@ def tangents(
     -------
     tuple of Tensor of shape (r, P)
         First derivatives of the parameters, and second ones.
+
+    Raises
+    ------
+    NotImplementedError
+        If torch's third derivatives of the module, which the second ones need, are
+        wrong.
     """
     _load_forward_mode()
+    model = _in_single_steps(model)
     run = _Run(model, loss, recipe, X, targets, weights, order, plain_sgd)
+    run = run.without_forward_mode_if_wrong()
+    run.check_third_derivatives()
     n_at_once = run.n_directions(memory_bytes)
     batches = list(chunks(len(directions), n_at_once))
     derivatives = []
@@ -94,6 +114,26 @@ def _load_forward_mode() -> None:
         jvp(torch.sin, (zero,), (zero,))
 
 
+def _layer_norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+    axes = tuple(range(-len(layer.normalized_shape), 0))
+    centred = x - x.mean(axes, keepdim=True)
+    out = centred * (centred.square().mean(axes, keepdim=True) + layer.eps).rsqrt()
+    if layer.weight is not None:
+        out = out * layer.weight
+    return out if layer.bias is None else out + layer.bias
+
+
+def _in_single_steps(model: FunctionalModule) -> FunctionalModule:
+    """Write layer normalisation out: torch's third derivatives of it are wrong."""
+    if not any(type(layer) is nn.LayerNorm for layer in model.module.modules()):
+        return model
+    module = apart(model.module)
+    for layer in module.modules():
+        if type(layer) is nn.LayerNorm:
+            layer.__dict__["forward"] = partial(_layer_norm, layer)
+    return model.like(module)
+
+
 @dataclass(frozen=True)
 class _Run:
     model: FunctionalModule
@@ -104,6 +144,80 @@ class _Run:
     weights: Tensor
     order: int
     plain_sgd: bool
+    by_reverse_mode: bool = False
+
+    def without_forward_mode_if_wrong(self) -> _Run:
+        """Compare forward mode, on two rows, with reverse mode; return what is right.
+
+        Where reverse mode cannot tell, nothing changes.
+        """
+        params = self.model.flatten().to(self.X)
+        self.model.look_for_recomputation(self.X)
+        rows = torch.arange(min(2, len(self.X)), device=self.X.device)
+        shares = torch.linspace(1.0, 2.0, len(rows)).to(self.X)
+        ramp = torch.linspace(-1, 1, len(params)).to(self.X)
+        arguments = params, rows, 1, shares, shares.flip(0)[None]
+        paths = [ramp[None]] * self.order
+        reverse = replace(self, by_reverse_mode=True)
+        try:
+            expected = reverse.moved_gradient(*arguments, paths)
+        except REFUSALS:
+            return self
+
+        try:
+            found = self.moved_gradient(*arguments, paths)
+            usual = float(expected[0].norm()) + 1.0
+            if not finite(expected) or all(
+                agree(a, b, usual) for a, b in zip(found, expected, strict=True)
+            ):
+                return self
+            reason = "forward mode differs from plain autograd"
+        except REFUSALS as error:
+            reason = f"forward mode fails: {summary(error)}"
+        warn_slow(self.model, reason, "removals are followed one by one")
+        return reverse
+
+    def check_third_derivatives(self) -> None:
+        """Compare second derivatives of a gradient with differences of first ones.
+
+        On two rows, in double precision. Raise NotImplementedError if they differ: no
+        way of torch's is right then.
+        """
+        if self.order < 2:
+            return
+
+        targets, X = self.targets[:2], self.X[:2].double()
+        run = replace(
+            self,
+            model=self.model.like(copy.deepcopy(self.model.module).double()),
+            X=X,
+            targets=targets.double() if targets.is_floating_point() else targets,
+            by_reverse_mode=True,
+        )
+        params = run.model.flatten()
+        v = torch.linspace(-1, 1, len(params)).to(params)
+        v *= params.norm() / v.norm()
+        weights = torch.linspace(1.0, 2.0, len(X)).to(params)
+        move, step = weights.flip(0)[None], _DIFFERENCE
+
+        def slope(h: float) -> Tensor:
+            at = params + h * v, None, 1, weights + h * move[0], move
+            return replace(run, order=1).moved_gradient(*at, [v[None]])[1]
+
+        try:
+            straight = [v[None], torch.zeros_like(v)[None]]
+            _, first, found = run.moved_gradient(
+                params, None, 1, weights, move, straight
+            )
+            expected = (slope(step) - slope(-step)) / (2 * step)
+        except REFUSALS:
+            return
+        error = float((found - expected).norm())
+        if error > _TOLERANCE * float(expected.norm() + step * first.norm()):
+            raise NotImplementedError(
+                f"torch's third derivatives of {type(run.model.module).__name__} are "
+                "wrong."
+            )
 
     def n_directions(self, memory_bytes: float) -> int:
         """Return how many directions fit the memory."""
@@ -167,14 +281,32 @@ class _Run:
         weights = self.weights
         if rows is not None:
             weights, directions = weights[rows], directions[:, rows]
+        return self.moved_gradient(
+            before.params[0], rows, t, weights, directions, paths
+        )
+
+    def moved_gradient(
+        self,
+        params: Tensor,
+        rows: Tensor | None,
+        t: int,
+        weights: Tensor,
+        directions: Tensor,
+        paths: list[Tensor],
+    ) -> tuple[Tensor, ...]:
+        """Return the gradient of rows (P,) and its derivatives along the paths."""
         minibatch = Minibatch(self.model, self.loss, self.X, self.targets)
+        gradient_of = minibatch.gradient
+        jvp_of: Callable[..., Any] = jvp
+        if self.by_reverse_mode:
+            gradient_of = minibatch.plain_gradient
+            jvp_of = partial(torch.autograd.functional.jvp, create_graph=True)
 
         def clipped(params: Tensor, w: Tensor) -> Tensor:
             shares = row_shares(w[None])[0]
-            gradient = minibatch.gradient(params, NO_BUFFERS, shares, rows, step=t)
+            gradient = gradient_of(params, NO_BUFFERS, shares, rows, step=t)
             return clip_gradient(gradient, self.recipe.clip_norm)
 
-        params = before.params[0]
         zero = self.X.new_zeros(())
         one = torch.ones_like(zero)
 
@@ -188,12 +320,19 @@ class _Run:
                 return clipped(moved, weights + s * direction)
 
             def slope(s: Tensor) -> Tensor:
-                first_derivative: Tensor = jvp(at, (s,), (one,))[1]
+                first_derivative: Tensor = jvp_of(at, (s,), (one,))[1]
                 return first_derivative
 
             if not acceleration:
                 return (slope(zero),)
-            return tuple(jvp(slope, (zero,), (one,)))
+            return tuple(jvp_of(slope, (zero,), (one,)))
 
         with sdpa_kernel(SDPBackend.MATH):
-            return clipped(params, weights), *vmap(derivatives)(directions, *paths)
+            value = clipped(params, weights)
+            if not self.by_reverse_mode:
+                return value, *vmap(derivatives)(directions, *paths)
+            moved = [
+                derivatives(*each) for each in zip(directions, *paths, strict=True)
+            ]
+            stacked = (torch.stack(each) for each in zip(*moved, strict=True))
+            return value.detach(), *(each.detach() for each in stacked)

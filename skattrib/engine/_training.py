@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from sklearn.exceptions import EfficiencyWarning
 from torch import Tensor
 from torch.func import vmap
 
@@ -19,6 +17,13 @@ from skattrib.engine._minibatch import NO_BUFFERS, Minibatch, row_shares
 from skattrib.engine._modules import activation_size
 from skattrib.engine._optimizers import clip_gradient, map_state
 from skattrib.engine._parallel import call_all
+from skattrib.engine._plain_gradients import (
+    REFUSALS,
+    agree,
+    finite,
+    summary,
+    warn_slow,
+)
 from skattrib.engine._trajectory import Recipe, TrainingState
 
 # Numbers alive per parameter in a step: parameters, gradient, moments, temporaries.
@@ -144,6 +149,7 @@ def train_steps(
 ) -> Iterator[tuple[int, TrainingState, Tensor]]:
     """Yield t, the state after step t and the losses before it, first < t ≤ last."""
     optimizer = recipe.optimizer_on(X)
+    model.look_for_recomputation(X)
     minibatch = Minibatch(model, loss, X, targets)
     buffers = NO_BUFFERS
     for t in range(first + 1, last + 1):
@@ -162,14 +168,29 @@ def train_steps(
 
 
 def can_stack(model: FunctionalModule, loss: Loss, X: Tensor, targets: Tensor) -> bool:
-    """Return whether vmap can batch the module, tried on two rows."""
-    params = model.flatten().to(X).repeat(2, 1)
+    """Return whether vmap can batch the module rightly, tried on two rows."""
+    return not _why_not_stacked(model, loss, X, targets)
+
+
+def _why_not_stacked(
+    model: FunctionalModule, loss: Loss, X: Tensor, targets: Tensor
+) -> str:
+    """Compare gradients of a stack of two models with those of one after the other."""
+    model.look_for_recomputation(X)
+    params = model.flatten().to(X)
+    stack = torch.stack([params, 0.9 * params])
     shares = X.new_ones(2, len(X[:2]))
+    minibatch = Minibatch(model, loss, X[:2], targets[:2])
     try:
-        Minibatch(model, loss, X[:2], targets[:2])(params, NO_BUFFERS, shares, None)
-    except (RuntimeError, NotImplementedError, ValueError):
-        return False
-    return True
+        found = minibatch(stack, NO_BUFFERS, shares, None)[0]
+    except REFUSALS as error:
+        return summary(error)
+    single = [
+        minibatch(stack[i : i + 1], NO_BUFFERS, shares[:1], None)[0] for i in range(2)
+    ]
+    expected = torch.cat(single)
+    right = not finite([expected]) or agree(found, expected)
+    return "" if right else "its gradients differ from those of plain autograd"
 
 
 def stack_size(
@@ -202,13 +223,12 @@ def train_stack(
     trained once per weighting in joblib's workers instead, with a warning.
     """
     n_models = len(weights)
-    if n_models > 1 and not can_stack(model, loss, X, targets):
-        warnings.warn(
-            f"torch.func.vmap cannot batch {type(model.module).__name__}: its "
-            f"{n_models} models are trained one by one (n_jobs={n_jobs}). Avoid "
-            "in-place operations, .item() and branches on data in forward().",
-            EfficiencyWarning,
-            stacklevel=2,
+    failure = _why_not_stacked(model, loss, X, targets) if n_models > 1 else ""
+    if failure:
+        warn_slow(
+            model,
+            f"torch.func.vmap cannot batch models: {failure}",
+            f"its {n_models} models are trained one by one (n_jobs={n_jobs})",
         )
         trained = call_all(
             _train_one,
@@ -247,8 +267,12 @@ def stacked_outputs(
     outputs_at = vmap(lambda vector: model.outputs(vector, X))
     with torch.no_grad():
         try:
-            outputs_at(params[:1])
-        except (RuntimeError, NotImplementedError, ValueError):
+            found = outputs_at(params[:1])
+            expected = model.outputs(params[0], X)
+            right = not finite([expected]) or agree(found[0], expected)
+        except REFUSALS:
+            right = False
+        if not right:
             return torch.stack([model.outputs(vector, X) for vector in params])
         return torch.cat(
             [outputs_at(params[chunk]) for chunk in chunks(len(params), size)]

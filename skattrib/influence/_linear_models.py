@@ -48,16 +48,18 @@ def _cached_kernel(memory, module, names, X, scale, build):
 
 def _plan(model, X, n_outputs, solver, **asked):
     """Choose the space to solve in; ``asked`` as `plan_solver` takes it."""
-    return plan_solver(
+    size = gradient_size(model, X)
+    choice = plan_solver(
         len(X),
         n_outputs,
         model.n_params,
         X.element_size(),
         memory_cap(),
         solver,
-        gradients=gradient_size(model, X),
+        gradients=size,
         **asked,
     )
+    return replace(choice, reason="; ".join([choice.reason, *model.said]))
 
 
 def _landmarks(n_rows, n_landmarks, seed, device):

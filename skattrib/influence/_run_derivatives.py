@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import jacrev, vmap
 
 from skattrib._validation import as_tensor, memory_cap
 from skattrib.engine._adjoint import RowCallback, differentiate_run
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._losses import OutcomeFunction
-from skattrib.engine._training import can_stack, stacked_outputs, train
+from skattrib.engine._plain_gradients import vector_jacobian
+from skattrib.engine._training import stacked_outputs, train
 from skattrib.engine._trajectory import Recipe
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._network import TrainingProblem, replay_error
@@ -169,15 +168,14 @@ def _outcome_gradients(
     problem: TrainingProblem, runs: Runs, queries: Queries
 ) -> Tensor:
     """Return gradients (M, q, P) of outcomes in the parameters at the end."""
-    gradient: Callable[[Tensor], Tensor] = jacrev(
-        lambda vector: queries.outcome(
-            problem.model.outputs(vector, queries.X), queries.targets
-        )
-    )
+    model = problem.model
+    model.look_for_recomputation(queries.X)
+
+    def outcomes(vector: Tensor) -> Tensor:
+        return queries.outcome(model.outputs(vector, queries.X), queries.targets)
+
     params = runs.params.to(problem.X)
-    if can_stack(problem.model, problem.loss, problem.X, problem.targets):
-        return vmap(gradient, chunk_size=1)(params)
-    return torch.stack([gradient(vector) for vector in params])
+    return torch.stack([vector_jacobian(model, outcomes, vector) for vector in params])
 
 
 def _shifted(on_rows: RowCallback, start: int) -> RowCallback:

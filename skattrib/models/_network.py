@@ -21,7 +21,7 @@ from skattrib._validation import (
     memory_cap,
     validate_data,
 )
-from skattrib.engine._functional import FunctionalModule, chunks
+from skattrib.engine._functional import FunctionalModule, chunks, run_module
 from skattrib.engine._losses import Loss, as_loss, check_loss
 from skattrib.engine._modules import (
     ACTIVATIONS,
@@ -370,7 +370,7 @@ class TorchEstimator(BaseEstimator):
         parts = []
         with torch.no_grad():
             for part in chunks(len(X), 8192):
-                parts.append(self.module_(as_tensor(X[part], like)))
+                parts.append(run_module(self.module_, as_tensor(X[part], like)))
                 check_is_tensor(parts[-1])
         out = torch.cat(parts)
         out = out if out.ndim > 1 else out[:, None]

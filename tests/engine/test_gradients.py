@@ -1,12 +1,14 @@
 """Factored gradients equal plain autograd, row by row and output by output."""
 
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.exceptions import EfficiencyWarning
 from torch import nn
 
 from skattrib.engine import _gradients
@@ -144,19 +146,36 @@ def test_callers_grad_mode_and_inference_do_not_matter():
     assert_array_equal(inside.jacobian(), outside.jacobian())
 
 
+class Item(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.factor = nn.Linear(4, 2), nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        x = x if x.sum().item() > -1e9 else -x
+        return self.layer(x) * self.factor
+
+
 def test_module_that_torch_func_cannot_take():
-    class Item(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer, self.factor = nn.Linear(4, 2), nn.Parameter(torch.ones(2))
+    module, X = build(Item), randn(3, 4)
+    model = FunctionalModule(module)
+    with pytest.warns(EfficiencyWarning, match=r"Item: .*jacrev fails: .*row by row"):
+        _, gradients = row_gradients(model, X)
+    factor = module.layer(X)[:, :, None] * torch.eye(2)
+    assert_allclose(gradients.rest["factor"], factor.detach(), rtol=0, atol=1e-14)
+    with warnings.catch_warnings():  # said once
+        warnings.simplefilter("error")
+        row_gradients(model, X)
 
-        def forward(self, x):
-            x = x if x.sum().item() > -1e9 else -x
-            return self.layer(x) * self.factor
 
-    model = FunctionalModule(build(Item))
-    with pytest.raises(ValueError, match=r"Item row by row.*'factor'.*Rewrite forward"):
-        row_gradients(model, randn(3, 4))
+def test_rows_of_numbers_that_are_not_finite_prove_nothing():
+    module, X = build(Item), randn(3, 4)
+    module.forward = lambda x: module.layer(x) * module.factor
+    X[0, 0] = torch.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, gradients = row_gradients(FunctionalModule(module), X)
+    assert gradients.rest["factor"][1:].isfinite().all()
 
 
 def test_threads_do_not_disturb_each_other():

@@ -312,7 +312,7 @@ def test_modules_that_vmap_cannot_take_are_trained_one_by_one(backend):
     _, _, X, y = problem()
     recipe, weights = recipe_of(module), random_weights(4)
     with joblib.parallel_config(backend, n_jobs=2 if backend == "threading" else 1):
-        with pytest.warns(EfficiencyWarning, match=r"vmap cannot batch Item.*4 models"):
+        with pytest.warns(EfficiencyWarning, match=r"Item: .*vmap cannot.*4 models"):
             found = train_stack(
                 model, CLASSIFICATION, recipe, X, y, weights, memory_bytes=PLENTY
             )

@@ -62,7 +62,7 @@ def test_a_worker_dies_in_a_forest_of_retrainings(cluster, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:torch.func.vmap cannot batch")
+@pytest.mark.filterwarnings("ignore:.*torch.func.vmap cannot batch")
 def test_everything_that_trains_one_by_one(cluster, tmp_path):
     X, y, Xq, yq = data()
     X, Xq = np.repeat(X, 10, axis=1), np.repeat(Xq, 10, axis=1)

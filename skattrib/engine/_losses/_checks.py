@@ -104,7 +104,10 @@ def _check_closed_forms(loss: Loss, outputs: Tensor, targets: Tensor) -> None:
 
 
 class _ByAutograd(Loss):
-    """A loss without its closed forms."""
+    """A loss without its closed forms, by plain autograd.
+
+    The first transform of torch.func imports a second's worth of modules.
+    """
 
     def __init__(self, loss: Loss) -> None:
         self._loss = loss
@@ -112,6 +115,22 @@ class _ByAutograd(Loss):
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the losses (n,)."""
         return self._loss.values(outputs, targets)
+
+    def hessian_product(
+        self, outputs: Tensor, targets: Tensor, vectors: Tensor
+    ) -> Tensor:
+        """Return Hessians times vectors (q, n, C), one vector after the other."""
+        with torch.enable_grad():
+            at = outputs.detach().clone().requires_grad_()
+            total = self.values(at, targets).sum()
+            (gradient,) = torch.autograd.grad(total, at, create_graph=True)
+        products = torch.zeros_like(vectors)
+        if gradient.requires_grad:  # else the loss is linear
+            for product, vector in zip(products, vectors, strict=True):
+                product += torch.autograd.grad(
+                    gradient, at, vector, retain_graph=True, materialize_grads=True
+                )[0]
+        return products
 
 
 def _compare(loss: Loss, what: str, closed_form: Tensor, expected: Tensor) -> None:

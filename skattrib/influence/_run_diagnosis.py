@@ -36,7 +36,7 @@ def warn_if_exploding(exploded: NDArray[np.bool_]) -> None:
             "average over them is worth little. Lower the learning rate, warm up, or "
             "use a smooth activation.",
             FaithfulnessWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
 
 

@@ -398,10 +398,18 @@ class NoForwardMode(nn.Module):
         return Twice.apply(self.layer(x))
 
 
-def test_modules_without_forward_mode_have_no_second_order():
+class Plain(NoForwardMode):
+    def forward(self, x):
+        return 2 * self.layer(x)
+
+
+def test_modules_without_forward_mode_have_a_second_order():
     X, y, Xq, yq = data()
-    found = make(net(module=lambda *_: NoForwardMode())).fit(X, y).diagnose(Xq, yq)
-    assert found.second_order_error is None
+    found, expected = (
+        make(net(module=lambda *_, kind=kind: kind())).fit(X, y).diagnose(Xq, yq)
+        for kind in (NoForwardMode, Plain)
+    )
+    assert found.second_order_error == pytest.approx(expected.second_order_error)
     assert found.trustworthy
 
 

@@ -111,7 +111,8 @@ def lookahead_training(
           provisional window in the weight of the row at that step alone, times its
           weight. Positive = the row helps; the lowest are left out.
         - validation_loss: ndarray of shape (n_windows + 1,), mean validation loss (the
-          negative of that outcome) before training and after each window.
+          negative of that outcome) before training and after each window. These rows
+          chose what was trained on: judge the result by others.
 
     Raises
     ------

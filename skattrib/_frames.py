@@ -34,14 +34,14 @@ def _labels(table):
     return None if counted else index
 
 
-def row_names(index, n_rows):
+def row_names(index, n_rows, stacklevel=3):
     """Return the labels of an index if they tell the rows apart, else positions."""
     if index is not None and not getattr(index, "is_unique", True):
         warnings.warn(
             f"The index holds some labels more than once, such as "
             f"{index[index.duplicated()][0]!r}: rows are named by their position.",
             UserWarning,
-            stacklevel=6,
+            stacklevel=stacklevel,
         )
     if getattr(index, "is_unique", False):
         return np.asarray(index)

@@ -329,7 +329,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
                 f"Found array with {n_rows} sample(s) (n_samples={n_rows}) while a "
                 "minimum of 2 is required: 1 sample has no other to be compared with."
             )
-        return np.arange(n_rows), row_names(index, n_rows)
+        return np.arange(n_rows), row_names(index, n_rows, stacklevel=6)
 
     def _check_estimator(self, estimator):
         """Raise unless this attributor can use the estimator; before any training."""

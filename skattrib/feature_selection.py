@@ -32,6 +32,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import _check_method_params, _num_samples, check_is_fitted
 
+from skattrib._frames import index_of, row_names
 from skattrib._task_sets import are_rows, draw_folds, greedy, judge, largest, spread
 from skattrib._validation import (
     DTYPES,
@@ -453,7 +454,7 @@ class TaskWeightSelector(
         n = len(y)
         if tasks is None:
             codes = np.arange(n)
-            names = np.asarray(X.index) if hasattr(X, "iloc") else codes
+            names = row_names(index_of(X, y), n, stacklevel=5)
         else:
             codes, names = check_tasks(tasks, n)
         self._n_wanted(len(names))

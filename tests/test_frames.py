@@ -57,3 +57,7 @@ def test_labels_that_occur_twice_give_way_to_positions():
     frame = pd.DataFrame(X, index=["twice", "twice", *NAMES[2:]])
     with pytest.warns(UserWarning, match="'twice': rows are named by their position"):
         assert_array_equal(names(frame, y), np.arange(20))
+    fitted = DualInfluence(NET, random_state=0).fit(X, y)
+    with pytest.warns(UserWarning, match="rows are named by their") as caught:
+        fitted.attribute(frame[:2], y[:2], as_frame=True)
+    assert caught[0].filename == __file__

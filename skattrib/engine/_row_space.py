@@ -50,7 +50,7 @@ _CG_VECTORS = 16
 _MOST = 0.75
 
 
-# Iterations that find the largest eigenvalue to within a third or so.
+# Iterations that find the size of the largest eigenvalue.
 _POWER_ITERATIONS = 12
 
 

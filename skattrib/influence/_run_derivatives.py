@@ -93,9 +93,11 @@ class RunDerivatives:
         model, (X, y) = self._model, self._arrays
         rows = as_tensor(X, next(model.module.parameters()))
         targets = model.targets(y, rows)
+        module = FunctionalModule(model.module)
+        module.look_for_recomputation(rows)  # which copies for queries know then
 
         self._trained = TrainingProblem(
-            FunctionalModule(model.module),
+            module,
             model.loss,
             model.trajectory.recipe,
             rows,
@@ -169,7 +171,6 @@ def _outcome_gradients(
 ) -> Tensor:
     """Return gradients (M, q, P) of outcomes in the parameters at the end."""
     model = problem.model
-    model.look_for_recomputation(queries.X)
 
     def outcomes(vector: Tensor) -> Tensor:
         return queries.outcome(model.outputs(vector, queries.X), queries.targets)

@@ -57,11 +57,11 @@ class EstimatorModel(Retrainable):
                 return fitted.fit(X, y_kept, **params)
         except ValueError as error:
             absent = np.setdiff1d(y, y_kept) if is_classifier(fitted) else y[:0]
-            if len(absent) and (y_kept == y_kept[0]).all():
-                # some cannot be fitted to one class: nothing else can be predicted
-                return DummyClassifier().fit(X, y_kept)
             if not len(absent):
                 raise
+            if (y_kept == y_kept[0]).all():
+                # some cannot be fitted to one class: nothing else can be predicted
+                return DummyClassifier().fit(X, y_kept)
             raise ValueError(
                 f"{self.name} could not be trained on a subset without the classes "
                 f"{absent[:5].tolist()}: {error} Keep more units in every subset, or "

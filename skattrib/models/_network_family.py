@@ -74,7 +74,7 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
 
     def encode(self, y, like):
         """Return targets as the loss takes them, where ``like`` is."""
-        return self.estimator._targets(y, like)
+        return self.targets(y, like)
 
     def outputs(self, X):
         """Return outputs (q, C) of the fitted module."""
@@ -85,7 +85,7 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
 
     def check_targets(self, y):
         """Raise on labels that were not there in fit."""
-        self.estimator._targets(y, torch.empty(0))
+        self.targets(y, torch.empty(0))
 
     def retrain(self, X, y, weights, seed):
         """Return a clone trained on weighted rows; many are trained as a stack."""

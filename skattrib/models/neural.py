@@ -35,7 +35,7 @@ __all__ = ["TorchClassifier", "TorchRegressor"]
 
 # Rows that a loss is tried on.
 _FEW = 3
-# Mean sizes of targets that the outputs of a fresh network can be trained to.
+# Mean sizes of targets outside of which a fit that explains nothing is pointed out.
 _REACH = 0.1, 10.0
 
 

@@ -15,6 +15,10 @@ def index_of(X, y=None):
         If both have labels, and these differ.
     """
     found = [index for table in (X, y) if (index := _labels(table)) is not None]
+    # numbers may be what is left of positions, where rows were taken from a table
+    chosen = [index for index in found if not _may_be_positions(index)]
+    if len(found) == 2 and len(chosen) == 1:
+        found = chosen
     # of different length, they are refused for that
     alike = len({len(index) for index in found}) == 1
     if len(found) == 2 and alike and not found[0].equals(found[1]):
@@ -32,6 +36,10 @@ def _labels(table):
         return None
     counted = isinstance(index, pd.RangeIndex) and index.start == 0 and index.step == 1
     return None if counted else index
+
+
+def _may_be_positions(index):
+    return index.name is None and pd.api.types.is_integer_dtype(index)
 
 
 def row_names(index, n_rows, stacklevel=3):
@@ -68,3 +76,79 @@ def long_form(queries, units, **values):
     }
     rows |= {name: v.ravel() for name, v in values.items() if v is not None}
     return pd.DataFrame(rows)
+
+
+def top_form(queries, units, n_top, data=None, **values):
+    """Return a data frame of the units that raise and lower each query most.
+
+    Parameters
+    ----------
+    queries : array (n_queries,)
+    units : array (n_units,)
+        Names.
+    n_top : int
+        How many of either.
+    data : DataFrame with a row for each unit, in their order, or None
+    **values : array (n_queries, n_units) or None
+        A column each; the first one is ranked.
+    """
+    values = {name: v for name, v in values.items() if v is not None}
+    ranked = next(iter(values.values()))
+    n_best = min(n_top, (len(units) + 1) // 2)
+    n_worst = min(n_top, len(units) - n_best)
+    order = np.argsort(-ranked, axis=1, kind="stable")
+    order = np.hstack([order[:, :n_best], order[:, len(units) - n_worst :]])
+    ranks = np.concatenate([np.arange(n_best) + 1, np.arange(-n_worst, 0)])
+    taken = order.ravel()
+    table = pd.DataFrame(
+        {
+            "query": pd.Index(queries, tupleize_cols=False).repeat(len(ranks)),
+            "rank": np.tile(ranks, len(queries)),
+            "unit": pd.Index(units, tupleize_cols=False).take(taken),
+        }
+    )
+    for name, v in values.items():
+        table[name] = np.take_along_axis(v, order, axis=1).ravel()
+    if data is None:
+        return table
+    rows = data.iloc[taken].reset_index(drop=True)
+    return pd.concat([table, rows], axis=1)
+
+
+def rows_of_units(data, names, named):
+    """Return the rows of a data frame that belong to the units, in their order.
+
+    Parameters
+    ----------
+    data : DataFrame
+    names : array (n_units,)
+    named : bool
+        Whether the names are labels, and not positions.
+
+    Raises
+    ------
+    ValueError
+        If the rows cannot be found, or columns have the names of the result's own.
+    """
+    if not isinstance(data, pd.DataFrame):
+        raise ValueError(
+            f"data must be a DataFrame with a row for each unit, got a "
+            f"{type(data).__name__}. Wrap it: pd.DataFrame(data)."
+        )
+    taken = {"query", "rank", "unit", "attribution", "standard_error"} & {*data.columns}
+    if taken:
+        raise ValueError(
+            f"data has columns that the result has too: {sorted(taken)}. Rename them, "
+            f"data.add_prefix('train_')."
+        )
+    if named and data.index.is_unique:
+        places = data.index.get_indexer(pd.Index(names, tupleize_cols=False))
+        if (places >= 0).all():
+            return data.iloc[places]
+    if len(data) == len(names):
+        return data
+    raise ValueError(
+        f"data has {len(data)} rows for {len(names)} units, and its index does not "
+        "hold their names (unit_names_). Pass the rows that were given to fit, in "
+        "their order; for tasks a row for each, with the task as its index."
+    )

@@ -48,45 +48,85 @@ def _to_numpy(check):
 
 
 def _with_cure(check):
-    """Add to the error about X, the second argument, what to do about it."""
+    """Refuse dates in X, the second argument, and say what to do about other errors."""
 
     @wraps(check)
     def with_cure(estimator, X, *args, **options):
+        if not options.get("skip_check_array") and (odd := _not_numbers(X)):
+            if "date" in odd.values():  # an array of dates alone is taken for numbers
+                raise ValueError(_to_encode(estimator, odd))
+        else:
+            odd = {}
         try:
             return check(estimator, X, *args, **options)
         except (TypeError, ValueError) as error:
-            if cure := _cure(X, options.get("accept_sparse")):
-                kind = TypeError if isinstance(error, TypeError) else ValueError
-                raise kind(f"{str(error).rstrip('.')}. {cure}") from error
-            raise
+            cure = _to_encode(estimator, odd) if odd else None
+            if sparse.issparse(X) and not options.get("accept_sparse"):
+                cure = "In a pipeline, give the encoder sparse_output=False."
+            if cure is None:
+                raise
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{str(error).rstrip('.')}. {cure}") from error
 
     return with_cure
 
 
-def _cure(X, accept_sparse):
-    """Return advice on a table that is not numeric, or is sparse; None otherwise."""
-    if sparse.issparse(X) and not accept_sparse:
-        return "In a pipeline, give the encoder sparse_output=False."
-    if columns := _not_numbers(X):
-        return (
-            f"These columns of X are not numbers: {columns}. Encode them first: "
-            "make_pipeline(make_column_transformer((OneHotEncoder(sparse_output="
-            f"False), {columns}), remainder=StandardScaler()), ...)."
-        )
-    return None
-
-
 def _not_numbers(X):
-    """Return the names of a data frame's columns that are not numbers."""
-    if isinstance(X, pd.DataFrame):
-        kinds = zip(X.columns, X.dtypes, strict=True)
-        return [name for name, kind in kinds if not pd.api.types.is_numeric_dtype(kind)]
+    """Return {name: "date" or "text"} of columns, positions of an array's."""
     if hasattr(X, "schema") and hasattr(X, "columns"):  # polars
-        kinds = zip(X.columns, X.dtypes, strict=True)
-        return [
-            n for n, kind in kinds if not kind.is_numeric() and str(kind) != "Boolean"
-        ]
-    return []
+        return {
+            name: "date" if kind.is_temporal() else "text"
+            for name, kind in zip(X.columns, X.dtypes, strict=True)
+            if not kind.is_numeric() and str(kind) != "Boolean"
+        }
+    if isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind in "OUSmM":
+        X = pd.DataFrame(X)
+    if not isinstance(X, pd.DataFrame):
+        return {}
+    kinds = {name: _kind(X[name]) for name in X.columns if X.columns.is_unique}
+    return {name: kind for name, kind in kinds.items() if kind != "number"}
+
+
+def _kind(column):
+    """Return what a column of a data frame holds."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = pd.Series(column.cat.categories)
+    column = column.infer_objects()
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        return "number"
+    if column.dtype.kind in "mM" or isinstance(
+        column.dtype, pd.DatetimeTZDtype | pd.PeriodDtype
+    ):
+        return "date"
+    numbers_of_texts = pd.to_numeric(column, errors="coerce")
+    return "text" if numbers_of_texts.isna().any() else "number"
+
+
+def _to_encode(estimator, odd):
+    """Return a sentence on columns that are not numbers, and the code to write."""
+    texts, dates = (
+        [name for name, kind in odd.items() if kind == wanted]
+        for wanted in ("text", "date")
+    )
+    named = [f"texts {texts}"] * bool(texts) + [f"dates or times {dates}"] * bool(dates)
+    cures = [f"These columns of X are not numbers: {' and '.join(named)}."]
+    if dates:
+        cures.append(
+            "Turn dates into numbers, (X[name] - pd.Timestamp('2000-01-01')).dt.days, "
+            "and durations, X[name].dt.total_seconds()."
+        )
+    if texts:
+        network = "TorchClassifier()"
+        use = f"make_pipeline(encoder, {type(estimator).__name__}())"
+        if hasattr(estimator, "estimator"):
+            use = f"{type(estimator).__name__}(make_pipeline(encoder, {network}))"
+        cures.append(
+            "Encode texts: encoder = make_column_transformer((OneHotEncoder("
+            f"handle_unknown='ignore', sparse_output=False), {texts}), remainder="
+            "make_pipeline(SimpleImputer(), StandardScaler()))"
+            f".set_output(transform='pandas'); then {use}."
+        )
+    return " ".join(cures)
 
 
 @wraps(_check_sample_weight)

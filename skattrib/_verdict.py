@@ -41,6 +41,17 @@ def scale_hint(X):
     )
 
 
+def few_units_hint(n_units, n_trainings):
+    """Return a sentence if leaving each unit out takes no more trainings, or ""."""
+    if n_units + 1 > n_trainings:
+        return ""
+    return (
+        f" With {n_units} units, {n_units + 1} trainings give what leaving each out "
+        "changes, without a surrogate or a derivative: "
+        "KernelSurrogateAttributor(estimation='retrain', inclusion=1)."
+    )
+
+
 def judged(figures, bad, good, trust="Trust", hint=""):
     """Add ``trustworthy`` and ``verdict`` to figures; warn the caller's caller if bad.
 

@@ -18,7 +18,12 @@ from sklearn.base import (
     is_classifier,
 )
 from sklearn.utils import Bunch, _safe_indexing
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import (
+    HasMethods,
+    Interval,
+    StrOptions,
+    validate_params,
+)
 from sklearn.utils.metadata_routing import (
     MetadataRouter,
     MethodMapping,
@@ -32,7 +37,13 @@ from sklearn.utils.validation import (
     check_is_fitted,
 )
 
-from skattrib._frames import index_of, long_form, row_names
+from skattrib._frames import (
+    index_of,
+    long_form,
+    row_names,
+    rows_of_units,
+    top_form,
+)
 from skattrib._validation import (
     DTYPES,
     check_fits,
@@ -207,9 +218,9 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         """Return predicted outcomes (n_weightings, n_queries)."""
 
     def _say(self, text):
-        """Print a line if verbose."""
-        if self.verbose:
-            print(f"[{type(self).__name__}] {text}")  # noqa: T201
+        """Print a line if verbose, none if there is nothing to say."""
+        if self.verbose and text:
+            print(f"[{type(self).__name__}] {text.strip()}")  # noqa: T201
 
     def _n_seeds(self):
         """Return how many training seeds the outcome is averaged over."""
@@ -256,6 +267,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
             features, targets = parts.fit_transformers(X, y)
         self._check_outcome_of(parts, features, targets)
         self.unit_names_, self.n_units_ = names, len(names)
+        self._has_names = tasks is not None or getattr(index, "is_unique", False)
         self._score_seed, self._fit_seed = int(seeds[1] >> 1), int(seeds[2] >> 1)
         self._before_training(parts.model, features, targets)
         with config_context(enable_metadata_routing=False):
@@ -427,6 +439,58 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
                 standard_error=errors,
             )
         return (attributions, errors) if return_std else attributions
+
+    @validate_params(
+        {
+            "X": "no_validation",
+            "y": "no_validation",
+            "n": [Interval(Integral, 1, None, closed="left")],
+            "data": "no_validation",
+        },
+        prefer_skip_nested_validation=False,
+    )
+    def top_units(self, X, y=None, *, n=5, data=None):
+        """Return the units that raise and lower the outcome of each query most.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, n_features)
+            Queries.
+        y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
+            Their targets; None as in `attribute`.
+        n : int, default=5
+            How many units of either kind; fewer if there are fewer than two times `n`.
+        data : DataFrame or None, default=None
+            What to show of the units, for example the rows as they were before they
+            were encoded. Its rows are found by the names of the units in its index,
+            else it has one for each unit, in their order.
+
+        Returns
+        -------
+        DataFrame of at most n_queries * 2 * n rows
+            Columns "query" and "unit" as in `attribute`, "rank" (1 raises the outcome
+            most, -1 lowers it most), "attribution", "standard_error" if there is one,
+            and those of `data`.
+
+        Raises
+        ------
+        ValueError
+            If the queries do not fit the training data, or `data` not the units.
+        """
+        check_is_fitted(self, "n_units_")
+        if data is not None:
+            data = rows_of_units(data, self.unit_names_, self._has_names)
+        index = index_of(X, y)
+        X, y, outcome = self._check_query(X, y)
+        attributions, errors = self._attribute_finite(X, y, outcome)
+        return top_form(
+            row_names(index, _num_samples(X)),
+            self.unit_names_,
+            n,
+            data,
+            attribution=attributions,
+            standard_error=errors,
+        )
 
     def transform(self, X):
         """Attribute the model's own predictions.

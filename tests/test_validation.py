@@ -12,7 +12,12 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from skattrib import CountSketchTransformer, TorchClassifier, TorchRegressor
+from skattrib import (
+    CountSketchTransformer,
+    DualInfluence,
+    TorchClassifier,
+    TorchRegressor,
+)
 from skattrib._validation import (
     DTYPES,
     as_tensor,
@@ -142,13 +147,69 @@ def _frames():
     }
 
 
-@pytest.mark.parametrize("kind", ["text", "categories", "dates", "polars"])
-def test_columns_that_are_not_numbers_are_named_with_the_cure(kind):
+@pytest.mark.parametrize("kind", ["text", "categories", "polars"])
+def test_columns_of_texts_are_named_with_the_encoder_to_write(kind):
     with pytest.raises((TypeError, ValueError)) as caught:
         validate_data(TorchClassifier(), _frames()[kind], [0, 1, 0], dtype=DTYPES)
     message = str(caught.value)
-    assert "columns of X are not numbers: ['city']. Encode them first" in message
-    assert "OneHotEncoder(sparse_output=False)" in message
+    assert "columns of X are not numbers: texts ['city']. Encode texts" in message
+    assert "OneHotEncoder(handle_unknown='ignore', sparse_output=False)" in message
+    assert message.endswith("make_pipeline(encoder, TorchClassifier()).")
+
+
+@pytest.mark.parametrize("as_X", [lambda t: t, lambda t: t[["city"]], np.asarray])
+@pytest.mark.parametrize("kind", ["dates", "times", "durations", "zones", "objects"])
+def test_dates_are_refused_alone_too(kind, as_X):
+    days = pd.Series(pd.date_range("2020-01-01", periods=3))
+    column = {
+        "dates": days,
+        "times": days.dt.to_period("h"),
+        "durations": days - days[0],
+        "zones": days.dt.tz_localize("Europe/Oslo"),
+        "objects": days.astype(object),
+    }[kind]
+    table = as_X(_frames()["text"].assign(size=[1, 2, 3], city=column))
+    with pytest.raises(ValueError, match=r"dates or times \[('city'|0|1)\]. Turn"):
+        validate_data(TorchClassifier(), table, [0, 1, 0], dtype=DTYPES)
+
+
+IMPORTS = """
+from sklearn.compose import make_column_transformer
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from skattrib import DualInfluence, TorchClassifier
+"""
+
+
+def test_the_encoder_that_is_advised_works():
+    """The code in the message, run; queries may hold texts that training did not."""
+    table = _frames()["text"].assign(size=[1.0, np.nan, 3.0])
+    table = pd.concat([table] * 8, ignore_index=True)
+    names = [f"id{i}" for i in range(len(table))]
+    table.index, y = names, np.arange(len(table)) % 2
+    with pytest.raises(ValueError, match="texts") as caught:
+        DualInfluence(random_state=0).fit(table, y)
+    code = str(caught.value).split("Encode texts: ")[1].rstrip(".")
+    setup, use = code.split("; then ")
+    scope = {}
+    exec(IMPORTS, scope)
+    exec(setup, scope)
+    attributor = eval(use, scope)
+    attributor.set_params(estimator__torchclassifier__max_epochs=2, random_state=0)
+    attributor.fit(table, y)
+    assert list(attributor.unit_names_) == names
+    queries = table[:2].assign(city=["Oslo", "Berlin"])
+    assert np.isfinite(attributor.attribute(queries, y[:2])).all()
+
+
+def test_numbers_in_disguise_are_numbers():
+    table = pd.DataFrame({"a": pd.Series([1, 2, 3], dtype=object)})
+    table["b"] = pd.Categorical([1, 2, 1])
+    table["c"] = pd.array([1, 2, 3], dtype="Int64")
+    table["d"] = ["1", "2.5", "3"]
+    X, _ = validate_data(TorchClassifier(), table, [0, 1, 0], dtype=DTYPES)
+    assert X.dtype == np.float64
 
 
 def test_other_errors_of_a_table_of_numbers_are_scikit_learns():

@@ -10,7 +10,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skattrib._validation import as_tensor, memory_cap
-from skattrib._verdict import calibration_slope, scale_hint
+from skattrib._verdict import calibration_slope, few_units_hint, scale_hint
 from skattrib.base import BaseAttributor
 from skattrib.engine._adjoint import check_differentiable
 from skattrib.engine._functional import spread
@@ -298,6 +298,7 @@ class AdamWInfluence(BaseAttributor):
             )
             rows = self._unit_weightings(self.weights_)
             seeds = trainer.seeds(self.n_models)
+            self._say(self._few_units_hint())
             self._runs = [self._train(trainer, rows, seed) for seed in seeds]
         self.estimand_ = (
             "derivative of the outcome in the weight of this unit, all others present"
@@ -326,6 +327,11 @@ class AdamWInfluence(BaseAttributor):
 
     def _n_seeds(self):
         return self.n_models
+
+    def _few_units_hint(self):
+        if as_model(self._model).frozen:
+            return ""
+        return few_units_hint(self.n_units_, 1 + len(self.weights_) * self.n_models)
 
     # ---------------------------------------------------------------- queries
     def _sweep_options(self, inert=0.0):
@@ -510,7 +516,7 @@ class AdamWInfluence(BaseAttributor):
             )
         figures.update(self._removal_errors(retrain=n_retrainings > 0))
 
-        hint = scale_hint(self._features)
+        hint = scale_hint(self._features) + self._few_units_hint()
         return run_verdict(figures, at_full_data=self.inclusion_ == 1, hint=hint)
 
     def _removal_errors(self, retrain):

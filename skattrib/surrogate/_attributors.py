@@ -2,6 +2,7 @@
 
 from numbers import Real
 
+import numpy as np
 from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 
@@ -52,7 +53,9 @@ class KernelSurrogateAttributor(SurrogateAttributor):
         directions of the training outputs; None is exact.
     include_loo : "auto" or bool, default="auto"
         Whether the surrogate is fitted to the leave-one-out subsets, too. "auto": for
-        `at="loo"`, if there are at most n_subsets / 2 units.
+        `at="loo"`, if there are no more units than `n_subsets`. Attributions are then
+        the differences themselves, not smoothed: `inclusion=1` gives the same ones from
+        these subsets alone.
     at : {"loo", "shapley", "banzhaf"} or float, default="loo"
         Which other units are present when the effect of a unit is computed: all
         ("loo"), those before it in a random order ("shapley"), or each with probability
@@ -223,6 +226,17 @@ class KernelSurrogateAttributor(SurrogateAttributor):
     def _surrogate(self):
         return KernelSurrogate(self.ridge, self.bandwidth)
 
+    def _attribute(self, X, y, outcome):
+        without_each = self._without_each() if self.at in ("loo", 1) else None
+        if without_each is None:
+            return super()._attribute(X, y, outcome)
+        # the differences themselves, where a surrogate would only smooth them
+        surrogate, outcomes = self._fitted_surrogate(X, y, outcome)
+        attributions = (outcomes[0] - outcomes[without_each]).T
+        # two outcomes, each with what the surrogate takes for noise
+        std = np.sqrt(2) * surrogate._noise()[:, None]
+        return attributions, np.broadcast_to(std, attributions.shape)
+
 
 class LinearSurrogateAttributor(SurrogateAttributor):
     """Task attribution by ridge regression on subsets: the additive baseline.
@@ -263,7 +277,7 @@ class LinearSurrogateAttributor(SurrogateAttributor):
         directions of the training outputs; None is exact.
     include_loo : "auto" or bool, default="auto"
         Whether the surrogate is fitted to the leave-one-out subsets, too. "auto": for
-        `at="loo"`, if there are at most n_subsets / 2 units.
+        `at="loo"`, if there are no more units than `n_subsets`.
     at : {"loo", "shapley", "banzhaf"} or float, default="loo"
         Which other units are present when the effect of a unit is computed: all
         ("loo"), those before it in a random order ("shapley"), or each with probability

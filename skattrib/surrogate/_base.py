@@ -16,6 +16,7 @@ from sklearn.utils._param_validation import (
 )
 
 from skattrib._validation import float_dtype, memory_cap
+from skattrib._verdict import few_units_hint
 from skattrib.base import FEWEST_RETRAININGS, BaseAttributor
 from skattrib.engine._functional import FunctionalModule
 from skattrib.evaluation import make_weightings
@@ -135,6 +136,8 @@ class SurrogateAttributor(BaseAttributor):
         rows = self._unit_weightings(self.weights_)
         data = (self._features, self._targets, self._row_weights, rows)
         self._say(f"{len(rows)} subsets by {self.estimation_}")
+        if self.estimation_ == "retrain" and self.inclusion != 1:
+            self._say(few_units_hint(self.n_units_, len(rows)))
         if self.estimation_ == "gradient":
             self._source = LinearizedSubsets(
                 self._model,
@@ -203,7 +206,7 @@ class SurrogateAttributor(BaseAttributor):
         """Return whether the leave-one-out subsets are used in fit."""
         if self.include_loo != "auto":
             return self.include_loo or self.inclusion == 1
-        few = self.n_units_ <= self.n_subsets / 2
+        few = self.n_units_ <= self.n_subsets
         return self.inclusion == 1 or (self.at in ("loo", 1) and few)
 
     def _design(self):
@@ -257,7 +260,7 @@ class SurrogateAttributor(BaseAttributor):
 
     # ---------------------------------------------------------------- queries
     def _fitted_surrogate(self, X, y, outcome):
-        """Return a surrogate of the outcomes of some queries."""
+        """Return a surrogate of some queries, and the outcomes it is fitted to."""
         n_outputs = len(getattr(self._model, "classes_", [0]))
         outcomes = in_chunks(
             self._source,
@@ -273,14 +276,23 @@ class SurrogateAttributor(BaseAttributor):
             prior_attributions = self.prior_._attribute(X, y, outcome)
             surrogate = AroundPrior(surrogate, *prior_attributions)
 
-        return surrogate.fit(self.weights_, outcomes)
+        return surrogate.fit(self.weights_, outcomes), outcomes
 
     def _attribute(self, X, y, outcome):
-        surrogate = self._fitted_surrogate(X, y, outcome)
+        surrogate, _ = self._fitted_surrogate(X, y, outcome)
         return surrogate.attribution(self.at, return_std=True)
 
+    def _without_each(self):
+        """Return where in `weights_` each unit alone is absent, None if not all are."""
+        n_absent = (self.weights_ == 0).sum(axis=1)
+        subsets = np.flatnonzero(n_absent == 1)
+        if len(subsets) < self.n_units_:
+            return None
+        absent = self.weights_[subsets].argmin(axis=1)
+        return subsets[np.argsort(absent)]
+
     def _prepare(self, X, y, outcome):
-        return self._fitted_surrogate(X, y, outcome).predict
+        return self._fitted_surrogate(X, y, outcome)[0].predict
 
     def _predict_outcomes(self, X, y, weights, outcome):
         return self._prepare(X, y, outcome)(weights)
@@ -319,6 +331,6 @@ class SurrogateAttributor(BaseAttributor):
                 f"the cap of {memory_cap() / 2**20:.0f} MiB. Pass average=True, fewer "
                 "queries at a time, or group rows by tasks=."
             )
-        surrogate = self._fitted_surrogate(X, y, outcome)
+        surrogate, _ = self._fitted_surrogate(X, y, outcome)
         interactions = surrogate._interactions(self.at, average)
         return interactions.astype(float_dtype(X), copy=False)

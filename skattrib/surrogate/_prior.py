@@ -61,6 +61,9 @@ class AroundPrior:
         attributions = attributions + slopes * self._attributions
         return (attributions, std) if return_std else attributions
 
+    def _noise(self):
+        return self._surrogate._noise()
+
     def _interactions(self, at, average=False):
         # the prior is additive
         return self._surrogate._interactions(at, average)

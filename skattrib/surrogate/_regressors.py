@@ -314,6 +314,10 @@ class KernelSurrogate(_Surrogate):
         centred = outcomes - self.intercept_
         self._variance = (centred * self.dual_coef_).mean(axis=0).clip(min=0)
 
+    def _noise(self):
+        """Return the standard deviation (n_outputs,) of what is not explained."""
+        return np.sqrt(self._variance * self.ridge_)
+
     def _bandwidths(self):
         """Yield each γ and a mask of the outputs that use it."""
         bandwidths = np.atleast_1d(self.bandwidth_)

@@ -221,7 +221,8 @@ def test_any_estimator_that_takes_weights(estimator, load):
 def test_read_outs_of_the_attributor_are_those_of_the_surrogate():
     X, y, Xq, yq = data()
     for at in ("loo", "shapley", "banzhaf", 0.3):
-        attributor = make(at=at, ridge=0.01).fit(X, y, tasks=tasks_of())
+        attributor = make(at=at, ridge=0.01, include_loo=False)
+        attributor.fit(X, y, tasks=tasks_of())
         outcomes = subset_outcomes(attributor, Xq, yq)
         surrogate = attributor._surrogate().fit(attributor.weights_, outcomes)
         found, std = attributor.attribute(Xq, yq, return_std=True)
@@ -233,6 +234,46 @@ def test_read_outs_of_the_attributor_are_those_of_the_surrogate():
         mean = attributor.interactions(Xq, yq, average=True)
         assert_allclose(mean, pairs.mean(axis=0), atol=1e-10)
     assert "chance 0.3" in attributor.estimand_
+
+
+@pytest.mark.parametrize("estimation", ["retrain", "gradient"])
+@pytest.mark.parametrize("prior", [None, DualInfluence()])
+def test_few_units_are_left_out_and_not_smoothed(estimation, prior):
+    X, y, Xq, yq = data()
+    options = {"estimation": estimation, "at": "loo", "damping": 0.05, "prior": prior}
+    few = make(**options, n_subsets=N_TASKS).fit(X, y, tasks=tasks_of())
+    outcomes = subset_outcomes(few, Xq, yq)
+    assert_array_equal(few.weights_[1 : N_TASKS + 1], 1 - np.eye(N_TASKS))
+    differences = (outcomes[0] - outcomes[1 : N_TASKS + 1]).T
+    found, std = few.attribute(Xq, yq, return_std=True)
+    assert_allclose(found, differences, rtol=0, atol=1e-12)
+    assert (std > 0).all()  # other seeds would give other differences
+    alone = make(**options, inclusion=1.0).fit(X, y, tasks=tasks_of())
+    assert len(alone.weights_) == N_TASKS + 1
+    assert_allclose(alone.attribute(Xq, yq), differences, rtol=0, atol=1e-9)
+
+
+def test_differences_are_those_of_really_retrained_models():
+    X, y, Xq, yq = data()
+    W = np.vstack([np.ones(N_TASKS), 1 - np.eye(N_TASKS)])
+    truth = retrain_outcomes(net(), X, y, W, Xq, yq, tasks=tasks_of())
+    found = make().fit(X, y, tasks=tasks_of()).attribute(Xq, yq)
+    assert_allclose(found, (truth[0] - truth[1:]).T, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("options", "is_said"),
+    [
+        ({}, True),
+        ({"n_subsets": N_TASKS - 2}, False),
+        ({"inclusion": 1.0}, False),
+        ({"estimation": "gradient", "damping": 0.05}, False),
+    ],
+)
+def test_few_units_are_said(options, is_said, capsys):
+    X, y, *_ = data()
+    make(**options, verbose=1).fit(X, y, tasks=tasks_of())
+    assert (f"{N_TASKS + 1} trainings give" in capsys.readouterr().out) == is_said
 
 
 def test_averaged_interactions_with_several_bandwidths():
@@ -255,7 +296,7 @@ def test_the_design_holds_the_whole_leave_one_out_and_random_subsets():
     assert len(np.unique(W, axis=0)) == len(W)
     assert W.any(axis=1).all()
     assert 0.4 < W[N_TASKS + 1 :].mean() < 0.8
-    few = make(n_subsets=15).fit(X, y, tasks=tasks_of()).weights_
+    few = make(n_subsets=N_TASKS - 1).fit(X, y, tasks=tasks_of()).weights_
     assert (few.sum(axis=1) == N_TASKS - 1).sum() < N_TASKS
     without = make(n_subsets=20, include_loo=False).fit(X, y, tasks=tasks_of())
     assert len(without.weights_) <= 21

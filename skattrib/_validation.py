@@ -52,6 +52,12 @@ def _with_cure(check):
 
     @wraps(check)
     def with_cure(estimator, X, *args, **options):
+        if isinstance(X, dict):
+            raise ValueError(
+                f"X is a dict of {len(X)} inputs; it must be one table of rows. Put "
+                "them side by side, numpy.hstack(list(X.values())), and wrap a module "
+                "that takes several in one whose forward(X) cuts the columns again."
+            )
         if not options.get("skip_check_array") and (odd := _not_numbers(X)):
             if "date" in odd.values():  # an array of dates alone is taken for numbers
                 raise ValueError(_to_encode(estimator, odd))

@@ -61,7 +61,7 @@ class FunctionalModule:
             out = run_module(self._with(params), X)
         else:
             out = run_module(self.module, X, params)
-        return out if out.ndim > 1 else out[:, None]
+        return as_rows(out, len(X))
 
     def _with(self, params: Mapping[str, Tensor]) -> nn.Module:
         """Return a copy that has these parameters for good."""
@@ -102,8 +102,7 @@ class FunctionalModule:
 
     def present_outputs(self, X: Tensor) -> Tensor:
         """Return the outputs (n, C) of the module as it is."""
-        out = run_module(self.module, X)
-        return out if out.ndim > 1 else out[:, None]
+        return as_rows(run_module(self.module, X), len(X))
 
     def load(self, vector: Tensor) -> None:
         """Write a vector into the module's own parameters."""
@@ -175,6 +174,13 @@ _cudnn = _Switch(
     lambda: bool(torch.backends.cudnn.enabled),
     lambda value: setattr(torch.backends.cudnn, "enabled", value),
 )
+
+
+def as_rows(out: Tensor, n_rows: int) -> Tensor:
+    """Return outputs (n, C), also of a module that squeezes what it returns."""
+    if out.ndim > 1:
+        return out
+    return out.reshape(1, -1) if n_rows == 1 else out.reshape(-1, 1)
 
 
 def run_module(

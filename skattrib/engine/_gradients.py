@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
 from skattrib.engine._factors import LayerGradients, LayerTap, factored_layers
-from skattrib.engine._functional import FunctionalModule, apart, chunks, run_module
+from skattrib.engine._functional import (
+    FunctionalModule,
+    apart,
+    as_rows,
+    chunks,
+    run_module,
+)
 from skattrib.engine._plain_gradients import (
     REFUSALS,
     RandomProduct,
@@ -281,8 +287,7 @@ def _gradients_of_rows(
     tap = LayerTap(module)
     try:
         with torch.enable_grad():
-            outputs = run_module(module, X)
-            outputs = outputs if outputs.ndim > 1 else outputs[:, None]
+            outputs = as_rows(run_module(module, X), len(X))
             reference = RandomProduct.of(module, outputs)
             layers = factored_layers(module, tap, outputs, reference)
     except (RuntimeError, NotImplementedError) as error:

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from skattrib.engine._functional import as_rows
 from skattrib.engine._losses import CrossEntropy, Loss
 from skattrib.engine._sketch import draw_tables, sketch
 
@@ -71,13 +72,12 @@ def find_head(module: nn.Module, X: Tensor) -> nn.Linear:
 
     try:
         with torch.no_grad():
-            out = module(X[:2])
+            out = as_rows(module(X[:2]), len(X[:2]))
     finally:
         for handle in handles:
             handle.remove()
 
-    width = out.shape[1] if out.ndim > 1 else 1
-    if called and called[-1].out_features == width:
+    if called and called[-1].out_features == out.shape[1]:
         if _is_output(module, called[-1], X[:2]):
             return called[-1]
 
@@ -121,10 +121,9 @@ def hidden_states(
     )
     try:
         with torch.no_grad():
-            out = module(X)
+            out = as_rows(module(X), len(X))
     finally:
         handle.remove()
-    out = out if out.ndim > 1 else out[:, None]
     return layer_inputs[-1].reshape(len(X), -1), out
 
 

@@ -14,7 +14,7 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
-from skattrib.engine._functional import run_module
+from skattrib.engine._functional import as_rows, run_module
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -178,15 +178,17 @@ def probe_rows(module: nn.Module, X: Tensor) -> str | None:
     """
     state = {k: v.clone() for k, v in module.state_dict().items()}
     with torch.no_grad(), generator_kept():
-        together = module(X)
-        again = module(X)
-        alone = torch.cat([module(row[None]) for row in X])
+        together = as_rows(module(X), len(X))
+        again = as_rows(module(X), len(X))
+        alone = torch.cat([as_rows(module(row[None]), 1) for row in X])
 
     changed = any(not _same(v, state[k]) for k, v in module.state_dict().items())
     if changed:
         return "changes its own buffers in the forward pass"
     if not _same(together, again):
         return "is random: it returns different outputs for the same rows"
+    if alone.shape != together.shape:
+        return "returns other shapes for one row than for several"
 
     scale = together.nan_to_num().abs().max().clamp(min=1.0)
     tolerance = 1e3 * torch.finfo(together.dtype).eps * scale

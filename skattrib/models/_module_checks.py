@@ -1,10 +1,13 @@
 """What a module must be to be trained, or to be attributed as it is."""
 
+import inspect
 import warnings
 
 import torch
 from torch import nn
 
+from skattrib.engine._functional import apart, as_rows
+from skattrib.engine._losses import ClassLoss, LabelLoss
 from skattrib.engine._modules import find_unsuitable_layers, probe_rows
 from skattrib.exceptions import FaithfulnessWarning
 
@@ -27,10 +30,39 @@ def check_is_tensor(out):
         )
 
 
-def check_module(module, X, n_outputs, stacklevel=2):
+def check_shape(out, n_rows, n_outputs):
+    """Raise ValueError unless outputs have a row for each row and all columns."""
+    if out.shape != (n_rows, n_outputs):
+        raise ValueError(
+            f"module returns shape {tuple(out.shape)} for {n_rows} rows; it must be "
+            f"({n_rows}, {n_outputs}): one column per class (also for two classes; "
+            "unnormalised log-probabilities) or regression output."
+        )
+
+
+def check_takes_rows(module):
+    """Raise ValueError if a module needs more than one input."""
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):  # of compiled code
+        return
+    optional = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    needed = [
+        p.name for p in parameters if p.default is p.empty and p.kind not in optional
+    ]
+    if len(needed) > 1:
+        raise ValueError(
+            f"module takes {len(needed)} inputs, {', '.join(needed)}; it must take one "
+            "table of rows: wrap it in a module whose forward(X) cuts the columns of X "
+            "into these, and pass them side by side, numpy.hstack([...])."
+        )
+
+
+def check_module(module, X, n_outputs, loss, stacklevel=2):
     """Raise ValueError unless the module maps rows to outputs one by one."""
     if not any(p.requires_grad for p in module.parameters()):
         raise ValueError("module has no trainable parameters.")
+    check_takes_rows(module)
     unsuitable = find_unsuitable_layers(module)
     if unsuitable:
         name, reason = unsuitable[0]
@@ -44,31 +76,50 @@ def check_module(module, X, n_outputs, stacklevel=2):
             "2-D; reshape inside the module (nn.Unflatten) for images or sequences."
         ) from error
     check_is_tensor(out)
-    width = out.shape[1] if out.ndim == 2 else 1 if out.ndim == 1 else None
-    if len(out) != len(X) or width != n_outputs:
-        raise ValueError(
-            f"module returns shape {tuple(out.shape)} for {len(X)} rows; it must be "
-            f"({len(X)}, {n_outputs}): one column per class (also for two classes; "
-            "unnormalised log-probabilities) or regression output."
-        )
-    if n_outputs > 1 and bool((out >= 0).all() and (out.sum(1) - 1).abs().max() < 1e-4):
-        warnings.warn(
-            "module returns probabilities (its rows sum to 1); a classifier needs "
-            "logits, unnormalised log-probabilities: leave the softmax out.",
-            UserWarning,
-            stacklevel=stacklevel,
-        )
+    out = as_rows(out, len(X))
+    check_shape(out, len(X), n_outputs)
+    if isinstance(loss, ClassLoss | LabelLoss):
+        _warn_of_probabilities(module, X, out, stacklevel + 1)
     wrong = probe_rows(module, X)
     if wrong:
         raise ValueError(f"module {type(module).__name__} {wrong}. {CURE}")
 
 
+def _warn_of_probabilities(module, X, out, stacklevel):
+    """Warn if what should be logits are probabilities."""
+    in_range = bool((out >= 0).all() and (out <= 1).all())
+    if in_range and out.shape[1] > 1 and bool((out.sum(1) - 1).abs().max() < 1e-4):
+        seen = "its rows sum to 1", "softmax"
+    elif in_range and isinstance(_last_called(module, X), nn.Sigmoid):
+        seen = "its last layer is a sigmoid", "sigmoid"
+    else:
+        return
+    warnings.warn(
+        f"module returns probabilities ({seen[0]}); a classifier needs logits, "
+        f"unnormalised log-probabilities or log-odds: leave the {seen[1]} out.",
+        UserWarning,
+        stacklevel=stacklevel,
+    )
+
+
+def _last_called(module, X):
+    """Return the layer whose turn comes last."""
+    module, called = apart(module), []
+    for layer in module.modules():
+        if not list(layer.children()):
+            layer.register_forward_hook(lambda layer, *_: called.append(layer))
+    with torch.no_grad():
+        module(X.clone())
+    return called[-1] if called else None
+
+
 def few_outputs(module, X):
     """Return the outputs (n, C) of a few rows."""
+    few = X[:FEW]
     with torch.no_grad():
-        out = module(X[:FEW])
+        out = module(few)
     check_is_tensor(out)
-    return out if out.ndim > 1 else out[:, None]
+    return as_rows(out, len(few))
 
 
 def module_width(module):
@@ -91,15 +142,15 @@ def in_single_precision(module):
     return module
 
 
-def try_on_noise(module, n_outputs):
+def try_on_noise(module, n_outputs, loss):
     """Check what a trained module returns, if its input can be guessed.
 
-    That is the case where its first layer with weights takes rows; else the check
-    comes with the rows of an attributor.
+    That is the case where its first layer with weights takes rows. Returns whether it
+    was; else the check comes with the rows of an attributor.
     """
     layers = [m for m in module.modules() if list(m.parameters(recurse=False))]
     if not layers or not isinstance(layers[0], nn.Linear):
-        return
+        return False
     like = next(module.parameters())
     size = FEW, layers[0].in_features
     rows = torch.linspace(-1, 1, size[0] * size[1], dtype=like.dtype).view(size)
@@ -108,9 +159,11 @@ def try_on_noise(module, n_outputs):
         with torch.no_grad():
             out = module(rows)
     except Exception:
-        return
+        return False
     check_is_tensor(out)
-    if not torch.isfinite(out).all():  # which attributors report
-        return
-    if out.ndim <= 2 and out.reshape(len(out), -1).shape == (FEW, n_outputs):
-        check_module(module, rows, n_outputs, stacklevel=5)
+    out = as_rows(out, len(rows))
+    # attributors report what is not finite
+    if out.shape != (FEW, n_outputs) or not torch.isfinite(out).all():
+        return False
+    check_module(module, rows, n_outputs, loss, stacklevel=5)
+    return True

@@ -21,7 +21,12 @@ from skattrib._validation import (
     memory_cap,
     validate_data,
 )
-from skattrib.engine._functional import FunctionalModule, chunks, run_module
+from skattrib.engine._functional import (
+    FunctionalModule,
+    as_rows,
+    chunks,
+    run_module,
+)
 from skattrib.engine._losses import Loss, as_loss, check_loss
 from skattrib.engine._modules import (
     ACTIVATIONS,
@@ -52,6 +57,8 @@ from skattrib.models._module_checks import (
     FEW,
     check_is_tensor,
     check_module,
+    check_shape,
+    check_takes_rows,
     few_outputs,
     in_single_precision,
     module_width,
@@ -312,7 +319,7 @@ class TorchEstimator(BaseEstimator):
             module = uncompiled_copy(module)
         module = module.to(device=X.device, dtype=X.dtype)
         materialise(module, X[:FEW], seed)
-        check_module(module, X[:FEW], n_outputs)
+        check_module(module, X[:FEW], n_outputs, self.loss_function_)
         return module
 
     def _check_rebuilt(self, module, X, seed):
@@ -370,16 +377,12 @@ class TorchEstimator(BaseEstimator):
         parts = []
         with torch.no_grad():
             for part in chunks(len(X), 8192):
-                parts.append(run_module(self.module_, as_tensor(X[part], like)))
-                check_is_tensor(parts[-1])
-        out = torch.cat(parts)
-        out = out if out.ndim > 1 else out[:, None]
-        if out.shape[1] != self.n_outputs_:
-            raise ValueError(
-                f"module returns {out.shape[1]} columns, but was wrapped as one with "
-                f"{self.n_outputs_}."
-            )
-        return out
+                rows = as_tensor(X[part], like)
+                out = run_module(self.module_, rows)
+                check_is_tensor(out)
+                parts.append(as_rows(out, len(rows)))
+                check_shape(parts[-1], len(rows), self.n_outputs_)
+        return torch.cat(parts)
 
     def __getstate__(self):
         state = super().__getstate__()
@@ -401,6 +404,7 @@ def fitted_from(cls, module, targets, device, loss, link, **fitted):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module)}.")
     if not any(p.requires_grad for p in module.parameters()):
         raise ValueError("module has no trainable parameters.")
+    check_takes_rows(module)
     if device is None:
         device = next(module.parameters()).device
     estimator = cls(module=module, loss=loss, device=device)
@@ -422,7 +426,7 @@ def fitted_from(cls, module, targets, device, loss, link, **fitted):
     # numbers that are rates, log-odds and predictions alike
     some = torch.linspace(0.2, 1.0, len(few) * n_outputs).view(len(few), n_outputs)
     check_loss(loss, some, few)
-    try_on_noise(estimator.module_, n_outputs)
+    estimator._tried = try_on_noise(estimator.module_, n_outputs, loss)
     for name, value in fitted.items():
         setattr(estimator, name, value)
     return estimator

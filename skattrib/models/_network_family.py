@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from sklearn.base import clone
 
+from skattrib._validation import as_tensor
+from skattrib.models._module_checks import FEW, check_module
 from skattrib.models._protocol import Differentiable, Recorded, Retrainable
 
 
@@ -82,6 +84,16 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
 
     def check(self):
         """Raise if it cannot be trained; it can."""
+
+    def check_answers(self, X):
+        """Raise unless the fitted module maps rows to outputs one by one.
+
+        Training has made sure of it. A module that was trained elsewhere has met no
+        rows, unless it could be tried on some when it was wrapped.
+        """
+        if not getattr(self.estimator, "_tried", True):
+            rows = as_tensor(np.asarray(X)[:FEW], next(self.module.parameters()))
+            check_module(self.module, rows, self.estimator.n_outputs_, self.loss)
 
     def check_targets(self, y):
         """Raise on labels that were not there in fit."""

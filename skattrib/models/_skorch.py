@@ -5,6 +5,7 @@ here. skorch itself is not imported.
 """
 
 import torch
+from sklearn.base import is_classifier
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
@@ -23,7 +24,13 @@ def classifier_of(net):
 
     skorch's NLLLoss takes probabilities; their logarithms are what follows them here.
     """
-    module, loss = regressor_of(net)
+    check_is_fitted(net, "module_")
+    if not is_classifier(net):
+        raise ValueError(
+            f"net is a {type(net).__name__}, no classifier: use "
+            "TorchRegressor.from_skorch(net)."
+        )
+    module, loss = _module_and_loss(net)
     if isinstance(loss, nn.NLLLoss):
         module = nn.Sequential(module, _LogProbabilities())
     return module, loss
@@ -32,6 +39,15 @@ def classifier_of(net):
 def regressor_of(net):
     """Return a copy of a regressor's module, and its loss."""
     check_is_fitted(net, "module_")
+    if is_classifier(net):
+        raise ValueError(
+            f"net is a {type(net).__name__}, a classifier: use "
+            "TorchClassifier.from_skorch(net)."
+        )
+    return _module_and_loss(net)
+
+
+def _module_and_loss(net):
     criterion = net.criterion_
     if isinstance(criterion, nn.Module):
         criterion = uncompiled_copy(criterion)

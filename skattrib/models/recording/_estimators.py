@@ -11,7 +11,7 @@ from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._losses import Loss, check_loss
 from skattrib.engine._trajectory import Recipe
 from skattrib.exceptions import TrajectoryError
-from skattrib.models._module_checks import check_module, few_outputs
+from skattrib.models._module_checks import FEW, check_module, few_outputs
 from skattrib.models._network import TrainingProblem
 from skattrib.models.neural import TorchClassifier, TorchRegressor, check_classes
 
@@ -68,11 +68,11 @@ class _Recorded:
         module = copy.deepcopy(self.module).to(self._device())
         X = as_tensor(X, next(p for p in module.parameters() if p.requires_grad))
         targets = self._targets(y, X)
-        check_module(module, X[:3], self.n_outputs_)
+        check_module(module, X[:FEW], self.n_outputs_, self.loss_function_)
         check_rows(self.recipe.batches, len(X))
         model = FunctionalModule(module)
         loss = self.loss_function_
-        check_loss(loss, few_outputs(module, X), targets[:3])
+        check_loss(loss, few_outputs(module, X), targets[:FEW])
         weighting = self._weighting(targets)
         return TrainingProblem(model, loss, self.recipe, X, targets, weighting)
 

@@ -9,7 +9,12 @@ from skattrib.exceptions import FaithfulnessWarning
 
 
 def calibration_slope(predicted, truth):
-    """Return the slope of real outcomes (m, q) on predicted ones, within queries."""
+    """Return the slope of real outcomes (m, q) on predicted ones, within queries.
+
+    Models with an outcome that is not finite, or not known, are left out.
+    """
+    known = np.isfinite(truth).all(axis=1) & np.isfinite(predicted).all(axis=1)
+    predicted, truth = predicted[known], truth[known]
     p, t = predicted - predicted.mean(axis=0), truth - truth.mean(axis=0)
     return float((p * t).sum() / max((p * p).sum(), np.finfo(float).tiny))
 

@@ -71,7 +71,11 @@ from skattrib.models._outcomes import (
     check_own_outcome,
 )
 from skattrib.models._parts import Parts, searched
-from skattrib.models._repeatable import check_repeatable
+from skattrib.models._repeatable import (
+    check_finite,
+    check_repeatable,
+    finite_rows,
+)
 from skattrib.models.neural import TorchClassifier, make_estimator
 
 __all__ = ["BaseAttributor"]
@@ -273,6 +277,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         with config_context(enable_metadata_routing=False):
             parts.fit_model(features, targets, **model_params)
         check_repeatable(as_model(parts.model), features)
+        check_finite(as_model(parts.model), features)
         self.estimator_ = parts.whole if search is None else search
         # copies: changed in place by the user, they would not be what was trained on
         self.X_train_, self.y_train_ = X.copy(), y.copy()
@@ -517,45 +522,48 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         return attributions.astype(float_dtype(X), copy=False)
 
     def _attribute_finite(self, X, y, outcome):
-        """Attribute queries; what is not finite in one of them spoils no other."""
-        try:
-            attributions, errors = self._attribute(X, y, outcome)
-        except (ValueError, ArithmeticError, np.linalg.LinAlgError):
-            finite = self._has_finite_outputs(X)
-            if finite.all():
-                raise
-        else:
-            if np.isfinite(attributions).all():
-                return attributions, errors
-            finite = self._has_finite_outputs(X)
-            if finite.all():
-                return attributions, errors
-
-        warnings.warn(
-            f"The model's outputs for queries {np.flatnonzero(~finite)[:10].tolist()} "
-            "are not finite, and neither are their attributions: look at these rows.",
-            FaithfulnessWarning,
-            stacklevel=3,
-        )
-        shape = len(finite), self.n_units_
-        whole = np.full((2, *shape), np.nan)
-        errors = None
-        if finite.any():
-            kept = np.flatnonzero(finite)
+        """Attribute queries; one whose outputs are not finite has NaN."""
+        kept = self._finite_queries(X)
+        if kept is None:
+            return self._attribute(X, y, outcome)
+        shape = _num_samples(X), self.n_units_
+        whole, errors = np.full((2, *shape), np.nan), None
+        if len(kept):
             rows = _safe_indexing(X, kept), y[kept]
             whole[0, kept], errors = self._attribute(*rows, outcome)
         if errors is not None:
             whole[1, kept] = errors
         return whole[0], None if errors is None else whole[1]
 
-    def _has_finite_outputs(self, X):
-        """Return which queries (n_queries,) have outputs that are all finite."""
+    def _finite_queries(self, X, stacklevel=4):
+        """Return which queries have finite outputs, with a warning; None: all have."""
         model = as_model(self._model)
-        if model.takes_texts:
-            return np.ones(_num_samples(X), dtype=bool)
+        if model.takes_texts or not hasattr(model, "outputs"):
+            return None
         with torch.no_grad():
-            outputs = model.outputs(X)
-        return torch.isfinite(outputs).all(dim=1).cpu().numpy()
+            finite = finite_rows(model.outputs(X)).cpu().numpy()
+        if finite.all():
+            return None
+        warnings.warn(
+            f"The model's outputs for queries {np.flatnonzero(~finite)[:10].tolist()} "
+            "are not finite, and neither are their attributions: look at these rows.",
+            FaithfulnessWarning,
+            stacklevel=stacklevel,
+        )
+        return np.flatnonzero(finite)
+
+    def _check_finite_query(self, X, y):
+        """Validate queries; leave out those whose outputs are not finite."""
+        X, y, outcome = self._check_query(X, y)
+        kept = self._finite_queries(X)
+        if kept is None:
+            return X, y, outcome
+        if not len(kept):
+            raise ValueError(
+                "The model's outputs for all of these queries are NaN or infinite: "
+                "its training diverged, or X is out of range. Look at predict(X)."
+            )
+        return _safe_indexing(X, kept), y[kept], outcome
 
     def predict_outcomes(self, X, y, weights):
         """Predict the outcomes of models trained with other weights of the units.
@@ -582,7 +590,14 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         """
         X, y, outcome = self._check_query(X, y)
         weights = check_weights(weights, self.n_units_, float_dtype(X))
-        predicted = self._predict_outcomes(X, y, weights, outcome)
+        kept = self._finite_queries(X, stacklevel=3)
+        if kept is None:
+            predicted = self._predict_outcomes(X, y, weights, outcome)
+        else:
+            predicted = np.full((len(weights), _num_samples(X)), np.nan)
+            if len(kept):
+                rows = _safe_indexing(X, kept), y[kept]
+                predicted[:, kept] = self._predict_outcomes(*rows, weights, outcome)
         return predicted.astype(float_dtype(X), copy=False)
 
     def _unit_weightings(self, weights):
@@ -635,7 +650,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         TrajectoryError
             If the estimator is a frozen module without a record of its training.
         """
-        X, y, outcome = self._check_query(X, y)
+        X, y, outcome = self._check_finite_query(X, y)
         weights, truth = self._retrain(X, y, self.n_retrainings)
         return lds_score(truth, self._predict_outcomes(X, y, weights, outcome))
 

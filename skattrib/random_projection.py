@@ -38,6 +38,7 @@ from skattrib.engine._sketch import (
     outcome_gradients,
     sketch,
 )
+from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._as_model import as_model, check_recipe
 from skattrib.models._fit_params import check_target
 from skattrib.models._outcomes import OUTCOMES, check_own_outcome
@@ -476,6 +477,14 @@ class GradientTransformer(
         blocks = call_each(_features, calls, self.n_jobs)
         for batch, block in zip(row_batches, blocks, strict=True):
             out[batch] = block
+        odd = np.flatnonzero(~np.isfinite(out).all(axis=1))
+        if len(odd):
+            warnings.warn(
+                f"The gradients of {len(odd)} rows, such as {odd[:10].tolist()}, are "
+                "not finite: the model's outputs, or their outcome, overflow there.",
+                FaithfulnessWarning,
+                stacklevel=3,
+            )
         return out
 
     def __sklearn_tags__(self):

@@ -17,7 +17,12 @@ from skattrib.engine._functional import spread
 from skattrib.evaluation import make_weightings
 from skattrib.evaluation._weightings import count_weightings
 from skattrib.exceptions import TrajectoryError
-from skattrib.influence._aggregation import AGGREGATIONS, aggregate, exploding
+from skattrib.influence._aggregation import (
+    AGGREGATIONS,
+    aggregate,
+    exploding,
+    finite_mean,
+)
 from skattrib.influence._run_derivatives import RunDerivatives, Runs, check_reproduced
 from skattrib.influence._run_diagnosis import (
     N_UNITS,
@@ -359,7 +364,7 @@ class AdamWInfluence(BaseAttributor):
         each_run = self._each_run(queries)
         exploded = exploding(each_run)
         if len(each_run) > 1:
-            warn_if_exploding(exploded)
+            warn_if_exploding(exploded, np.isfinite(each_run).all(axis=2))
         return aggregate(each_run, self.aggregation, exploded)
 
     def _run_outcomes(self, queries):
@@ -376,7 +381,7 @@ class AdamWInfluence(BaseAttributor):
 
     def _linear(self, slopes, run_outcomes):
         """Return outcomes as a linear function of weights, through the runs' mean."""
-        middle = run_outcomes.mean(axis=(0, 1))
+        middle = finite_mean(run_outcomes, axis=(0, 1))
         return lambda weights: (
             middle + (weights - self.weights_.mean(axis=0)) @ slopes.T
         )
@@ -498,7 +503,7 @@ class AdamWInfluence(BaseAttributor):
             If the verdict is bad.
         """
         check_is_fitted(self, "n_units_")
-        X, y, outcome = self._check_query(X, y)
+        X, y, outcome = self._check_finite_query(X, y)
         queries = self._derivatives.queries(X, y, outcome)
         each_run = self._each_run(queries)
         exploded = exploding(each_run)
@@ -512,7 +517,7 @@ class AdamWInfluence(BaseAttributor):
             actual = self._run_outcomes(queries)
             predicted = self._linear(slopes, actual)(self.weights_)
             figures.calibration_slope = calibration_slope(
-                predicted, actual.mean(axis=0)
+                predicted, finite_mean(actual, axis=0)
             )
         figures.update(self._removal_errors(retrain=n_retrainings > 0))
 

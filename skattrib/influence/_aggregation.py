@@ -1,5 +1,7 @@
 """Averages over runs, some of which are out of all proportion."""
 
+import warnings
+
 import numpy as np
 
 # Left out at either end; more where more runs explode, but never all.
@@ -17,8 +19,18 @@ def exploding(each_run):
         Attributions.
     """
     norms = np.linalg.norm(each_run, axis=2)
-    usual = np.median(norms, axis=0)
+    known = np.where(np.isfinite(norms), norms, np.nan)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
+        usual = np.nanmedian(known, axis=0)
     return ~(norms <= _EXPLODING * usual)
+
+
+def finite_mean(values, axis):
+    """Return the mean of what is finite; NaN where nothing is."""
+    finite = np.isfinite(values)
+    total, n_known = np.where(finite, values, 0).sum(axis), finite.sum(axis)
+    return np.where(n_known > 0, total / np.maximum(n_known, 1), np.nan)
 
 
 def _mean(each_run, exploded):
@@ -64,7 +76,8 @@ def aggregate(each_run, how, exploded):
     Parameters
     ----------
     each_run : ndarray of shape (n_runs, q, n_units)
-        A single run is returned as it is, with None.
+        A single run is returned as it is, with None. Of several, those that are not
+        finite are left out, query by query.
     how : str
         One of `AGGREGATIONS`.
     exploded : ndarray of shape (n_runs, q)
@@ -72,4 +85,17 @@ def aggregate(each_run, how, exploded):
     """
     if len(each_run) == 1:
         return each_run[0], None
-    return AGGREGATIONS[how](each_run, exploded)
+    finite = np.isfinite(each_run).all(axis=2)
+    if finite.all():
+        return AGGREGATIONS[how](each_run, exploded)
+
+    mean, error = np.full((2, *each_run.shape[1:]), np.nan)
+    for query in range(each_run.shape[1]):
+        runs, one = finite[:, query], slice(query, query + 1)
+        if runs.sum() > 1:
+            mean[one], error[one] = AGGREGATIONS[how](
+                each_run[runs, one], exploded[runs, one]
+            )
+        elif runs.any():
+            mean[query] = each_run[runs, query]
+    return mean, error

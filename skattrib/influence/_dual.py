@@ -521,7 +521,7 @@ class DualInfluence(BaseAttributor):
         FaithfulnessWarning
             If the verdict is bad.
         """
-        X, y, outcome = self._check_query(X, y)
+        X, y, outcome = self._check_finite_query(X, y)
         linear = self._linear_models[0]
         units = spread(self.n_units_, N_STEPS)
         removed = self._left_out[units]

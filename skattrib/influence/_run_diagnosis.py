@@ -27,9 +27,18 @@ _SLOPES = (0.5, 2.0)
 _LEAST_SLOPE = 0.1
 
 
-def warn_if_exploding(exploded: NDArray[np.bool_]) -> None:
-    """Warn if so many runs explode, (n_runs, q), that an average rests on few."""
+def warn_if_exploding(exploded: NDArray[np.bool_], finite: NDArray[np.bool_]) -> None:
+    """Warn if runs, (n_runs, q), are left out, or an average rests on few of them."""
     share = float(exploded.mean())
+    n_lost = int((~finite).any(axis=1).sum())
+    if n_lost:
+        warnings.warn(
+            f"Derivatives of {n_lost} of {len(finite)} runs are not finite for some "
+            "queries: these runs are left out for them. Lower the learning rate, or "
+            "set clip_norm.",
+            FaithfulnessWarning,
+            stacklevel=6,
+        )
     if share > _EXPLODING_LIMIT:
         warnings.warn(
             f"Derivatives of {share:.0%} of the runs are out of all proportion: an "

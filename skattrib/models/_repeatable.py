@@ -1,4 +1,4 @@
-"""Whether a model gives the same answers when it is asked twice."""
+"""Whether the answers of a fitted model can be attributed."""
 
 from __future__ import annotations
 
@@ -40,4 +40,28 @@ def check_repeatable(model: Model, X: Any) -> None:
             "random in its predictions would be taken for an effect of the training "
             "rows. Fix the seed that it predicts with, or switch off what draws "
             "(.eval() for dropout)."
+        )
+
+
+def finite_rows(outputs: torch.Tensor) -> torch.Tensor:
+    """Return which rows (n,) have outputs that are all finite."""
+    return torch.isfinite(outputs).reshape(len(outputs), -1).all(dim=1)
+
+
+def check_finite(model: Model, X: Any) -> None:
+    """Raise ValueError if a frozen model has outputs for training rows that are NaN.
+
+    A model that was trained on them has none: its training would have diverged.
+    """
+    outputs = getattr(model, "outputs", None)
+    if outputs is None or not model.frozen or model.takes_texts:
+        return
+    with torch.no_grad():
+        odd = (~finite_rows(outputs(X))).nonzero().flatten()
+    if len(odd):
+        raise ValueError(
+            f"The model's outputs for {len(odd)} training rows, such as "
+            f"{odd[:10].tolist()}, are NaN or infinite: they have no gradients. Leave "
+            "these rows out of X and y; if they are all rows, its training diverged, "
+            "or X is out of range."
         )

@@ -491,7 +491,7 @@ class RISEValuator(BaseAttributor):
         FaithfulnessWarning
             If the verdict is bad.
         """
-        X, y, outcome = self._check_query(X, y)
+        X, y, outcome = self._check_finite_query(X, y)
         if n_retrainings:
             self._check_retrainable()
         exact = None

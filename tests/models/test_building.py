@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.frozen import FrozenEstimator
 from torch import nn
 
-from skattrib import AdamWInfluence, DualInfluence, TorchClassifier, TorchRegressor
+from skattrib import DualInfluence, TorchClassifier, TorchRegressor
 from skattrib.evaluation import retrain_outcomes
 from skattrib.exceptions import FaithfulnessWarning
 
@@ -188,30 +188,6 @@ def test_targets_out_of_reach_are_pointed_out():
 def test_counts_are_not_classes():
     with pytest.warns(UserWarning, match="treated as 19 classes"):
         DualInfluence(random_state=0).fit(X, (np.arange(40) * 7) % 19)
-
-
-@pytest.mark.parametrize(
-    "kind", [DualInfluence, AdamWInfluence], ids=lambda kind: kind.__name__
-)
-def test_a_query_that_is_not_finite_spoils_no_other(kind):
-    class Overflows(nn.Module):
-        def __init__(self, n_features, n_outputs):
-            super().__init__()
-            self.layer = nn.Linear(n_features, n_outputs)
-
-        def forward(self, X):
-            return self.layer(torch.where(X[:, :1] > 50, torch.nan, X))
-
-    net = TorchClassifier(Overflows, max_epochs=5, random_state=0)
-    options = {"inclusion": 1} if kind is AdamWInfluence else {}
-    fitted = kind(net, random_state=0, **options).fit(X, y)
-    expected = fitted.attribute(*QUERIES)
-    queries = QUERIES[0].copy()
-    queries[1, 0] = 99
-    with pytest.warns(FaithfulnessWarning, match=r"queries \[1\] are not finite"):
-        found = fitted.attribute(queries, QUERIES[1])
-    assert np.isnan(found[1]).all()
-    assert_allclose(found[[0, 2, 3]], expected[[0, 2, 3]], rtol=1e-6)
 
 
 def test_conjugate_gradients_with_little_damping_are_in_double_precision():

@@ -67,6 +67,51 @@ __all__ = ["BaseAttributor"]
 
 FEWEST_RETRAININGS = 8
 
+# What the docstrings of attributors have in common.
+ATTRIBUTOR_DOCS = {
+    "outcome": """
+    outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
+            callable, default="auto"
+        What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is
+        the log-likelihood of the predicted class, or the raw prediction.
+    """,
+    "retraining": """
+    n_retrainings : int, default=32
+        Models trained by `score`; at least 8.
+    retrain_size : float, default=0.5
+        Fraction of the units that each of them is trained on.
+    """,
+    "units": """
+    y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
+        Their targets.
+    tasks_ : ndarray of shape (n_samples,) or None
+        Task of each row.
+    unit_names_ : ndarray of shape (n_units,)
+        Task labels, or the index of X.
+    n_units_ : int
+        Number of units.
+    estimand_ : str
+        Meaning of an attribution.
+    n_features_in_ : int
+        Number of features seen in fit.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the features, if X had any.
+    """,
+    "fit_rows": """
+    X : array-like of shape (n_samples, n_features)
+        Training rows.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        Their targets.
+    tasks : array-like of shape (n_samples,) or None, default=None
+        Unit of each row, for example its source; None makes every row a unit.
+    """,
+    "fit_params": """
+    **fit_params : dict
+        Passed to the estimator's ``fit``; `sample_weight` enters the
+        attributions too.
+    """,
+}
+
 
 class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
     """Base class of attributors: fit, attribute, predict outcomes, be checked.

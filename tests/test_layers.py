@@ -13,6 +13,7 @@ PACKAGE = ROOT / "skattrib"
 # import one another, as long as they do not go round in circles.
 ROOMS = [
     "exceptions",
+    "_docstrings",
     "_verdict",
     "_validation",
     "_frames",

@@ -9,9 +9,10 @@ from sklearn.utils import Bunch
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from skattrib._docstrings import fill_in
 from skattrib._validation import as_tensor, memory_cap
 from skattrib._verdict import calibration_slope, scale_hint
-from skattrib.base import BaseAttributor
+from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._adjoint import check_differentiable
 from skattrib.engine._functional import spread
 from skattrib.evaluation import make_weightings
@@ -40,6 +41,7 @@ _ABSENT = 0.05
 _INERT = 0.01
 
 
+@fill_in(ATTRIBUTOR_DOCS)
 class AdamWInfluence(BaseAttributor):
     """Derivatives of the training run that really happened, optimizer included.
 
@@ -75,14 +77,8 @@ class AdamWInfluence(BaseAttributor):
     n_models : int, default=1
         Training seeds to average over: the outcome is then the mean over these seeds,
         in `score` too. Each has `n_trajectories` runs.
-    outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
-            callable, default="auto"
-        What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is
-        the log-likelihood of the predicted class, or the raw prediction.
-    n_retrainings : int, default=32
-        Models trained by `score`; at least 8.
-    retrain_size : float, default=0.5
-        Fraction of the units that each of them is trained on.
+    %(outcome)s
+    %(retraining)s
     memory : str, joblib.Memory or None, default=None
         Where the runs and retrained outcomes are remembered, so that an interrupted
         fit goes on; needs an int `random_state`. Holds whole models.
@@ -105,20 +101,7 @@ class AdamWInfluence(BaseAttributor):
         all seeds.
     X_train_ : ndarray of shape (n_samples, n_features)
         Training rows.
-    y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
-        Their targets.
-    tasks_ : ndarray of shape (n_samples,) or None
-        Task of each row.
-    unit_names_ : ndarray of shape (n_units,)
-        Task labels, or the index of X.
-    n_units_ : int
-        Number of units.
-    estimand_ : str
-        What an attribution estimates.
-    n_features_in_ : int
-        Number of features seen in fit.
-    feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of the features, if X had any.
+    %(units)s
 
     See Also
     --------
@@ -198,20 +181,14 @@ class AdamWInfluence(BaseAttributor):
 
     # -------------------------------------------------------------------- fit
     @_fit_context(prefer_skip_nested_validation=False)
+    @fill_in(ATTRIBUTOR_DOCS)
     def fit(self, X, y, tasks=None, **fit_params):
         """Train the model, and the runs to be differentiated.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Their targets.
-        tasks : array-like of shape (n_samples,) or None, default=None
-            Unit of each row, for example its source; None makes every row a unit.
-        **fit_params : dict
-            Passed to the estimator's ``fit``; `sample_weight` enters the
-            attributions too.
+        %(fit_rows)s
+        %(fit_params)s
 
         Returns
         -------
@@ -459,7 +436,7 @@ class AdamWInfluence(BaseAttributor):
         y : array-like of shape (n_queries,) or (n_queries, n_outputs)
             Their targets.
         n_retrainings : int, default=0
-            Really retrained models to compare with, at least 8; 0 for none.
+            Number of retrained models to compare with, at least 8; 0 for none.
 
         Returns
         -------

@@ -8,9 +8,10 @@ from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from skattrib._docstrings import fill_in
 from skattrib._validation import as_tensor, check_weights
 from skattrib._verdict import scale_hint
-from skattrib.base import BaseAttributor
+from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._functional import spread
 from skattrib.influence._damping import (
     N_QUERIES,
@@ -31,6 +32,7 @@ from skattrib.models._network import check_seeds
 __all__ = ["DualInfluence"]
 
 
+@fill_in(ATTRIBUTOR_DOCS)
 class DualInfluence(BaseAttributor):
     """Leave-one-out effects from the model linearised at its trained weights.
 
@@ -79,14 +81,8 @@ class DualInfluence(BaseAttributor):
     n_models : int, default=1
         Training seeds to average over: the outcome is then the mean over these seeds,
         in `score` too.
-    outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
-            callable, default="auto"
-        What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is
-        the log-likelihood of the predicted class, or the raw prediction.
-    n_retrainings : int, default=32
-        Models trained by `score`; at least 8.
-    retrain_size : float, default=0.5
-        Fraction of the units that each of them is trained on.
+    %(outcome)s
+    %(retraining)s
     memory : str, joblib.Memory or None, default=None
         Where retrained outcomes are remembered; needs an int `random_state`.
     n_jobs : int or None, default=None
@@ -114,20 +110,7 @@ class DualInfluence(BaseAttributor):
         Why.
     X_train_ : ndarray of shape (n_samples, n_features)
         Training rows.
-    y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
-        Their targets.
-    tasks_ : ndarray of shape (n_samples,) or None
-        Task of each row.
-    unit_names_ : ndarray of shape (n_units,)
-        Task labels, or the index of X.
-    n_units_ : int
-        Number of units.
-    estimand_ : str
-        What an attribution estimates.
-    n_features_in_ : int
-        Number of features seen in fit.
-    feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of the features, if X had any.
+    %(units)s
 
     See Also
     --------
@@ -209,20 +192,14 @@ class DualInfluence(BaseAttributor):
 
     # -------------------------------------------------------------------- fit
     @_fit_context(prefer_skip_nested_validation=False)
+    @fill_in(ATTRIBUTOR_DOCS)
     def fit(self, X, y, tasks=None, **fit_params):
         """Train the model and prepare for the removal of every unit.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Their targets.
-        tasks : array-like of shape (n_samples,) or None, default=None
-            Unit of each row, for example its source; None makes every row a unit.
-        **fit_params : dict
-            Passed to the estimator's ``fit``; `sample_weight` enters the
-            attributions too.
+        %(fit_rows)s
+        %(fit_params)s
 
         Returns
         -------
@@ -493,7 +470,7 @@ class DualInfluence(BaseAttributor):
         y : array-like of shape (n_queries,) or (n_queries, n_outputs)
             Their targets.
         n_retrainings : int, default=0
-            Really retrained models to compare with, at least 8; 0 for none.
+            Number of retrained models to compare with, at least 8; 0 for none.
 
         Returns
         -------

@@ -5,6 +5,7 @@ from numbers import Real
 import numpy as np
 import torch
 
+from skattrib._docstrings import fill_in
 from skattrib._validation import as_tensor, check_array
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._modules import uncompiled_copy
@@ -33,6 +34,23 @@ from skattrib.models.recording._replay import Run, repeat
 
 # clip_grad_norm_ leaves a gradient at the norm asked for, up to rounding.
 _CLIPPED = 1.0 + 1e-3
+
+# What the docstrings of to_classifier and to_regressor have in common.
+_DOCS = {
+    "raises_and_warns": """
+    Raises
+    ------
+    ValueError
+        If the data do not fit the model.
+    TrajectoryError
+        If no run was recorded, or it is of rows that X does not have.
+
+    Warns
+    -----
+    FaithfulnessWarning
+        If the replay ends elsewhere, or some rows are in no minibatch.
+    """,
+}
 
 
 def _same(one, other):
@@ -291,6 +309,7 @@ class TrainingRecording:
         return self._run
 
     # ------------------------------------------------------------------ using
+    @fill_in(_DOCS)
     def to_classifier(self, X, y, classes=None, sample_weight=None, loss="auto"):
         """Return the recorded model as a fitted classifier.
 
@@ -315,23 +334,14 @@ class TrainingRecording:
             Fitted estimator with the loop's weights and a `trajectory_`; clones of it
             repeat the run. Use it inside `sklearn.frozen.FrozenEstimator`.
 
-        Raises
-        ------
-        ValueError
-            If the data do not fit the model.
-        TrajectoryError
-            If no run was recorded, or it is of rows that X does not have.
-
-        Warns
-        -----
-        FaithfulnessWarning
-            If the replay ends elsewhere, or some rows are in no minibatch.
+        %(raises_and_warns)s
         """
         options = {"classes": classes, "loss": loss}
         return repeat(
             self._finished(), RecordedClassifier, X, y, sample_weight, options
         )
 
+    @fill_in(_DOCS)
     def to_regressor(self, X, y, sample_weight=None, loss="auto"):
         """Return the recorded model as a fitted regressor.
 
@@ -354,17 +364,7 @@ class TrainingRecording:
             Fitted estimator with the loop's weights and a `trajectory_`; clones of it
             repeat the run. Use it inside `sklearn.frozen.FrozenEstimator`.
 
-        Raises
-        ------
-        ValueError
-            If the data do not fit the model.
-        TrajectoryError
-            If no run was recorded, or it is of rows that X does not have.
-
-        Warns
-        -----
-        FaithfulnessWarning
-            If the replay ends elsewhere, or some rows are in no minibatch.
+        %(raises_and_warns)s
         """
         options = {"loss": loss}
         return repeat(self._finished(), RecordedRegressor, X, y, sample_weight, options)

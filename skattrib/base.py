@@ -396,7 +396,6 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         several = self._n_outputs() > 1
         X, y = self._validated(X, y, several=several, table=table, reset=False)
         y = self._parts.targets(check_target(dense(y), self._model))
-        as_model(self._model).check_targets(y)
         return self._parts.features(X), y, self._checked_outcome(self.outcome)
 
     def _check_rows(self, X):

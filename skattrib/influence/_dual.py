@@ -334,9 +334,12 @@ class DualInfluence(BaseAttributor):
         return self.n_models
 
     # ---------------------------------------------------------------- queries
+    def _ask(self, X, y, outcome):
+        """Prepare queries for the removal of each unit, by every model."""
+        return [m.ask(X, y, outcome, self.n_units_) for m in self._linear_models]
+
     def _attribute(self, X, y, outcome):
-        batches = [m.ask(X, y, outcome, self.n_units_) for m in self._linear_models]
-        each_seed = _attributions(batches, self._without_each)
+        each_seed = _attributions(self._ask(X, y, outcome), self._without_each)
         if len(each_seed) == 1:
             return each_seed[0], None
         errors = each_seed.std(axis=0, ddof=1) / len(each_seed) ** 0.5
@@ -403,9 +406,10 @@ class DualInfluence(BaseAttributor):
 
     def _predict_outcomes(self, X, y, weights, outcome):
         if self.removal == "influence":
-            batches = [m.ask(X, y, outcome, 0) for m in self._linear_models]
+            batches = self._ask(X, y, outcome)
             present = np.mean([b.present_outcomes() for b in batches], axis=0)
-            return present - (1 - weights) @ self._attribute(X, y, outcome)[0].T
+            effects = _attributions(batches, self._without_each).mean(axis=0)
+            return present - (1 - weights) @ effects.T
         return self._predict_rows(X, y, self._unit_weightings(weights), outcome)
 
     def _predict_rows(self, X, y, row_weights, outcome):
@@ -508,6 +512,7 @@ class DualInfluence(BaseAttributor):
             steps = self._without_each[0][units]
 
         queries = as_tensor(X, linear.tangent.outputs)
+        linear.trained.targets(y, queries)  # raises on labels that were not in fit
         calibration = {"calibration_slope": None, "lds": None}
         if n_retrainings:
             calibration = self._calibrate(X, y, outcome, n_retrainings)

@@ -3,7 +3,6 @@
 import copy
 
 import numpy as np
-import torch
 from sklearn.base import clone
 
 from skattrib.models._protocol import Differentiable, Recorded, Retrainable
@@ -82,10 +81,6 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
 
     def check(self):
         """Raise if it cannot be trained; it can."""
-
-    def check_targets(self, y):
-        """Raise on labels that were not there in fit."""
-        self.targets(y, torch.empty(0))
 
     def retrain(self, X, y, weights, seed):
         """Return a clone trained on weighted rows; many are trained as a stack."""

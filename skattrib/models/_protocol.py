@@ -151,15 +151,6 @@ class Model:
         name = type(user).__name__
         raise self.lacks(name, "gradients")
 
-    def check_targets(self, y: Any) -> None:
-        """Raise on targets of queries that a fitted model cannot have.
-
-        Parameters
-        ----------
-        y : ndarray of shape (q,) or (q, n_outputs)
-            Targets.
-        """
-
     def attributors(self) -> list[str]:
         """Return the names of the attributors of the package that work for it.
 

@@ -730,5 +730,5 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
 
 
 def _takes_tables(estimator):
-    """Say whether a data frame is handed on as it is, to transformers or the model."""
+    """Say whether a data frame is passed unchanged to transformers or the model."""
     return Parts(estimator).has_transformers or as_model(estimator).takes_tables

@@ -43,7 +43,7 @@ _INERT = 0.01
 
 @fill_in(ATTRIBUTOR_DOCS)
 class AdamWInfluence(BaseAttributor):
-    """Derivatives of the training run that really happened, optimizer included.
+    """Derivatives of the training run as it happened, optimizer included.
 
     The run is differentiated in the weight of every row by one reverse sweep through
     its steps, exact for each of `skattrib.optimizers` (AdamW, Adam, SGD, RMSprop, Muon
@@ -110,12 +110,11 @@ class AdamWInfluence(BaseAttributor):
     Notes
     -----
     Adam's step hardly depends on the size of a gradient but on its direction, so the
-    derivative at weight 0 of a row that is alone with some input is as good as
+    derivative at weight 0 of a row that is alone with some input is practically
     infinite. Absent units therefore keep a weight of 0.05 in the runs, and parameters
-    that have hardly had a gradient are taken not to move; else, one run in ten had
-    derivatives ten and more times too large, and averages were worth little. That holds
-    for all optimizers that divide by the size of gradients; SGD does not, and needs
-    none of it.
+    that have hardly had a gradient are taken not to move; without that, one run in ten
+    had derivatives ten or more times too large, which spoils averages. That holds for
+    all optimizers that divide by the size of gradients; SGD does not.
 
     A minibatch's loss is Σ w ℓ / Σ w, so a row's weight also moves the share of the
     others. Runs are replayed from their recipe at query time: states are kept under
@@ -284,13 +283,13 @@ class AdamWInfluence(BaseAttributor):
         )
 
     def _design(self):
-        n, p = self.n_units_, self.inclusion_
-        if p == 1:
-            return np.ones((1, n))
-        kind = "antithetic" if p == 0.5 else "bernoulli"
-        n_runs = min(self.n_trajectories, count_weightings(n, p, kind))
+        n_units, inclusion = self.n_units_, self.inclusion_
+        if inclusion == 1:
+            return np.ones((1, n_units))
+        kind = "antithetic" if inclusion == 0.5 else "bernoulli"
+        n_runs = min(self.n_trajectories, count_weightings(n_units, inclusion, kind))
         present = make_weightings(
-            n, n_runs, size=p, kind=kind, random_state=self._fit_seed
+            n_units, n_runs, size=inclusion, kind=kind, random_state=self._fit_seed
         )
         return np.where(present, 1.0, _ABSENT)
 
@@ -456,7 +455,7 @@ class AdamWInfluence(BaseAttributor):
             - optimizer_mismatch: share of the straight line that is wrong if plain
               SGD is taken to have made the steps.
             - error_split: with `n_retrainings`, errors of these predictions of the
-              trained weights after really removing the units, as shares of the
+              trained weights after retraining without the units, as shares of the
               change: "optimizer_mismatch" and "first_order" (half the second
               derivative), the "remainder", and the sums "exact" (of first order and
               remainder) and "sgd" (of all three); else None.

@@ -18,12 +18,12 @@ CURE = (
 FEW = 3
 
 
-def check_is_tensor(out):
+def check_is_tensor(outputs):
     """Raise ValueError unless a module returned a tensor."""
-    if not isinstance(out, torch.Tensor):
+    if not isinstance(outputs, torch.Tensor):
         raise ValueError(
-            f"module returns a {type(out).__name__}; it must return one tensor, with a "
-            "row for each row of X: wrap it in a module that picks that."
+            f"module returns a {type(outputs).__name__}; it must return one tensor, "
+            "with a row for each row of X: wrap it in a module that selects it."
         )
 
 
@@ -37,53 +37,56 @@ def check_module(module, X, n_outputs, stacklevel=2):
         raise ValueError(f"module layer {name} {reason}. {CURE}")
     try:
         with torch.no_grad():
-            out = module(X.clone())
+            outputs = module(X.clone())
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ValueError(
             f"module failed on rows of shape {tuple(X.shape)}: {error}. X is always "
             "2-D; reshape inside the module (nn.Unflatten) for images or sequences."
         ) from error
-    check_is_tensor(out)
-    width = out.shape[1] if out.ndim == 2 else 1 if out.ndim == 1 else None
-    if len(out) != len(X) or width != n_outputs:
+    check_is_tensor(outputs)
+    width = outputs.shape[1] if outputs.ndim == 2 else 1 if outputs.ndim == 1 else None
+    if len(outputs) != len(X) or width != n_outputs:
         raise ValueError(
-            f"module returns shape {tuple(out.shape)} for {len(X)} rows; it must be "
-            f"({len(X)}, {n_outputs}): one column per class (also for two classes; "
+            f"module returns shape {tuple(outputs.shape)} for {len(X)} rows; it must "
+            f"be ({len(X)}, {n_outputs}): one column per class (also for two classes; "
             "unnormalised log-probabilities) or regression output."
         )
-    if n_outputs > 1 and bool((out >= 0).all() and (out.sum(1) - 1).abs().max() < 1e-4):
+    if n_outputs > 1 and bool(
+        (outputs >= 0).all() and (outputs.sum(1) - 1).abs().max() < 1e-4
+    ):
         warnings.warn(
             "module returns probabilities (its rows sum to 1); a classifier needs "
             "logits, unnormalised log-probabilities: leave the softmax out.",
             UserWarning,
             stacklevel=stacklevel,
         )
-    wrong = probe_rows(module, X)
-    if wrong:
-        raise ValueError(f"module {type(module).__name__} {wrong}. {CURE}")
+    fault = probe_rows(module, X)
+    if fault:
+        raise ValueError(f"module {type(module).__name__} {fault}. {CURE}")
 
 
 def few_outputs(module, X):
     """Return the outputs (n, C) of a few rows."""
     with torch.no_grad():
-        out = module(X[:FEW])
-    check_is_tensor(out)
-    return out if out.ndim > 1 else out[:, None]
+        outputs = module(X[:FEW])
+    check_is_tensor(outputs)
+    return outputs if outputs.ndim > 1 else outputs[:, None]
 
 
 def module_width(module):
     """Return how many outputs the last linear layer of a module has; None: unknown."""
-    layers = [m for m in module.modules() if isinstance(m, nn.Linear)]
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     return layers[-1].out_features if layers else None
 
 
 def in_single_precision(module):
     """Return a module whose parameters and buffers have at least 32 bits."""
-    kinds = {p.dtype for p in module.parameters() if p.is_floating_point()}
-    if halves := sorted(str(k) for k in kinds & {torch.float16, torch.bfloat16}):
+    dtypes = {parameter.dtype for parameter in module.parameters()}
+    halves = sorted(map(str, dtypes & {torch.float16, torch.bfloat16}))
+    if halves:
         warnings.warn(
             f"module has parameters in {' and '.join(halves)}: derivatives in that "
-            "would be mostly rounding, so a copy in torch.float32 is attributed.",
+            "would be mostly rounding error, so a copy in torch.float32 is attributed.",
             FaithfulnessWarning,
             stacklevel=4,
         )
@@ -97,7 +100,9 @@ def try_on_noise(module, n_outputs):
     That is the case where its first layer with weights takes rows; else the check
     comes with the rows of an attributor.
     """
-    layers = [m for m in module.modules() if list(m.parameters(recurse=False))]
+    layers = [
+        layer for layer in module.modules() if list(layer.parameters(recurse=False))
+    ]
     if not layers or not isinstance(layers[0], nn.Linear):
         return
     like = next(module.parameters())
@@ -106,11 +111,14 @@ def try_on_noise(module, n_outputs):
     rows = rows.to(like.device)
     try:
         with torch.no_grad():
-            out = module(rows)
+            outputs = module(rows)
     except Exception:
         return
-    check_is_tensor(out)
-    if not torch.isfinite(out).all():  # which attributors report
+    check_is_tensor(outputs)
+    if not torch.isfinite(outputs).all():  # which attributors report
         return
-    if out.ndim <= 2 and out.reshape(len(out), -1).shape == (FEW, n_outputs):
+    if outputs.ndim <= 2 and outputs.reshape(len(outputs), -1).shape == (
+        FEW,
+        n_outputs,
+    ):
         check_module(module, rows, n_outputs, stacklevel=5)

@@ -16,7 +16,7 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
 
     @property
     def takes_tables(self):
-        """Whether a data frame is handed on as it is: no, rows become numbers."""
+        """Whether a data frame is passed on unchanged: no, rows become numbers."""
         return False
 
     @property

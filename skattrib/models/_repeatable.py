@@ -1,4 +1,4 @@
-"""Whether a model gives the same answers when it is asked twice."""
+"""Whether a model predicts the same when it is called twice."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sklearn.utils import _safe_indexing
 from skattrib.engine._modules import generator_kept
 from skattrib.models._protocol import Model
 
-# Rows that are asked for.
+# Rows that are predicted twice.
 _FEW = 2
 
 
 def check_repeatable(model: Model, X: Any) -> None:
     """Raise ValueError if the outputs of a fitted model change between two calls.
 
-    ``X`` holds rows as the model takes them. A model of texts is not asked.
+    ``X`` holds rows as the model takes them. A model of texts is not checked.
     """
     outputs = getattr(model, "outputs", None)
     if outputs is None:
@@ -26,7 +26,7 @@ def check_repeatable(model: Model, X: Any) -> None:
     with generator_kept(), torch.no_grad():
         first, again = outputs(rows), outputs(rows)
 
-    # threads add up in any order
+    # threads add up in changing order
     slack = 1e3 * torch.finfo(first.dtype).eps
     same = first.shape == again.shape and torch.allclose(
         first, again, rtol=slack, atol=slack, equal_nan=True

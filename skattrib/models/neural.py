@@ -36,7 +36,7 @@ __all__ = ["TorchClassifier", "TorchRegressor"]
 
 # Rows that a loss is tried on.
 _FEW = 3
-# Mean sizes of targets outside of which a fit that explains nothing is pointed out.
+# Mean sizes of targets outside of which a fit that explains nothing is reported.
 _REACH = 0.1, 10.0
 
 # What the docstrings of classifier and regressor have in common.
@@ -332,7 +332,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
             with torch.no_grad():
                 return module(as_tensor(X[:1])).numel() == 1
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-            return False  # refused in a moment, with a reason
+            return False  # the checks of the module raise, with a reason
 
     def _check_class_weight(self, y):
         if self.class_weight is None:
@@ -344,8 +344,10 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
             )
         if isinstance(self.class_weight, dict):
             weights = list(self.class_weight.values())
-            numbers = all(isinstance(w, Real) and 0 <= w < np.inf for w in weights)
-            if not numbers or not any(weights):
+            valid = all(
+                isinstance(weight, Real) and 0 <= weight < np.inf for weight in weights
+            )
+            if not valid or not any(weights):
                 raise ValueError(
                     "class_weight must map classes to finite numbers of at least 0, "
                     f"not all 0; got {self.class_weight!r}."
@@ -353,27 +355,32 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
             compute_class_weight(self.class_weight, classes=self.classes_, y=y)
 
     def _weighting(self, targets):
-        own = super()._weighting(targets)
+        weighting = super()._weighting(targets)
         if self.class_weight is None:
-            return own
+            return weighting
         if isinstance(self.class_weight, str):
-            return replace(own, balanced=targets)
+            return replace(weighting, balanced=targets)
         factors = torch.tensor(
-            [float(self.class_weight.get(c, 1.0)) for c in self.classes_.tolist()],
+            [
+                float(self.class_weight.get(label, 1.0))
+                for label in self.classes_.tolist()
+            ],
             dtype=torch.float64,
             device=targets.device,
         )[targets]
-        return RowWeighting(factors * (1.0 if own.factors is None else own.factors))
+        return RowWeighting(
+            factors * (1.0 if weighting.factors is None else weighting.factors)
+        )
 
     def _targets(self, y, like):
         y = dense(y)
         if isinstance(self.loss_function_, LabelLoss):
             return self._label_targets(y, like)
-        words = [labels.dtype.kind in "OSU" for labels in (self.classes_, y)]
-        if words[0] == words[1]:
-            position = np.searchsorted(self.classes_, y)
-            position = position.clip(max=len(self.classes_) - 1)
-            unseen = self.classes_[position] != y
+        are_words = [labels.dtype.kind in "OSU" for labels in (self.classes_, y)]
+        if are_words[0] == are_words[1]:
+            codes = np.searchsorted(self.classes_, y)
+            codes = codes.clip(max=len(self.classes_) - 1)
+            unseen = self.classes_[codes] != y
         else:  # words and numbers have no order
             unseen = np.full(len(y), True)
         if np.any(unseen):
@@ -383,7 +390,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
                 "for others: leave these rows out. In a grid search, "
                 "cv=StratifiedKFold(...) lets every fold train on every class."
             )
-        return torch.tensor(position, dtype=torch.int64, device=like.device)
+        return torch.tensor(codes, dtype=torch.int64, device=like.device)
 
     def _label_targets(self, y, like):
         n_labels = len(self.classes_)

@@ -14,28 +14,30 @@ def index_of(X, y=None):
     ValueError
         If both have labels, and these differ.
     """
-    found = [index for table in (X, y) if (index := _labels(table)) is not None]
+    indices = [index for table in (X, y) if (index := _labels(table)) is not None]
     # numbers may be what is left of positions, where rows were taken from a table
-    chosen = [index for index in found if not _may_be_positions(index)]
-    if len(found) == 2 and len(chosen) == 1:
-        found = chosen
-    # of different length, they are refused for that
-    alike = len({len(index) for index in found}) == 1
-    if len(found) == 2 and alike and not found[0].equals(found[1]):
+    chosen = [index for index in indices if not _may_be_positions(index)]
+    if len(indices) == 2 and len(chosen) == 1:
+        indices = chosen
+    # a difference in length is refused elsewhere
+    same_length = len({len(index) for index in indices}) == 1
+    if len(indices) == 2 and same_length and not indices[0].equals(indices[1]):
         raise ValueError(
             "The index of X and that of y differ: they would name the rows in two "
             "ways. Align them, y.loc[X.index], or drop one, y.reset_index(drop=True)."
         )
-    return found[0] if found else None
+    return indices[0] if indices else None
 
 
 def _labels(table):
-    """Return an index that somebody chose, or that tells which rows were taken."""
+    """Return an index that was set, or that tells which rows were selected."""
     index = getattr(table, "index", None)
     if not isinstance(index, pd.Index):
         return None
-    counted = isinstance(index, pd.RangeIndex) and index.start == 0 and index.step == 1
-    return None if counted else index
+    is_default = (
+        isinstance(index, pd.RangeIndex) and index.start == 0 and index.step == 1
+    )
+    return None if is_default else index
 
 
 def _may_be_positions(index):
@@ -74,7 +76,9 @@ def long_form(queries, units, **values):
             np.tile(np.arange(len(units)), len(queries))
         ),
     }
-    rows |= {name: v.ravel() for name, v in values.items() if v is not None}
+    rows |= {
+        name: column.ravel() for name, column in values.items() if column is not None
+    }
     return pd.DataFrame(rows)
 
 

@@ -110,20 +110,22 @@ def greedy(gain, n_tasks, n_kept):
     -------
     ndarray of bool, shape (n_tasks,)
     """
-    best, found = -np.inf, None
+    best_value, best_set = -np.inf, None
     for present in (True, False):
         path = _search(gain, n_tasks, present)
         # the search that adds ends with all tasks, whose value is 0
         all_tasks = path[0][0] if present else path[-1][0]
         for value, current in path:
-            if n_kept in (None, current.sum()) and value - all_tasks > best:
-                best, found = value - all_tasks, current
-    return found
+            if n_kept in (None, current.sum()) and value - all_tasks > best_value:
+                best_value, best_set = value - all_tasks, current
+    return best_set
 
 
 def _search(gain, n_tasks, present):
     """Return values and sets on the way from all tasks to one, or from one to all."""
-    current, value, path = np.full(n_tasks, present), 0.0, []
+    current, value = np.full(n_tasks, present), 0.0
+    path = []
+
     if present:
         path.append((value, current))
     for _ in range(n_tasks - present):

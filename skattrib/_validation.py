@@ -52,7 +52,7 @@ def _with_cure(check):
 
     @wraps(check)
     def with_cure(estimator, X, *args, **options):
-        if isinstance(X, dict):
+        if isinstance(X, dict) and not sparse.issparse(X):
             raise ValueError(
                 f"X is a dict of {len(X)} inputs; it must be one table of rows. Put "
                 "them side by side, numpy.hstack(list(X.values())), and wrap a module "

@@ -9,30 +9,31 @@ from skattrib.exceptions import FaithfulnessWarning
 
 
 def calibration_slope(predicted, truth):
-    """Return the slope of real outcomes (m, q) on predicted ones, within queries.
+    """Return the slope of true outcomes (m, q) on predicted ones, within queries.
 
     Models with an outcome that is not finite, or not known, are left out.
     """
     known = np.isfinite(truth).all(axis=1) & np.isfinite(predicted).all(axis=1)
     predicted, truth = predicted[known], truth[known]
-    p, t = predicted - predicted.mean(axis=0), truth - truth.mean(axis=0)
-    return float((p * t).sum() / max((p * p).sum(), np.finfo(float).tiny))
+    predicted = predicted - predicted.mean(axis=0)
+    truth = truth - truth.mean(axis=0)
+    squares = np.square(predicted).sum()
+    return float((predicted * truth).sum() / max(squares, np.finfo(float).tiny))
 
 
-#: where nothing has been retrained, which alone could show that it is right
+# Where no model was retrained: only that could show that it is right.
 UNTRIED = "Nothing speaks against it, but no model was retrained"
 SIZE_WRONG = "Trust the order, not the size"
 SIZE_WRONG_UNTRIED = (
     "The size is wrong, and no model was retrained to see whether the order is right"
 )
 
-
-#: root mean square of the largest feature over that of the median one
+# Root mean square of the largest feature over that of the median one.
 _SPREAD_LIMIT = 100
 
 
 def scale_hint(X):
-    """Return a sentence on features (n, d) whose scales hamper training, or ""."""
+    """Return a sentence on features (n, d) whose scales disturb training, or ""."""
     if X.ndim != 2 or X.dtype.kind != "f":
         return ""
     sizes = np.sqrt(np.square(X, dtype=np.float64).mean(axis=0))
@@ -57,23 +58,23 @@ def few_units_hint(n_units, n_trainings):
     )
 
 
-def judged(figures, bad, good, trust="Trust", hint=""):
+def judged(figures, against, in_favour, trust="Trust", hint=""):
     """Add ``trustworthy`` and ``verdict`` to figures; warn the caller's caller if bad.
 
     Parameters
     ----------
     figures : dict
         Its "lds" is None where no model was retrained.
-    bad, good : list of str
-        What speaks against trust, and for it.
+    against, in_favour : list of str
+        Findings against trust, and for it.
     hint : str
         Added to the sentence.
     """
-    if bad:
-        sentence = f"Do not trust: {'; '.join(bad)}.{hint}"
+    if against:
+        sentence = f"Do not trust: {'; '.join(against)}.{hint}"
         warnings.warn(sentence, FaithfulnessWarning, stacklevel=4)
     else:
         if figures["lds"] is None:
             trust = UNTRIED if trust == "Trust" else SIZE_WRONG_UNTRIED
-        sentence = f"{trust}: {'; '.join(good)}.{hint}"
-    return Bunch(**figures, trustworthy=not bad, verdict=sentence)
+        sentence = f"{trust}: {'; '.join(in_favour)}.{hint}"
+    return Bunch(**figures, trustworthy=not against, verdict=sentence)

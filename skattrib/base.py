@@ -1,6 +1,5 @@
 """What every attributor shares: the contract."""
 
-import math
 import os
 import warnings
 from abc import abstractmethod
@@ -17,7 +16,7 @@ from sklearn.base import (
     TransformerMixin,
     is_classifier,
 )
-from sklearn.utils import Bunch, _safe_indexing
+from sklearn.utils import _safe_indexing
 from sklearn.utils._param_validation import (
     HasMethods,
     Interval,
@@ -44,6 +43,7 @@ from skattrib._frames import (
     rows_of_units,
     top_form,
 )
+from skattrib._scoring import FEWEST_RETRAININGS, ScoredByRetraining
 from skattrib._validation import (
     DTYPES,
     check_fits,
@@ -59,9 +59,7 @@ from skattrib._validation import (
     unchanged_on_error,
     validate_data,
 )
-from skattrib._verdict import calibration_slope
 from skattrib.engine._losses import LabelLoss
-from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._as_model import as_model, check_recipe
 from skattrib.models._fit_params import check_names, check_target, row_weights
@@ -80,10 +78,55 @@ from skattrib.models.neural import TorchClassifier, make_estimator
 
 __all__ = ["BaseAttributor"]
 
-FEWEST_RETRAININGS = 8
+# What the docstrings of attributors have in common.
+ATTRIBUTOR_DOCS = {
+    "outcome": """
+    outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
+            callable, default="auto"
+        What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is
+        the log-likelihood of the predicted class, or the raw prediction.
+    """,
+    "retraining": """
+    n_retrainings : int, default=32
+        Models trained by `score`; at least 8.
+    retrain_size : float, default=0.5
+        Fraction of the units that each of them is trained on.
+    """,
+    "units": """
+    y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
+        Their targets.
+    tasks_ : ndarray of shape (n_samples,) or None
+        Task of each row.
+    unit_names_ : ndarray of shape (n_units,)
+        Task labels, or the index of X.
+    n_units_ : int
+        Number of units.
+    estimand_ : str
+        Meaning of an attribution.
+    n_features_in_ : int
+        Number of features seen in fit.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the features, if X had any.
+    """,
+    "fit_rows": """
+    X : array-like of shape (n_samples, n_features)
+        Training rows.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        Their targets.
+    tasks : array-like of shape (n_samples,) or None, default=None
+        Unit of each row, for example its source; None makes every row a unit.
+    """,
+    "fit_params": """
+    **fit_params : dict
+        Passed to the estimator's ``fit``; `sample_weight` enters the
+        attributions too.
+    """,
+}
 
 
-class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
+class BaseAttributor(
+    ScoredByRetraining, MetaEstimatorMixin, TransformerMixin, BaseEstimator
+):
     """Base class of attributors: fit, attribute, predict outcomes, be checked.
 
     It validates what the user passes, trains the model, and compares predictions with
@@ -368,7 +411,6 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         several = self._n_outputs() > 1
         X, y = self._validated(X, y, several=several, table=table, reset=False)
         y = self._parts.targets(check_target(dense(y), self._model))
-        as_model(self._model).check_targets(y)
         return self._parts.features(X), y, self._checked_outcome(self.outcome)
 
     def _check_rows(self, X):
@@ -623,104 +665,6 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         """Return a function of weights; a subclass may do work beforehand."""
         return partial(self._predict_outcomes, X, y, outcome=outcome)
 
-    def score(self, X, y):
-        """Score how well predicted outcomes rank retrained ones.
-
-        Trains `n_retrainings` models, each on a random `retrain_size` of the units;
-        fewer where there are not so many different subsets.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_queries, n_features)
-            Queries.
-        y : array-like of shape (n_queries,) or (n_queries, n_outputs)
-            Their targets.
-
-        Returns
-        -------
-        float
-            Linear datamodeling score (LDS): Spearman correlation over the retrained
-            models between predicted and actual outcome, mean over queries. 1 is
-            perfect, 0 is chance. `evaluation.lds_score` gives an interval too.
-
-        Raises
-        ------
-        ValueError
-            If there are too few units for 8 different subsets.
-        TrajectoryError
-            If the estimator is a frozen module without a record of its training.
-        """
-        X, y, outcome = self._check_finite_query(X, y)
-        weights, truth = self._retrain(X, y, self.n_retrainings)
-        return lds_score(truth, self._predict_outcomes(X, y, weights, outcome))
-
-    def _check_retrainable(self):
-        """Raise if retrained models would say nothing about these attributions."""
-
-    def _retrain(self, X, y, n_retrainings):
-        """Return weightings and the outcomes of models trained with them."""
-        self._check_retrainable()
-        if n_retrainings < FEWEST_RETRAININGS:
-            raise ValueError(
-                f"n_retrainings={n_retrainings} is too few to rank: use at least "
-                f"{FEWEST_RETRAININGS}."
-            )
-        weights = self._draw_weightings(
-            n_retrainings, self.retrain_size, self._score_seed
-        )
-        return weights, self._truth(weights[:, self._unit_of_row], X, y)
-
-    def _seen_weightings(self):
-        """Return the weightings (m, n_units) whose outcomes were fitted, or None."""
-        return None
-
-    def _draw_weightings(self, n_wanted, size, seed):
-        """Draw different unseen subsets of the units; all there are, if fewer."""
-        kept = min(max(round(size * self.n_units_), 1), self.n_units_ - 1)
-        seen = self._seen_weightings()
-        seen = set() if seen is None else {w.tobytes() for w in seen if w.sum() == kept}
-        possible = math.comb(self.n_units_, kept)
-        if possible - len(seen) < FEWEST_RETRAININGS:
-            known = f", and {len(seen)} of these were learnt from" if seen else ""
-            raise ValueError(
-                f"n_units={self.n_units_} units allow {possible} different subsets of "
-                f"{kept}{known}: too few to rank, at least {FEWEST_RETRAININGS} are "
-                f"needed. Fit on more units{' or fewer subsets' if seen else ''}, or "
-                "compare `attribute` with leave-one-out: make_weightings(kind='loo') "
-                "and evaluation.loo_score."
-            )
-        drawn = make_weightings(
-            self.n_units_,
-            min(n_wanted + len(seen), possible),
-            size=size,
-            random_state=seed,
-        )
-        return np.array([w for w in drawn if w.tobytes() not in seen])[:n_wanted]
-
-    def _truth(self, row_weights, X, y):
-        """Retrain on weighted rows; return the outcomes of queries."""
-        return retrain_outcomes(
-            self._model,
-            self._features,
-            self._targets,
-            row_weights,
-            X,
-            y,
-            outcome=self._checked_outcome(self.outcome),
-            sample_weight=self._row_weights,
-            n_seeds=self._n_seeds(),
-            memory=self.memory,
-            n_jobs=self.n_jobs,
-            verbose=self.verbose,
-        )
-
-    def _calibrate(self, X, y, outcome, n_retrainings):
-        """Compare predictions with a handful of real retrainings."""
-        weights, truth = self._retrain(X, y, n_retrainings)
-        predicted = self._predict_outcomes(X, y, weights, outcome)
-        slope = calibration_slope(predicted, truth)
-        return Bunch(calibration_slope=slope, lds=lds_score(truth, predicted))
-
     # ------------------------------------------------------- sklearn protocol
     def get_feature_names_out(self, input_features=None):
         """Return the names of the units.
@@ -765,5 +709,5 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
 
 
 def _takes_tables(estimator):
-    """Say whether a data frame is handed on as it is, to transformers or the model."""
+    """Say whether a data frame is passed unchanged to transformers or the model."""
     return Parts(estimator).has_transformers or as_model(estimator).takes_tables

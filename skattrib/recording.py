@@ -1,4 +1,4 @@
-"""Record a training loop of one's own; it lives in `skattrib.models`."""
+"""Record your own training loop; the code is in `skattrib.models`."""
 
 from skattrib.models.recording import TrainingRecording, record_training
 

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import sklearn
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError, UnsetMetadataPassedError
 from sklearn.frozen import FrozenEstimator
@@ -16,7 +17,14 @@ from sklearn.preprocessing import StandardScaler, scale
 from torch import nn
 
 import skattrib.models._network
-from skattrib import DualInfluence, TorchClassifier, TorchRegressor
+from skattrib import (
+    AdamWInfluence,
+    DualInfluence,
+    KernelSurrogateAttributor,
+    RISEValuator,
+    TorchClassifier,
+    TorchRegressor,
+)
 from skattrib.evaluation import lds_scorer
 from skattrib.exceptions import FaithfulnessWarning
 
@@ -220,6 +228,57 @@ def test_transform_refuses_what_does_not_fit_in_memory():
         with pytest.raises(ValueError, match=r"4000 x 40 numbers .*working_memory"):
             dual.transform(rows)
     assert dual.transform(rows[:10]).shape == (10, 40)
+
+
+# --------------------------------------------------------- targets of queries
+NETWORK = TorchClassifier(hidden_layer_sizes=(4,), max_epochs=5, random_state=0)
+ENCODERS = {
+    "newton": DualInfluence(NETWORK, random_state=0),
+    "influence": DualInfluence(NETWORK, removal="influence", random_state=0),
+    "run": AdamWInfluence(NETWORK, inclusion=1, random_state=0),
+    "surrogate": KernelSurrogateAttributor(
+        NETWORK, n_subsets=12, estimation="gradient", random_state=0
+    ),
+    "similarity": RISEValuator(NETWORK, random_state=0),
+}
+
+
+def each_query(fitted, X, y):
+    """The methods that take queries with targets, without retraining."""
+    weights = np.ones((2, fitted.n_units_))
+    yield "attribute", lambda: fitted.attribute(X, y)
+    if not isinstance(fitted, RISEValuator):  # a similarity predicts no outcome
+        yield "predict_outcomes", lambda: fitted.predict_outcomes(X, y, weights)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_targets_of_a_query_are_encoded_once(name, monkeypatch):
+    X, y, Xq, yq = data()
+    fitted = clone(ENCODERS[name]).fit(X, y, tasks=np.arange(len(y)) % 8)
+    encode, calls = TorchClassifier._targets, []
+
+    def counting(self, *args):
+        calls.append(args)
+        return encode(self, *args)
+
+    monkeypatch.setattr(TorchClassifier, "_targets", counting)
+    for method, query in each_query(fitted, Xq, yq):
+        calls.clear()
+        query()
+        assert len(calls) == 1, method
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_unseen_labels_are_refused_by_every_query(name):
+    X, y, Xq, yq = data()
+    fitted = clone(ENCODERS[name]).fit(X, y, tasks=np.arange(len(y)) % 8)
+    queries = dict(each_query(fitted, Xq, yq + 5))
+    queries["score"] = lambda: fitted.score(Xq, yq + 5)
+    if hasattr(fitted, "diagnose"):
+        queries["diagnose"] = lambda: fitted.diagnose(Xq, yq + 5)
+    for query in queries.values():
+        with pytest.raises(ValueError, match="unseen in fit"):
+            query()
 
 
 # ------------------------------------------------------------------- bad input

@@ -540,7 +540,7 @@ def test_import_brings_no_transformers():
 
 @pytest.mark.parametrize("name", ["transform", "attribute"])
 def test_without_completions_there_is_nothing_to_attribute(name):
-    with pytest.raises(ValueError, match="no one prediction"):
+    with pytest.raises(ValueError, match="no single prediction"):
         getattr(rise(), name)(["ab"])
 
 

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "skattrib"
 # import one another, as long as they do not go round in circles.
 ROOMS = [
     "exceptions",
+    "_docstrings",
     "_verdict",
     "_validation",
     "_frames",
@@ -57,6 +58,7 @@ ROOMS = [
     "_parameter_projection",
     "random_projection",
     "evaluation",
+    "_scoring",
     "base",
     "extension",
     "influence",
@@ -169,17 +171,6 @@ def code_lines(source, node):
         first, last = node.lineno, node.end_lineno
     numbers = set(range(first, last + 1)) - docstrings
     return sum(bool(lines[n - 1].strip()) for n in numbers)
-
-
-def module_lines(path):
-    """The lines of a module that are neither blank nor part of a docstring."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    docs = set()
-    for node in ast.walk(parse(path)):
-        if isinstance(node, kinds) and ast.get_docstring(node, clean=False) is not None:
-            docs |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-    return sum(bool(text.strip()) and i not in docs for i, text in enumerate(lines, 1))
 
 
 def parse(path):

@@ -18,6 +18,7 @@ from sklearn.utils._param_validation import (
     validate_params,
 )
 
+from skattrib._docstrings import fill_in
 from skattrib._validation import check_array
 from skattrib.evaluation._ranks import rank_agreement
 
@@ -28,6 +29,22 @@ _RESAMPLING_CONSTRAINTS = {
     "confidence": [Interval(RealNotInt, 0, 1, closed="neither"), None],
     "n_resamples": [Interval(Integral, 2, None, closed="left")],
     "random_state": ["random_state"],
+}
+
+# What the docstrings of scores with an interval have in common.
+_DOCS = {
+    "resampling": """
+    n_resamples : int, default=1000
+        Number of bootstrap resamples, at least 2. Unused without `confidence`.
+    random_state : int, RandomState instance or None, default=None
+        Source of the resamples. Unused without `confidence`.
+    """,
+    "score": """
+    score : float or Bunch
+        A float in [-1, 1]; 1 is perfect, 0 is chance. With `confidence`, a
+        :class:`~sklearn.utils.Bunch` of floats `score`, `low`, `high` and
+        `standard_error`.
+    """,
 }
 
 
@@ -46,6 +63,7 @@ def _check_floats(values: ArrayLike, name: str, **options: Any) -> FloatArray:
     },
     prefer_skip_nested_validation=True,
 )
+@fill_in(_DOCS)
 def lds_score(
     outcomes: ArrayLike,
     predicted: ArrayLike,
@@ -70,17 +88,11 @@ def lds_score(
         a query matters. A query with constant predictions scores 0.
     confidence : float, default=None
         If given, the level in (0, 1) of a bootstrap interval, such as 0.95.
-    n_resamples : int, default=1000
-        Number of bootstrap resamples, at least 2. Unused without `confidence`.
-    random_state : int, RandomState instance or None, default=None
-        Source of the resamples. Unused without `confidence`.
+    %(resampling)s
 
     Returns
     -------
-    score : float or Bunch
-        A float in [-1, 1]; 1 is perfect, 0 is chance. With `confidence`, a
-        :class:`~sklearn.utils.Bunch` of floats `score`, `low`, `high` and
-        `standard_error`.
+    %(score)s
 
     Raises
     ------
@@ -143,6 +155,7 @@ def lds_score(
     },
     prefer_skip_nested_validation=True,
 )
+@fill_in(_DOCS)
 def loo_score(
     outcomes: ArrayLike,
     attributions: ArrayLike,
@@ -174,17 +187,11 @@ def loo_score(
            change ranks.
     confidence : float, default=None
         If given, the level in (0, 1) of a bootstrap interval over units and queries.
-    n_resamples : int, default=1000
-        Number of bootstrap resamples, at least 2. Unused without `confidence`.
-    random_state : int, RandomState instance or None, default=None
-        Source of the resamples. Unused without `confidence`.
+    %(resampling)s
 
     Returns
     -------
-    score : float or Bunch
-        A float in [-1, 1], higher is better. With `confidence`, a
-        :class:`~sklearn.utils.Bunch` of floats `score`, `low`, `high` and
-        `standard_error`.
+    %(score)s
 
     Raises
     ------

@@ -9,9 +9,10 @@ from sklearn.utils import Bunch
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from skattrib._docstrings import fill_in
 from skattrib._validation import as_tensor, memory_cap
 from skattrib._verdict import calibration_slope, few_units_hint, scale_hint
-from skattrib.base import BaseAttributor
+from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._adjoint import check_differentiable
 from skattrib.engine._functional import spread
 from skattrib.evaluation import make_weightings
@@ -45,8 +46,9 @@ _ABSENT = 0.05
 _INERT = 0.01
 
 
+@fill_in(ATTRIBUTOR_DOCS)
 class AdamWInfluence(BaseAttributor):
-    """Derivatives of the training run that really happened, optimizer included.
+    """Derivatives of the training run as it happened, optimizer included.
 
     The run is differentiated in the weight of every row by one reverse sweep through
     its steps, exact for each of `skattrib.optimizers` (AdamW, Adam, SGD, RMSprop, Muon
@@ -80,14 +82,8 @@ class AdamWInfluence(BaseAttributor):
     n_models : int, default=1
         Training seeds to average over: the outcome is then the mean over these seeds,
         in `score` too. Each has `n_trajectories` runs.
-    outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
-            callable, default="auto"
-        What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is
-        the log-likelihood of the predicted class, or the raw prediction.
-    n_retrainings : int, default=32
-        Models trained by `score`; at least 8.
-    retrain_size : float, default=0.5
-        Fraction of the units that each of them is trained on.
+    %(outcome)s
+    %(retraining)s
     memory : str, joblib.Memory or None, default=None
         Where the runs and retrained outcomes are remembered, so that an interrupted
         fit goes on; needs an int `random_state`. Holds whole models.
@@ -110,20 +106,7 @@ class AdamWInfluence(BaseAttributor):
         all seeds.
     X_train_ : ndarray of shape (n_samples, n_features)
         Training rows.
-    y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
-        Their targets.
-    tasks_ : ndarray of shape (n_samples,) or None
-        Task of each row.
-    unit_names_ : ndarray of shape (n_units,)
-        Task labels, or the index of X.
-    n_units_ : int
-        Number of units.
-    estimand_ : str
-        What an attribution estimates.
-    n_features_in_ : int
-        Number of features seen in fit.
-    feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of the features, if X had any.
+    %(units)s
 
     See Also
     --------
@@ -132,12 +115,11 @@ class AdamWInfluence(BaseAttributor):
     Notes
     -----
     Adam's step hardly depends on the size of a gradient but on its direction, so the
-    derivative at weight 0 of a row that is alone with some input is as good as
+    derivative at weight 0 of a row that is alone with some input is practically
     infinite. Absent units therefore keep a weight of 0.05 in the runs, and parameters
-    that have hardly had a gradient are taken not to move; else, one run in ten had
-    derivatives ten and more times too large, and averages were worth little. That holds
-    for all optimizers that divide by the size of gradients; SGD does not, and needs
-    none of it.
+    that have hardly had a gradient are taken not to move; without that, one run in ten
+    had derivatives ten or more times too large, which spoils averages. That holds for
+    all optimizers that divide by the size of gradients; SGD does not.
 
     A minibatch's loss is Σ w ℓ / Σ w, so a row's weight also moves the share of the
     others. Runs are replayed from their recipe at query time: states are kept under
@@ -203,20 +185,14 @@ class AdamWInfluence(BaseAttributor):
 
     # -------------------------------------------------------------------- fit
     @_fit_context(prefer_skip_nested_validation=False)
+    @fill_in(ATTRIBUTOR_DOCS)
     def fit(self, X, y, tasks=None, **fit_params):
         """Train the model, and the runs to be differentiated.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Their targets.
-        tasks : array-like of shape (n_samples,) or None, default=None
-            Unit of each row, for example its source; None makes every row a unit.
-        **fit_params : dict
-            Passed to the estimator's ``fit``; `sample_weight` enters the
-            attributions too.
+        %(fit_rows)s
+        %(fit_params)s
 
         Returns
         -------
@@ -313,13 +289,13 @@ class AdamWInfluence(BaseAttributor):
         )
 
     def _design(self):
-        n, p = self.n_units_, self.inclusion_
-        if p == 1:
-            return np.ones((1, n))
-        kind = "antithetic" if p == 0.5 else "bernoulli"
-        n_runs = min(self.n_trajectories, count_weightings(n, p, kind))
+        n_units, inclusion = self.n_units_, self.inclusion_
+        if inclusion == 1:
+            return np.ones((1, n_units))
+        kind = "antithetic" if inclusion == 0.5 else "bernoulli"
+        n_runs = min(self.n_trajectories, count_weightings(n_units, inclusion, kind))
         present = make_weightings(
-            n, n_runs, size=p, kind=kind, random_state=self._fit_seed
+            n_units, n_runs, size=inclusion, kind=kind, random_state=self._fit_seed
         )
         return np.where(present, 1.0, _ABSENT)
 
@@ -470,7 +446,7 @@ class AdamWInfluence(BaseAttributor):
         y : array-like of shape (n_queries,) or (n_queries, n_outputs)
             Their targets.
         n_retrainings : int, default=0
-            Really retrained models to compare with, at least 8; 0 for none.
+            Number of retrained models to compare with, at least 8; 0 for none.
 
         Returns
         -------
@@ -490,7 +466,7 @@ class AdamWInfluence(BaseAttributor):
             - optimizer_mismatch: share of the straight line that is wrong if plain
               SGD is taken to have made the steps.
             - error_split: with `n_retrainings`, errors of these predictions of the
-              trained weights after really removing the units, as shares of the
+              trained weights after retraining without the units, as shares of the
               change: "optimizer_mismatch" and "first_order" (half the second
               derivative), the "remainder", and the sums "exact" (of first order and
               remainder) and "sgd" (of all three); else None.

@@ -1,4 +1,4 @@
-"""Averages over runs, some of which are out of all proportion."""
+"""Averages over runs, some of which are far too large."""
 
 import warnings
 
@@ -56,14 +56,14 @@ def _trimmed_mean(each_run, exploded):
     ordered = np.sort(each_run, axis=0)
 
     for cut in np.unique(n_cut):
-        which = n_cut == cut
-        middle = ordered[cut : n_runs - cut, which]
-        mean[which] = middle.mean(axis=0)
+        has_cut = n_cut == cut
+        middle = ordered[cut : n_runs - cut, has_cut]
+        mean[has_cut] = middle.mean(axis=0)
         # those cut count as the nearest that is kept (winsorised)
-        inside = ((middle - mean[which]) ** 2).sum(axis=0)
-        ends = (middle[0] - mean[which]) ** 2 + (middle[-1] - mean[which]) ** 2
+        inside = ((middle - mean[has_cut]) ** 2).sum(axis=0)
+        ends = (middle[0] - mean[has_cut]) ** 2 + (middle[-1] - mean[has_cut]) ** 2
         spread = np.sqrt((inside + cut * ends) / (n_runs - 1))
-        error[which] = spread / ((1 - 2 * cut / n_runs) * n_runs**0.5)
+        error[has_cut] = spread / ((1 - 2 * cut / n_runs) * n_runs**0.5)
     return mean, error
 
 

@@ -28,8 +28,8 @@ from skattrib.evaluation import lds_score
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._protocol import Differentiable
 
-# Measured on MLPs: single rows want 1.5; half subsets 3.5, as damping also mops up what
-# a first order, or one Newton step, overshoots.
+# Measured on MLPs: best for single rows is 1.5; for half subsets 3.5, as damping also
+# makes up for what a first order, or one Newton step, overshoots.
 _ALPHA_ROWS, _ALPHA_PER_FRACTION = 1.5, 4.0
 #: Factors that calibration tries.
 CALIBRATION_GRID = 2.0 ** np.arange(-4, 5)
@@ -37,7 +37,7 @@ CALIBRATION_GRID = 2.0 ** np.arange(-4, 5)
 N_RETRAINED, N_QUERIES = 16, 50
 # A factor on the evidence's optimum where no run was recorded, for half subsets.
 _EVIDENCE_FACTOR = 6.8
-# A factor on the mean eigenvalue where eigenvalues cannot be had.
+# A factor on the mean eigenvalue where there are no eigenvalues.
 _TRACE_FACTOR = 10.0
 # Dead inputs and units have no second moment at all.
 _SMALLEST_SCALE = 1e-3
@@ -89,7 +89,7 @@ def choose_metric(
     """Return the name of the metric used and the metric (P,), None for the identity.
 
     An unrecorded run has no second moments: those of its rows' gradients at the end
-    stand in.
+    replace them.
     """
     if kind == "identity":
         return "identity", None

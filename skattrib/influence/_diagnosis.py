@@ -35,7 +35,7 @@ def diagnose_linearized(
     X : Tensor of shape (q, n_features)
         Query rows.
     """
-    linear = torch.cat(
+    predicted = torch.cat(
         [
             model.output_change(steps, model.query(X[part])[1])
             for part in chunks(len(X), model.query_batch(len(steps)))
@@ -44,19 +44,19 @@ def diagnose_linearized(
     )
 
     network = model.model.apart()
-    theta = network.flatten()
+    parameters = network.flatten()
     with torch.no_grad():
-        outputs = network.outputs(theta, X)
-        real = torch.stack(
+        outputs = network.outputs(parameters, X)
+        actual = torch.stack(
             [
-                network.outputs(theta + change, X) - outputs
+                network.outputs(parameters + change, X) - outputs
                 for change in model.parameter_change(steps)
             ]
         )
 
-    tiny = torch.finfo(real.dtype).tiny
-    error = (real - linear).flatten(1).norm(dim=1)
-    relative = error / real.flatten(1).norm(dim=1).clamp(min=tiny)
+    smallest = torch.finfo(actual.dtype).tiny
+    error = (actual - predicted).flatten(1).norm(dim=1)
+    relative = error / actual.flatten(1).norm(dim=1).clamp(min=smallest)
     figures = {
         "stationarity": model.stationarity(),
         "step_linearity": float(relative.median()),
@@ -68,9 +68,9 @@ def diagnose_linearized(
 
 
 def curvature_left_out(model: LinearizedModel) -> dict[str, float]:
-    """Return what of the loss's curvature in the outputs a Gauss-Newton step drops.
+    """Return the part of the loss's curvature that a Gauss-Newton step leaves out.
 
-    Nothing where the loss has its root in closed form: that one is convex.
+    It is nothing where the loss has its root in closed form, as it is convex then.
     """
     loss = model.loss
     if type(loss).hessian_root is not Loss.hessian_root:
@@ -87,33 +87,35 @@ def verdict(
     figures: dict[str, Any], calibration: dict[str, Any], recorded: bool, hint: str
 ) -> Bunch:
     """Judge the figures in a sentence, with a hint; warn if they are bad."""
-    bad: list[str] = []
-    good: list[str] = []
+    against: list[str] = []
+    in_favour: list[str] = []
 
     step = figures["step_linearity"]
-    (bad if step > _STEP_LIMIT else good).append(
+    (against if step > _STEP_LIMIT else in_favour).append(
         f"predicted changes differ from the network's by {step:.0%}"
     )
-    moving = figures["stationarity"]
-    if moving > _STATIONARITY_LIMIT:
-        bad.append(f"training is far from converged (stationarity {moving:.2f})")
+    stationarity = figures["stationarity"]
+    if stationarity > _STATIONARITY_LIMIT:
+        against.append(
+            f"training is far from converged (stationarity {stationarity:.2f})"
+        )
     if figures.get("leverage", 0.0) > _LEVERAGE_LIMIT:
-        bad.append(f"a row has leverage {figures['leverage']:.3f} (raise ridge)")
+        against.append(f"a row has leverage {figures['leverage']:.3f} (raise ridge)")
 
-    flat, below = figures["flat_rows"], figures["negative_curvature"]
+    flat, negative = figures["flat_rows"], figures["negative_curvature"]
     if flat:
-        (bad if flat > _FLAT_LIMIT else good).append(
+        (against if flat > _FLAT_LIMIT else in_favour).append(
             f"{flat:.0%} of the rows are where the loss has no curvature"
         )
-    if below:
-        (bad if below > _FLAT_LIMIT else good).append(
-            f"the loss is not convex in the outputs, and {below:.0%} of its curvature, "
-            "which is negative, is left out"
+    if negative:
+        (against if negative > _FLAT_LIMIT else in_favour).append(
+            f"the loss is not convex in the outputs, and {negative:.0%} of its "
+            "curvature, which is negative, is left out"
         )
 
     missed = figures.get("approximation")
     if missed is not None:
-        (bad if missed > _APPROXIMATION_LIMIT else good).append(
+        (against if missed > _APPROXIMATION_LIMIT else in_favour).append(
             f"the approximation by landmarks misses {missed:.0%} of an exact solution"
         )
 
@@ -122,11 +124,11 @@ def verdict(
     if slope is not None:
         if not _SLOPES[0] <= slope <= _SLOPES[1]:
             trust = SIZE_WRONG
-        (good if lds >= _LDS_LIMIT else bad).append(
+        (in_favour if lds >= _LDS_LIMIT else against).append(
             f"retrained outcomes rank with {lds:.2f} and move {slope:.2f} times as far"
         )
 
     if slope is None and recorded:
-        hint += " Pass n_retrainings to compare with real retraining."
-    everything = {"leverage": None, **figures, **calibration}
-    return judged(everything, bad, good, trust, hint)
+        hint += " Pass n_retrainings to compare with retrained models."
+    all_figures = {"leverage": None, **figures, **calibration}
+    return judged(all_figures, against, in_favour, trust, hint)

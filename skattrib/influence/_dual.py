@@ -8,9 +8,10 @@ from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from skattrib._docstrings import fill_in
 from skattrib._validation import as_tensor, check_weights
 from skattrib._verdict import scale_hint
-from skattrib.base import BaseAttributor
+from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._functional import spread
 from skattrib.influence._damping import (
     N_QUERIES,
@@ -31,6 +32,7 @@ from skattrib.models._network import check_seeds
 __all__ = ["DualInfluence"]
 
 
+@fill_in(ATTRIBUTOR_DOCS)
 class DualInfluence(BaseAttributor):
     """Leave-one-out effects from the model linearised at its trained weights.
 
@@ -79,14 +81,8 @@ class DualInfluence(BaseAttributor):
     n_models : int, default=1
         Training seeds to average over: the outcome is then the mean over these seeds,
         in `score` too.
-    outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
-            callable, default="auto"
-        What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is
-        the log-likelihood of the predicted class, or the raw prediction.
-    n_retrainings : int, default=32
-        Models trained by `score`; at least 8.
-    retrain_size : float, default=0.5
-        Fraction of the units that each of them is trained on.
+    %(outcome)s
+    %(retraining)s
     memory : str, joblib.Memory or None, default=None
         Where retrained outcomes are remembered; needs an int `random_state`.
     n_jobs : int or None, default=None
@@ -114,20 +110,7 @@ class DualInfluence(BaseAttributor):
         Why.
     X_train_ : ndarray of shape (n_samples, n_features)
         Training rows.
-    y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
-        Their targets.
-    tasks_ : ndarray of shape (n_samples,) or None
-        Task of each row.
-    unit_names_ : ndarray of shape (n_units,)
-        Task labels, or the index of X.
-    n_units_ : int
-        Number of units.
-    estimand_ : str
-        What an attribution estimates.
-    n_features_in_ : int
-        Number of features seen in fit.
-    feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of the features, if X had any.
+    %(units)s
 
     See Also
     --------
@@ -209,20 +192,14 @@ class DualInfluence(BaseAttributor):
 
     # -------------------------------------------------------------------- fit
     @_fit_context(prefer_skip_nested_validation=False)
+    @fill_in(ATTRIBUTOR_DOCS)
     def fit(self, X, y, tasks=None, **fit_params):
         """Train the model and prepare for the removal of every unit.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Their targets.
-        tasks : array-like of shape (n_samples,) or None, default=None
-            Unit of each row, for example its source; None makes every row a unit.
-        **fit_params : dict
-            Passed to the estimator's ``fit``; `sample_weight` enters the
-            attributions too.
+        %(fit_rows)s
+        %(fit_params)s
 
         Returns
         -------
@@ -237,7 +214,7 @@ class DualInfluence(BaseAttributor):
         Warns
         -----
         FaithfulnessWarning
-            If ``ridge="auto"`` has no record of the training to go by.
+            If ``ridge="auto"`` has no record of the training.
         """
         return self._fit(X, y, tasks, fit_params)
 
@@ -273,7 +250,7 @@ class DualInfluence(BaseAttributor):
             self._row_weights,
             self.n_models,
         )
-        self.estimators_ = [self.estimator_, *(m.estimator for m in models[1:])]
+        self.estimators_ = [self.estimator_, *(model.estimator for model in models[1:])]
         self._left_out = LeaveOneUnitOut(
             self._unit_of_row, self._row_weights, self.n_units_
         )
@@ -281,7 +258,9 @@ class DualInfluence(BaseAttributor):
         if self.ridge == "calibrate":
             self._calibrate_ridge()
         else:
-            self._without_each = [m.without_each_unit() for m in self._linear_models]
+            self._without_each = [
+                linear.without_each_unit() for linear in self._linear_models
+            ]
 
         self.ridge_rule_ = self._linear_models[0].ridge
         share = 0.0 if self.removal == "influence" else 1 / self.n_units_
@@ -330,36 +309,47 @@ class DualInfluence(BaseAttributor):
         truth, outcome = self._truth(rows, X, y), self._checked_outcome(self.outcome)
 
         # one eigendecomposition serves units, halves, and the fit
-        models = [m.for_many_ridges() for m in self._linear_models]
-        alone = [m.for_many_ridges(units_alone=True) for m in models]
-        rules = [m.ridge for m in models]
-        batches = [m.ask(X, y, outcome, len(weighted)) for m in models]
-        batches_alone = [m.ask(X, y, outcome, self.n_units_) for m in alone]
+        models = [linear.for_many_ridges() for linear in self._linear_models]
+        alone = [linear.for_many_ridges(units_alone=True) for linear in models]
+        rules = [linear.ridge for linear in models]
+        batches = [linear.ask(X, y, outcome, len(weighted)) for linear in models]
+        batches_alone = [linear.ask(X, y, outcome, self.n_units_) for linear in alone]
 
         def attributions_at(factor):
-            scaled = [m.at_ridge(r.times(factor)) for m, r in zip(alone, rules)]
-            steps = [m.without_each_unit() for m in scaled]
+            scaled = [
+                linear.at_ridge(rule.times(factor))
+                for linear, rule in zip(alone, rules)
+            ]
+            steps = [linear.without_each_unit() for linear in scaled]
             return _attributions(batches_alone, steps).mean(axis=0)
 
         def outcomes_at(factor):
-            scaled = [m.at_ridge(r.times(factor)) for m, r in zip(models, rules)]
-            steps = [m.steps(weighted) for m in scaled]
+            scaled = [
+                linear.at_ridge(rule.times(factor))
+                for linear, rule in zip(models, rules)
+            ]
+            steps = [linear.steps(weighted) for linear in scaled]
             return _mean_outcomes(batches, steps)
 
         shares = self._left_out.shares(weighted)
         rules = calibrated_rules(rules, truth, shares, attributions_at, outcomes_at)
-        decomposed = [m.at_ridge(rule) for m, rule in zip(models, rules)]
-        self._without_each = [m.without_each_unit() for m in decomposed]
+        damped = [linear.at_ridge(rule) for linear, rule in zip(models, rules)]
+        self._without_each = [linear.without_each_unit() for linear in damped]
         plain = zip(self._linear_models, rules, strict=True)
-        self._linear_models = [m.at_ridge(rule) for m, rule in plain]
+        self._linear_models = [linear.at_ridge(rule) for linear, rule in plain]
 
     def _n_seeds(self):
         return self.n_models
 
     # ---------------------------------------------------------------- queries
+    def _ask(self, X, y, outcome):
+        """Prepare queries for the removal of each unit, by every model."""
+        return [
+            linear.ask(X, y, outcome, self.n_units_) for linear in self._linear_models
+        ]
+
     def _attribute(self, X, y, outcome):
-        batches = [m.ask(X, y, outcome, self.n_units_) for m in self._linear_models]
-        each_seed = _attributions(batches, self._without_each)
+        each_seed = _attributions(self._ask(X, y, outcome), self._without_each)
         if len(each_seed) == 1:
             return each_seed[0], None
         errors = each_seed.std(axis=0, ddof=1) / len(each_seed) ** 0.5
@@ -416,26 +406,29 @@ class DualInfluence(BaseAttributor):
         if ridges.ndim != 1 or not ((ridges > 0) & np.isfinite(ridges)).all():
             raise ValueError("ridges must be a list of positive numbers.")
 
-        models = [m.for_many_ridges(units_alone=True) for m in self._linear_models]
-        batches = [m.ask(X, y, outcome, self.n_units_) for m in models]
+        models = [
+            linear.for_many_ridges(units_alone=True) for linear in self._linear_models
+        ]
+        batches = [linear.ask(X, y, outcome, self.n_units_) for linear in models]
         path = []
         for rule in [RidgeRule(float(ridge)) for ridge in ridges]:
-            steps = [m.at_ridge(rule).without_each_unit() for m in models]
+            steps = [linear.at_ridge(rule).without_each_unit() for linear in models]
             path.append(_attributions(batches, steps).mean(axis=0))
         return np.stack(path).astype(X.dtype, copy=False)
 
     def _predict_outcomes(self, X, y, weights, outcome):
         if self.removal == "influence":
-            batches = [m.ask(X, y, outcome, 0) for m in self._linear_models]
-            present = np.mean([b.present_outcomes() for b in batches], axis=0)
-            return present - (1 - weights) @ self._attribute(X, y, outcome)[0].T
+            batches = self._ask(X, y, outcome)
+            present = np.mean([batch.present_outcomes() for batch in batches], axis=0)
+            effects = _attributions(batches, self._without_each).mean(axis=0)
+            return present - (1 - weights) @ effects.T
         return self._predict_rows(X, y, self._unit_weightings(weights), outcome)
 
     def _predict_rows(self, X, y, row_weights, outcome):
         """Return outcomes (k, q) for weights of the rows, mean over the models."""
         models = self._linear_models
-        batches = [m.ask(X, y, outcome, len(row_weights)) for m in models]
-        return _mean_outcomes(batches, [m.steps(row_weights) for m in models])
+        batches = [linear.ask(X, y, outcome, len(row_weights)) for linear in models]
+        return _mean_outcomes(batches, [linear.steps(row_weights) for linear in models])
 
     # ------------------------------------------------------- changes, verdict
     def parameter_change(self, weights):
@@ -480,7 +473,10 @@ class DualInfluence(BaseAttributor):
         rows = self._unit_weightings(
             check_weights(weights, self.n_units_, self._features.dtype)
         )
-        changes = [m.output_changes(m.steps(rows), X) for m in self._linear_models]
+        changes = [
+            linear.output_changes(linear.steps(rows), X)
+            for linear in self._linear_models
+        ]
         return torch.stack(changes).mean(dim=0).cpu().numpy()
 
     def diagnose(self, X, y, n_retrainings=0):
@@ -493,7 +489,7 @@ class DualInfluence(BaseAttributor):
         y : array-like of shape (n_queries,) or (n_queries, n_outputs)
             Their targets.
         n_retrainings : int, default=0
-            Really retrained models to compare with, at least 8; 0 for none.
+            Number of retrained models to compare with, at least 8; 0 for none.
 
         Returns
         -------
@@ -503,7 +499,7 @@ class DualInfluence(BaseAttributor):
             - stationarity: length of the mean loss gradient over that of single rows'
               gradients; above 0.4 training stopped far too early.
             - step_linearity: relative error of the predicted output changes against
-              the network really evaluated at the predicted parameters.
+              the network evaluated at the predicted parameters.
             - leverage: largest share that a row has in its own output, in [0, 1);
               None where it would take too long.
             - flat_rows, negative_curvature: share of rows where the loss has no
@@ -531,6 +527,7 @@ class DualInfluence(BaseAttributor):
             steps = self._without_each[0][units]
 
         queries = as_tensor(X, linear.tangent.outputs)
+        linear.trained.targets(y, queries)  # raises on labels that were not in fit
         calibration = {"calibration_slope": None, "lds": None}
         if n_retrainings:
             calibration = self._calibrate(X, y, outcome, n_retrainings)

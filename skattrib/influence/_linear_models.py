@@ -46,8 +46,8 @@ def _cached_kernel(memory, module, names, X, scale, build):
     return torch.tensor(kernel, device=X.device)
 
 
-def _plan(model, X, n_outputs, solver, **asked):
-    """Choose the space to solve in; ``asked`` as `plan_solver` takes it."""
+def _plan(model, X, n_outputs, solver, **demand):
+    """Choose the space to solve in; ``demand`` as `plan_solver` takes it."""
     size = gradient_size(model, X)
     choice = plan_solver(
         len(X),
@@ -57,7 +57,7 @@ def _plan(model, X, n_outputs, solver, **asked):
         memory_cap(),
         solver,
         gradients=size,
-        **asked,
+        **demand,
     )
     return replace(choice, reason="; ".join([choice.reason, *model.said]))
 
@@ -104,9 +104,12 @@ class LeaveOneUnitOut:
 def head_parameters(module, X):
     """Return the names of the trainable parameters of the last linear layer."""
     head = find_head(module, X)
-    in_head = {id(p) for p in head.parameters()}
-    names = [k for k, p in module.named_parameters() if id(p) in in_head]
-    trained = [k for k in names if module.get_parameter(k).requires_grad]
+    in_head = {id(parameter) for parameter in head.parameters()}
+    trained = [
+        name
+        for name, parameter in module.named_parameters()
+        if id(parameter) in in_head and parameter.requires_grad
+    ]
     if not trained:
         raise ValueError(
             "parameters='head' moves the last linear layer, and that is not trained: "
@@ -190,7 +193,8 @@ class LinearModel:
     ):
         n_outputs = trained.outputs(X[:2]).shape[1]  # also of a wrapped module's width
         self.trained, self.removal, self.units = trained, removal, units
-        self.verbose, module = verbose, trained.module
+        self.verbose = verbose
+        module = trained.module
         X = as_tensor(X, next(module.parameters()))
         model = FunctionalModule(module)
         if parameters == "head":
@@ -203,8 +207,8 @@ class LinearModel:
         self.plan = SolverChoice("primal", "in the projected space")
         if projection is None:
             additive = self.weighting.additive
-            asked = {"n_steps": n_units, "by_query": by_query and additive}
-            self.plan = _plan(model, X, n_outputs, solver, **asked)
+            demand = {"n_steps": n_units, "by_query": by_query and additive}
+            self.plan = _plan(model, X, n_outputs, solver, **demand)
 
         self.metric, metric = choose_metric(metric, trained, model, X, targets)
         scale = None if metric is None else metric.rsqrt()
@@ -228,8 +232,8 @@ class LinearModel:
         rule = choose_rule(ridge, trained, tangent, metric)
         self.tangent = tangent.at_ridge(rule)
 
-        knows_how = self.plan.solver in ("cg", "primal") and projection is None
-        self.solves_queries = by_query and knows_how and self.weighting.additive
+        can_solve = self.plan.solver in ("cg", "primal") and projection is None
+        self.solves_queries = by_query and can_solve and self.weighting.additive
 
     @classmethod
     def precise(cls, trained, X, *args, **options):
@@ -297,12 +301,12 @@ class LinearModel:
     def steps(self, row_weights):
         """Return the steps (k, D) for weights of the rows, (k, n) or by unit."""
         solve = getattr(self.tangent, f"{self.removal}_steps")
-        k, space = len(row_weights), self.tangent.space
-        steps = self.tangent.outputs.new_empty(k, space.n_coordinates)
-        parts = list(chunks(k, self.tangent.batch_size()))
+        n_steps, n_coordinates = len(row_weights), self.tangent.space.n_coordinates
+        steps = self.tangent.outputs.new_empty(n_steps, n_coordinates)
+        parts = list(chunks(n_steps, self.tangent.batch_size()))
 
-        label, hidden = f"{self.removal} steps", not self.verbose
-        for part in tqdm(parts, desc=label, disable=hidden):
+        label = f"{self.removal} steps"
+        for part in tqdm(parts, desc=label, disable=not self.verbose):
             weights = as_tensor(row_weights[part], steps)
             steps[part] = solve(self.weighting(weights))
         return steps
@@ -353,8 +357,8 @@ class LinearModel:
         exact = self._with(self.tangent.without_projection())
         ours = self.output_changes(steps[few], X)
         true = exact.output_changes(exact.steps(removed[few]), X)
-        tiny = torch.finfo(true.dtype).tiny
-        return float((ours - true).norm() / true.norm().clamp(min=tiny))
+        smallest = torch.finfo(true.dtype).tiny
+        return float((ours - true).norm() / true.norm().clamp(min=smallest))
 
     # -------------------------------------------------------------------- queries
     def ask(self, X, y, outcome, n_steps):
@@ -388,7 +392,9 @@ class QueryBatches:
     def _measure(self, part):
         """Return outcomes of some queries as a function of outputs (..., q, C)."""
         function, targets = self._outcome, self._targets[part]
-        return lambda f: function(f, targets.expand(*f.shape[:-2], *targets.shape))
+        return lambda outputs: function(
+            outputs, targets.expand(*outputs.shape[:-2], *targets.shape)
+        )
 
     def _prepared(self, part):
         """Return outputs and gradients of some queries, and what measures them."""
@@ -444,8 +450,8 @@ class QueryBatches:
         parts = list(chunks(len(self._X), tangent.query_batch(1)))
 
         attributions = []
-        hidden = not self._linear.verbose
-        for part in tqdm(parts, desc="solving for queries", disable=hidden):
+        verbose = self._linear.verbose
+        for part in tqdm(parts, desc="solving for queries", disable=not verbose):
             rows = as_tensor(self._X[part], like)
             slope = _slope(self._measure(part))
             effects = tangent.first_order_effects(rows, slope, system)
@@ -455,4 +461,4 @@ class QueryBatches:
 
 def _slope(measure):
     """Return the gradient of outcomes as a function of outputs (q, C)."""
-    return torch.func.grad(lambda f: measure(f).sum())
+    return torch.func.grad(lambda outputs: measure(outputs).sum())

@@ -99,8 +99,8 @@ def lookahead_training(
         With these entries; arrays of shape (n_entries,) have one entry per row of each
         minibatch, in the order of training.
 
-        - estimator: fitted clone. Its `trajectory_` records the steps really taken, as
-          minibatches of the rows kept, so that attributors that take it in a
+        - estimator: fitted clone. Its `trajectory_` records the steps that were taken,
+          as minibatches of the rows kept, so that attributors that take it in a
           `sklearn.frozen.FrozenEstimator` see that run, the selection held fixed. What
           retrains (their ``score``) trains on all rows, with a FaithfulnessWarning.
         - steps: int ndarray of shape (n_entries,), step of the run, from 1.
@@ -136,8 +136,8 @@ def lookahead_training(
 
     The first step of Adam and AdamW has the length of the learning rate in every
     parameter, whatever the gradient. With ``horizon=1``, scores of the first step are
-    therefore of the size of `eps`, and its selection says next to nothing; it is made
-    all the same.
+    therefore of the size of `eps`, and its selection means almost nothing; it is
+    made nevertheless.
 
     Equal scores are left out in the order of the minibatch.
 
@@ -182,8 +182,8 @@ def lookahead_training(
 def _cloned(estimator):
     """Return a clone that can be trained."""
     check_recipe(estimator, stacklevel=4)
-    found = as_model(estimator)
-    if found.frozen:
+    given = as_model(estimator)
+    if given.frozen:
         raise ValueError(
             "estimator is a FrozenEstimator, which is not to be trained, but "
             "lookahead_training trains: pass the estimator that it holds."
@@ -193,13 +193,13 @@ def _cloned(estimator):
             f"estimator is a {type(estimator).__name__}; transform X, X_val and the "
             "targets first, and pass the network alone."
         )
-    if not found.stacks:
+    if not given.stacks:
         raise UnsupportedModelError(
-            f"estimator must be a TorchClassifier or TorchRegressor, got {found.name}: "
+            f"estimator must be a TorchClassifier or TorchRegressor, got {given.name}: "
             "its training has to be differentiated. Wrap a network by "
             "TorchClassifier(module=...)."
         )
-    model = clone(found.estimator)
+    model = clone(given.estimator)
     model._validate_params()
     return model
 
@@ -291,7 +291,8 @@ class _Run:
 
     def __init__(self, model, problem, weights, validation, batches, drop, dynamics):
         self._model, self._problem = model, problem
-        self._row_weights, self._weights = weights, problem.weighted(weights[None])[0]
+        self._row_weights = weights
+        self._weights = problem.weighted(weights[None])[0]
         self._validation, self._batches = validation, batches
         self._drop, self._dynamics = drop, dynamics
         self._keep = steps_to_keep(model.record, problem.recipe.n_steps)
@@ -309,8 +310,8 @@ class _Run:
         scores = self._look(self._recipe(window, batches), window.start)
         weights = self._weights.cpu().numpy()
         kept = [
-            _keep(found, weights[rows] > 0, self._drop)
-            for found, rows in zip(scores, batches, strict=True)
+            _keep(of_rows, weights[rows] > 0, self._drop)
+            for of_rows, rows in zip(scores, batches, strict=True)
         ]
         chosen = [rows[mask] for rows, mask in zip(batches, kept, strict=True)]
         self._take(self._recipe(window, chosen), window.start)
@@ -320,8 +321,9 @@ class _Run:
 
     def result(self):
         """Return what `lookahead_training` returns."""
-        rows, kept = np.concatenate(self._batches), np.concatenate(self._kept)
-        chosen = [b[k] for b, k in zip(self._batches, self._kept, strict=True)]
+        chosen = [
+            batch[mask] for batch, mask in zip(self._batches, self._kept, strict=True)
+        ]
         problem = replace(
             self._problem, recipe=replace(self._problem.recipe, batches=chosen)
         )
@@ -330,8 +332,8 @@ class _Run:
             steps=np.repeat(
                 np.arange(1, len(self._batches) + 1), list(map(len, self._batches))
             ),
-            rows=rows,
-            kept=kept,
+            rows=np.concatenate(self._batches),
+            kept=np.concatenate(self._kept),
             scores=np.concatenate(self._scores),
             validation_loss=np.array(self._losses),
         )
@@ -349,7 +351,7 @@ class _Run:
 
     def _train(self, recipe, n_before, keep):
         problem = self._problem
-        found = train(
+        result = train(
             problem.model,
             problem.loss,
             recipe,
@@ -359,17 +361,18 @@ class _Run:
             keep=keep,
             stop_when_diverged=True,
         )
-        self._model._check_finite(found, problem.recipe.n_steps, n_before)
-        return found
+        self._model._check_finite(result, problem.recipe.n_steps, n_before)
+        return result
 
     def _take(self, recipe, n_before):
-        wanted = {t - n_before for t in self._keep} & set(range(1, recipe.n_steps + 1))
-        found = self._train(recipe, n_before, wanted | {recipe.n_steps})
-        self._state = found.states[recipe.n_steps]
-        self._done.params = found.params
-        self._done.denominator = found.denominator
-        self._done.loss_curve += found.loss_curve
-        self._done.states |= {n_before + t: found.states[t] for t in wanted}
+        in_window = range(1, recipe.n_steps + 1)
+        wanted = {step - n_before for step in self._keep} & set(in_window)
+        result = self._train(recipe, n_before, wanted | {recipe.n_steps})
+        self._state = result.states[recipe.n_steps]
+        self._done.params = result.params
+        self._done.denominator = result.denominator
+        self._done.loss_curve += result.loss_curve
+        self._done.states |= {n_before + step: result.states[step] for step in wanted}
 
     def _look(self, recipe, n_before):
         """Take the steps on all rows; return the scores of every step's rows."""
@@ -381,8 +384,8 @@ class _Run:
         gradient = self._validate(trial.params[0])[1]
         scores = [None] * recipe.n_steps
 
-        def note(t, rows, found, *_):
-            scores[t - 1] = (found[0, 0] * self._weights[rows]).cpu().numpy()
+        def note(step, rows, of_rows, *_):
+            scores[step - 1] = (of_rows[0, 0] * self._weights[rows]).cpu().numpy()
 
         differentiate_run(
             problem.model,
@@ -397,7 +400,7 @@ class _Run:
             on_rows=note,
             memory_bytes=memory_cap(),
         )
-        if not all(np.isfinite(found).all() for found in scores):
+        if not all(np.isfinite(of_rows).all() for of_rows in scores):
             raise ValueError(
                 f"The derivatives of steps {n_before + 1} to "
                 f"{n_before + recipe.n_steps} are not finite: training is too unstable "

@@ -52,15 +52,16 @@ def check_reproduced(problem: TrainingProblem, run: Runs) -> None:
     if error:
         warnings.warn(
             f"Replaying the record of the frozen estimator on these rows misses its "
-            f"weights by {error:.1e} of the way that training took: it was trained on "
-            "other rows, labels or weights. What is differentiated is another run.",
+            f"weights by {error:.1e} of the distance that training moved them: it was "
+            "trained on other rows, labels or weights. What is differentiated is "
+            "another run.",
             FaithfulnessWarning,
             stacklevel=7,
         )
 
 
 class Queries(NamedTuple):
-    """Queries as a module takes them, their targets encoded, and what is asked."""
+    """Queries as a module takes them, their targets encoded, and the outcome."""
 
     X: Tensor
     targets: Tensor
@@ -118,7 +119,7 @@ class RunDerivatives:
         return replace(self._trained, model=self._trained.model.apart())
 
     def queries(self, X: Any, y: Any, outcome: str | OutcomeFunction) -> Queries:
-        """Prepare queries, to be asked of any of the runs."""
+        """Prepare queries, for any of the runs."""
         rows = as_tensor(X, self._trained.X)
         targets = self._model.targets(y, rows)
         return Queries(rows, targets, self._trained.loss.outcome(outcome))

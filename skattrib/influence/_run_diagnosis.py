@@ -22,8 +22,8 @@ N_UNITS = 16
 # Past these the verdict is bad, or trust ends at the order.
 _EXPLODING_LIMIT, _LDS_LIMIT, _SECOND_ORDER_LIMIT = 0.25, 0.3, 0.5
 _SLOPES = (0.5, 2.0)
-# Where no model was retrained: outcomes that move less of what is predicted, or the
-# other way, do not vouch for the order either.
+# Where no model was retrained: outcomes that move by a smaller share of what is
+# predicted, or in the other direction, do not confirm the order either.
 _LEAST_SLOPE = 0.1
 
 
@@ -41,9 +41,9 @@ def warn_if_exploding(exploded: NDArray[np.bool_], finite: NDArray[np.bool_]) ->
         )
     if share > _EXPLODING_LIMIT:
         warnings.warn(
-            f"Derivatives of {share:.0%} of the runs are out of all proportion: an "
-            "average over them is worth little. Lower the learning rate, warm up, or "
-            "use a smooth activation.",
+            f"Derivatives of {share:.0%} of the runs are far too large: do not rely on "
+            "an average over them. Lower the learning rate, warm up, or use a smooth "
+            "activation.",
             FaithfulnessWarning,
             stacklevel=6,
         )
@@ -64,9 +64,9 @@ def removal_errors(
     weights : Tensor of shape (n,)
         Of the rows.
     directions : Tensor of shape (r, n)
-        What of them each unit holds.
+        The part of them that belongs to each unit.
     retrain : bool
-        Whether to remove these units really, to see what is left.
+        Whether to retrain without these units, to measure the remaining error.
     verbose : int
     """
     run = (problem.model, problem.loss, problem.recipe, problem.X, problem.targets)
@@ -106,44 +106,44 @@ def removal_errors(
 def _median_ratio(part: Tensor, whole: Tensor) -> float:
     tiny = torch.finfo(whole.dtype).tiny
     ratios = part.norm(dim=1) / whole.norm(dim=1).clamp(min=tiny)
-    # what has overflown is as wrong as can be
+    # overflow counts as an infinite error
     return float(np.median(ratios.nan_to_num(torch.inf, torch.inf).cpu().numpy()))
 
 
 def run_verdict(figures: Bunch, *, at_full_data: bool, hint: str = "") -> Bunch:
     """Judge the figures in a sentence, with a hint; warn if they are bad."""
-    bad: list[str] = []
+    against: list[str] = []
     share, slope, lds = (
         figures[name] for name in ("exploding_share", "calibration_slope", "lds")
     )
-    good = [f"{share:.0%} of the runs explode"]
+    in_favour = [f"{share:.0%} of the runs explode"]
     if share > _EXPLODING_LIMIT:
-        bad.append(
-            f"{share:.0%} of the runs have derivatives out of all proportion "
+        against.append(
+            f"{share:.0%} of the runs have derivatives that are far too large "
             "(lower the learning rate, or warm up)"
         )
     if lds is not None and lds < _LDS_LIMIT:
-        bad.append(f"retrained outcomes rank with {lds:.2f}")
+        against.append(f"retrained outcomes rank with {lds:.2f}")
     if lds is None and slope is not None and slope < _LEAST_SLOPE:
-        bad.append(
+        against.append(
             f"outcomes of the runs move {slope:.2g} times as far as predicted "
             "(lower the learning rate, or take more runs)"
         )
 
-    bends, split = figures.second_order_error, figures.error_split
-    if at_full_data and bends is not None and bends > _SECOND_ORDER_LIMIT:
-        bad.append(
-            f"removals bend away from the straight line by {bends:.0%} of it "
+    second_order, split = figures.second_order_error, figures.error_split
+    if at_full_data and second_order is not None and second_order > _SECOND_ORDER_LIMIT:
+        against.append(
+            f"removals bend away from the straight line by {second_order:.0%} of it "
             "(lower the learning rate, raise eps, or warm up)"
         )
 
     trust = "Trust"
     if slope is not None:
-        good.append(f"outcomes move {slope:.2f} times as far as predicted")
+        in_favour.append(f"outcomes move {slope:.2f} times as far as predicted")
         if not _SLOPES[0] <= slope <= _SLOPES[1]:
             trust = SIZE_WRONG
     if at_full_data and split is not None:
-        good.append(f"weights after real removals are missed by {split.exact:.0%}")
+        in_favour.append(f"weights after retraining are missed by {split.exact:.0%}")
         if split.exact > _SECOND_ORDER_LIMIT:
             trust = SIZE_WRONG
-    return judged(figures, bad, good, trust, hint)
+    return judged(figures, against, in_favour, trust, hint)

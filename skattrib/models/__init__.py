@@ -1,1 +1,1 @@
-"""What can be attributed: families of models, and how each is asked and trained."""
+"""What can be attributed: families of models, and how each is trained and queried."""

@@ -31,11 +31,11 @@ class EstimatorModel(Retrainable):
         trained = self.estimator
         if is_search(trained):
             trained = Parts(trained.estimator).model
-        other = weights[(weights != 0) & (weights != 1)]
-        if len(other) and not has_fit_parameter(trained, "sample_weight"):
+        fractions = weights[(weights != 0) & (weights != 1)]
+        if len(fractions) and not has_fit_parameter(trained, "sample_weight"):
             raise ValueError(
-                f"weights hold {other[0]:g}, and fit of {type(trained).__name__} takes "
-                "no sample_weight: its rows can be there (1) or be left out (0). Use "
+                f"weights hold {fractions[0]:g}, and fit of {type(trained).__name__} "
+                "takes no sample_weight: rows can be present (1) or left out (0). Use "
                 "weights of 0 and 1, without sample_weight."
             )
 
@@ -46,12 +46,11 @@ class EstimatorModel(Retrainable):
         neighbour. ``seed`` is in the parameters already.
         """
         fitted, kept = self.clone(), np.flatnonzero(weights)
+        y_kept, weights_kept = y[kept], weights[kept]
         if len(kept) < len(weights):
-            X, y_kept, weights_kept = _safe_indexing(X, kept), y[kept], weights[kept]
-        else:
-            y_kept, weights_kept = y, weights
-        alike = (weights_kept == 1).all()
-        params = {} if alike else {weight_name(fitted): weights_kept}
+            X = _safe_indexing(X, kept)
+        unweighted = (weights_kept == 1).all()
+        params = {} if unweighted else {weight_name(fitted): weights_kept}
         try:
             with config_context(enable_metadata_routing=False):
                 return fitted.fit(X, y_kept, **params)
@@ -60,7 +59,7 @@ class EstimatorModel(Retrainable):
             if not len(absent):
                 raise
             if (y_kept == y_kept[0]).all():
-                # some cannot be fitted to one class: nothing else can be predicted
+                # some cannot be fitted to one class, which is then all they predict
                 return DummyClassifier().fit(X, y_kept)
             raise ValueError(
                 f"{self.name} could not be trained on a subset without the classes "

@@ -63,21 +63,23 @@ def register_model(estimator_class: type, family: type[Model] | None = None) -> 
     if not isinstance(estimator_class, type):
         raise TypeError(f"estimator_class must be a class, got {estimator_class!r}.")
 
-    def register(found: type[Model]) -> type[Model]:
-        if not (isinstance(found, type) and issubclass(found, Model)):
+    def register(family_class: type[Model]) -> type[Model]:
+        if not (isinstance(family_class, type) and issubclass(family_class, Model)):
             raise TypeError(
                 f"family must be a class derived from Retrainable, Differentiable or "
-                f"Recorded, got {found!r}."
+                f"Recorded, got {family_class!r}."
             )
-        if owed := ", ".join(sorted(getattr(found, "__abstractmethods__", ()))):
-            raise TypeError(f"{found.__name__} lacks {owed}, which its protocol owes.")
+        if owed := ", ".join(sorted(getattr(family_class, "__abstractmethods__", ()))):
+            raise TypeError(
+                f"{family_class.__name__} lacks {owed}, which its protocol owes."
+            )
         if estimator_class in _FAMILIES:
             raise ValueError(
                 f"{estimator_class.__name__} is registered already, as "
                 f"{_FAMILIES[estimator_class].__name__}: derive a class of your own."
             )
-        _FAMILIES[estimator_class] = found
-        return found
+        _FAMILIES[estimator_class] = family_class
+        return family_class
 
     return register if family is None else register(family)
 

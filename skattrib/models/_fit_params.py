@@ -1,4 +1,4 @@
-"""What fit of an attributor is given for its estimator: weights, metadata, tables.
+"""What fit of an attributor receives for its estimator: weights, metadata, tables.
 
 How these reach the estimator's own fit, and training on subsets as well, belongs here;
 what they must look like is in `_validation`.
@@ -19,7 +19,7 @@ _MISNAMED = {"groups", "source", "sources", "task", "unit", "units"}
 
 
 def check_names(fit_params):
-    """Name what newcomers pass instead of what is meant."""
+    """Raise on names that stand for ``tasks`` elsewhere."""
     misnamed = _MISNAMED.intersection(fit_params)
     if misnamed and not _routing_enabled():
         raise ValueError(
@@ -28,7 +28,7 @@ def check_names(fit_params):
 
 
 def row_weights(estimator, fit_params, X):
-    """Return the weights of the rows, and what the fit of the model is to be given.
+    """Return the weights of the rows, and the parameters of the model's fit.
 
     The model is the last step of a pipeline, or the estimator itself.
     """
@@ -61,7 +61,7 @@ def row_weights(estimator, fit_params, X):
 
 
 def check_target(y, estimator):
-    """Labels and texts stay as they are, regressors get floats."""
+    """Return labels and texts unchanged, and numbers for a regressor as floats."""
     if as_model(estimator).takes_texts:
         return y
     if is_classifier(estimator):
@@ -93,11 +93,11 @@ def _flat(estimator, params):
     flat = {}
     routed = process_routing(estimator, "fit", **params)
     for name, step in estimator.steps:
-        own = {}
+        of_step = {}
         for method in ("fit", "fit_transform"):
-            own.update(routed.get(name, {}).get(method, {}))
-        own = _flat(step, own)
-        flat.update({f"{name}__{key}": value for key, value in own.items()})
+            of_step.update(routed.get(name, {}).get(method, {}))
+        of_step = _flat(step, of_step)
+        flat.update({f"{name}__{key}": value for key, value in of_step.items()})
     return flat
 
 

@@ -1,4 +1,4 @@
-"""Models trained on subsets: their outcomes, or they themselves, to be asked later."""
+"""Models trained on subsets: their outcomes, or the models, for later queries."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from skattrib.models._protocol import protocols
 from skattrib.models._retraining import FloatArray, Trainer, as_retrainable, measure
 from skattrib.models._targets import OriginalUnits
 
-#: A kill loses at most one chunk.
+#: Models trained between two writes: an interruption loses at most these.
 CHUNK = 32
 _N_CHECKED = 100
 
@@ -160,8 +160,8 @@ class RetrainedModels:
             check_reproduced(frozen, Runner(trainer, *queries, "auto"), whole)
         if not trainer.stacked:
             _warn_if_large(self._fitted, len(weights))
-        found = trained_models(trainer, weights, trainer.seeds(1)[0], memory)
-        self._models = np.array(found) if trainer.stacked else found
+        models = trained_models(trainer, weights, trainer.seeds(1)[0], memory)
+        self._models = np.array(models) if trainer.stacked else models
         self._stacked = trainer.stacked
 
     def present_outcomes(
@@ -181,9 +181,9 @@ class RetrainedModels:
         model = as_retrainable(self._fitted)
         if not self._stacked:
             model.classes = self._classes
-            each = [model.of(found) for found in self._models]
-            outputs = torch.stack([own.outputs(X) for own in each])
-            targets = each[0].encode(y, outputs)
+            retrained = [model.of(fitted) for fitted in self._models]
+            outputs = torch.stack([one.outputs(X) for one in retrained])
+            targets = retrained[0].encode(y, outputs)
             return measure(outputs, targets, outcome, model.loss)
 
         module = FunctionalModule(self._fitted.module_).apart()
@@ -233,5 +233,5 @@ def _warn_if_large(fitted: Any, n_models: int) -> None:
 
 
 def _parameters(trainer: Trainer, weights: FloatArray, seed: int) -> NDArray[Any]:
-    found: NDArray[Any] = trainer.params(weights, seed).cpu().numpy()
-    return found
+    parameters: NDArray[Any] = trainer.params(weights, seed).cpu().numpy()
+    return parameters

@@ -35,13 +35,13 @@ def as_memory(
 def digest(*parts: Any) -> str:
     """Hash estimators, modules, arrays and functions by what they hold.
 
-    joblib's own hash tells two equal modules apart, as it sees where they live in
-    memory, and takes two closures over different values for the same.
+    joblib's own hash differs for two equal modules, as it includes their addresses, and
+    is the same for two closures over different values.
 
     Raises
     ------
     ValueError
-        If something cannot be told from others like it.
+        If something cannot be distinguished from others like it.
     """
     # not at the top: the package is still being imported then
     from skattrib import __version__
@@ -79,10 +79,10 @@ def _content(value: Any, above: tuple[int, ...]) -> Any:
 
 def _estimator(value: Any, above: tuple[int, ...]) -> Any:
     params = value.get_params(deep=False)
-    found = [_class(type(value), above), _content(params, above)]
+    contents = [_class(type(value), above), _content(params, above)]
     if isinstance(value, FrozenEstimator):
-        found.append(_content(vars(value.estimator), above))
-    return found
+        contents.append(_content(vars(value.estimator), above))
+    return contents
 
 
 def _array(value: NDArray[Any], above: tuple[int, ...]) -> Any:
@@ -95,12 +95,14 @@ def _tensor(value: torch.Tensor, above: tuple[int, ...]) -> Any:
 
 
 def _module(value: nn.Module, above: tuple[int, ...]) -> Any:
-    state = {k: _tensor(v, above) for k, v in value.state_dict().items()}
-    trained = [k for k, p in value.named_parameters() if p.requires_grad]
+    state = {name: _tensor(held, above) for name, held in value.state_dict().items()}
+    trained = [name for name, p in value.named_parameters() if p.requires_grad]
     layers = []
     for layer in value.modules():
-        own = {k: v for k, v in vars(layer).items() if not k.startswith("_")}
-        layers.append((_class(type(layer), above), _content(own, above)))
+        settings = {
+            name: held for name, held in vars(layer).items() if not name.startswith("_")
+        }
+        layers.append((_class(type(layer), above), _content(settings, above)))
     return [repr(value), state, trained, layers]
 
 
@@ -111,13 +113,14 @@ def _recipe(value: Recipe, above: tuple[int, ...]) -> Any:
 
 def _function(value: types.FunctionType, above: tuple[int, ...]) -> Any:
     closure = [cell.cell_contents for cell in value.__closure__ or ()]
-    rest = [value.__defaults__, value.__kwdefaults__, closure]
-    return [_name(value), _code(value.__code__), _content(rest, above)]
+    values = [value.__defaults__, value.__kwdefaults__, closure]
+    return [_name(value), _code(value.__code__), _content(values, above)]
 
 
 def _code(code: types.CodeType) -> Any:
     constants = [
-        _code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts
+        _code(constant) if isinstance(constant, types.CodeType) else repr(constant)
+        for constant in code.co_consts
     ]
     return [code.co_code, constants, code.co_names]
 
@@ -131,28 +134,33 @@ def _method(value: types.MethodType, above: tuple[int, ...]) -> Any:
 
 
 def _class(value: type, above: tuple[int, ...]) -> Any:
-    """Return name and code; the versions stand for the code of the libraries."""
+    """Return name and code; that of the libraries is known by their versions."""
     if value.__module__.split(".")[0] in {"torch", "sklearn", "numpy", "builtins"}:
         return _name(value)
-    own = [v for v in vars(value).values() if isinstance(v, types.FunctionType)]
-    return [_name(value), [(f.__name__, _code(f.__code__)) for f in own]]
+    methods = [
+        (method.__name__, _code(method.__code__))
+        for method in vars(value).values()
+        if isinstance(method, types.FunctionType)
+    ]
+    return [_name(value), methods]
 
 
 def _object(value: Any, above: tuple[int, ...]) -> Any:
     """Return class, code included, and attributes."""
-    held = getattr(value, "__dict__", None)
+    attributes = getattr(value, "__dict__", None)
     kind = _class(type(value), above)
-    if held is None:  # a built-in function
+    if attributes is None:  # a built-in function
         return [kind, _name(value)]
-    return [kind, _content(held, above)]
+    return [kind, _content(attributes, above)]
 
 
 def _mapping(value: dict[Any, Any], above: tuple[int, ...]) -> Any:
-    return [(str(k), _content(v, above)) for k, v in sorted(value.items(), key=str)]
+    items = sorted(value.items(), key=str)
+    return [(str(name), _content(held, above)) for name, held in items]
 
 
 def _sequence(value: Iterable[Any], above: tuple[int, ...]) -> Any:
-    return [_content(v, above) for v in value]
+    return [_content(item, above) for item in value]
 
 
 _DESCRIPTIONS: list[tuple[Any, Callable[..., Any]]] = [
@@ -180,10 +188,11 @@ def _remember(key: str, weighting: str, value: Any = None) -> Any:
 
 
 def _copied(function: Any) -> types.FunctionType:
-    """Return a function that joblib has not met.
+    """Return a copy of a function, which joblib takes for a new one.
 
-    It notes the code of a function in the first folder only that a process uses; a
-    later process would take what it finds in the others for that of other code.
+    joblib notes the code of a function in the first folder that a process uses, and in
+    no other; a later process would take the entries of the others for those of other
+    code.
     """
     copied = types.FunctionType(
         function.__code__,
@@ -199,11 +208,9 @@ def cached_array(
     memory: joblib.Memory, key: str, compute: Callable[[], NDArray[Any]]
 ) -> NDArray[Any]:
     """Return ``compute()``, or what it returned before under this key."""
-    row = np.zeros(1)
-    found: NDArray[Any] = cached_rows(
-        memory, key, row[None], lambda _: compute()[None], 1
-    )[0]
-    return found
+    row = np.zeros((1, 1))
+    array: NDArray[Any] = cached_rows(memory, key, row, lambda _: compute()[None], 1)[0]
+    return array
 
 
 def cached_rows(
@@ -213,15 +220,15 @@ def cached_rows(
     compute: Callable[[NDArray[np.float64]], Iterable[Any]],
     chunk_size: int,
 ) -> list[Any]:
-    """Return what ``compute(weights)`` holds row by row, what is known from memory.
+    """Return the rows of ``compute(weights)``, from memory where they are known.
 
-    Missing rows are computed ``chunk_size`` at a time and each is stored as soon as
-    its chunk is done, so that a kill loses one chunk and more rows extend. What cannot
-    be written is returned all the same, and joblib warns.
+    Missing rows are computed ``chunk_size`` at a time and stored as soon as their chunk
+    is done: an interruption loses one chunk, and further rows are added. What cannot be
+    written is returned nevertheless, and joblib warns.
     """
     if memory is None:
         return list(compute(weights))
-    # joblib stores what a call returns: the value rides along as an ignored argument
+    # joblib stores what a call returns: the value is passed as an ignored argument
     store = memory.cache(_copied(_remember), ignore=["value"], verbose=0)
     names = [str(joblib.hash(np.ascontiguousarray(row))) for row in weights]
     known: dict[str, Any] = {}

@@ -65,7 +65,7 @@ from skattrib.models._module_checks import (
     try_on_noise,
 )
 
-# A replay that misses the end of a run by more of the way than this is another run.
+# A replay whose error is a larger share of the distance moved is another run.
 _REPLAY_TOLERANCE = 1e-3
 
 
@@ -90,7 +90,7 @@ class TorchEstimator(BaseEstimator):
 
     #: Whether it repeats one recorded run, whatever the seed.
     _one_run = False
-    #: Of a regressor there are none.
+    #: A regressor has none.
     class_weight = None
 
     _parameter_constraints: dict = {
@@ -186,18 +186,18 @@ class TorchEstimator(BaseEstimator):
         return self._finish(problem, result, weights)
 
     def _finish(self, problem, result, weights):
-        """Take over the end and the record of a run."""
+        """Store the end and the record of a run."""
         recipe = problem.recipe
         self._check_finite(result, recipe.n_steps)
         problem.model.load(result.params[0])
         scale = result.denominator
         self.module_ = problem.model.module
-        # the record lives on the CPU: it must load where this device is missing
+        # the record is on the CPU: it must load where this device is missing
         self.trajectory_ = Trajectory(
             recipe=recipe,
             row_weights=weights.cpu(),
             denominator=None if scale is None else scale[0].cpu(),
-            states={t: state.cpu() for t, state in result.states.items()},
+            states={step: state.cpu() for step, state in result.states.items()},
         )
         curve = np.array(result.loss_curve).reshape(self.max_epochs, -1)
         self.loss_curve_ = curve.mean(axis=1)
@@ -268,7 +268,7 @@ class TorchEstimator(BaseEstimator):
             if self.optimizer.weight_decay is not None:
                 return self.optimizer
             return replace(self.optimizer, weight_decay=decay)
-        valid = [isinstance(b, Real) and 0 <= b < 1 for b in self.betas]
+        valid = [isinstance(beta, Real) and 0 <= beta < 1 for beta in self.betas]
         if len(valid) != 2 or not all(valid):
             raise ValueError(
                 f"betas must be two numbers in [0, 1), got {self.betas!r}."
@@ -281,7 +281,8 @@ class TorchEstimator(BaseEstimator):
 
     def _learning_rates(self, n_steps):
         schedule = SCHEDULES.get(self.schedule, self.schedule)
-        factors = np.array([schedule(t, n_steps) for t in range(n_steps)], dtype=float)
+        factors = [schedule(step, n_steps) for step in range(n_steps)]
+        factors = np.array(factors, dtype=float)
         if not np.isfinite(factors).all() or (factors < 0).any() or not factors.any():
             raise ValueError(
                 "schedule(step, n_steps) must return finite factors >= 0, not all 0; "
@@ -378,9 +379,9 @@ class TorchEstimator(BaseEstimator):
         with torch.no_grad():
             for part in chunks(len(X), 8192):
                 rows = as_tensor(X[part], like)
-                out = run_module(self.module_, rows)
-                check_is_tensor(out)
-                parts.append(as_rows(out, len(rows)))
+                outputs = run_module(self.module_, rows)
+                check_is_tensor(outputs)
+                parts.append(as_rows(outputs, len(rows)))
                 check_shape(parts[-1], len(rows), self.n_outputs_)
         return torch.cat(parts)
 
@@ -398,7 +399,7 @@ class TorchEstimator(BaseEstimator):
 def fitted_from(cls, module, targets, device, loss, link, **fitted):
     """Return a fitted wrapper around a trained module, without a record.
 
-    ``targets`` are some, as many different ones as there can be.
+    ``targets`` are examples, as many different ones as there can be.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module)}.")
@@ -422,10 +423,11 @@ def fitted_from(cls, module, targets, device, loss, link, **fitted):
     loss = as_loss(loss, link, single_output=module_width(module) == 1)
     estimator.loss_function_, n_outputs = loss, loss.n_outputs(targets)
     estimator.n_outputs_ = n_outputs
-    few = targets[-FEW:]
-    # numbers that are rates, log-odds and predictions alike
-    some = torch.linspace(0.2, 1.0, len(few) * n_outputs).view(len(few), n_outputs)
-    check_loss(loss, some, few)
+    few_targets = targets[-FEW:]
+    shape = len(few_targets), n_outputs
+    # numbers that may be rates, log-odds or predictions
+    outputs = torch.linspace(0.2, 1.0, shape[0] * shape[1]).view(shape)
+    check_loss(loss, outputs, few_targets)
     estimator._tried = try_on_noise(estimator.module_, n_outputs, loss)
     for name, value in fitted.items():
         setattr(estimator, name, value)
@@ -439,7 +441,7 @@ def untrained(estimator, X, y, random_state=0):
 
 
 def check_seeds(model, name, n_seeds):
-    """Raise if several seeds are asked of a model that is one recorded run."""
+    """Raise if several seeds are requested of one recorded run."""
     if n_seeds > 1 and model.one_run:
         raise ValueError(
             f"{name}={n_seeds} needs an estimator that can be trained from other "
@@ -448,7 +450,10 @@ def check_seeds(model, name, n_seeds):
 
 
 def replay_error(again, end, initial):
-    """Return by which share of its way a replay missed the end; 0 if by rounding."""
-    way = (end - initial.to(end)).norm()
-    error = float((again - end.to(again)).norm() / way.clamp(min=1e-12))
+    """Return the error of a replay, as a share of the distance that training moved.
+
+    It is 0 where it may be rounding.
+    """
+    distance = (end - initial.to(end)).norm()
+    error = float((again - end.to(again)).norm() / distance.clamp(min=1e-12))
     return 0.0 if error < _REPLAY_TOLERANCE else error

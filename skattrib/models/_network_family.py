@@ -3,7 +3,6 @@
 import copy
 
 import numpy as np
-import torch
 from sklearn.base import clone
 
 from skattrib._validation import as_tensor
@@ -19,7 +18,7 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
 
     @property
     def takes_tables(self):
-        """Whether a data frame is handed on as it is: no, rows become numbers."""
+        """Whether a data frame is passed on unchanged: no, rows become numbers."""
         return False
 
     @property
@@ -94,10 +93,6 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
         if not getattr(self.estimator, "_tried", True):
             rows = as_tensor(np.asarray(X)[:FEW], next(self.module.parameters()))
             check_module(self.module, rows, self.estimator.n_outputs_, self.loss)
-
-    def check_targets(self, y):
-        """Raise on labels that were not there in fit."""
-        self.targets(y, torch.empty(0))
 
     def retrain(self, X, y, weights, seed):
         """Return a clone trained on weighted rows; many are trained as a stack."""

@@ -1,4 +1,4 @@
-"""Which outcome of a model is asked for, and whether its loss has it."""
+"""Which outcome of a model is attributed, and whether its loss has it."""
 
 from skattrib.models._as_model import as_model
 
@@ -59,8 +59,9 @@ def check_own_outcome(outcome, estimator, n_outputs, loss=None):
     """Return the outcome to measure at the estimator's own predictions."""
     if as_model(estimator).takes_texts:
         raise ValueError(
-            "y is missing: a language model has no one prediction whose outcome could "
-            "be taken. Use attribute(X, y) with the completions y, generated or given."
+            "y is missing: a language model has no single prediction whose outcome "
+            "could be measured. Use attribute(X, y) with the completions y, generated "
+            "or given."
         )
     loss = as_model(estimator).loss if loss is None else loss
     if loss.own_outcome == "prediction" and not callable(outcome):

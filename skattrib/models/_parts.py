@@ -88,7 +88,7 @@ class Parts:
 
     @property
     def units(self) -> OriginalUnits | None:
-        """Way back to the unit of y, if targets are transformed."""
+        """What turns targets back into the unit of y, if they are transformed."""
         return OriginalUnits(self._regressors) if self._regressors else None
 
     def fit_transformers(self, X: Any, y: Any) -> tuple[Any, Any]:

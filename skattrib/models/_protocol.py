@@ -33,7 +33,7 @@ _NEEDS = {
 
 
 class Model:
-    """An estimator, and what can be asked of it.
+    """An estimator, and what attributors need to know of it.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class Model:
 
     @property
     def takes_tables(self) -> bool:
-        """Whether a data frame is handed on as it is."""
+        """Whether a data frame is passed on unchanged."""
         return True
 
     @property
@@ -109,7 +109,7 @@ class Model:
         return None
 
     def differentiable(self, user: Any) -> Any:
-        """Return the model, of which gradients are asked.
+        """Return the model, whose gradients are needed.
 
         Parameters
         ----------
@@ -150,15 +150,6 @@ class Model:
         """
         name = type(user).__name__
         raise self.lacks(name, "gradients")
-
-    def check_targets(self, y: Any) -> None:
-        """Raise on targets of queries that a fitted model cannot have.
-
-        Parameters
-        ----------
-        y : ndarray of shape (q,) or (q, n_outputs)
-            Targets.
-        """
 
     def attributors(self) -> list[str]:
         """Return the names of the attributors of the package that work for it.
@@ -257,7 +248,7 @@ class Retrainable(Model, ABC):
         """
 
     def check(self) -> None:
-        """Raise unless outcomes of retrained models can be had.
+        """Raise unless outcomes of retrained models can be computed.
 
         Raises
         ------
@@ -334,14 +325,16 @@ class Retrainable(Model, ABC):
         if not is_classifier(self.estimator):
             predicted = np.asarray(self.estimator.predict(X), dtype=np.float64)
             return torch.tensor(predicted.reshape(len(predicted), -1))
-        p = np.asarray(self.estimator.predict_proba(X))
+        probabilities = np.asarray(self.estimator.predict_proba(X))
         if self.classes is not None:  # those it has not seen have probability 0
+            seen = probabilities
             columns = np.searchsorted(self.classes, self.estimator.classes_)
-            seen, p = p, np.zeros((len(p), len(self.classes)), dtype=p.dtype)
-            p[:, columns] = seen
+            probabilities = np.zeros((len(seen), len(self.classes)), dtype=seen.dtype)
+            probabilities[:, columns] = seen
         # as sklearn.metrics.log_loss: a tree's 0 is not minus infinity
-        p = p.clip(np.finfo(p.dtype).eps, 1.0)
-        return torch.tensor(np.log(p).astype(np.float64))
+        smallest = np.finfo(probabilities.dtype).eps
+        log_probabilities = np.log(probabilities.clip(smallest, 1.0))
+        return torch.tensor(log_probabilities.astype(np.float64))
 
     def encode(self, y: Any, like: torch.Tensor) -> torch.Tensor:
         """Return targets of the fitted estimator, as its loss takes them.
@@ -445,7 +438,7 @@ class Differentiable(Model, ABC):
         Returns
         -------
         Differentiable or None
-            Here None: nobody knows how.
+            Here None: there is no general way.
         """
         return None
 
@@ -530,18 +523,23 @@ class Differentiable(Model, ABC):
             return FunctionalModule(self.module).present_outputs(rows)
 
     def _gradients(self, X: Any, y: Any, function: OutcomeFunction) -> torch.Tensor:
-        model, like = FunctionalModule(self.module), next(self.module.parameters())
+        model = FunctionalModule(self.module)
+        like = next(self.module.parameters())
         n_outputs = model.present_outputs(as_tensor(X[:1], like)).shape[1]
         numbers = model.n_params * n_outputs
-        size, found = int(memory_cap() / (8 * like.element_size() * numbers)), []
-        for part in chunks(len(X), size):
+        n_at_once = int(memory_cap() / (8 * like.element_size() * numbers))
+        gradients_of_parts = []
+
+        for part in chunks(len(X), n_at_once):
             rows = as_tensor(X[part], like)
             targets = self.targets(y[part], rows)
             outputs, gradients = row_gradients(model, rows)
-            slopes = torch.func.grad(lambda f, t=targets: function(f, t).sum())(outputs)
+            slopes = torch.func.grad(
+                lambda outputs, targets=targets: function(outputs, targets).sum()
+            )(outputs)
             jacobian = gradients.jacobian().view(*outputs.shape, -1)
-            found.append(torch.einsum("nc,ncp->np", slopes, jacobian))
-        return torch.cat(found)
+            gradients_of_parts.append(torch.einsum("nc,ncp->np", slopes, jacobian))
+        return torch.cat(gradients_of_parts)
 
 
 class Recorded(Model, ABC):

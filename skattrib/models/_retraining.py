@@ -59,17 +59,21 @@ class Trainer:
         refit_transformers: bool = False,
     ) -> None:
         check_consistent_length(X, y)
-        whole = RefittedPipeline if refit_transformers else as_retrainable
-        self.model = whole(estimator)
+        if refit_transformers:
+            self.model: Retrainable = RefittedPipeline(estimator)
+        else:
+            self.model = as_retrainable(estimator)
         self.model.check()
         self.estimator, self.n_jobs, self.verbose = clone(estimator), n_jobs, verbose
         params = estimator.get_params(deep=True)
         self._seed_names = [
-            k for k in params if k == "random_state" or k.endswith("__random_state")
+            name
+            for name in params
+            if name == "random_state" or name.endswith("__random_state")
         ]
         self.random = bool(self._seed_names)
-        seeds = [params[k] for k in self._seed_names]
-        self.random_state = next((s for s in seeds if s is not None), None)
+        seeds = [params[name] for name in self._seed_names]
+        self.random_state = next((seed for seed in seeds if seed is not None), None)
         self._seed: int | None = None
         self.stacked = self.model.stacks
         self.X, self.y = X, dense(y)
@@ -83,17 +87,17 @@ class Trainer:
 
     def identity(self) -> Any:
         """Return the estimator without what does not change how it is trained."""
-        same: dict[str, Any] = {"n_jobs": None, "verbose": 0}
+        fixed: dict[str, Any] = {"n_jobs": None, "verbose": 0}
         if self.stacked:
-            same["record"] = "recipe"
+            fixed["record"] = "recipe"
         estimator = clone(self.estimator)
         names = estimator.get_params(deep=True)
         last = {name: name.rpartition("__")[2] for name in names}
-        found = {name: same[end] for name, end in last.items() if end in same}
-        return estimator.set_params(**found)
+        to_fix = {name: fixed[end] for name, end in last.items() if end in fixed}
+        return estimator.set_params(**to_fix)
 
     def way(self) -> str:
-        """Return what becomes of rows of weight 0; results before were of another."""
+        """Return what is done with rows of weight 0: part of the key of results."""
         return "weighted" if self.stacked else "deleted"
 
     def seeds(self, n_seeds: int) -> list[int]:
@@ -121,8 +125,8 @@ class Trainer:
         """Train; return outputs (k, q, C) of queries, and one of the models."""
         if self.stacked:
             options = self._stack_options(weights, seed)
-            found = self.estimator._retrained_outputs(X_query=X_query, **options)
-            return found, self.model.of(self.estimator)
+            outputs = self.estimator._retrained_outputs(X_query=X_query, **options)
+            return outputs, self.model.of(self.estimator)
         runs = self._run(_retrain_and_ask, weights, seed, X_query)
         model = self.model.of(runs[0][1])
         check_repeatable(model, X_query)
@@ -242,8 +246,7 @@ class RefittedPipeline(Retrainable):
     def retrain(self, X: Any, y: Any, weights: FloatArray, seed: int) -> Any:
         """Return a clone fitted to the rows whose weight is not 0."""
         parts, kept = Parts(self.clone()), np.flatnonzero(weights)
-        rows, targets = _safe_indexing(X, kept), y[kept]
-        features, targets = parts.fit_transformers(rows, targets)
+        features, targets = parts.fit_transformers(_safe_indexing(X, kept), y[kept])
         if self._last.stacks:
             parts.fit_model(features, targets, sample_weight=weights[kept])
         else:

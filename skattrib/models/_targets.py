@@ -68,7 +68,7 @@ def transformed_targets(regressor: TransformedTargetRegressor, y: Any) -> Any:
 
 @dataclass(frozen=True)
 class OriginalUnits:
-    """Way back from what a model predicts to the unit of y, and outcomes there.
+    """Turns what a model predicts back into the unit of y, and measures outcomes in it.
 
     Parameters
     ----------
@@ -90,13 +90,13 @@ class OriginalUnits:
         return changed
 
     def check(self, targets: NDArray[Any]) -> None:
-        """Raise unless each number goes back by itself, whatever stands beside it."""
+        """Raise unless each number is turned back alone, whatever is beside it."""
         few = np.asarray(targets, dtype=np.float64)[:_N_TRIED]
         few = few.reshape(len(few), -1)
         together = self.inverse(few)
         alone = np.concatenate([self.inverse(row[None]) for row in few])
         others = few.copy()
-        others[:, 1:] = few[::-1, 1:]  # the first column must not notice
+        others[:, 1:] = few[::-1, 1:]  # the first column must not change
         first = self.inverse(others)[:, :1]
 
         size = np.abs(together).max() + np.finfo(np.float64).tiny
@@ -190,7 +190,7 @@ class _Inverse(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Inverse], output: Tensor) -> None:
-        """Keep where it was evaluated."""
+        """Save the values at which it was evaluated."""
         values, ctx.inverse = inputs
         ctx.save_for_backward(values)
 

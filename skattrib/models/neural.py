@@ -13,6 +13,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from torch import nn
 
+from skattrib._docstrings import fill_in
 from skattrib._validation import (
     DTYPES,
     as_tensor,
@@ -35,67 +36,28 @@ __all__ = ["TorchClassifier", "TorchRegressor"]
 
 # Rows that a loss is tried on.
 _FEW = 3
-# Mean sizes of targets outside of which a fit that explains nothing is pointed out.
+# Mean sizes of targets outside of which a fit that explains nothing is reported.
 _REACH = 0.1, 10.0
 
-
-def targets_of(loss, n_outputs):
-    """Return for how many targets a loss of numbers takes so many outputs."""
-    for n_targets in range(n_outputs, 0, -1):
-        if loss.n_outputs(torch.zeros(1, n_targets)) == n_outputs:
-            return n_targets
-    raise ValueError(
-        f"n_outputs={n_outputs} is what loss {loss!r} takes for no number of targets: "
-        f"for one it takes {loss.n_outputs(torch.zeros(1, 1))}."
-    )
-
-
-def check_classes(classes):
-    """Return the labels of a module's outputs as an array."""
-    classes = np.asarray(classes)
-    if (
-        classes.ndim != 1
-        or len(classes) < 2
-        or not np.array_equal(np.unique(classes), classes)
-    ):
-        raise ValueError(
-            "classes must be at least two different labels in sorted order, as "
-            f"np.unique(y) gives them; got {classes!r}."
-        )
-    return classes
-
-
-class TorchClassifier(ClassifierMixin, TorchEstimator):
-    """A neural network classifier, trained reproducibly.
-
+# What the docstrings of classifier and regressor have in common.
+_DOCS = {
+    "purpose": """
     The run is recorded, so that attributors can differentiate, linearise or repeat
     it. Rows are weighted as Σ w ℓ / Σ w in every batch: a row of weight zero is
     dropped, and only ratios of weights matter.
-
-    Parameters
-    ----------
-    module : nn.Module, callable or None, default=None
-        Network from rows (n, n_features) to unnormalised log-probabilities
-        (n, n_classes). None builds a multilayer perceptron. An instance is copied and
-        trained from the weights it has; a callable
-        ``module(n_features, n_outputs) -> nn.Module`` is called with torch's
-        generator seeded by `random_state`.
+    """,
+    "module": """
+    None builds a multilayer perceptron. An instance is copied and trained from the
+    weights it has; a callable ``module(n_features, n_outputs) -> nn.Module`` is
+    called with torch's generator seeded by `random_state`.
+    """,
+    "layers": """
     hidden_layer_sizes : array-like of int, default=(32,)
         Widths of the hidden layers when ``module=None``.
     activation : {"tanh", "relu", "gelu", "silu", "identity"}, default="tanh"
         Activation when ``module=None``.
-    loss : "auto", nn.Module or callable, default="auto"
-        Loss of a row. "auto" is cross-entropy: of a softmax over classes, or the sum
-        over labels where y has several; a module with one output has the log-odds of
-        two classes, as with ``nn.BCEWithLogitsLoss``. A loss of ``torch.nn`` counts
-        with the sum over outputs of what it gives with ``reduction="none"``. A
-        callable takes outputs (n, n_outputs) and targets, class codes (n,) or labels
-        (n, n_labels), and returns one number for each row.
-        Losses that compare rows, and sums over minibatches, are refused.
-    class_weight : dict, "balanced" or None, default=None
-        Factors on the weights of rows, by class; classes that are left out have 1.
-        "balanced" gives all classes the same total weight, of the rows that are there:
-        when rows are left out, those of their class that stay count for more.
+    """,
+    "training": """
     optimizer : {"adamw", "adam", "sgd", "rmsprop", "muon"} or Optimizer, \
             default="adamw"
         With the update rules of ``torch.optim``. An instance from
@@ -133,15 +95,12 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         global generator is neither used nor changed.
     verbose : int, default=0
         Shows progress when above 0.
-
-    Attributes
-    ----------
+    """,
+    "attributes": """
     module_ : nn.Module
         Trained network, with weights in the dtype of X.
     trajectory_ : Trajectory or None
         Record of the run; None for a wrapped module.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels, in the order of the module's outputs.
     loss_function_ : Loss
         Loss of a row.
     loss_curve_ : ndarray of shape (max_epochs,)
@@ -152,6 +111,78 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         Number of features seen in fit.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, if X had any.
+    """,
+    "fit_errors": """
+    ValueError
+        If a parameter, the module, the loss or the data cannot be used, or
+        training diverges.
+    """,
+    "no_record": """
+    There is no record of its training: `trajectory_` is None, and what needs to
+    train again (``score`` of an attributor) raises. Use it inside
+    `sklearn.frozen.FrozenEstimator`, as scikit-learn trains what is not frozen.
+    """,
+}
+
+
+def targets_of(loss, n_outputs):
+    """Return for how many targets a loss of numbers takes so many outputs."""
+    for n_targets in range(n_outputs, 0, -1):
+        if loss.n_outputs(torch.zeros(1, n_targets)) == n_outputs:
+            return n_targets
+    raise ValueError(
+        f"n_outputs={n_outputs} is what loss {loss!r} takes for no number of targets: "
+        f"for one it takes {loss.n_outputs(torch.zeros(1, 1))}."
+    )
+
+
+def check_classes(classes):
+    """Return the labels of a module's outputs as an array."""
+    classes = np.asarray(classes)
+    if (
+        classes.ndim != 1
+        or len(classes) < 2
+        or not np.array_equal(np.unique(classes), classes)
+    ):
+        raise ValueError(
+            "classes must be at least two different labels in sorted order, as "
+            f"np.unique(y) gives them; got {classes!r}."
+        )
+    return classes
+
+
+@fill_in(_DOCS)
+class TorchClassifier(ClassifierMixin, TorchEstimator):
+    """A neural network classifier, trained reproducibly.
+
+    %(purpose)s
+
+    Parameters
+    ----------
+    module : nn.Module, callable or None, default=None
+        Network from rows (n, n_features) to unnormalised log-probabilities
+        (n, n_classes).
+        %(module)s
+    %(layers)s
+    loss : "auto", nn.Module or callable, default="auto"
+        Loss of a row. "auto" is cross-entropy: of a softmax over classes, or the sum
+        over labels where y has several; a module with one output has the log-odds of
+        two classes, as with ``nn.BCEWithLogitsLoss``. A loss of ``torch.nn`` counts
+        with the sum over outputs of what it gives with ``reduction="none"``. A
+        callable takes outputs (n, n_outputs) and targets, class codes (n,) or labels
+        (n, n_labels), and returns one number for each row.
+        Losses that compare rows, and sums over minibatches, are refused.
+    class_weight : dict, "balanced" or None, default=None
+        Factors on the weights of rows, by class; classes that are left out have 1.
+        "balanced" gives all classes the same total weight, of the rows that are there:
+        when rows are left out, those of their class that stay count for more.
+    %(training)s
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Class labels, in the order of the module's outputs.
+    %(attributes)s
 
     See Also
     --------
@@ -229,6 +260,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         self.class_weight = class_weight
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @fill_in(_DOCS)
     def fit(self, X, y, sample_weight=None):
         """Train the network.
 
@@ -249,9 +281,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
 
         Raises
         ------
-        ValueError
-            If a parameter, the module, the loss or the data cannot be used, or
-            training diverges.
+        %(fit_errors)s
         """
         with unchanged_on_error(self):
             several = has_columns(y)
@@ -302,7 +332,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
             with torch.no_grad():
                 return module(as_tensor(X[:1])).numel() == 1
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-            return False  # refused in a moment, with a reason
+            return False  # the checks of the module raise, with a reason
 
     def _check_class_weight(self, y):
         if self.class_weight is None:
@@ -314,8 +344,10 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
             )
         if isinstance(self.class_weight, dict):
             weights = list(self.class_weight.values())
-            numbers = all(isinstance(w, Real) and 0 <= w < np.inf for w in weights)
-            if not numbers or not any(weights):
+            valid = all(
+                isinstance(weight, Real) and 0 <= weight < np.inf for weight in weights
+            )
+            if not valid or not any(weights):
                 raise ValueError(
                     "class_weight must map classes to finite numbers of at least 0, "
                     f"not all 0; got {self.class_weight!r}."
@@ -323,27 +355,32 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
             compute_class_weight(self.class_weight, classes=self.classes_, y=y)
 
     def _weighting(self, targets):
-        own = super()._weighting(targets)
+        weighting = super()._weighting(targets)
         if self.class_weight is None:
-            return own
+            return weighting
         if isinstance(self.class_weight, str):
-            return replace(own, balanced=targets)
+            return replace(weighting, balanced=targets)
         factors = torch.tensor(
-            [float(self.class_weight.get(c, 1.0)) for c in self.classes_.tolist()],
+            [
+                float(self.class_weight.get(label, 1.0))
+                for label in self.classes_.tolist()
+            ],
             dtype=torch.float64,
             device=targets.device,
         )[targets]
-        return RowWeighting(factors * (1.0 if own.factors is None else own.factors))
+        return RowWeighting(
+            factors * (1.0 if weighting.factors is None else weighting.factors)
+        )
 
     def _targets(self, y, like):
         y = dense(y)
         if isinstance(self.loss_function_, LabelLoss):
             return self._label_targets(y, like)
-        words = [labels.dtype.kind in "OSU" for labels in (self.classes_, y)]
-        if words[0] == words[1]:
-            position = np.searchsorted(self.classes_, y)
-            position = position.clip(max=len(self.classes_) - 1)
-            unseen = self.classes_[position] != y
+        are_words = [labels.dtype.kind in "OSU" for labels in (self.classes_, y)]
+        if are_words[0] == are_words[1]:
+            codes = np.searchsorted(self.classes_, y)
+            codes = codes.clip(max=len(self.classes_) - 1)
+            unseen = self.classes_[codes] != y
         else:  # words and numbers have no order
             unseen = np.full(len(y), True)
         if np.any(unseen):
@@ -353,7 +390,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
                 "for others: leave these rows out. In a grid search, "
                 "cv=StratifiedKFold(...) lets every fold train on every class."
             )
-        return torch.tensor(position, dtype=torch.int64, device=like.device)
+        return torch.tensor(codes, dtype=torch.int64, device=like.device)
 
     def _label_targets(self, y, like):
         n_labels = len(self.classes_)
@@ -438,12 +475,11 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         return self.loss_function_.probabilities(outputs).numpy()
 
     @classmethod
+    @fill_in(_DOCS)
     def from_module(cls, module, classes, *, loss="auto", device=None):
         """Wrap a trained module as a fitted classifier.
 
-        There is no record of its training: `trajectory_` is None, and what needs to
-        train again (``score`` of an attributor) raises. Use it inside
-        `sklearn.frozen.FrozenEstimator`, as scikit-learn trains what is not frozen.
+        %(no_record)s
 
         Parameters
         ----------
@@ -497,24 +533,18 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         return tags
 
 
+@fill_in(_DOCS)
 class TorchRegressor(RegressorMixin, TorchEstimator):
     """A neural network regressor, trained reproducibly.
 
-    The run is recorded, so that attributors can differentiate, linearise or repeat
-    it. Rows are weighted as Σ w ℓ / Σ w in every batch: a row of weight zero is
-    dropped, and only ratios of weights matter.
+    %(purpose)s
 
     Parameters
     ----------
     module : nn.Module, callable or None, default=None
-        Network from rows (n, n_features) to predictions (n, n_outputs). None builds a
-        multilayer perceptron. An instance is copied and trained from the weights it
-        has; a callable ``module(n_features, n_outputs) -> nn.Module`` is called with
-        torch's generator seeded by `random_state`.
-    hidden_layer_sizes : array-like of int, default=(32,)
-        Widths of the hidden layers when ``module=None``.
-    activation : {"tanh", "relu", "gelu", "silu", "identity"}, default="tanh"
-        Activation when ``module=None``.
+        Network from rows (n, n_features) to predictions (n, n_outputs).
+        %(module)s
+    %(layers)s
     loss : "auto", nn.Module or callable, default="auto"
         Loss of a row. "auto" is half the squared error, summed over outputs.
         ``nn.PoissonNLLLoss`` predicts the rate; ``nn.GaussianNLLLoss`` has two outputs
@@ -523,60 +553,11 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
         ``reduction="none"``. A callable takes outputs (n, n_outputs) and targets
         (n, n_targets), and returns one number for each row.
         Losses that compare rows, and sums over minibatches, are refused.
-    optimizer : {"adamw", "adam", "sgd", "rmsprop", "muon"} or Optimizer, \
-            default="adamw"
-        With the update rules of ``torch.optim``. An instance from
-        `skattrib.optimizers` has its own options.
-    learning_rate : float, default=1e-2
-        Step size before `schedule`.
-    weight_decay : float, default=1e-2
-        Decoupled for AdamW and Muon, added to the gradient otherwise, as in torch. That
-        of an `optimizer` instance wins, if it is given one.
-    betas : tuple of two floats, default=(0.9, 0.999)
-        Decay of the moments of "adamw" and "adam".
-    eps : float, default=1e-8
-        Added to the root of their second moment.
-    momentum : float, default=0
-        Of "sgd".
-    nesterov : bool, default=False
-        Nesterov momentum of "sgd".
-    schedule : {"constant", "cosine", "linear_warmup"} or callable, default="constant"
-        Factor on the learning rate. "linear_warmup" rises over the first tenth of the
-        steps and then falls linearly to zero. A callable takes (step from 0, n_steps).
-    clip_norm : float or None, default=None
-        Largest norm of the gradient of a step.
-    batch_size : int or None, default=None
-        Rows per step. None is all of them: only then do weights act exactly as
-        repeated rows, because the minibatches do not depend on them.
-    max_epochs : int, default=100
-        Passes over the rows; there is no early stopping.
-    record : {"recipe", "checkpoints", "states"}, default="recipe"
-        What `trajectory_` keeps: what is needed to repeat the run; also about √T
-        states; or all T of them.
-    device : str or torch.device, default="cpu"
-        Where to train.
-    random_state : int, RandomState instance or None, default=None
-        Seed of the initial weights and of the order of the minibatches. torch's
-        global generator is neither used nor changed.
-    verbose : int, default=0
-        Shows progress when above 0.
+    %(training)s
 
     Attributes
     ----------
-    module_ : nn.Module
-        Trained network, with weights in the dtype of X.
-    trajectory_ : Trajectory or None
-        Record of the run; None for a wrapped module.
-    loss_curve_ : ndarray of shape (max_epochs,)
-        Mean training loss of each epoch, measured before each step.
-    loss_function_ : Loss
-        Loss of a row.
-    n_outputs_ : int
-        Number of outputs of the module.
-    n_features_in_ : int
-        Number of features seen in fit.
-    feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of the features, if X had any.
+    %(attributes)s
 
     See Also
     --------
@@ -599,6 +580,7 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
     """
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @fill_in(_DOCS)
     def fit(self, X, y, sample_weight=None):
         """Train the network.
 
@@ -618,9 +600,7 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
 
         Raises
         ------
-        ValueError
-            If a parameter, the module, the loss or the data cannot be used, or
-            training diverges.
+        %(fit_errors)s
         """
         with unchanged_on_error(self):
             X, y = validate_data(
@@ -686,12 +666,11 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
         return predicted[:, 0] if self._single_output else predicted
 
     @classmethod
+    @fill_in(_DOCS)
     def from_module(cls, module, n_outputs=1, *, loss="auto", device=None):
         """Wrap a trained module as a fitted regressor.
 
-        There is no record of its training: `trajectory_` is None, and what needs to
-        train again (``score`` of an attributor) raises. Use it inside
-        `sklearn.frozen.FrozenEstimator`, as scikit-learn trains what is not frozen.
+        %(no_record)s
 
         Parameters
         ----------

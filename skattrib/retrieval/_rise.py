@@ -8,8 +8,9 @@ import numpy as np
 from sklearn.base import _fit_context
 from sklearn.utils._param_validation import HasMethods, Hidden, Interval, StrOptions
 
+from skattrib._docstrings import fill_in
 from skattrib._validation import float_dtype
-from skattrib.base import BaseAttributor
+from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._functional import chunks
 from skattrib.engine._last_layer import find_head
 from skattrib.models._as_model import as_model
@@ -35,6 +36,7 @@ from skattrib.retrieval._verdict import (
 __all__ = ["RISEValuator"]
 
 
+@fill_in(ATTRIBUTOR_DOCS)
 class RISEValuator(BaseAttributor):
     """Similarity of rows in the gradient of the last layer: an index to search.
 
@@ -93,10 +95,7 @@ class RISEValuator(BaseAttributor):
             callable, default="auto"
         Outcome whose gradient represents a query. Without y, "auto" is the
         log-likelihood of the predicted class, or the raw prediction.
-    n_retrainings : int, default=32
-        Models trained by `score`; at least 8.
-    retrain_size : float, default=0.5
-        Fraction of the units that each of them is trained on.
+    %(retraining)s
     memory : str, joblib.Memory or None, default=None
         Cache of retrained outcomes; needs an int `random_state`.
     n_jobs : int or None, default=None
@@ -120,20 +119,7 @@ class RISEValuator(BaseAttributor):
         index as queries.
     X_train_ : ndarray of shape (n_samples, n_features)
         Training rows.
-    y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
-        Their targets.
-    tasks_ : ndarray of shape (n_samples,) or None
-        Task of each row.
-    unit_names_ : ndarray of shape (n_units,)
-        Task labels, or the index of X.
-    n_units_ : int
-        Number of units.
-    estimand_ : str
-        Meaning of an attribution.
-    n_features_in_ : int
-        Number of features seen in fit.
-    feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of the features, if X had any.
+    %(units)s
 
     See Also
     --------
@@ -228,17 +214,13 @@ class RISEValuator(BaseAttributor):
 
     # -------------------------------------------------------------------- fit
     @_fit_context(prefer_skip_nested_validation=False)
+    @fill_in(ATTRIBUTOR_DOCS)
     def fit(self, X, y, tasks=None, **fit_params):
         """Train the model and index the training rows.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Their targets.
-        tasks : array-like of shape (n_samples,) or None, default=None
-            Unit of each row, for example its source; None makes every row a unit.
+        %(fit_rows)s
         **fit_params : dict
             Passed to the estimator's ``fit``; `sample_weight` also multiplies
             attributions, but has no effect on `retrieve` and `score_samples`.

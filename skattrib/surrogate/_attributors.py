@@ -6,25 +6,22 @@ import numpy as np
 from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from skattrib._docstrings import fill_in
+from skattrib.base import ATTRIBUTOR_DOCS
 from skattrib.surrogate._base import SurrogateAttributor
 from skattrib.surrogate._regressors import KernelSurrogate, LinearSurrogate
 
 __all__ = ["KernelSurrogateAttributor", "LinearSurrogateAttributor"]
 
-
-class KernelSurrogateAttributor(SurrogateAttributor):
-    """Task attribution by kernel ridge regression on subsets, with interactions.
-
-    Parameters
-    ----------
+# What the docstrings of the two have in common.
+_DOCS = {
+    **ATTRIBUTOR_DOCS,
+    "estimator": """
     estimator : estimator or None, default=None
         Classifier or regressor whose ``fit`` takes `sample_weight`; of a pipeline
         only the last step sees it. None builds a small network that suits y.
-    ridge : "loocv" or float, default="loocv"
-        Penalty of the surrogate, relative to k(s, s) = 1; "loocv" selects for each
-        query the one with the smallest leave-one-out error.
-    bandwidth : {"auto", "loocv"} or float, default="auto"
-        Width of the Gaussian kernel on weightings; "auto" is √(n_units / 2).
+    """,
+    "subsets": """
     n_subsets : int, default=128
         Number of random subsets of the units to fit the surrogate to. If there are few
         units, some subsets of size `retrain_size` are reserved for `score`: its
@@ -53,9 +50,9 @@ class KernelSurrogateAttributor(SurrogateAttributor):
         directions of the training outputs; None is exact.
     include_loo : "auto" or bool, default="auto"
         Whether the surrogate is fitted to the leave-one-out subsets, too. "auto": for
-        `at="loo"`, if there are no more units than `n_subsets`. Attributions are then
-        the differences themselves, not smoothed: `inclusion=1` gives the same ones from
-        these subsets alone.
+        `at="loo"`, if there are no more units than `n_subsets`. The kernel's
+        attributions are then the differences themselves, not smoothed: `inclusion=1`
+        gives the same ones from these subsets alone.
     at : {"loo", "shapley", "banzhaf"} or float, default="loo"
         Which other units are present when the effect of a unit is computed: all
         ("loo"), those before it in a random order ("shapley"), or each with probability
@@ -67,10 +64,8 @@ class KernelSurrogateAttributor(SurrogateAttributor):
         always taken from here. With an `AdamWInfluence`, a few subsets are enough where
         the surrogate alone needs hundreds; its attributions are used as they are, so
         set its `inclusion` to suit `at`.
-    outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
-            callable, default="auto"
-        Outcome to attribute; see `evaluation.retrain_outcomes`. Without y, "auto" is
-        the log-likelihood of the predicted class, or the raw prediction.
+    """,
+    "retraining": """
     n_retrainings : int, default=32
         Models trained by `score`, on subsets not used in fit; at least 8.
     retrain_size : float, default=0.5
@@ -78,17 +73,16 @@ class KernelSurrogateAttributor(SurrogateAttributor):
     memory : str, joblib.Memory or None, default=None
         Cache of the subsets' models, or their linearised steps, and of retrained
         outcomes; an interruption loses at most 32 of them. Needs an int `random_state`.
-        With it, a search over `ridge` and `bandwidth` estimates once per fold. Stores
-        complete models.
+        With it, a search over parameters of the surrogate alone, such as `ridge`,
+        estimates once per fold. Stores complete models.
     n_jobs : int or None, default=None
         Workers for estimators that cannot be trained as a stack.
     random_state : int, RandomState instance or None, default=None
         Seeds what the estimator leaves unseeded, the subsets and those of `score`.
     verbose : int, default=0
         1 prints how outcomes are estimated, and shows progress.
-
-    Attributes
-    ----------
+    """,
+    "attributes": """
     estimator_ : estimator
         Fitted model.
     estimation_ : {"gradient", "retrain"}
@@ -99,20 +93,42 @@ class KernelSurrogateAttributor(SurrogateAttributor):
         Subsets used in fit: all units, those without one unit, random ones.
     X_train_ : ndarray or DataFrame of shape (n_samples, n_features)
         Training rows; a data frame remains one if the estimator is not a network.
-    y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
+    """,
+    "fit_parameters": """
+    X : array-like of shape (n_samples, n_features)
+        Training rows: numbers without NaN. An estimator that is not a network gets
+        a data frame unchanged.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         Their targets.
-    tasks_ : ndarray of shape (n_samples,) or None
-        Task of each row.
-    unit_names_ : ndarray of shape (n_units,)
-        Task labels, or the index of X.
-    n_units_ : int
-        Number of units.
-    estimand_ : str
-        What an attribution estimates.
-    n_features_in_ : int
-        Number of features seen in fit.
-    feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of the features, if X had any.
+    tasks : array-like of shape (n_samples,) or None, default=None
+        Unit of each row, for example its source; None makes every row a unit.
+    **fit_params : dict
+        Passed to the estimator's ``fit``: its `sample_weight`, which also applies
+        to the subsets, under the name ``step__sample_weight`` in a pipeline.
+    """,
+}
+
+
+@fill_in(_DOCS)
+class KernelSurrogateAttributor(SurrogateAttributor):
+    """Task attribution by kernel ridge regression on subsets, with interactions.
+
+    Parameters
+    ----------
+    %(estimator)s
+    ridge : "loocv" or float, default="loocv"
+        Penalty of the surrogate, relative to k(s, s) = 1; "loocv" selects for each
+        query the one with the smallest leave-one-out error.
+    bandwidth : {"auto", "loocv"} or float, default="auto"
+        Width of the Gaussian kernel on weightings; "auto" is √(n_units / 2).
+    %(subsets)s
+    %(outcome)s
+    %(retraining)s
+
+    Attributes
+    ----------
+    %(attributes)s
+    %(units)s
 
     See Also
     --------
@@ -195,21 +211,13 @@ class KernelSurrogateAttributor(SurrogateAttributor):
         self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=False)
+    @fill_in(_DOCS)
     def fit(self, X, y, tasks=None, **fit_params):
         """Train the model and estimate the outcomes of random subsets.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows: numbers without NaN. An estimator that is not a network gets
-            a data frame unchanged.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Their targets.
-        tasks : array-like of shape (n_samples,) or None, default=None
-            Unit of each row, for example its source; None makes every row a unit.
-        **fit_params : dict
-            Passed to the estimator's ``fit``: its `sample_weight`, which also applies
-            to the subsets, under the name ``step__sample_weight`` in a pipeline.
+        %(fit_parameters)s
 
         Returns
         -------
@@ -238,102 +246,24 @@ class KernelSurrogateAttributor(SurrogateAttributor):
         return attributions, np.broadcast_to(std, attributions.shape)
 
 
+@fill_in(_DOCS)
 class LinearSurrogateAttributor(SurrogateAttributor):
     """Task attribution by ridge regression on subsets: the additive baseline.
 
     Parameters
     ----------
-    estimator : estimator or None, default=None
-        Classifier or regressor whose ``fit`` takes `sample_weight`; of a pipeline
-        only the last step sees it. None builds a small network that suits y.
+    %(estimator)s
     ridge : "loocv" or float, default="loocv"
         Penalty of the surrogate: Σ error² + ridge · ‖coef‖², without the intercept.
         "loocv" selects for each query the one with the smallest leave-one-out error.
-    n_subsets : int, default=128
-        Number of random subsets of the units to fit the surrogate to. If there are few
-        units, some subsets of size `retrain_size` are reserved for `score`: its
-        `n_retrainings` or half of all, and at least 8 if there are that many. With
-        "retrain", the models of all subsets are stored and pickled with the attributor.
-    inclusion : {"auto", "uniform"} or float, default="auto"
-        Probability in (0, 1] that a unit is in a subset; 1 uses the full set and the
-        leave-one-out subsets only. "uniform" draws subsets of all sizes equally often.
-        "auto" follows `at`: "uniform" for Shapley values, else its probability, limited
-        to 0.25 to 0.75.
-    estimation : {"auto", "gradient", "retrain"}, default="auto"
-        How the outcomes of subsets are computed. "retrain": by training on each subset,
-        for any estimator. "gradient": by refitting the network, linearised at its
-        trained weights, to each subset with damped Newton steps, which is cheaper for
-        large networks. "auto" takes the one with fewer multiplications; `estimation_`
-        is its choice.
-    damping : "auto" or float, default="auto"
-        Damping of the mean row loss in the linearised problem; as `ridge` of
-        `DualInfluence`. Not the surrogate's `ridge`.
-    center : {"trained", "initial"}, default="initial"
-        Weights towards which the linearised problem is damped. "initial": the gradient
-        that remains at the end of training, which represents the pull of the initial
-        weights, is kept constant. "trained": the trained weights, as in fine-tuning.
-    projection : int, CountSketchTransformer, random projection or None, default=None
-        Subspace of the parameters to solve in. An int is a number of principal
-        directions of the training outputs; None is exact.
-    include_loo : "auto" or bool, default="auto"
-        Whether the surrogate is fitted to the leave-one-out subsets, too. "auto": for
-        `at="loo"`, if there are no more units than `n_subsets`.
-    at : {"loo", "shapley", "banzhaf"} or float, default="loo"
-        Which other units are present when the effect of a unit is computed: all
-        ("loo"), those before it in a random order ("shapley"), or each with probability
-        1/2 ("banzhaf") or the one given.
-    prior : attributor or None, default=None
-        Attributor whose attributions are the starting point: the surrogate is fitted to
-        the part of the outcomes that they do not explain. A prior without an estimator
-        uses this one's; `outcome`, and parameters that the prior leaves unset, are
-        always taken from here. With an `AdamWInfluence`, a few subsets are enough where
-        the surrogate alone needs hundreds; its attributions are used as they are, so
-        set its `inclusion` to suit `at`.
-    outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
-            callable, default="auto"
-        Outcome to attribute; see `evaluation.retrain_outcomes`. Without y, "auto" is
-        the log-likelihood of the predicted class, or the raw prediction.
-    n_retrainings : int, default=32
-        Models trained by `score`, on subsets not used in fit; at least 8.
-    retrain_size : float, default=0.5
-        Fraction of the units that each of them is trained on.
-    memory : str, joblib.Memory or None, default=None
-        Cache of the subsets' models, or their linearised steps, and of retrained
-        outcomes; an interruption loses at most 32 of them. Needs an int `random_state`.
-        With it, a search over `ridge` estimates once per fold. Stores complete models.
-    n_jobs : int or None, default=None
-        Workers for estimators that cannot be trained as a stack.
-    random_state : int, RandomState instance or None, default=None
-        Seeds what the estimator leaves unseeded, the subsets and those of `score`.
-    verbose : int, default=0
-        1 prints how outcomes are estimated, and shows progress.
+    %(subsets)s
+    %(outcome)s
+    %(retraining)s
 
     Attributes
     ----------
-    estimator_ : estimator
-        Fitted model.
-    estimation_ : {"gradient", "retrain"}
-        How the outcomes of subsets were computed.
-    prior_ : attributor or None
-        Fitted prior.
-    weights_ : ndarray of shape (n_learnt, n_units)
-        Subsets used in fit: all units, those without one unit, random ones.
-    X_train_ : ndarray or DataFrame of shape (n_samples, n_features)
-        Training rows; a data frame remains one if the estimator is not a network.
-    y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
-        Their targets.
-    tasks_ : ndarray of shape (n_samples,) or None
-        Task of each row.
-    unit_names_ : ndarray of shape (n_units,)
-        Task labels, or the index of X.
-    n_units_ : int
-        Number of units.
-    estimand_ : str
-        What an attribution estimates.
-    n_features_in_ : int
-        Number of features seen in fit.
-    feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of the features, if X had any.
+    %(attributes)s
+    %(units)s
 
     See Also
     --------
@@ -408,21 +338,13 @@ class LinearSurrogateAttributor(SurrogateAttributor):
         self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=False)
+    @fill_in(_DOCS)
     def fit(self, X, y, tasks=None, **fit_params):
         """Train the model and estimate the outcomes of random subsets.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows: numbers without NaN. An estimator that is not a network gets
-            a data frame unchanged.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Their targets.
-        tasks : array-like of shape (n_samples,) or None, default=None
-            Unit of each row, for example its source; None makes every row a unit.
-        **fit_params : dict
-            Passed to the estimator's ``fit``: its `sample_weight`, which also applies
-            to the subsets, under the name ``step__sample_weight`` in a pipeline.
+        %(fit_parameters)s
 
         Returns
         -------

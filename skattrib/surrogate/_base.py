@@ -15,9 +15,10 @@ from sklearn.utils._param_validation import (
     StrOptions,
 )
 
+from skattrib._scoring import FEWEST_RETRAININGS
 from skattrib._validation import float_dtype, memory_cap
 from skattrib._verdict import few_units_hint
-from skattrib.base import FEWEST_RETRAININGS, BaseAttributor
+from skattrib.base import BaseAttributor
 from skattrib.engine._functional import FunctionalModule
 from skattrib.evaluation import make_weightings
 from skattrib.exceptions import UnsupportedModelError

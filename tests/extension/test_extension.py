@@ -449,6 +449,7 @@ TO_NOTHING = make_pipeline(StandardScaler(), StandardScaler())
 ENDS = "pipeline ends in StandardScaler, which predicts nothing"
 NOT_FITTED = "The frozen Pipeline is not fitted: fit it first, or leave FrozenEst"
 CHANGES = " gives two different answers to the same rows.*random"
+RANDOM = "module Dropping is random: it returns different outputs for the same rows"
 DROPPING = FrozenEstimator(TorchClassifier.from_module(Dropping(), [0, 1, 2]))
 SCALER, NET = StandardScaler(), TorchClassifier(max_epochs=2)
 
@@ -531,17 +532,17 @@ BAD_INPUT = {
     "a module that changes": (
         fit(DualInfluence(DROPPING)),
         ValueError,
-        f"TorchClassifier{CHANGES}",
+        RANDOM,
     ),
     "changes, in an attributor of one's own": (
         fit(GradientDot(DROPPING)),
         ValueError,
-        f"TorchClassifier{CHANGES}",
+        RANDOM,
     ),
     "changes, as a transformer": (
         fit(GradientTransformer(DROPPING)),
         ValueError,
-        f"TorchClassifier{CHANGES}",
+        RANDOM,
     ),
     "weights that a fit does not take": (
         lambda X, y: KERNEL(Neighbors(), random_state=0).fit(X, y, sample_weight=y),

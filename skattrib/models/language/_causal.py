@@ -1,5 +1,6 @@
 """CausalLanguageModel: the wrapper that an index of texts is built from."""
 
+import operator
 import os
 import warnings
 from numbers import Integral
@@ -138,7 +139,7 @@ class CausalLanguageModel(BaseEstimator):
         """Return the `LoadedModel` of these parameters, read once."""
         key = (self.model, self.tokenizer, self.dtype, self.device)
         held, loaded = vars(self).get("_held", (None, None))
-        if held is None or any(a is not b for a, b in zip(held, key, strict=True)):
+        if held is None or any(map(operator.is_not, held, key)):
             self._validate_params()
             loaded = load(*key)
             self._held = (key, loaded)
@@ -165,7 +166,7 @@ class CausalLanguageModel(BaseEstimator):
         return [name for name in names if hasattr(self, name)]
 
     def __sklearn_clone__(self):
-        # nothing is trained: a copy of all weights would serve nothing
+        # nothing is trained: a copy of all weights would have no use
         other = type(self)(**self.get_params(deep=False))
         if "_held" in vars(self):
             other._held = self._held
@@ -237,12 +238,12 @@ class CausalLanguageModel(BaseEstimator):
             As `fit`.
         """
         X, y = self._checked(X, y)
-        found = np.zeros(len(y))
+        log_likelihoods = np.zeros(len(y))
         for tokens in self._tokens(X, y, verbose=self.verbose):
-            own = tokens.outputs.gather(1, tokens.targets[:, None])[:, 0]
-            values = own - tokens.outputs.logsumexp(dim=1)
-            np.add.at(found, tokens.rows.cpu().numpy(), values.cpu().double().numpy())
-        return found
+            logits = tokens.outputs.gather(1, tokens.targets[:, None])[:, 0]
+            values = (logits - tokens.outputs.logsumexp(dim=1)).cpu().double().numpy()
+            np.add.at(log_likelihoods, tokens.rows.cpu().numpy(), values)
+        return log_likelihoods
 
     @staticmethod
     def _checked(X, y):
@@ -276,11 +277,11 @@ class CausalLanguageModel(BaseEstimator):
 
     def _check_rows(self, X, y):
         """Raise on rows that cannot be used; say which are too long to be read once."""
-        # the tokens are made again when they are needed: kept, they would not be few
+        # the tokens are made again when they are needed: all would take much memory
         long = 0
         for part in chunks(len(X), 1024):
-            found = self._windows(X[part], y[part], part.start)
-            long += len({window.row for window in found if not window.whole})
+            of_part = self._windows(X[part], y[part], part.start)
+            long += len({window.row for window in of_part if not window.whole})
         if long:
             warnings.warn(
                 f"{long} of {len(X)} texts are longer than {self._length()} tokens: "
@@ -293,14 +294,16 @@ class CausalLanguageModel(BaseEstimator):
     def _tokens(self, X, y, verbose=0):
         """Yield `Tokens` of checked rows, in the order of their lengths."""
         loaded = self._load()
-        found = self._windows(X, y)
-        found.sort(key=lambda window: len(window.ids))
+        in_order = self._windows(X, y)
+        in_order.sort(key=lambda window: len(window.ids))
         device = loaded.layer.weight.device
-        with tqdm(total=len(found), desc="reading texts", disable=not verbose) as bar:
-            for part in chunks(len(found), self.batch_size):
-                batch = found[part]
+        with tqdm(
+            total=len(in_order), desc="reading texts", disable=not verbose
+        ) as bar:
+            for part in chunks(len(in_order), self.batch_size):
+                batch = in_order[part]
                 hidden = loaded.hidden(batch)
-                rows = [w.row for w in batch for _ in w.places]
+                rows = [window.row for window in batch for _ in window.places]
                 finite = torch.isfinite(hidden).all(dim=1)
                 if not finite.all():
                     row = rows[int(finite.int().argmin())]
@@ -310,7 +313,7 @@ class CausalLanguageModel(BaseEstimator):
                         "too small for them."
                     )
                 rows = torch.tensor(rows, device=device)
-                targets = [target for w in batch for target in w.targets]
+                targets = [target for window in batch for target in window.targets]
                 targets = torch.tensor(targets, device=device)
                 for piece in chunks(len(rows), loaded.tokens_at_once()):
                     yield Tokens(

@@ -11,7 +11,7 @@ class LanguageModel(Model):
 
     @property
     def takes_tables(self):
-        """Whether a data frame is handed on as it is."""
+        """Whether a data frame is passed on unchanged."""
         return False
 
     @property

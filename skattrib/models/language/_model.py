@@ -13,7 +13,7 @@ from skattrib._validation import memory_cap
 from skattrib.engine._last_layer import Head
 from skattrib.models.language._tokens import padded
 
-# Numbers alive per token and word of the vocabulary.
+# Numbers in memory per token and word of the vocabulary.
 _COPIES = 6
 
 
@@ -124,8 +124,8 @@ class LoadedModel:
 
     def logits(self, hidden):
         """Return logits (N, V) of hidden states, in float32 at least."""
-        z = nn.functional.linear(hidden, self.layer.weight, self.layer.bias)
-        return z.detach().to(self.head.weight.dtype)
+        logits = nn.functional.linear(hidden, self.layer.weight, self.layer.bias)
+        return logits.detach().to(self.head.weight.dtype)
 
     def tokens_at_once(self):
         """Return how many logits the working memory has room for."""
@@ -144,8 +144,8 @@ class LoadedModel:
             return (inputs[0][:, :0], *inputs[1:])
 
         self._run(ids, mask, take)
-        rows = [i for i, w in enumerate(batch) for _ in w.places]
-        places = [place for w in batch for place in w.places]
+        rows = [i for i, window in enumerate(batch) for _ in window.places]
+        places = [place for window in batch for place in window.places]
         return seen[-1][rows, places]
 
     def _run(self, ids, mask, before=None, after=None):
@@ -155,15 +155,16 @@ class LoadedModel:
             "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
             "use_cache": False,
         }
-        wanted = {k: v for k, v in wanted.items() if k in self._accepted}
-        me, handles = threading.get_ident(), []
+        options = {name: wanted[name] for name in wanted if name in self._accepted}
+        own_thread, handles = threading.get_ident(), []
 
         # the model is shared: other threads may be running it
         def first(_, inputs):
-            return before(inputs) if threading.get_ident() == me else None
+            return before(inputs) if threading.get_ident() == own_thread else None
 
         def last(_, inputs, output):
-            return after(inputs, output) if threading.get_ident() == me else None
+            is_own = threading.get_ident() == own_thread
+            return after(inputs, output) if is_own else None
 
         try:
             if before is not None:
@@ -171,7 +172,7 @@ class LoadedModel:
             if after is not None:
                 handles.append(self.layer.register_forward_hook(last))
             with torch.no_grad(), _evaluating(self.model):
-                return self.model(input_ids=ids, **wanted)
+                return self.model(input_ids=ids, **options)
         finally:
             for handle in handles:
                 handle.remove()
@@ -182,25 +183,25 @@ class LoadedModel:
         ids = torch.arange(1, 5, device=weight.device)[None] % len(weight)
 
         def swap(inputs, output):
-            # both signs, and large: what bends logits bends these
+            # both signs, and large: what scales or caps logits changes these
             steps = torch.arange(output.numel(), device=output.device)
-            other = (50 + steps % 50) * (1 - 2 * (steps % 2))
-            other = other.to(output.dtype).reshape(output.shape)
-            seen.append((inputs[0].detach(), output.detach(), other))
-            return other
+            replaced = (50 + steps % 50) * (1 - 2 * (steps % 2))
+            replaced = replaced.to(output.dtype).reshape(output.shape)
+            seen.append((inputs[0].detach(), output.detach(), replaced))
+            return replaced
 
         logits = getattr(self._run(ids, torch.ones_like(ids), after=swap), "logits", 0)
         if len(seen) != 1 or not isinstance(logits, torch.Tensor):
             raise ValueError(f"{self._name} is not what its logits are made by.")
-        hidden, output, other = seen[0]
+        hidden, output, replaced = seen[0]
         wide = torch.promote_types(output.dtype, torch.float32)
         linear, output = self.logits(hidden).to(wide), output.to(wide)
         slack = 100 * torch.finfo(weight.dtype).eps * float(output.abs().max())
         if float((linear - output).abs().max()) > slack:
-            raise ValueError(f"{self._name} gives something else than W h + b.")
+            raise ValueError(f"{self._name} returns something else than W h + b.")
         # nothing may be between the two, not even a rounding
-        if logits.shape != other.shape or not torch.equal(
-            logits.to(wide), other.to(wide)
+        if logits.shape != replaced.shape or not torch.equal(
+            logits.to(wide), replaced.to(wide)
         ):
             raise ValueError(
                 f"{self._name} is not the end of the model: logits are scaled, capped "

@@ -58,9 +58,9 @@ def windows(tokenizer, prompts, completions, *, n_words, length, add_bos, start=
     """
     first = _beginning(tokenizer) if add_bos else []
     special = set(tokenizer.all_special_ids)
-    told, said = _ids(tokenizer, prompts), _ids(tokenizer, completions)
-    found = []
-    for row, (before, after) in enumerate(zip(told, said, strict=True)):
+    prompt_ids, completion_ids = _ids(tokenizer, prompts), _ids(tokenizer, completions)
+    all_windows = []
+    for row, (before, after) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
         ids = first + before + after
         if max(ids, default=0) >= n_words:
             raise ValueError(
@@ -75,8 +75,8 @@ def windows(tokenizer, prompts, completions, *, n_words, length, add_bos, start=
         ]
         if not pairs:
             raise ValueError(_nothing(start + row, after, n_before))
-        found += _split(row, ids, pairs, length)
-    return found
+        all_windows += _split(row, ids, pairs, length)
+    return all_windows
 
 
 def _beginning(tokenizer):
@@ -88,7 +88,7 @@ def _beginning(tokenizer):
 def _ids(tokenizer, texts):
     """Return the tokens of every text; none of an empty or missing one."""
     filled = [text for text in texts if text]
-    # the model's limit is ours to keep: windows
+    # the model's limit is kept by windows, not by the tokenizer
     ids = tokenizer(filled, add_special_tokens=False)["input_ids"] if filled else []
     ids = iter(ids)
     return [list(next(ids)) if text else [] for text in texts]
@@ -111,22 +111,25 @@ def _split(row, ids, pairs, length):
     if length is None or end <= length:
         places, targets = map(list, zip(*pairs, strict=True))
         return [Window(row, ids[:end], places, targets)]
-    found, stop = [], pairs[0][0]
+    parts = []
+    stop = pairs[0][0]
     while stop < end:
         last = stop
         stop = min(end, max(0, last - length // _OVERLAP) + length)
         start = max(0, stop - length)
-        inside = [(p - start, t) for p, t in pairs if last <= p < stop]
+        inside = [
+            (place - start, target) for place, target in pairs if last <= place < stop
+        ]
         if inside:
             places, targets = map(list, zip(*inside, strict=True))
-            found.append(Window(row, ids[start:stop], places, targets, False))
-    return found
+            parts.append(Window(row, ids[start:stop], places, targets, False))
+    return parts
 
 
 def padded(batch, device):
     """Return tokens (n, T) and mask (n, T) of windows, padded on the right.
 
-    To the right of all that a causal model looks at: what is there changes nothing.
+    A causal model does not look to the right: what is there changes nothing.
     """
     width = max(len(window.ids) for window in batch)
     ids = torch.zeros(len(batch), width, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Record a training loop of one's own, so that its run can be attributed."""
+"""Record your own training loop, so that its run can be attributed."""
 
 from skattrib.models.recording._recording import TrainingRecording, record_training
 

@@ -27,7 +27,7 @@ class _Recorded:
     """What repeats a recorded run, where other estimators draw one from a seed."""
 
     _one_run = True
-    # of a training that is not recorded yet; fixed here
+    # parameters of a network that draws its run; fixed here
     record = "recipe"
     random_state = 0
 

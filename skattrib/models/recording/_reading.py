@@ -29,9 +29,9 @@ def read_settings(optimizers, params):
     for optimizer in optimizers:
         kind = class_for_torch(type(optimizer))
         for group in optimizer.param_groups:
-            found = kind.from_torch(group)
-            key = replace(found, weight_decay=None)
-            kinds.setdefault(key, (found, []))[1].extend(map(id, group["params"]))
+            options = kind.from_torch(group)
+            key = replace(options, weight_decay=None)
+            kinds.setdefault(key, (options, []))[1].extend(map(id, group["params"]))
     if len({type(key) for key in kinds}) < len(kinds):
         raise ValueError(
             f"{type(optimizers[0]).__name__} has parameter groups with other "
@@ -40,13 +40,13 @@ def read_settings(optimizers, params):
         )
     # the one that leaves parameters to others comes first
     parts = sorted(kinds.values(), key=lambda part: not part[0].leaves_others)
-    own, rest = parts[0], parts[-1]
+    first, last = parts[0], parts[-1]
     if len(parts) > 2:
         names = sorted(type(optimizer).__name__ for optimizer in optimizers)
         raise ValueError(f"A run of {', '.join(names)} together cannot be recorded.")
     shapes = [tuple(p.shape) for p in params]
-    places = [i for i, p in enumerate(params) if id(p) in own[1]]
-    return own[0].joined(shapes, places, rest[0])
+    places = [i for i, p in enumerate(params) if id(p) in first[1]]
+    return first[0].joined(shapes, places, last[0])
 
 
 def read_rates(optimizer):
@@ -56,8 +56,10 @@ def read_rates(optimizer):
 
 def read_groups(optimizers, params):
     """Return the group (P,) of every parameter, all optimizers' groups counted."""
-    place = {id(p): i for i, g in enumerate(_groups(optimizers)) for p in g["params"]}
-    return flat([torch.full(p.shape, place[id(p)]) for p in params])
+    number = {
+        id(p): i for i, group in enumerate(_groups(optimizers)) for p in group["params"]
+    }
+    return flat([torch.full(p.shape, number[id(p)]) for p in params])
 
 
 def read_decay(optimizers, params):
@@ -65,21 +67,22 @@ def read_decay(optimizers, params):
     groups = _groups(optimizers)
     if len({float(group["weight_decay"]) for group in groups}) == 1:
         return None
-    own = {id(p): float(g["weight_decay"]) for g in groups for p in g["params"]}
-    return flat([torch.full_like(p, own[id(p)]) for p in params])
+    decay = {
+        id(p): float(group["weight_decay"]) for group in groups for p in group["params"]
+    }
+    return flat([torch.full_like(p, decay[id(p)]) for p in params])
 
 
 def read_state(optimizers, settings, params):
     """Return the steps taken and the state (P,), None if there is none yet."""
     template = settings.initial_state(flat(params))
-    states = [
-        next((o.state[p] for o in optimizers if p in o.state), {}) for p in params
-    ]
-    found = [settings.state_from_torch(state) for state in states]
-    known = [parts is not None for parts in found]
+    held = [optimizer.state for optimizer in optimizers]
+    states = [next((state[p] for state in held if p in state), {}) for p in params]
+    parts_of = [settings.state_from_torch(state) for state in states]
+    known = [parts is not None for parts in parts_of]
     if not template or not any(known):
         return 0, None
-    # some count no steps: all that matters then is whether there were any
+    # some count no steps: what matters then is whether there were any
     counts = {int(state["step"]) for state in states if "step" in state} or {1}
     if not all(known) or len(counts) > 1:
         raise ValueError(
@@ -87,7 +90,7 @@ def read_state(optimizers, settings, params):
             "than for others: start the recording with a new optimizer."
         )
     kind = type(template)
-    parts = {name: flat([part[name] for part in found]) for name in kind._fields}
+    parts = {name: flat([part[name] for part in parts_of]) for name in kind._fields}
     return counts.pop(), kind(**parts)
 
 
@@ -102,11 +105,11 @@ def check_model(model):
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise ValueError("model has no trainable parameters.")
-    kinds = {(p.dtype, p.device) for p in trained}
-    if len(kinds) > 1 or trained[0].dtype not in (torch.float32, torch.float64):
+    places = {(p.dtype, p.device) for p in trained}
+    if len(places) > 1 or trained[0].dtype not in (torch.float32, torch.float64):
         raise ValueError(
             "The parameters of model must be of one dtype, float32 or float64, and on "
-            f"one device; found {sorted(map(str, kinds))}."
+            f"one device; found {sorted(map(str, places))}."
         )
     check_layers(model, "model")
 
@@ -128,10 +131,10 @@ def check_optimizers(model, optimizers):
                 f"optimizer {type(optimizer).__name__} cannot be recorded: its steps "
                 f"are not known here. Use one of torch.optim: {', '.join(names)}."
             )
-    named = {k: p for k, p in model.named_parameters() if p.requires_grad}
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     trained = {id(p): name for name, p in named.items()}
     held = [p for group in _groups(optimizers) for p in group["params"]]
-    # torch passes over frozen parameters
+    # torch skips frozen parameters
     held = [id(p) for p in held if p.requires_grad]
     twice = {key for key in held if held.count(key) > 1}
     if twice:

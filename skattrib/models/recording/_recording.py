@@ -1,10 +1,11 @@
-"""Record a training loop of one's own, so that its run can be attributed."""
+"""Record your own training loop, so that its run can be attributed."""
 
 from numbers import Real
 
 import numpy as np
 import torch
 
+from skattrib._docstrings import fill_in
 from skattrib._validation import as_tensor, check_array
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._modules import uncompiled_copy
@@ -33,6 +34,23 @@ from skattrib.models.recording._replay import Run, repeat
 
 # clip_grad_norm_ leaves a gradient at the norm asked for, up to rounding.
 _CLIPPED = 1.0 + 1e-3
+
+# What the docstrings of to_classifier and to_regressor have in common.
+_DOCS = {
+    "raises_and_warns": """
+    Raises
+    ------
+    ValueError
+        If the data do not fit the model.
+    TrajectoryError
+        If no run was recorded, or it is of rows that X does not have.
+
+    Warns
+    -----
+    FaithfulnessWarning
+        If the replay ends elsewhere, or some rows are in no minibatch.
+    """,
+}
 
 
 def _same(one, other):
@@ -156,22 +174,23 @@ class TrainingRecording:
         self._pending.append(as_rows(rows))
 
     def _before_step(self, optimizer, args, kwargs):
-        t = len(self._rates) + 1
-        if any(a is not None and a is not optimizer for a in (*args, *kwargs.values())):
+        step = len(self._rates) + 1
+        given = [*args, *kwargs.values()]
+        if any(value is not None and value is not optimizer for value in given):
             raise TrajectoryError(
-                f"Step {t} was called with a closure: compute the gradient first and "
-                "call optimizer.step() alone."
+                f"Step {step} was called with a closure: compute the gradient first "
+                "and call optimizer.step() alone."
             )
-        place = [o is optimizer for o in self._optimizers].index(True)
+        place = [known is optimizer for known in self._optimizers].index(True)
         if place in self._taken or (self._taken and self._pending):
             raise TrajectoryError(
-                f"In step {t} not every optimizer was called: call step() of each of "
-                f"the {len(self._optimizers)} once, one after the other, for every "
+                f"In step {step} not every optimizer was called: call step() of each "
+                f"of the {len(self._optimizers)} once, one after the other, for every "
                 "minibatch."
             )
-        self._check_settings(t)
+        self._check_settings(step)
         if not self._taken:
-            self._begin_step(t)
+            self._begin_step(step)
 
         self._taken[place] = read_rates(optimizer)
         if len(self._taken) == len(self._optimizers):
@@ -179,53 +198,55 @@ class TrainingRecording:
             self._rates.append(np.concatenate(rates))
             self._taken = {}
 
-    def _check_settings(self, t):
+    def _check_settings(self, step):
         settings = read_settings(self._optimizers, self._trained)
         decay = read_decay(self._optimizers, self._trained)
         if settings != self._settings or not _same(decay, self._decay):
             raise TrajectoryError(
-                f"The optimizer's hyper-parameters changed before step {t}, from "
+                f"The optimizer's hyper-parameters changed before step {step}, from "
                 f"{self._settings} to {settings}. Only the learning rate may "
                 "change (OneCycleLR needs cycle_momentum=False)."
             )
 
-    def _begin_step(self, t):
+    def _begin_step(self, step):
         """Note the rows of a step, before the first optimizer takes it."""
         if not self._pending:
             raise TrajectoryError(
-                f"The rows of step {t} are not known: call recording.rows(indices) "
+                f"The rows of step {step} are not known: call recording.rows(indices) "
                 "before optimizer.step()."
             )
-        check_layers(self._model, f"In step {t}, model")
-        norm = self._gradient_norm(t)
-        if t == 1:
+        check_layers(self._model, f"In step {step}, model")
+        norm = self._gradient_norm(step)
+        if step == 1:
             self._first_norm = norm
         self._batches.append(np.concatenate(self._pending))
         self._pending = []
 
-    def _gradient_norm(self, t):
-        """Return the norm of the gradient of step t; raise where it cannot be right."""
-        named = [(k, p) for k, p in self._model.named_parameters() if p.requires_grad]
+    def _gradient_norm(self, step):
+        """Return the norm of the gradient of a step; raise where it cannot be right."""
+        named = [
+            (name, p) for name, p in self._model.named_parameters() if p.requires_grad
+        ]
         without = [name for name, p in named if p.grad is None]
         if without or len(named) != len(self._trained):
             what = f"{without[0]} has no gradient" if without else "others are trained"
             raise TrajectoryError(
-                f"The same parameters must be trained in every step, but in step {t} "
-                f"{what}. Freeze what the loss does not depend on, by "
+                f"The same parameters must be trained in every step, but in step "
+                f"{step} {what}. Freeze what the loss does not depend on, by "
                 "requires_grad_(False), before recording."
             )
         norms = [torch.linalg.vector_norm(p.grad) for _, p in named]
         norm = float(torch.linalg.vector_norm(torch.stack(norms)))
         if not np.isfinite(norm):
             raise TrajectoryError(
-                f"The gradient of step {t} is not finite. Lower the learning rate, "
+                f"The gradient of step {step} is not finite. Lower the learning rate, "
                 "clip the gradient, or scale X."
             )
         clip = self._clip_norm
         if clip is not None and norm > clip * _CLIPPED:
             raise TrajectoryError(
-                f"clip_norm={clip}, but the gradient of step {t} has norm {norm:.3g}: "
-                "call torch.nn.utils.clip_grad_norm_ on all parameters before "
+                f"clip_norm={clip}, but the gradient of step {step} has norm {norm:.3g}"
+                ": call torch.nn.utils.clip_grad_norm_ on all parameters before "
                 "optimizer.step(), or leave clip_norm out."
             )
         return norm
@@ -291,6 +312,7 @@ class TrainingRecording:
         return self._run
 
     # ------------------------------------------------------------------ using
+    @fill_in(_DOCS)
     def to_classifier(self, X, y, classes=None, sample_weight=None, loss="auto"):
         """Return the recorded model as a fitted classifier.
 
@@ -315,23 +337,14 @@ class TrainingRecording:
             Fitted estimator with the loop's weights and a `trajectory_`; clones of it
             repeat the run. Use it inside `sklearn.frozen.FrozenEstimator`.
 
-        Raises
-        ------
-        ValueError
-            If the data do not fit the model.
-        TrajectoryError
-            If no run was recorded, or it is of rows that X does not have.
-
-        Warns
-        -----
-        FaithfulnessWarning
-            If the replay ends elsewhere, or some rows are in no minibatch.
+        %(raises_and_warns)s
         """
         options = {"classes": classes, "loss": loss}
         return repeat(
             self._finished(), RecordedClassifier, X, y, sample_weight, options
         )
 
+    @fill_in(_DOCS)
     def to_regressor(self, X, y, sample_weight=None, loss="auto"):
         """Return the recorded model as a fitted regressor.
 
@@ -354,17 +367,7 @@ class TrainingRecording:
             Fitted estimator with the loop's weights and a `trajectory_`; clones of it
             repeat the run. Use it inside `sklearn.frozen.FrozenEstimator`.
 
-        Raises
-        ------
-        ValueError
-            If the data do not fit the model.
-        TrajectoryError
-            If no run was recorded, or it is of rows that X does not have.
-
-        Warns
-        -----
-        FaithfulnessWarning
-            If the replay ends elsewhere, or some rows are in no minibatch.
+        %(raises_and_warns)s
         """
         options = {"loss": loss}
         return repeat(self._finished(), RecordedRegressor, X, y, sample_weight, options)
@@ -470,7 +473,7 @@ def _data(X, y):
 
 
 def record_training(model, optimizer, clip_norm=None):
-    """Record a training loop of one's own, so that its run can be attributed.
+    """Record your own training loop, so that its run can be attributed.
 
     Wrap the loop in ``with recording:`` and call ``recording.rows(indices)`` for each
     minibatch. Steps are seen through a hook of the optimizer; nothing else about the

@@ -85,7 +85,8 @@ def _take_end(estimator, run, X, y):
         return
     warnings.warn(
         f"Replaying the recording misses the weights of the loop by {error:.1e} of the "
-        f"way that training took: what is attributed is another run. {CAUSES}{norms}",
+        f"distance that training moved them: what is attributed is another run. "
+        f"{CAUSES}{norms}",
         FaithfulnessWarning,
         stacklevel=4,
     )
@@ -94,9 +95,9 @@ def _take_end(estimator, run, X, y):
 def _first_gradient_norm(problem, weights):
     recipe = problem.recipe
     _, rows = recipe.step(1, problem.X.device)
-    own = Minibatch(problem.model, problem.loss, problem.X, problem.targets)
+    minibatch = Minibatch(problem.model, problem.loss, problem.X, problem.targets)
     shares = row_shares(weights if rows is None else weights[:, rows])
     initial = recipe.initial.to(problem.X)[None]
-    norm = float(own(initial, NO_BUFFERS, shares, rows, step=1)[0].norm())
+    norm = float(minibatch(initial, NO_BUFFERS, shares, rows, step=1)[0].norm())
     clip = recipe.clip_norm
     return norm if clip is None else min(norm, clip)

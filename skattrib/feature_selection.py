@@ -250,6 +250,11 @@ class TaskWeightSelector(
         How a given number of tasks is selected. "marginal": the tasks with the largest
         weights. "greedy": the set of that size with the best predicted outcome that the
         same search finds, which accounts for interactions; needs `attributor`.
+    at : {"auto", "loo", "shapley", "banzhaf"} or float, default="auto"
+        Which other tasks are present when one is judged: the value of the parameter
+        `at` of an attributor that has one. "auto": where tasks are ranked by their
+        weights, "banzhaf" in place of the attributors' default "loo", as leaving one
+        out of all says little where the others make up for it; else the attributor's.
     cv : int, default=3
         Number of folds of each task's rows, at least 2. Without `X_val`, an attributor
         is fitted per fold, on the rows of the other folds: `cv` times the cost of one
@@ -309,10 +314,6 @@ class TaskWeightSelector(
     judge it together, by their trimmed mean. Tasks with a single row are judged, but do
     not judge, nor do rows whose label the other folds lack.
 
-    An attributor with ``at="banzhaf"`` tells sources apart better than the default
-    ``at="loo"`` where the others make up for the one left out: see
-    :doc:`/guide/tasks`.
-
     Examples
     --------
     >>> import numpy as np
@@ -338,6 +339,10 @@ class TaskWeightSelector(
             Interval(RealNotInt, 0, 1, closed="right"),
         ],
         "strategy": [StrOptions({"marginal", "greedy"})],
+        "at": [
+            StrOptions({"auto", "loo", "shapley", "banzhaf"}),
+            Interval(Real, 0, 1, closed="both"),
+        ],
         "cv": [Interval(Integral, 2, None, closed="left")],
         "validation_fraction": [
             Interval(Real, 0, 1, closed="neither"),
@@ -352,6 +357,7 @@ class TaskWeightSelector(
         *,
         n_tasks_to_select="auto",
         strategy="marginal",
+        at="auto",
         cv=3,
         validation_fraction="deprecated",
         random_state=None,
@@ -359,6 +365,7 @@ class TaskWeightSelector(
         self.attributor = attributor
         self.n_tasks_to_select = n_tasks_to_select
         self.strategy = strategy
+        self.at = at
         self.cv = cv
         self.validation_fraction = validation_fraction
         self.random_state = random_state
@@ -536,6 +543,7 @@ class TaskWeightSelector(
     def _seeded(self, rng):
         """Return a clone of the attributor that draws from a seed."""
         attributor = clone(self.attributor)
+        self._set_at(attributor)
         if getattr(attributor, "random_state", 0) is None:
             if self.random_state is None and getattr(attributor, "memory", None):
                 raise ValueError(
@@ -545,6 +553,21 @@ class TaskWeightSelector(
                 )
             attributor.set_params(random_state=draw_seed(rng))
         return attributor
+
+    def _set_at(self, attributor):
+        """Set which other tasks are present when one is judged."""
+        own = attributor.get_params(deep=False).get("at")
+        ranks = self.strategy == "marginal" and self.n_tasks_to_select != "auto"
+        if self.at != "auto" and own is None:
+            raise ValueError(
+                f"at={self.at!r}: {type(attributor).__name__} has no parameter at. Use "
+                "at='auto', or an attributor that has one, such as "
+                "KernelSurrogateAttributor."
+            )
+        if self.at != "auto":
+            attributor.set_params(at=self.at)
+        elif ranks and own == "loo":
+            attributor.set_params(at="banzhaf")
 
     def _check_queries(self, X_val, y_val, y):
         """Raise, before training, if the queries do not fit the training data."""

@@ -1,5 +1,7 @@
 """TaskWeightSelector: what it keeps, and how it composes."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -448,6 +450,35 @@ def test_surrogates_are_fitted_twice_and_warn_once(monkeypatch, recwarn):
     )
     with pytest.raises(ValueError, match="n_units=8"):
         predict(np.ones((1, 3)))
+
+
+@pytest.mark.parametrize(
+    ("at", "own", "options", "expected"),
+    [
+        ("auto", "loo", {"n_tasks_to_select": 3}, "banzhaf"),
+        ("auto", "shapley", {"n_tasks_to_select": 3}, "shapley"),
+        ("auto", "loo", {"n_tasks_to_select": 3, "strategy": "greedy"}, "loo"),
+        ("auto", "loo", {}, "loo"),
+        ("loo", "shapley", {"n_tasks_to_select": 3}, "loo"),
+        (0.7, "loo", {}, 0.7),
+    ],
+)
+def test_tasks_are_judged_next_to_those_that_at_says(at, own, options, expected):
+    X, y, tasks = data()
+    attributor = kernel(at=own)
+    selector = TaskWeightSelector(attributor, at=at, random_state=0, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FaithfulnessWarning)
+        selector.fit(X, y, tasks=tasks)
+    assert {fitted.at for fitted in selector.attributors_} == {expected}
+    assert attributor.at == own
+
+
+def test_at_needs_an_attributor_that_has_it():
+    X, y, tasks = data()
+    selector = TaskWeightSelector(DualInfluence(net()), at="loo")
+    with pytest.raises(ValueError, match="DualInfluence has no parameter at"):
+        selector.fit(X, y, tasks=tasks)
 
 
 def test_tasks_that_do_not_arrive_are_pointed_out(recwarn):

@@ -30,9 +30,11 @@ N_TRUSTED = {"wine": 50, "digits": 100, "diabetes": 100}
 #: data set, `at` of the attributor, rows, sources, those with noise, epochs
 SETTINGS = [
     ("wine", "loo", 120, 6, [1, 4], 20),
+    ("wine", "banzhaf", 120, 6, [1, 4], 20),
     ("digits", "loo", 320, 8, [1, 4, 6], 20),
-    ("diabetes", "banzhaf", 300, 6, [1, 4], 15),
+    ("digits", "banzhaf", 320, 8, [1, 4, 6], 20),
     ("diabetes", "loo", 300, 6, [1, 4], 15),
+    ("diabetes", "banzhaf", 300, 6, [1, 4], 15),
 ]
 ROWS = {
     "mean": lambda A: A.mean(axis=0),
@@ -91,6 +93,7 @@ def drops_noise(attributor, data, wanted, strategy, *, trusted):
         attributor,
         n_tasks_to_select=int(wanted.sum()),
         strategy=strategy,
+        at=attributor.at,
         random_state=attributor.random_state,
     )
     with warnings.catch_warnings(record=True) as caught:

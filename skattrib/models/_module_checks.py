@@ -3,6 +3,7 @@
 import inspect
 import warnings
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -37,6 +38,23 @@ def check_shape(out, n_rows, n_outputs):
             f"module returns shape {tuple(out.shape)} for {n_rows} rows; it must be "
             f"({n_rows}, {n_outputs}): one column per class (also for two classes; "
             "unnormalised log-probabilities) or regression output."
+        )
+
+
+def check_ids(module, X, dtype):
+    """Raise ValueError if the module looks up words by numbers that are rounded."""
+    looks_up = any(
+        isinstance(layer, nn.Embedding | nn.EmbeddingBag) for layer in module.modules()
+    )
+    if not looks_up or dtype != torch.float32 or X.dtype == np.float32:
+        return
+    odd = (X != X.astype(np.float32)) & (X == np.round(X))
+    if odd.any():
+        example = X[odd][0]
+        raise ValueError(
+            f"X holds whole numbers that {dtype} rounds, such as {example:.0f}, and "
+            "the module has an embedding, which would look up others: pass "
+            "module.double()."
         )
 
 

@@ -55,6 +55,7 @@ from skattrib.engine._trajectory import (
 from skattrib.models._module_checks import (
     CURE,
     FEW,
+    check_ids,
     check_is_tensor,
     check_module,
     check_shape,
@@ -375,6 +376,7 @@ class TorchEstimator(BaseEstimator):
     def _raw_outputs(self, X):
         """Return outputs (n, C) of validated rows, in the module's dtype."""
         like = next(self.module_.parameters())
+        check_ids(self.module_, X, like.dtype)
         parts = []
         with torch.no_grad():
             for part in chunks(len(X), 8192):

@@ -174,6 +174,43 @@ def test_ids_are_not_rounded():
     assert_array_equal(wrapped.predict(ids), expected)
 
 
+class Hashed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.layer = nn.Embedding(31, 8), nn.Linear(8, 3)
+
+    def forward(self, X):
+        return self.layer(self.words(X.long() % 31).mean(1))
+
+
+def test_ids_that_single_precision_rounds_are_refused_with_a_cure():
+    module, ids = Hashed(), 2**24 + 1 + RNG.randint(0, 3000, (60, 5))
+    with torch.no_grad():
+        expected = module(torch.tensor(ids)).argmax(1)
+    wrapped = TorchClassifier.from_module(module, [0, 1, 2])
+    labels = expected.numpy()
+    attributor = DualInfluence(FrozenEstimator(wrapped), ridge=0.1, metric="identity")
+    for use in (wrapped.predict, lambda ids: attributor.fit(ids, labels)):
+        with pytest.raises(ValueError, match=r"rounds, such as .* module\.double\(\)"):
+            use(ids)
+    double = TorchClassifier.from_module(module.double(), [0, 1, 2])
+    assert_array_equal(double.predict(ids), expected)
+    small = ids - 2**24 - 1
+    assert wrapped.predict(small).shape == (60,)
+    # numbers that are measured may be rounded
+    linear = TorchClassifier.from_module(nn.Linear(5, 3), [0, 1, 2])
+    assert linear.predict(ids).shape == (60,)
+
+
+def test_trained_ids_are_not_rounded():
+    """A network is trained in the precision of X, and whole numbers are doubles."""
+    ids = 2**24 + RNG.randint(0, 2, (40, 1))
+    net = TorchClassifier(lambda *sizes: Hashed(), max_epochs=60, random_state=0)
+    labels = (ids[:, 0] % 2) + np.arange(40) * 0
+    labels[:3] = 0, 1, 2  # the module has three outputs
+    assert net.fit(ids, labels).score(ids[3:], labels[3:]) == 1
+
+
 # ------------------------------------------------------------------ what is said
 def test_targets_out_of_reach_are_pointed_out():
     values = 150 + 80 * X[:, 0]

@@ -30,6 +30,7 @@ from skattrib.engine._parameter_space import (
     PrimalSpace,
     SolvesQueries,
     Space,
+    apply_output_hessians,
     weighted_roots,
 )
 from skattrib.engine._penalties import Regularization, scale_with
@@ -45,6 +46,7 @@ Slope = Callable[[Tensor], Tensor]
 Ridge = Callable[[float], float]
 
 _N_ROWS = 64
+_POWER_ITERATIONS = 10
 
 
 class LinearizedModel:
@@ -249,6 +251,26 @@ class LinearizedModel:
         numbers = 4 * n * C + 6 * self.space.n_coordinates
         size = numbers * self.outputs.element_size()
         return max(1, int(self.memory_bytes / (SHARE * size)))
+
+    def condition_number(self) -> float:
+        """Return about the condition number of the Hessian of all rows, damped.
+
+        By power iterations, which need no factor; a number of a few is as good as one.
+        """
+        space, shift = self.space, self.shifts(self.weights[None])
+        steps = self.outputs.new_ones(1, space.n_coordinates)
+        largest = 0.0
+        for _ in range(_POWER_ITERATIONS):
+            length = steps.norm()
+            if not float(length) > 0:
+                break
+            images = space.train_outputs(steps / length)
+            bent = apply_output_hessians(
+                images, self.output_hessian_roots, self.weights[None]
+            )
+            steps = space.gradient(bent, shift, None)
+            largest = float(steps.norm())
+        return 1 + largest / float(shift.min())
 
     # ------------------------------------------------------------------- steps
     def influence_steps(self, weights: Tensor) -> Tensor:

@@ -50,10 +50,6 @@ _CG_VECTORS = 16
 _MOST = 0.75
 
 
-# Iterations that find the size of the largest eigenvalue.
-_POWER_ITERATIONS = 12
-
-
 class RowSpace:
     """Base of the two spaces of row coefficients: a step is z = Jᵀβ."""
 
@@ -332,6 +328,17 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
             full = weighted_roots(roots, weights)
             self._near = LowRankFactor(multiply_blocks(full, features, transpose=True))
 
+    @cached_property
+    def _inverses(self) -> Tensor:
+        """Pseudo-inverses of the roots, not of those next to nothing.
+
+        Residuals of rows that the model is sure of, times these, would drown the other
+        rows in the residual that iterations reduce.
+        """
+        sizes = self._roots.flatten(1).norm(dim=1)
+        smallest = torch.finfo(sizes.dtype).eps ** 0.25 * float(sizes.max())
+        return pseudo_inverse(self._roots, smallest)
+
     def kernel(self, rows: Tensor) -> Tensor:
         out = torch.empty_like(rows)
         shape = self.gradients.shape
@@ -445,20 +452,6 @@ class MatrixFreeSpace(BySubtraction, RowSpace):
         )
 
         return forward(solved) - outside / shifts[:, None]
-
-    def largest_eigenvalue(self) -> float:
-        """Return about the largest eigenvalue of the curvature, by power iterations."""
-        full = weighted_roots(self._roots, self._weights)
-        curvature = self._curvature(full @ full.mT)
-        outputs = self._roots.new_ones(1, *self.gradients.shape)
-        vector, length = self.gradients.vjp(outputs), 0.0
-
-        for _ in range(_POWER_ITERATIONS):
-            length = float(vector.norm())
-            if not length > 0:
-                return 0.0
-            vector = curvature(vector / length)
-        return float(vector.norm())
 
     def solve_in_parameters(self, vectors: Tensor, system: FullSystem) -> Tensor:
         full = weighted_roots(self._roots, self._weights)

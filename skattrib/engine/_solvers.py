@@ -40,7 +40,7 @@ class Factor:
         if bool(info.any()):
             raise FloatingPointError(
                 "The damped Hessian is not positive definite in "
-                f"{matrix.dtype}; increase `ridge`."
+                f"{matrix.dtype}: use a larger ridge, or scale X (StandardScaler)."
             )
         self._lower = lower
 
@@ -216,10 +216,13 @@ def negative_share(matrices: Tensor) -> float:
     return float(values.clamp(max=0).abs().sum()) / total if total else 0.0
 
 
-def pseudo_inverse(matrices: Tensor) -> Tensor:
-    """Return Moore-Penrose inverses; singular values below √eps count as zero."""
+def pseudo_inverse(matrices: Tensor, atol: float = 0.0) -> Tensor:
+    """Return Moore-Penrose inverses of matrices (..., C, C).
+
+    Singular values count as zero below √eps of the matrix's largest, or ``atol``.
+    """
     tolerance = torch.finfo(matrices.dtype).eps ** 0.5
-    inverse: Tensor = torch.linalg.pinv(matrices.double(), rtol=tolerance)
+    inverse: Tensor = torch.linalg.pinv(matrices.double(), atol=atol, rtol=tolerance)
     return inverse.to(matrices)
 
 

@@ -243,32 +243,29 @@ class LinearModel:
         if error <= _PRECISION:
             return linear
 
-        double = trained.in_double()
+        double = None
+        if linear.tangent.outputs.dtype == torch.float32:
+            double = trained.in_double()
         if double is not None:
             linear = cls(double, X.astype(np.float64), *args, **options)
             reason = f"{linear.plan.reason}, in double precision for so little damping"
             linear.plan = replace(linear.plan, reason=reason)
-            return linear
-        warnings.warn(
-            f"solver='cg' in single precision with ridge={linear.ridge(0.0):.1e}: "
-            f"rounding may change attributions by {min(error, 1.0):.0%}. Use "
-            "solver='dual' or 'primal', or a larger ridge.",
-            FaithfulnessWarning,
-            stacklevel=7,
-        )
+            error = linear.rounding_error()
+        if error > _PRECISION:
+            warnings.warn(
+                f"With ridge={linear.ridge(0.0):.1e} the damped Hessian is so "
+                f"ill-conditioned that rounding in {linear.tangent.outputs.dtype} may "
+                f"change attributions by {min(error, 1.0):.0%} or more. Scale X "
+                "(sklearn.preprocessing.StandardScaler), or use a larger ridge.",
+                FaithfulnessWarning,
+                stacklevel=7,
+            )
         return linear
 
     def rounding_error(self):
-        """Return how much rounding may change the steps, about, as a share of them.
-
-        Other solvers than "cg" factor their matrices in double precision.
-        """
-        outputs = self.tangent.outputs
-        if self.plan.solver != "cg" or outputs.dtype == torch.float64:
-            return 0.0
-        shift = float(self.tangent.full_system().shifts.min())
-        condition = self.tangent.space.largest_eigenvalue() / shift
-        return condition * torch.finfo(outputs.dtype).eps
+        """Return how much rounding may change the steps, about, as a share of them."""
+        eps = torch.finfo(self.tangent.outputs.dtype).eps
+        return self.tangent.condition_number() * eps
 
     # ------------------------------------------------------------ other dampings
     @property

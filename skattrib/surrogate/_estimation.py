@@ -34,7 +34,7 @@ class LinearizedSubsets:
 
     def __init__(self, estimator, X, y, base, weights, *, memory, verbose, **options):
         model = as_model(estimator)
-        self._linear = LinearModel(
+        self._linear = LinearModel.precise(
             model,
             X,
             y,

@@ -586,7 +586,7 @@ def test_a_wrapped_module_of_another_width_is_refused():
     X, y, *_ = iris()
     layer = nn.utils.skip_init(nn.Linear, 4, 5)
     wrapped = TorchClassifier.from_module(layer, [0, 1, 2])
-    with pytest.raises(ValueError, match="module returns 5 columns"):
+    with pytest.raises(ValueError, match="module returns shape"):
         DualInfluence(FrozenEstimator(wrapped), ridge=0.1, random_state=0).fit(X, y)
 
 

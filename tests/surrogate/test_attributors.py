@@ -43,6 +43,7 @@ from skattrib.exceptions import (
     FaithfulnessWarning,
     TrajectoryError,
 )
+from skattrib.influence._linear_models import LinearModel
 
 BOTH = [KernelSurrogateAttributor, LinearSurrogateAttributor]
 N_TASKS = 8
@@ -563,11 +564,11 @@ def test_remembered_steps_are_of_the_space_solved_in(tmp_path, monkeypatch):
     primal = attributor.fit(X, y, tasks=tasks_of())
     assert primal._source._linear.plan.solver == "primal"
     expected = primal.attribute(Xq, yq)
-    linear_model = skattrib.surrogate._estimation.LinearModel
+    precise = LinearModel.precise
     monkeypatch.setattr(
-        skattrib.surrogate._estimation,
-        "LinearModel",
-        lambda *args, **options: linear_model(*args, solver="dual", **options),
+        LinearModel,
+        "precise",
+        lambda *args, **options: precise(*args, solver="dual", **options),
     )
     found = clone(attributor).fit(X, y, tasks=tasks_of()).attribute(Xq, yq)
     assert_allclose(found, expected, atol=1e-6)

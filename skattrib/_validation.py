@@ -1,6 +1,7 @@
 """Checks shared by estimators: seeds, tensors, tasks, weights, memory."""
 
 import numbers
+import reprlib
 import warnings
 from contextlib import contextmanager
 from functools import wraps
@@ -10,8 +11,15 @@ import pandas as pd
 import sklearn
 import torch
 from scipy import sparse
+from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import _check_sample_weight, _check_y
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    _check_y,
+    _num_samples,
+    check_consistent_length,
+)
 from sklearn.utils.validation import check_array as _check_array
 from sklearn.utils.validation import column_or_1d as _column_or_1d
 from sklearn.utils.validation import validate_data as _validate_data
@@ -25,26 +33,98 @@ _MAX_SEED = 2**31 - 1
 _MANY_CLASSES = 10
 
 
-def _as_array(tensor):
-    tensor = tensor.detach()
-    # NumPy has no bfloat16
-    return np.asarray(tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
+def _as_array(values, name):
+    """Return tensors as arrays, and the rest as it is; refuse what would be misread."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach()
+        # NumPy has no bfloat16
+        is_short = values.dtype == torch.bfloat16
+        return np.asarray(values.float() if is_short else values)
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise ValueError(
+            f"{name} is an array with masked values, which would be taken as if they "
+            f"were not: fill them, {name}.filled(value), or leave these rows out."
+        )
+    return values
 
 
-def _to_numpy(check):
-    """Let a check of scikit-learn take torch's tensors, and return NumPy arrays.
+def _told(check, *names):
+    """Let a check of scikit-learn take torch's tensors, and say what it stumbles over.
 
     On its own it does not see that a tensor is float32 already, and with
-    ``array_api_dispatch`` it returns arrays of other libraries unchanged.
+    ``array_api_dispatch`` it returns arrays of other libraries unchanged. Errors of
+    NumPy about texts and ragged lists do not say which argument, nor what to do.
+    ``names`` are those of its positional arguments, None for one that is no data.
     """
 
     @wraps(check)
-    def to_numpy(*args, **options):
-        args = [_as_array(a) if isinstance(a, torch.Tensor) else a for a in args]
-        with sklearn.config_context(array_api_dispatch=False):
-            return check(*args, **options)
+    def told(*args, **options):
+        given = [options["input_name"]] if options.get("input_name") else names
+        named = list(zip(args, given, strict=False))
+        args = [_as_array(a, n) if n else a for a, n in named] + list(
+            args[len(named) :]
+        )
+        try:
+            # what overflows in a check is refused by it
+            with (
+                sklearn.config_context(array_api_dispatch=False),
+                np.errstate(all="ignore"),
+            ):
+                return check(*args, **options)
+        except (RuntimeError, TypeError, ValueError) as error:
+            numeric = options.get("dtype") is not None
+            for values, name in named:
+                is_numeric = options.get("y_numeric") if name == "y" else numeric
+                if name and (fault := find_fault(values, name, is_numeric)):
+                    kind = TypeError if isinstance(error, TypeError) else ValueError
+                    raise kind(f"{fault} ({str(error).rstrip('.')}.)") from error
+            raise
 
-    return to_numpy
+    return told
+
+
+def find_fault(values, name, numeric):
+    """Return why values are no array, or not one of numbers; None if they are."""
+    if values is None or sparse.issparse(values):
+        return None
+    is_sized = hasattr(values, "__len__") or hasattr(values, "__array__")
+    if isinstance(values, str | bytes | dict | set) or not is_sized:
+        return (
+            f"{name} must be an array, a data frame or a list, got "
+            f"{type(values).__name__}."
+        )
+    if isinstance(values, pd.DataFrame) and not values.columns.is_unique:
+        twice = values.columns[values.columns.duplicated()].unique().tolist()
+        return (
+            f"These columns of {name} occur more than once: {twice}. Give every column "
+            "a name of its own."
+        )
+    try:
+        array = np.asarray(values)
+    except (RuntimeError, TypeError, ValueError):
+        return (
+            f"{name} is no table: its rows, or their entries, differ in length or "
+            "kind. Give every row as many numbers."
+        )
+    return _find_word(array, name) if numeric else None
+
+
+def _find_word(array, name):
+    """Return what in an array is no number, None if nothing is."""
+    if array.dtype.kind in "VMm":
+        kind = "records" if array.dtype.kind == "V" else "dates"
+        return f"{name} holds {kind}, not numbers: make columns of numbers of them."
+    if array.dtype.kind not in "OSU":
+        return None
+    for entry in array.ravel().tolist():
+        try:
+            float(0 if entry is None or entry is pd.NA else entry)
+        except (TypeError, ValueError):
+            return (
+                f"{name} holds {reprlib.repr(entry)}, which is not a number: encode "
+                "words, as OneHotEncoder does, or leave them out."
+            )
+    return None
 
 
 def _with_cure(check):
@@ -52,15 +132,136 @@ def _with_cure(check):
 
     @wraps(check)
     def with_cure(estimator, X, *args, **options):
+        if getattr(getattr(X, "dtype", None), "kind", None) in ("M", "m"):
+            # as numbers, in whatever unit, they would pass
+            raise TypeError(_find_word(np.empty(0, dtype="M8[s]"), "X"))
         try:
-            return check(estimator, X, *args, **options)
+            checked = check(estimator, X, *args, **options)
         except (TypeError, ValueError) as error:
             if cure := _cure(X, options.get("accept_sparse")):
                 kind = TypeError if isinstance(error, TypeError) else ValueError
                 raise kind(f"{str(error).rstrip('.')}. {cure}") from error
             raise
+        if args and options.get("y_numeric"):
+            X, y = checked
+            return X, as_numbers(y)
+        return checked
 
     return with_cure
+
+
+def as_numbers(y):
+    """Return targets of a regressor as floats."""
+    y = dense(y)
+    fault = None
+    if y.dtype.kind not in "biuf":
+        fault = _find_word(y, "y") or (y.dtype.kind == "c" and "y is complex.")
+    if fault:
+        raise ValueError(
+            f"Unknown label type: {fault} A regressor needs numbers; for labels use a "
+            "classifier, such as TorchClassifier."
+        )
+    with np.errstate(all="ignore"):  # infinity is refused
+        y = y.astype(np.float64)
+    if not np.isfinite(y).all():
+        raise ValueError("y contains NaN or infinity: leave these rows out.")
+    return y
+
+
+def check_labels(y):
+    """Raise unless targets are classes that can be told apart and sorted."""
+    try:
+        with np.errstate(all="ignore"):
+            check_classification_targets(y)
+            np.unique(y)
+    except TypeError as error:
+        raise ValueError(
+            f"y holds labels of several types, which cannot be sorted: {error}. Make "
+            "them alike, y.astype(str)."
+        ) from error
+
+
+def target_type(y):
+    """Return what scikit-learn takes targets for."""
+    with np.errstate(all="ignore"):
+        return type_of_target(y, input_name="y")
+
+
+def check_rows(X, y, X_name, y_name):
+    """Return rows of any kind, and targets, as arrays if they are none of a table.
+
+    Rows are the business of whoever is fitted to them; targets are checked.
+    """
+    X, y = _as_array(X, X_name), _as_array(y, y_name)
+    for values, name in ((X, X_name), (y, y_name)):
+        if fault := find_fault(values, name, numeric=False):
+            raise ValueError(fault)
+        if values is None or getattr(values, "ndim", 1) == 0:
+            raise ValueError(f"{name} must have an entry for each row, got {values!r}.")
+    check_consistent_length(X, y)
+    if not _num_samples(X):
+        raise ValueError(f"Found 0 samples: {X_name} has no rows.")
+    try:
+        return X, dense(check_y(y, multi_output=has_columns(y)))
+    except ValueError as error:
+        raise ValueError(f"{y_name} cannot be used: {error}") from error
+
+
+@contextmanager
+def blamed(estimator, what):
+    """Name an estimator of another package in errors that come from inside it."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        clear = (type(estimator), type(error))
+        if any(kind.__module__.startswith("skattrib.") for kind in clear) or isinstance(
+            error, NotFittedError
+        ):
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{type(estimator).__name__} cannot {what}: {error}") from error
+
+
+def check_squares(values, name):
+    """Raise if numbers are so large that sums of their squares are not finite."""
+    largest = np.abs(values).max(initial=0.0)
+    if largest > np.sqrt(np.finfo(values.dtype).max / max(values.size, 1)):
+        raise ValueError(
+            f"{name} holds numbers as large as {largest:.3g}, whose squares are beyond "
+            f"{values.dtype}: divide it by a constant."
+        )
+
+
+def sorted_labels(labels, name):
+    """Return the sorted different labels, and the code of each."""
+    try:
+        return np.unique(labels, return_inverse=True)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} must be labels of one type that can be sorted: {error}."
+        ) from error
+
+
+def label_positions(classes, y):
+    """Return the position of each label among sorted classes, -1 for one unknown."""
+    words = [labels.dtype.kind in "OSU" for labels in (classes, y)]
+    if words[0] != words[1]:  # they have no common order
+        return np.full(y.shape, -1)
+    try:
+        positions = np.searchsorted(classes, y).clip(max=len(classes) - 1)
+        return np.where(classes[positions] == y, positions, -1)
+    except TypeError:  # nor do labels of several types
+        known = classes.tolist()
+        flat = [known.index(x) if x in known else -1 for x in y.ravel().tolist()]
+        return np.array(flat, dtype=np.intp).reshape(y.shape)
+
+
+def first_labels(y):
+    """Return a few of the different labels, as a list to be shown."""
+    try:
+        return np.unique(y)[:5].tolist()
+    except TypeError:
+        return y.ravel()[:5].tolist()
 
 
 def _cure(X, accept_sparse):
@@ -90,18 +291,24 @@ def _not_numbers(X):
 
 
 @wraps(_check_sample_weight)
-def _check_not_all_zero(*args, **options):
+def _check_sum(*args, **options):
     weights = _check_sample_weight(*args, **options)
     if not np.any(weights):  # scikit-learn checks it from 1.8 on
         raise ValueError("Sample weights must contain at least one non-zero number.")
+    limits = np.finfo(weights.dtype)
+    if not limits.tiny <= weights.sum() <= limits.max:
+        raise ValueError(
+            f"sample_weight adds up to {weights.sum():g}, beyond what {weights.dtype} "
+            "can be trusted with: divide the weights by their mean."
+        )
     return weights
 
 
-check_array = _to_numpy(_check_array)
-check_sample_weight = _to_numpy(_check_not_all_zero)
-check_y = _to_numpy(_check_y)
-column_or_1d = _to_numpy(_column_or_1d)
-validate_data = _with_cure(_to_numpy(_validate_data))
+check_array = _told(_check_array, "X")
+check_sample_weight = _told(_check_sum, "sample_weight", None)
+check_y = _told(_check_y, "y")
+column_or_1d = _told(_column_or_1d, "y")
+validate_data = _with_cure(_told(_validate_data, None, "X", "y"))
 
 
 @contextmanager
@@ -158,9 +365,12 @@ def as_tensor(array, like=None):
 
     Always a copy: user data may be a read-only memory map.
     """
+    array = np.asarray(array)
+    if any(step < 0 for step in array.strides):  # which torch does not take
+        array = array.copy()
     if like is None:
-        return torch.tensor(np.asarray(array))
-    return torch.tensor(np.asarray(array), dtype=like.dtype, device=like.device)
+        return torch.tensor(array)
+    return torch.tensor(array, dtype=like.dtype, device=like.device)
 
 
 def memory_cap():
@@ -244,7 +454,10 @@ def dense(y):
 
 def has_columns(y):
     """Return whether targets have several columns."""
-    shape = y.shape if sparse.issparse(y) else np.asarray(y).shape
+    try:
+        shape = y.shape if sparse.issparse(y) else np.asarray(y).shape
+    except (RuntimeError, ValueError):  # refused in a moment, with a reason
+        return False
     return len(shape) == 2 and shape[1] > 1
 
 
@@ -269,6 +482,9 @@ def check_tasks(tasks, n_rows):
     names : array (n_units,)
         Sorted labels.
     """
+    fault = find_fault(tasks, "tasks", numeric=False)
+    if fault and not isinstance(tasks, str):  # which has a shape, a wrong one
+        raise ValueError(f"{fault} Give one column, a label per row of X.")
     # as objects: an array of strings would hold NaN as the label "nan"
     missing = any(pd.isna(np.asarray(tasks, dtype=t)).any() for t in (None, object))
     if missing:
@@ -281,7 +497,7 @@ def check_tasks(tasks, n_rows):
             f"tasks has shape {np.shape(tasks)}; give one column, a label per row of X."
         )
 
-    tasks = column_or_1d(tasks)
+    tasks = column_or_1d(tasks, input_name="tasks")
     if len(tasks) != n_rows:
         raise ValueError(
             f"tasks has {len(tasks)} labels for {n_rows} rows; give one per row of X."
@@ -289,13 +505,7 @@ def check_tasks(tasks, n_rows):
     if tasks.dtype.kind == "f" and not np.isfinite(tasks).all():
         raise ValueError("tasks contains NaN or infinity; label every row.")
 
-    try:
-        names, codes = np.unique(tasks, return_inverse=True)
-    except TypeError as error:
-        raise ValueError(
-            f"tasks must be labels of one type that can be sorted: {error}."
-        ) from error
-
+    names, codes = sorted_labels(tasks, "tasks")
     if len(names) < 2:
         raise ValueError(
             f"tasks has only one label ({names[0]!r}): nothing can be compared. "
@@ -306,11 +516,19 @@ def check_tasks(tasks, n_rows):
 
 def check_weights(weights, n_units, dtype=np.float64):
     """Validate weightings of the units, (n_weightings, n_units) or (n_units,)."""
+    if sparse.issparse(weights):
+        weights = weights.toarray()
+    fault = find_fault(weights, "weights", numeric=False)
+    if fault and not isinstance(weights, numbers.Number | str):
+        raise ValueError(
+            f"{fault} It must have shape (n_weightings, n_units={n_units})."
+        )
     weights = np.asarray(weights)
     if weights.dtype.kind not in "biuf":
         raise ValueError(f"weights must be numeric, got dtype {weights.dtype}.")
 
-    weights = np.atleast_2d(weights).astype(dtype)
+    with np.errstate(over="ignore"):  # infinity is refused
+        weights = np.atleast_2d(weights).astype(dtype)
     if weights.ndim != 2 or weights.shape[1] != n_units:
         raise ValueError(
             f"weights must have shape (n_weightings, n_units={n_units}), one column "
@@ -319,6 +537,7 @@ def check_weights(weights, n_units, dtype=np.float64):
     if not np.isfinite(weights).all():
         raise ValueError("weights contains NaN or infinity.")
 
+    check_squares(weights, "weights")
     if (weights < 0).any():
         raise ValueError(
             f"weights must be at least 0 (0 = absent, 1 = present); got "

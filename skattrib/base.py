@@ -457,22 +457,17 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         try:
             attributions, errors = self._attribute(X, y, outcome)
         except (ValueError, ArithmeticError, np.linalg.LinAlgError):
-            finite = self._has_finite_outputs(X)
+            finite = self._has_finite_outcome(X, y, outcome)
             if finite.all():
                 raise
         else:
             if np.isfinite(attributions).all():
                 return attributions, errors
-            finite = self._has_finite_outputs(X)
+            finite = self._has_finite_outcome(X, y, outcome)
             if finite.all():
+                self._warn_not_finite(attributions)
                 return attributions, errors
 
-        warnings.warn(
-            f"The model's outputs for queries {np.flatnonzero(~finite)[:10].tolist()} "
-            "are not finite, and neither are their attributions: look at these rows.",
-            FaithfulnessWarning,
-            stacklevel=3,
-        )
         shape = len(finite), self.n_units_
         whole = np.full((2, *shape), np.nan)
         errors = None
@@ -480,18 +475,35 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
             kept = np.flatnonzero(finite)
             rows = _safe_indexing(X, kept), y[kept]
             whole[0, kept], errors = self._attribute(*rows, outcome)
+        self._warn_not_finite(whole[0])
         if errors is not None:
             whole[1, kept] = errors
         return whole[0], None if errors is None else whole[1]
 
-    def _has_finite_outputs(self, X):
-        """Return which queries (n_queries,) have outputs that are all finite."""
+    @staticmethod
+    def _warn_not_finite(values, stacklevel=4):
+        """Name the queries, of which there is a row each, with values not finite."""
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if len(bad):
+            warnings.warn(
+                f"The results for queries {bad[:10].tolist()} are not finite: the "
+                "model's outputs, their targets or the weights are not, or are too "
+                "large. Look at these rows.",
+                FaithfulnessWarning,
+                stacklevel=stacklevel,
+            )
+
+    def _has_finite_outcome(self, X, y, outcome):
+        """Return which queries (n_queries,) have finite outputs and outcomes."""
         model = as_model(self._model)
         if model.takes_texts:
             return np.ones(_num_samples(X), dtype=bool)
         with torch.no_grad():
             outputs = model.outputs(X)
-        return torch.isfinite(outputs).all(dim=1).cpu().numpy()
+            encode = model.encode if hasattr(model, "encode") else model.targets
+            values = model.loss.outcome(outcome)(outputs, encode(y, outputs))
+        finite = torch.isfinite(outputs).all(dim=1) & torch.isfinite(values)
+        return finite.cpu().numpy()
 
     def predict_outcomes(self, X, y, weights):
         """Predict the outcomes of models trained with other weights of the units.
@@ -519,6 +531,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         X, y, outcome = self._check_query(X, y)
         weights = check_weights(weights, self.n_units_, float_dtype(X))
         predicted = self._predict_outcomes(X, y, weights, outcome)
+        self._warn_not_finite(predicted.T, stacklevel=3)
         return predicted.astype(float_dtype(X), copy=False)
 
     def _unit_weightings(self, weights):

@@ -29,7 +29,6 @@ from sklearn.utils.metadata_routing import (
     process_routing,
 )
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import _check_method_params, _num_samples, check_is_fitted
 
 from skattrib._frames import index_of, row_names
@@ -38,6 +37,10 @@ from skattrib._validation import (
     DTYPES,
     check_tasks,
     draw_seed,
+    first_labels,
+    label_positions,
+    sorted_labels,
+    target_type,
     unchanged_on_error,
     validate_data,
 )
@@ -561,11 +564,13 @@ class TaskWeightSelector(
         if not self._classifies(y):
             return
 
-        unseen = np.setdiff1d(y_val, y)
-        if len(unseen):
+        y_val, classes = np.asarray(y_val), sorted_labels(y, "y")[0]
+        unseen = label_positions(classes, y_val) < 0
+        if unseen.any():
             raise ValueError(
-                f"y_val has labels unseen in training: {unseen[:5].tolist()}. Leave "
-                "out these rows of X_val and y_val, or train on rows of these labels."
+                f"y_val has labels unseen in training: {first_labels(y_val[unseen])}. "
+                "Leave out these rows of X_val and y_val, or train on rows of these "
+                "labels."
             )
 
     def _classifies(self, y):
@@ -573,7 +578,7 @@ class TaskWeightSelector(
             return False
         estimator = self.attributor.estimator
         if estimator is None:
-            return type_of_target(y) in ("binary", "multiclass")
+            return target_type(y) in ("binary", "multiclass")
         # a frozen estimator has its own classes
         return is_classifier(estimator) and not as_model(estimator).frozen
 

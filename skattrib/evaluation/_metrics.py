@@ -18,7 +18,7 @@ from sklearn.utils._param_validation import (
     validate_params,
 )
 
-from skattrib._validation import check_array
+from skattrib._validation import check_array, find_fault
 from skattrib.evaluation._ranks import rank_agreement
 
 FloatArray = NDArray[np.float64]
@@ -262,6 +262,8 @@ def _expected_hits(scores: FloatArray, relevance: BoolArray, k: int) -> float:
 
 
 def _check_boolean(values: ArrayLike, name: str) -> BoolArray:
+    if fault := find_fault(values, name, numeric=False):
+        raise ValueError(fault)
     array = np.asarray(values)
     if not np.isin(array, (0, 1)).all():
         raise ValueError(f"{name} holds values other than 0 and 1: pass booleans.")

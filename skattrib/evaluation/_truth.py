@@ -14,7 +14,12 @@ from sklearn.base import clone
 from sklearn.utils._param_validation import HasMethods, Interval, validate_params
 from sklearn.utils.validation import _num_samples
 
-from skattrib._validation import check_sample_weight, check_tasks, check_weights
+from skattrib._validation import (
+    check_rows,
+    check_sample_weight,
+    check_tasks,
+    check_weights,
+)
 from skattrib.engine._losses import OutcomeFunction
 from skattrib.models._as_model import as_model
 from skattrib.models._kept_models import (
@@ -151,6 +156,9 @@ def retrain_outcomes(
     >>> outcomes.shape
     (4, 5)
     """
+    if not as_model(estimator).takes_texts:
+        X, y = check_rows(X, y, "X", "y")
+        X_query, y_query = check_rows(X_query, y_query, "X_query", "y_query")
     if refit_transformers:
         fitted, units = None, None
         estimator = estimator_to_refit(estimator)
@@ -168,6 +176,8 @@ def retrain_outcomes(
     n_rows = _num_samples(X)
     codes = np.arange(n_rows) if tasks is None else check_tasks(tasks, n_rows)[0]
     units = check_weights(weights, int(codes.max()) + 1)
+    if not len(units):
+        raise ValueError("weights holds no weighting: pass at least one row of it.")
     base = check_sample_weight(
         sample_weight, X, dtype=np.float64, ensure_non_negative=True
     )

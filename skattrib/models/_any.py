@@ -11,6 +11,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import has_fit_parameter
 
+from skattrib._validation import blamed, label_positions
 from skattrib.models._parts import Parts, is_search, weight_name
 from skattrib.models._protocol import Retrainable
 
@@ -31,6 +32,12 @@ class EstimatorModel(Retrainable):
         trained = self.estimator
         if is_search(trained):
             trained = Parts(trained.estimator).model
+        if not weights.any(axis=1).all():
+            empty = np.flatnonzero(~weights.any(axis=1))
+            raise ValueError(
+                f"weights leave no row in the weightings {empty[:5].tolist()}, and "
+                f"{type(trained).__name__} cannot be fitted to none: keep some units."
+            )
         other = weights[(weights != 0) & (weights != 1)]
         if len(other) and not has_fit_parameter(trained, "sample_weight"):
             raise ValueError(
@@ -53,10 +60,16 @@ class EstimatorModel(Retrainable):
         alike = (weights_kept == 1).all()
         params = {} if alike else {weight_name(fitted): weights_kept}
         try:
-            with config_context(enable_metadata_routing=False):
+            with (
+                config_context(enable_metadata_routing=False),
+                blamed(fitted, "be trained"),
+            ):
                 return fitted.fit(X, y_kept, **params)
         except ValueError as error:
-            absent = np.setdiff1d(y, y_kept) if is_classifier(fitted) else y[:0]
+            absent = y[:0]
+            if is_classifier(fitted):
+                labels, known = np.unique(y), np.unique(y_kept)
+                absent = labels[label_positions(known, labels) < 0]
             if not len(absent):
                 raise
             if (y_kept == y_kept[0]).all():

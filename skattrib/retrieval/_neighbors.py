@@ -98,6 +98,8 @@ class Neighbors:
         self._lists: Any = faiss.index_factory(
             sample.shape[1], f"IVF{n_lists},SQfp16", faiss.METRIC_INNER_PRODUCT
         )
+        # of few rows there is one list, which needs no warning on standard error
+        self._lists.cp.min_points_per_centroid = 1
         self._lists.train(self._in_lists(sample))
         self.n_rows = 0
         self._add(search)

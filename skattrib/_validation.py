@@ -23,6 +23,7 @@ from sklearn.utils.validation import (
 from sklearn.utils.validation import check_array as _check_array
 from sklearn.utils.validation import column_or_1d as _column_or_1d
 from sklearn.utils.validation import validate_data as _validate_data
+from torch.utils.data import DataLoader, Dataset
 
 #: Dtypes that X may have, and that results have.
 DTYPES = [np.float64, np.float32]
@@ -33,7 +34,7 @@ _MAX_SEED = 2**31 - 1
 _MANY_CLASSES = 10
 
 
-def _as_array(values, name):
+def plain(values, name):
     """Return tensors as arrays, and the rest as it is; refuse what would be misread."""
     if isinstance(values, torch.Tensor):
         values = values.detach()
@@ -61,9 +62,7 @@ def _told(check, *names):
     def told(*args, **options):
         given = [options["input_name"]] if options.get("input_name") else names
         named = list(zip(args, given, strict=False))
-        args = [_as_array(a, n) if n else a for a, n in named] + list(
-            args[len(named) :]
-        )
+        args = [plain(a, n) if n else a for a, n in named] + list(args[len(named) :])
         try:
             # what overflows in a check is refused by it
             with (
@@ -73,11 +72,15 @@ def _told(check, *names):
                 return check(*args, **options)
         except (RuntimeError, TypeError, ValueError) as error:
             numeric = options.get("dtype") is not None
-            for values, name in named:
+            for values, name in zip(args, given, strict=False):
                 is_numeric = options.get("y_numeric") if name == "y" else numeric
                 if name and (fault := find_fault(values, name, is_numeric)):
                     kind = TypeError if isinstance(error, TypeError) else ValueError
-                    raise kind(f"{fault} ({str(error).rstrip('.')}.)") from error
+                    why = str(error).split(". ")[0].rstrip(".")
+                    raise kind(f"{fault} ({why})") from error
+            if "inconsistent numbers" in str(error):
+                both = " and ".join(name for name in names if name)
+                raise ValueError(f"{both} do not go together: {error}.") from error
             raise
 
     return told
@@ -87,12 +90,19 @@ def find_fault(values, name, numeric):
     """Return why values are no array, or not one of numbers; None if they are."""
     if values is None or sparse.issparse(values):
         return None
+    if isinstance(values, Dataset | DataLoader):
+        return (
+            f"{name} is a {type(values).__name__} of torch: pass its rows and targets, "
+            "two tensors or arrays, such as X, y = dataset.tensors."
+        )
     is_sized = hasattr(values, "__len__") or hasattr(values, "__array__")
     if isinstance(values, str | bytes | dict | set) or not is_sized:
         return (
             f"{name} must be an array, a data frame or a list, got "
             f"{type(values).__name__}."
         )
+    if isinstance(values, pd.DataFrame) and not values.shape[1]:
+        return f"Found 0 features: {name} is a data frame without columns."
     if isinstance(values, pd.DataFrame) and not values.columns.is_unique:
         twice = values.columns[values.columns.duplicated()].unique().tolist()
         return (
@@ -100,6 +110,12 @@ def find_fault(values, name, numeric):
             "a name of its own."
         )
     try:
+        if numeric and (columns := _not_numbers(values)):
+            return (
+                f"These columns of {name} are not numbers: {columns}. Encode them "
+                "first: make_pipeline(make_column_transformer((OneHotEncoder("
+                f"sparse_output=False), {columns}), remainder=StandardScaler()), ...)."
+            )
         array = np.asarray(values)
     except (RuntimeError, TypeError, ValueError):
         return (
@@ -107,6 +123,12 @@ def find_fault(values, name, numeric):
             "kind. Give every row as many numbers."
         )
     return _find_word(array, name) if numeric else None
+
+
+_CURES = {
+    "X": "encode words, as OneHotEncoder does, or leave them out",
+    "y": "a regressor needs numbers, a classifier takes labels",
+}
 
 
 def _find_word(array, name):
@@ -120,10 +142,8 @@ def _find_word(array, name):
         try:
             float(0 if entry is None or entry is pd.NA else entry)
         except (TypeError, ValueError):
-            return (
-                f"{name} holds {reprlib.repr(entry)}, which is not a number: encode "
-                "words, as OneHotEncoder does, or leave them out."
-            )
+            found = f"{name} holds {reprlib.repr(entry)}, which is not a number"
+            return f"{found}: {cure}." if (cure := _CURES.get(name)) else f"{found}."
     return None
 
 
@@ -137,10 +157,10 @@ def _with_cure(check):
             raise TypeError(_find_word(np.empty(0, dtype="M8[s]"), "X"))
         try:
             checked = check(estimator, X, *args, **options)
-        except (TypeError, ValueError) as error:
-            if cure := _cure(X, options.get("accept_sparse")):
-                kind = TypeError if isinstance(error, TypeError) else ValueError
-                raise kind(f"{str(error).rstrip('.')}. {cure}") from error
+        except TypeError as error:
+            if sparse.issparse(X) and not options.get("accept_sparse"):
+                cure = "In a pipeline, give the encoder sparse_output=False."
+                raise TypeError(f"{str(error).rstrip('.')}. {cure}") from error
             raise
         if args and options.get("y_numeric"):
             X, y = checked
@@ -158,8 +178,8 @@ def as_numbers(y):
         fault = _find_word(y, "y") or (y.dtype.kind == "c" and "y is complex.")
     if fault:
         raise ValueError(
-            f"Unknown label type: {fault} A regressor needs numbers; for labels use a "
-            "classifier, such as TorchClassifier."
+            f"Unknown label type: {fault} For labels use a classifier, such as "
+            "TorchClassifier."
         )
     with np.errstate(all="ignore"):  # infinity is refused
         y = y.astype(np.float64)
@@ -174,6 +194,13 @@ def check_labels(y):
         with np.errstate(all="ignore"):
             check_classification_targets(y)
             np.unique(y)
+    except ValueError as error:
+        if "continuous" not in str(error):
+            raise
+        raise ValueError(
+            f"{error} For measurements use a regressor, such as TorchRegressor; of "
+            "probabilities pass the labels, y.argmax(axis=1)."
+        ) from error
     except TypeError as error:
         raise ValueError(
             f"y holds labels of several types, which cannot be sorted: {error}. Make "
@@ -192,7 +219,7 @@ def check_rows(X, y, X_name, y_name):
 
     Rows are the business of whoever is fitted to them; targets are checked.
     """
-    X, y = _as_array(X, X_name), _as_array(y, y_name)
+    X, y = plain(X, X_name), plain(y, y_name)
     for values, name in ((X, X_name), (y, y_name)):
         if fault := find_fault(values, name, numeric=False):
             raise ValueError(fault)
@@ -262,19 +289,6 @@ def first_labels(y):
         return np.unique(y)[:5].tolist()
     except TypeError:
         return y.ravel()[:5].tolist()
-
-
-def _cure(X, accept_sparse):
-    """Return advice on a table that is not numeric, or is sparse; None otherwise."""
-    if sparse.issparse(X) and not accept_sparse:
-        return "In a pipeline, give the encoder sparse_output=False."
-    if columns := _not_numbers(X):
-        return (
-            f"These columns of X are not numbers: {columns}. Encode them first: "
-            "make_pipeline(make_column_transformer((OneHotEncoder(sparse_output="
-            f"False), {columns}), remainder=StandardScaler()), ...)."
-        )
-    return None
 
 
 def _not_numbers(X):
@@ -455,7 +469,7 @@ def dense(y):
 def has_columns(y):
     """Return whether targets have several columns."""
     try:
-        shape = y.shape if sparse.issparse(y) else np.asarray(y).shape
+        shape = y.shape if hasattr(y, "shape") else np.asarray(y).shape
     except (RuntimeError, ValueError):  # refused in a moment, with a reason
         return False
     return len(shape) == 2 and shape[1] > 1
@@ -502,6 +516,8 @@ def check_tasks(tasks, n_rows):
         raise ValueError(
             f"tasks has {len(tasks)} labels for {n_rows} rows; give one per row of X."
         )
+    if not n_rows:
+        raise ValueError("Found 0 samples: there are no rows, and no tasks of them.")
     if tasks.dtype.kind == "f" and not np.isfinite(tasks).all():
         raise ValueError("tasks contains NaN or infinity; label every row.")
 

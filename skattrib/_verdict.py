@@ -30,6 +30,8 @@ def scale_hint(X):
     """Return a sentence on features (n, d) whose scales hamper training, or ""."""
     if X.ndim != 2 or X.dtype.kind != "f":
         return ""
+    # shares of the largest number, whose square may be infinite
+    X = X / max(np.abs(X).max(initial=0.0), np.finfo(X.dtype).tiny)
     sizes = np.sqrt(np.square(X, dtype=np.float64).mean(axis=0))
     sizes = sizes[sizes > 0]
     if not len(sizes) or sizes.max() <= _SPREAD_LIMIT * np.median(sizes):

@@ -66,6 +66,8 @@ from skattrib.models.neural import TorchClassifier, make_estimator
 __all__ = ["BaseAttributor"]
 
 FEWEST_RETRAININGS = 8
+# What a query whose outcome is not finite may raise.
+_NOT_COMPUTED = ValueError, ArithmeticError, np.linalg.LinAlgError
 
 
 class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
@@ -416,9 +418,7 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
                 "return_std=True needs an ensemble of models to compare: see the "
                 f"parameters of {type(self).__name__}."
             )
-        dtype = float_dtype(X)
-        attributions = attributions.astype(dtype, copy=False)
-        errors = errors.astype(dtype, copy=False) if return_std else None
+        errors = errors if return_std else None
         if as_frame:
             return long_form(
                 row_names(index, _num_samples(X)),
@@ -449,19 +449,19 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         X, y, outcome = self._check_query(X, None)
         cure = "Attribute fewer rows at a time, group rows by tasks="
         check_fits(_num_samples(X), self.n_units_, float_dtype(X), cure)
-        attributions, _ = self._attribute_finite(X, y, outcome)
-        return attributions.astype(float_dtype(X), copy=False)
+        return self._attribute_finite(X, y, outcome)[0]
 
     def _attribute_finite(self, X, y, outcome):
         """Attribute queries; what is not finite in one of them spoils no other."""
         try:
-            attributions, errors = self._attribute(X, y, outcome)
-        except (ValueError, ArithmeticError, np.linalg.LinAlgError):
+            attributions, errors = self._attribute_cast(X, y, outcome)
+        except _NOT_COMPUTED:
             finite = self._has_finite_outcome(X, y, outcome)
             if finite.all():
                 raise
         else:
             if np.isfinite(attributions).all():
+                self._warn_not_finite(errors)
                 return attributions, errors
             finite = self._has_finite_outcome(X, y, outcome)
             if finite.all():
@@ -469,21 +469,32 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
                 return attributions, errors
 
         shape = len(finite), self.n_units_
-        whole = np.full((2, *shape), np.nan)
+        whole = np.full((2, *shape), np.nan, dtype=float_dtype(X))
         errors = None
         if finite.any():
             kept = np.flatnonzero(finite)
             rows = _safe_indexing(X, kept), y[kept]
-            whole[0, kept], errors = self._attribute(*rows, outcome)
+            whole[0, kept], errors = self._attribute_cast(*rows, outcome)
         self._warn_not_finite(whole[0])
         if errors is not None:
             whole[1, kept] = errors
         return whole[0], None if errors is None else whole[1]
 
+    def _attribute_cast(self, X, y, outcome):
+        """Attribute queries in the dtype of results."""
+        with np.errstate(all="ignore"):  # what overflows is named
+            return tuple(
+                None if values is None else values.astype(float_dtype(X), copy=False)
+                for values in self._attribute(X, y, outcome)
+            )
+
     @staticmethod
     def _warn_not_finite(values, stacklevel=4):
         """Name the queries, of which there is a row each, with values not finite."""
-        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if values is None:
+            return
+        finite = np.isfinite(values)
+        bad = np.flatnonzero(~finite.all(axis=tuple(range(1, finite.ndim))))
         if len(bad):
             warnings.warn(
                 f"The results for queries {bad[:10].tolist()} are not finite: the "
@@ -530,9 +541,25 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         """
         X, y, outcome = self._check_query(X, y)
         weights = check_weights(weights, self.n_units_, float_dtype(X))
-        predicted = self._predict_outcomes(X, y, weights, outcome)
+        ask = partial(self._predict_cast, weights=weights, outcome=outcome)
+        try:
+            predicted = ask(X, y)
+        except _NOT_COMPUTED:
+            finite = self._has_finite_outcome(X, y, outcome)
+            if finite.all():
+                raise
+            kept = np.flatnonzero(finite)
+            predicted = np.full((len(weights), len(finite)), np.nan, float_dtype(X))
+            if len(kept):
+                predicted[:, kept] = ask(_safe_indexing(X, kept), y[kept])
         self._warn_not_finite(predicted.T, stacklevel=3)
-        return predicted.astype(float_dtype(X), copy=False)
+        return predicted
+
+    def _predict_cast(self, X, y, weights, outcome):
+        """Predict outcomes in the dtype of results."""
+        with np.errstate(all="ignore"):  # what overflows is named
+            predicted = self._predict_outcomes(X, y, weights, outcome)
+            return predicted.astype(float_dtype(X), copy=False)
 
     def _unit_weightings(self, weights):
         """Spread weights of units over rows and multiply by the rows' own."""

@@ -35,10 +35,13 @@ from skattrib._frames import index_of, row_names
 from skattrib._task_sets import are_rows, draw_folds, greedy, judge, largest, spread
 from skattrib._validation import (
     DTYPES,
+    check_rows,
+    check_squares,
     check_tasks,
     draw_seed,
     first_labels,
     label_positions,
+    plain,
     sorted_labels,
     target_type,
     unchanged_on_error,
@@ -88,6 +91,15 @@ class _ColumnMethods:
         ndarray or DataFrame of shape (n_queries, n_selected)
             The columns kept.
         """
+        X = plain(X, "X")
+        validate_data(
+            self,
+            X,
+            dtype=None,
+            accept_sparse=True,
+            ensure_all_finite=False,
+            reset=False,
+        )
         return super().transform(X)
 
     @available_if(_selects_columns)
@@ -415,6 +427,11 @@ class TaskWeightSelector(
                 FutureWarning,
                 stacklevel=3,
             )
+        if isinstance(self.attributor, type):
+            name = self.attributor.__name__
+            raise TypeError(
+                f"attributor={name} is a class: pass an instance of it, {name}()."
+            )
         with unchanged_on_error(self):
             if self.attributor is None:
                 return self._fit_columns(X, tasks, X_val, fit_params)
@@ -433,6 +450,7 @@ class TaskWeightSelector(
             )
 
         X = validate_data(self, X, dtype=DTYPES)
+        check_squares(X, "X")
         self.task_weights_ = X.mean(axis=0)
         n_wanted = self._n_wanted(X.shape[1])
         if n_wanted is None:
@@ -453,11 +471,12 @@ class TaskWeightSelector(
             raise ValueError("X_val and y_val must be given together.")
 
         validate_data(self, X, skip_check_array=True)
-        X, y = indexable(X, y)
+        index = index_of(X, y)
+        X, y = self._rows(X, y, "X", "y")
         n = len(y)
         if tasks is None:
             codes = np.arange(n)
-            names = row_names(index_of(X, y), n, stacklevel=5)
+            names = row_names(index, n, stacklevel=5)
         else:
             codes, names = check_tasks(tasks, n)
         self._n_wanted(len(names))
@@ -469,7 +488,7 @@ class TaskWeightSelector(
         if X_val is None:
             plan = self._cross_fitting(codes, y, rng)
         else:
-            self._check_queries(X_val, y_val, y)
+            X_val, y_val = self._check_queries(X_val, y_val, y)
             plan = [(np.arange(n), None)]
 
         folds = []
@@ -560,18 +579,25 @@ class TaskWeightSelector(
                 f"X_val has {_num_samples(X_val)} rows, but y_val has "
                 f"{_num_samples(y_val)}: pass one target per row."
             )
+        X_val, y_val = self._rows(X_val, y_val, "X_val", "y_val")
+        if self._classifies(y):
+            labels, classes = np.asarray(y_val), sorted_labels(y, "y")[0]
+            unseen = label_positions(classes, labels) < 0
+            if unseen.any():
+                raise ValueError(
+                    "y_val has labels unseen in training: "
+                    f"{first_labels(labels[unseen])}. Leave out these rows of X_val "
+                    "and y_val, or train on rows of these labels."
+                )
+        return X_val, y_val
 
-        if not self._classifies(y):
-            return
-
-        y_val, classes = np.asarray(y_val), sorted_labels(y, "y")[0]
-        unseen = label_positions(classes, y_val) < 0
-        if unseen.any():
-            raise ValueError(
-                f"y_val has labels unseen in training: {first_labels(y_val[unseen])}. "
-                "Leave out these rows of X_val and y_val, or train on rows of these "
-                "labels."
-            )
+    @staticmethod
+    def _rows(X, y, X_name, y_name):
+        """Check rows and targets; of a table with an index, the index is kept."""
+        if X is None:  # there are no prompts
+            return X, y
+        found, checked = check_rows(X, y, X_name, y_name)
+        return indexable(found, y if hasattr(y, "iloc") else checked)
 
     def _classifies(self, y):
         if not hasattr(self.attributor, "estimator"):
@@ -638,7 +664,8 @@ class TaskWeightSelector(
         weights, std = self.task_weights_, self.task_weights_std_
         if are_rows:
             gap = weights[kept].mean() - weights[dropped].mean()
-            noise = np.nanmean(std)
+            # of one query no spread is known
+            noise = np.nan if np.isnan(std).all() else np.nanmean(std)
             what = "the rows kept and those dropped have mean values that"
         else:
             weakest = kept[np.argmin(weights[kept])]

@@ -188,7 +188,8 @@ def attributors(name, case):
         return attributor.fit(X, y, tasks=tasks, **params)
 
     # those of scikit-learn warn as they like
-    options = {"estimator": attributor, "strangers": name in ("kernel", "linear")}
+    strangers = type(attributor.estimator).__module__.startswith("sklearn.")
+    options = {"estimator": attributor, "strangers": strangers}
     answered(fit, X, y, tasks, weights, **options)
     answered(attributor.attribute, X_query, y_query, **options)
     answered(attributor.transform, X_query, **options)
@@ -204,7 +205,8 @@ def attributors(name, case):
     predict = lambda X, y, W: attributor.predict_outcomes(X, y, W).T
     answered(predict, X_query, y_query, W, **options)
     if name == "dual":
-        answered(attributor.output_change, X_query, W, **options)
+        change = lambda X, W: attributor.output_change(X, W).swapaxes(0, 1)
+        answered(change, X_query, W, **options)
     if case.seed % 5 == 0:
         answered(attributor.score, X_query, y_query, **options)
     if case.seed % 5 == 0 and hasattr(attributor, "diagnose"):

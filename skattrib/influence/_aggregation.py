@@ -16,7 +16,10 @@ def exploding(each_run):
     each_run : ndarray of shape (n_runs, q, n_units)
         Attributions.
     """
-    norms = np.linalg.norm(each_run, axis=2)
+    # in units of a query's largest number: squares of large ones may be infinite
+    tiny = np.finfo(each_run.dtype).tiny
+    largest = np.abs(each_run).max(axis=(0, 2), keepdims=True, initial=tiny)
+    norms = np.linalg.norm(each_run / largest, axis=2)
     usual = np.median(norms, axis=0)
     return ~(norms <= _EXPLODING * usual)
 
@@ -72,4 +75,5 @@ def aggregate(each_run, how, exploded):
     """
     if len(each_run) == 1:
         return each_run[0], None
-    return AGGREGATIONS[how](each_run, exploded)
+    with np.errstate(all="ignore"):  # errors that are not finite are named
+        return AGGREGATIONS[how](each_run, exploded)

@@ -422,7 +422,9 @@ class DualInfluence(BaseAttributor):
         for rule in [RidgeRule(float(ridge)) for ridge in ridges]:
             steps = [m.at_ridge(rule).without_each_unit() for m in models]
             path.append(_attributions(batches, steps).mean(axis=0))
-        return np.stack(path).astype(X.dtype, copy=False)
+        values = np.stack(path).astype(X.dtype, copy=False)
+        self._warn_not_finite(values.swapaxes(0, 1), stacklevel=3)
+        return values
 
     def _predict_outcomes(self, X, y, weights, outcome):
         if self.removal == "influence":
@@ -481,7 +483,9 @@ class DualInfluence(BaseAttributor):
             check_weights(weights, self.n_units_, self._features.dtype)
         )
         changes = [m.output_changes(m.steps(rows), X) for m in self._linear_models]
-        return torch.stack(changes).mean(dim=0).cpu().numpy()
+        change = torch.stack(changes).mean(dim=0).cpu().numpy()
+        self._warn_not_finite(change.swapaxes(0, 1), stacklevel=3)
+        return change
 
     def diagnose(self, X, y, n_retrainings=0):
         """Say how far the attributions can be trusted, and why not.

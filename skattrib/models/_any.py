@@ -23,7 +23,8 @@ class EstimatorModel(Retrainable):
         """Raise unless it predicts."""
         if not (is_classifier(self.estimator) or is_regressor(self.estimator)):
             raise ValueError(
-                f"estimator {self.name} is neither a classifier nor a regressor."
+                f"estimator {self.name} is neither a classifier nor a regressor: pass "
+                "a model, and of an attributor its estimator."
             )
         super().check()
 
@@ -60,18 +61,16 @@ class EstimatorModel(Retrainable):
         alike = (weights_kept == 1).all()
         params = {} if alike else {weight_name(fitted): weights_kept}
         try:
-            with (
-                config_context(enable_metadata_routing=False),
-                blamed(fitted, "be trained"),
-            ):
+            with config_context(enable_metadata_routing=False):
                 return fitted.fit(X, y_kept, **params)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             absent = y[:0]
-            if is_classifier(fitted):
+            if is_classifier(fitted) and not isinstance(error, TypeError):
                 labels, known = np.unique(y), np.unique(y_kept)
                 absent = labels[label_positions(known, labels) < 0]
             if not len(absent):
-                raise
+                with blamed(fitted, "be trained"):
+                    raise
             if (y_kept == y_kept[0]).all():
                 # some cannot be fitted to one class: nothing else can be predicted
                 return DummyClassifier().fit(X, y_kept)

@@ -99,6 +99,8 @@ def as_model(estimator: Any) -> Model:
 
     Raises
     ------
+    TypeError
+        If it is a class, not an instance.
     ValueError
         If it is a torch module that is not wrapped, or a pipeline that ends in a
         transformer.
@@ -117,6 +119,11 @@ def as_model(estimator: Any) -> Model:
     >>> as_model(LogisticRegression()).attributors()
     ['KernelSurrogateAttributor', 'LinearSurrogateAttributor']
     """
+    if isinstance(estimator, type):
+        raise TypeError(
+            f"estimator={estimator.__name__} is a class: pass an instance of it, "
+            f"{estimator.__name__}()."
+        )
     if isinstance(estimator, nn.Module):
         raise ValueError(
             "estimator is a torch module; wrap it: TorchClassifier(module=...) or "

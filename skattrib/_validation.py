@@ -337,6 +337,15 @@ def unchanged_on_error(estimator):
         raise
 
 
+def check_instance(value, name):
+    """Raise, with the cure, if a class is given where an instance of it is meant."""
+    if isinstance(value, type):
+        raise TypeError(
+            f"{name}={value.__name__} is a class: pass an instance of it, "
+            f"{value.__name__}()."
+        )
+
+
 def float_dtype(X):
     """Return the dtype of results for X."""
     if isinstance(X, pd.DataFrame) or X.dtype.kind != "f":

@@ -35,6 +35,7 @@ from skattrib._frames import index_of, row_names
 from skattrib._task_sets import are_rows, draw_folds, greedy, judge, largest, spread
 from skattrib._validation import (
     DTYPES,
+    check_instance,
     check_rows,
     check_squares,
     check_tasks,
@@ -427,11 +428,7 @@ class TaskWeightSelector(
                 FutureWarning,
                 stacklevel=3,
             )
-        if isinstance(self.attributor, type):
-            name = self.attributor.__name__
-            raise TypeError(
-                f"attributor={name} is a class: pass an instance of it, {name}()."
-            )
+        check_instance(self.attributor, "attributor")
         with unchanged_on_error(self):
             if self.attributor is None:
                 return self._fit_columns(X, tasks, X_val, fit_params)

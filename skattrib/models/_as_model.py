@@ -8,6 +8,7 @@ from typing import Any
 from sklearn.frozen import FrozenEstimator
 from torch import nn
 
+from skattrib._validation import check_instance
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._any import EstimatorModel
 from skattrib.models._network import TorchEstimator
@@ -119,11 +120,7 @@ def as_model(estimator: Any) -> Model:
     >>> as_model(LogisticRegression()).attributors()
     ['KernelSurrogateAttributor', 'LinearSurrogateAttributor']
     """
-    if isinstance(estimator, type):
-        raise TypeError(
-            f"estimator={estimator.__name__} is a class: pass an instance of it, "
-            f"{estimator.__name__}()."
-        )
+    check_instance(estimator, "estimator")
     if isinstance(estimator, nn.Module):
         raise ValueError(
             "estimator is a torch module; wrap it: TorchClassifier(module=...) or "

@@ -284,6 +284,14 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
                 "there is no loss for that. Fit one attributor per column, or one "
                 "TorchClassifier, as sklearn.multioutput.MultiOutputClassifier does."
             )
+        if (dense(y).sum(axis=1) == 1).all():
+            warnings.warn(
+                f"Every row of y has one 1 in its {y.shape[1]} columns, which are "
+                "treated as labels of which a row may have any. If they are classes, "
+                "pass y.argmax(axis=1).",
+                UserWarning,
+                stacklevel=6,
+            )
         self.classes_ = np.arange(y.shape[1])
         self.loss_function_ = as_loss(self.loss, LabelLoss)
 

@@ -71,7 +71,9 @@ def _told(check, *names):
             ):
                 return check(*args, **options)
         except (RuntimeError, TypeError, ValueError) as error:
-            numeric = options.get("dtype") is not None
+            # an error of a kind of its own is of a mixture of kinds
+            strange = type(error) not in (TypeError, ValueError)
+            numeric = options.get("dtype") is not None or strange
             for values, name in zip(args, given, strict=False):
                 is_numeric = options.get("y_numeric") if name == "y" else numeric
                 if name and (fault := find_fault(values, name, is_numeric)):

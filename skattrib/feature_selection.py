@@ -92,16 +92,10 @@ class _ColumnMethods:
         ndarray or DataFrame of shape (n_queries, n_selected)
             The columns kept.
         """
-        X = plain(X, "X")
-        validate_data(
-            self,
-            X,
-            dtype=None,
-            accept_sparse=True,
-            ensure_all_finite=False,
-            reset=False,
-        )
-        return super().transform(X)
+        X, options = plain(X, "X"), {"accept_sparse": True, "ensure_all_finite": False}
+        validate_data(self, X, dtype=DTYPES, reset=False, **options)
+        with np.errstate(all="ignore"):  # sums of large numbers in a check
+            return super().transform(X)
 
     @available_if(_selects_columns)
     def fit_transform(self, X, y=None, **fit_params):

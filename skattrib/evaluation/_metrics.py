@@ -399,13 +399,13 @@ def mislabel_score(scores: ArrayLike, is_mislabeled: ArrayLike) -> float:
     1.0
     """
     scores = _check_floats(scores, "scores", ensure_2d=False)
-    if scores.ndim != 1 or np.shape(is_mislabeled) != scores.shape:
+    mislabeled = _check_boolean(is_mislabeled, "is_mislabeled")
+    if scores.ndim != 1 or mislabeled.shape != scores.shape:
         raise ValueError(
-            f"is_mislabeled has shape {np.shape(is_mislabeled)} and scores "
+            f"is_mislabeled has shape {mislabeled.shape} and scores "
             f"{scores.shape}: pass one value per row in both."
         )
 
-    mislabeled = _check_boolean(is_mislabeled, "is_mislabeled")
     if mislabeled.all() or not mislabeled.any():
         raise ValueError(
             "is_mislabeled marks all rows or none, so that there is nothing to find: "

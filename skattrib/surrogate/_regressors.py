@@ -127,6 +127,7 @@ class _Surrogate(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
+        check_squares(X, "X")
         mean, std = self._predict(X, return_std)
         if self._n_dim == 1:
             mean, std = mean[:, 0], None if std is None else std[:, 0]

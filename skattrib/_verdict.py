@@ -10,8 +10,9 @@ from skattrib.exceptions import FaithfulnessWarning
 
 def calibration_slope(predicted, truth):
     """Return the slope of real outcomes (m, q) on predicted ones, within queries."""
-    p, t = predicted - predicted.mean(axis=0), truth - truth.mean(axis=0)
-    return float((p * t).sum() / max((p * p).sum(), np.finfo(float).tiny))
+    with np.errstate(all="ignore"):  # NaN if they are not finite
+        p, t = predicted - predicted.mean(axis=0), truth - truth.mean(axis=0)
+        return float((p * t).sum() / max((p * p).sum(), np.finfo(float).tiny))
 
 
 #: where nothing has been retrained, which alone could show that it is right

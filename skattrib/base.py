@@ -454,7 +454,10 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
     def _attribute_finite(self, X, y, outcome):
         """Attribute queries; what is not finite in one of them spoils no other."""
         try:
-            attributions, errors = self._attribute_cast(X, y, outcome)
+            # what overflows is named; no frame between: warnings count them
+            with np.errstate(all="ignore"):
+                found = self._attribute(X, y, outcome)
+                attributions, errors = _cast(found, float_dtype(X))
         except _NOT_COMPUTED:
             finite = self._has_finite_outcome(X, y, outcome)
             if finite.all():
@@ -474,19 +477,13 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         if finite.any():
             kept = np.flatnonzero(finite)
             rows = _safe_indexing(X, kept), y[kept]
-            whole[0, kept], errors = self._attribute_cast(*rows, outcome)
+            with np.errstate(all="ignore"):
+                found = self._attribute(*rows, outcome)
+                whole[0, kept], errors = _cast(found, float_dtype(X))
         self._warn_not_finite(whole[0])
         if errors is not None:
             whole[1, kept] = errors
         return whole[0], None if errors is None else whole[1]
-
-    def _attribute_cast(self, X, y, outcome):
-        """Attribute queries in the dtype of results."""
-        with np.errstate(all="ignore"):  # what overflows is named
-            return tuple(
-                None if values is None else values.astype(float_dtype(X), copy=False)
-                for values in self._attribute(X, y, outcome)
-            )
 
     @staticmethod
     def _warn_not_finite(values, stacklevel=4):
@@ -541,9 +538,10 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         """
         X, y, outcome = self._check_query(X, y)
         weights = check_weights(weights, self.n_units_, float_dtype(X))
-        ask = partial(self._predict_cast, weights=weights, outcome=outcome)
         try:
-            predicted = ask(X, y)
+            with np.errstate(all="ignore"):  # what overflows is named
+                found = self._predict_outcomes(X, y, weights, outcome)
+                (predicted,) = _cast([found], float_dtype(X))
         except _NOT_COMPUTED:
             finite = self._has_finite_outcome(X, y, outcome)
             if finite.all():
@@ -551,15 +549,11 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
             kept = np.flatnonzero(finite)
             predicted = np.full((len(weights), len(finite)), np.nan, float_dtype(X))
             if len(kept):
-                predicted[:, kept] = ask(_safe_indexing(X, kept), y[kept])
+                rows = _safe_indexing(X, kept), y[kept]
+                with np.errstate(all="ignore"):
+                    predicted[:, kept] = self._predict_outcomes(*rows, weights, outcome)
         self._warn_not_finite(predicted.T, stacklevel=3)
         return predicted
-
-    def _predict_cast(self, X, y, weights, outcome):
-        """Predict outcomes in the dtype of results."""
-        with np.errstate(all="ignore"):  # what overflows is named
-            predicted = self._predict_outcomes(X, y, weights, outcome)
-            return predicted.astype(float_dtype(X), copy=False)
 
     def _unit_weightings(self, weights):
         """Spread weights of units over rows and multiply by the rows' own."""
@@ -723,6 +717,11 @@ class BaseAttributor(MetaEstimatorMixin, TransformerMixin, BaseEstimator):
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def _cast(found, dtype):
+    """Return arrays, or None, in the dtype of results."""
+    return [None if a is None else a.astype(dtype, copy=False) for a in found]
 
 
 def _takes_tables(estimator):

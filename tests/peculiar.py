@@ -181,7 +181,7 @@ CONTAINERS = {
     "with booleans": _with_column(lambda n: np.arange(n) % 2 == 0),
     "csr matrix": sparse.csr_matrix,
     "csc array": sparse.csc_array,
-    "coo array": sparse.coo_array,
+    "csr array": sparse.csr_array,
     "tensor": lambda X: torch.tensor(np.array(X)),
     "half tensor": lambda X: torch.tensor(np.array(X)).to(torch.bfloat16),
     "tensor with gradients": lambda X: torch.tensor(np.array(X), requires_grad=True),

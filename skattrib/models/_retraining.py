@@ -84,12 +84,12 @@ class Trainer:
 
     def check_queries(self, X_query: Any, y_query: Any) -> None:
         """Raise, before any training, on queries that models cannot answer."""
-        shapes = [getattr(table, "shape", ()) for table in (self.X, X_query)]
-        if len(shapes[0]) == len(shapes[1]) == 2 and shapes[0][1] != shapes[1][1]:
+        shapes = [tuple(getattr(rows, "shape", ())) for rows in (self.X, X_query)]
+        known, asked = (shape[1:] for shape in shapes)
+        if len(known) == len(asked) == 1 and known != asked:
             raise ValueError(
-                f"X_query has {shapes[1][1]} features, but {self.model.name} is "
-                f"expecting {shapes[0][1]} features, as X has: give both the same "
-                "columns."
+                f"X_query has {asked[0]} features, but {self.model.name} is expecting "
+                f"{known[0]} features, as X has: give both the same columns."
             )
         if self.model.classes is not None:
             label_codes(self.model.classes, y_query)

@@ -1,9 +1,10 @@
-"""Names of rows, and results as tables."""
+"""Names of rows, and results of queries as arrays and tables."""
 
 import warnings
 
 import numpy as np
 import pandas as pd
+from sklearn.utils import _safe_indexing
 
 
 def index_of(X, y=None):
@@ -156,3 +157,21 @@ def rows_of_units(data, names, named):
         "hold their names (unit_names_). Pass the rows that were given to fit, in "
         "their order; for tasks a row for each, with the task as its index."
     )
+
+
+def some_queries(X, y, kept):
+    """Return some of the queries, all if ``kept`` is None."""
+    return (X, y) if kept is None else (_safe_indexing(X, kept), y[kept])
+
+
+def among_all(values, n_queries, kept, dtype):
+    """Return results of some queries among those of all, NaN for the others."""
+    if values is None:
+        return None
+    with np.errstate(all="ignore"):
+        values = values.astype(dtype, copy=False)
+    if kept is None:
+        return values
+    whole = np.full((n_queries, *values.shape[1:]), np.nan, dtype=dtype)
+    whole[kept] = values
+    return whole

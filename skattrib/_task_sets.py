@@ -4,7 +4,10 @@ Folds, values of tasks from attributions, and searches through sets of tasks bel
 here; attributions and outcomes are predicted by attributors, in `feature_selection`.
 """
 
+from __future__ import annotations
+
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,6 +38,38 @@ def draw_folds(codes, n_folds, rng):
             folds[rows] = (n_drawn + np.arange(len(rows))) % n_folds
             n_drawn += len(rows)
     return folds
+
+
+class Judges(NamedTuple):
+    """The rows that judge: the task and fold of each, tasks being None if trusted."""
+
+    groups: np.ndarray | None
+    folds: np.ndarray
+    rows: np.ndarray | None
+    are_rows: bool
+
+    @classmethod
+    def of(cls, plan, codes, n_trusted, n_folds, rng):
+        if plan[0][1] is None:
+            parts = rng.permutation(n_trusted) % n_folds
+            return cls(None, parts, None, are_rows(codes))
+        rows = np.concatenate([judging for _, judging in plan])
+        folds = np.repeat(np.arange(len(plan)), [len(judging) for _, judging in plan])
+        # single rows judge together: a median over them would see few effects
+        groups = np.full(len(rows), -1) if are_rows(codes) else codes[rows]
+        return cls(groups, folds, codes[rows], are_rows(codes))
+
+    def parts(self):
+        return [self.folds == fold for fold in np.unique(self.folds)]
+
+    def groups_of(self, part):
+        return None if self.groups is None else self.groups[part]
+
+    def are_of(self, support):
+        """Return which rows are of tasks kept, or trusted."""
+        if self.rows is None:
+            return np.ones(len(self.folds), dtype=bool)
+        return support[self.rows]
 
 
 def trimmed_mean(values):

@@ -10,11 +10,27 @@ import pandas as pd
 import sklearn
 import torch
 from scipy import sparse
+from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import _check_sample_weight, _check_y
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    _check_y,
+    _num_samples,
+    check_consistent_length,
+)
 from sklearn.utils.validation import check_array as _check_array
 from sklearn.utils.validation import column_or_1d as _column_or_1d
 from sklearn.utils.validation import validate_data as _validate_data
+
+from skattrib._tables import (
+    find_fault,
+    find_word,
+    not_numbers,
+    odd_columns,
+    plain,
+    to_encode,
+)
 
 #: Dtypes that X may have, and that results have.
 DTYPES = [np.float64, np.float32]
@@ -25,26 +41,43 @@ _MAX_SEED = 2**31 - 1
 _MANY_CLASSES = 10
 
 
-def _as_array(tensor):
-    tensor = tensor.detach()
-    # NumPy has no bfloat16
-    return np.asarray(tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
-
-
-def _to_numpy(check):
-    """Let a check of scikit-learn take torch's tensors, and return NumPy arrays.
+def _told(check, *names):
+    """Let a check of scikit-learn take torch's tensors, and say what it stumbles over.
 
     On its own it does not see that a tensor is float32 already, and with
-    ``array_api_dispatch`` it returns arrays of other libraries unchanged.
+    ``array_api_dispatch`` it returns arrays of other libraries unchanged. Errors of
+    NumPy about texts and ragged lists do not say which argument, nor what to do.
+    ``names`` are those of its positional arguments, None for one that is no data.
     """
 
     @wraps(check)
-    def to_numpy(*args, **options):
-        args = [_as_array(a) if isinstance(a, torch.Tensor) else a for a in args]
-        with sklearn.config_context(array_api_dispatch=False):
-            return check(*args, **options)
+    def told(*args, **options):
+        given = [options["input_name"]] if options.get("input_name") else names
+        named = list(zip(args, given, strict=False))
+        args = [plain(a, n) if n else a for a, n in named] + list(args[len(named) :])
+        try:
+            # what overflows in a check is refused by it
+            with (
+                sklearn.config_context(array_api_dispatch=False),
+                np.errstate(all="ignore"),
+            ):
+                return check(*args, **options)
+        except (RuntimeError, TypeError, ValueError) as error:
+            # an error of a kind of its own is of a mixture of kinds
+            strange = type(error) not in (TypeError, ValueError)
+            numeric = options.get("dtype") is not None or strange
+            for values, name in zip(args, given, strict=False):
+                is_numeric = options.get("y_numeric") if name == "y" else numeric
+                if name and (fault := find_fault(values, name, is_numeric)):
+                    kind = TypeError if isinstance(error, TypeError) else ValueError
+                    why = str(error).split(". ")[0].rstrip(".")
+                    raise kind(f"{fault} ({why})") from error
+            if "inconsistent numbers" in str(error):
+                both = " and ".join(name for name in names if name)
+                raise ValueError(f"{both} do not go together: {error}.") from error
+            raise
 
-    return to_numpy
+    return told
 
 
 def _with_cure(check):
@@ -58,96 +91,167 @@ def _with_cure(check):
                 "them side by side, numpy.hstack(list(X.values())), and wrap a module "
                 "that takes several in one whose forward(X) cuts the columns again."
             )
-        if not options.get("skip_check_array") and (odd := _not_numbers(X)):
-            if "date" in odd.values():  # an array of dates alone is taken for numbers
-                raise ValueError(_to_encode(estimator, odd))
-        else:
-            odd = {}
+        odd = {} if options.get("skip_check_array") else not_numbers(X)
+        if "date" in odd.values():  # an array of dates alone is taken for numbers
+            raise ValueError(f"{odd_columns(odd, 'X')} {to_encode(odd, estimator)}")
         try:
-            return check(estimator, X, *args, **options)
+            checked = check(estimator, X, *args, **options)
         except (TypeError, ValueError) as error:
-            cure = _to_encode(estimator, odd) if odd else None
+            cure = to_encode(odd, estimator) if odd else None
             if sparse.issparse(X) and not options.get("accept_sparse"):
                 cure = "In a pipeline, give the encoder sparse_output=False."
             if cure is None:
                 raise
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{str(error).rstrip('.')}. {cure}") from error
+        if args and options.get("y_numeric"):
+            X, y = checked
+            return X, as_numbers(y)
+        return checked
 
     return with_cure
 
 
-def _not_numbers(X):
-    """Return {name: "date" or "text"} of columns, positions of an array's."""
-    if hasattr(X, "schema") and hasattr(X, "columns"):  # polars
-        return {
-            name: "date" if kind.is_temporal() else "text"
-            for name, kind in zip(X.columns, X.dtypes, strict=True)
-            if not kind.is_numeric() and str(kind) != "Boolean"
-        }
-    if isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind in "OUSmM":
-        X = pd.DataFrame(X)
-    if not isinstance(X, pd.DataFrame):
-        return {}
-    kinds = {name: _kind(X[name]) for name in X.columns if X.columns.is_unique}
-    return {name: kind for name, kind in kinds.items() if kind != "number"}
-
-
-def _kind(column):
-    """Return what a column of a data frame holds."""
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        column = pd.Series(column.cat.categories)
-    column = column.infer_objects()
-    if pd.api.types.is_numeric_dtype(column.dtype):
-        return "number"
-    if column.dtype.kind in "mM" or isinstance(
-        column.dtype, pd.DatetimeTZDtype | pd.PeriodDtype
-    ):
-        return "date"
-    numbers_of_texts = pd.to_numeric(column, errors="coerce")
-    return "text" if numbers_of_texts.isna().any() else "number"
-
-
-def _to_encode(estimator, odd):
-    """Return a sentence on columns that are not numbers, and the code to write."""
-    texts, dates = (
-        [name for name, kind in odd.items() if kind == wanted]
-        for wanted in ("text", "date")
-    )
-    named = [f"texts {texts}"] * bool(texts) + [f"dates or times {dates}"] * bool(dates)
-    cures = [f"These columns of X are not numbers: {' and '.join(named)}."]
-    if dates:
-        cures.append(
-            "Turn dates into numbers, (X[name] - pd.Timestamp('2000-01-01')).dt.days, "
-            "and durations, X[name].dt.total_seconds()."
+def as_numbers(y):
+    """Return targets of a regressor as floats."""
+    y = dense(y)
+    fault = None
+    if y.dtype.kind not in "biuf":
+        fault = find_word(y, "y") or (y.dtype.kind == "c" and "y is complex.")
+    if fault:
+        raise ValueError(
+            f"Unknown label type: {fault} For labels use a classifier, such as "
+            "TorchClassifier."
         )
-    if texts:
-        network = "TorchClassifier()"
-        use = f"make_pipeline(encoder, {type(estimator).__name__}())"
-        if hasattr(estimator, "estimator"):
-            use = f"{type(estimator).__name__}(make_pipeline(encoder, {network}))"
-        cures.append(
-            "Encode texts: encoder = make_column_transformer((OneHotEncoder("
-            f"handle_unknown='ignore', sparse_output=False), {texts}), remainder="
-            "make_pipeline(SimpleImputer(), StandardScaler()))"
-            f".set_output(transform='pandas'); then {use}."
+    with np.errstate(all="ignore"):  # infinity is refused
+        y = y.astype(np.float64)
+    if not np.isfinite(y).all():
+        raise ValueError("y contains NaN or infinity: leave these rows out.")
+    return y
+
+
+def check_labels(y):
+    """Raise unless targets are classes that can be told apart and sorted."""
+    try:
+        with np.errstate(all="ignore"):
+            check_classification_targets(y)
+            np.unique(y)
+    except ValueError as error:
+        if "continuous" not in str(error):
+            raise
+        raise ValueError(
+            f"{error} For measurements use a regressor, such as TorchRegressor; of "
+            "probabilities pass the labels, y.argmax(axis=1)."
+        ) from error
+    except TypeError as error:
+        raise ValueError(
+            f"y holds labels of several types, which cannot be sorted: {error}. Make "
+            "them alike, y.astype(str)."
+        ) from error
+
+
+def target_type(y):
+    """Return what scikit-learn takes targets for."""
+    with np.errstate(all="ignore"):
+        return type_of_target(y, input_name="y")
+
+
+def check_rows(X, y, X_name, y_name):
+    """Return rows of any kind, and targets, as arrays if they are none of a table.
+
+    Rows are the business of whoever is fitted to them; targets are checked.
+    """
+    X, y = plain(X, X_name), plain(y, y_name)
+    for values, name in ((X, X_name), (y, y_name)):
+        if fault := find_fault(values, name, numeric=False):
+            raise ValueError(fault)
+        if values is None or getattr(values, "ndim", 1) == 0:
+            raise ValueError(f"{name} must have an entry for each row, got {values!r}.")
+    check_consistent_length(X, y)
+    if not _num_samples(X):
+        raise ValueError(f"Found 0 samples: {X_name} has no rows.")
+    try:
+        return X, dense(check_y(y, multi_output=has_columns(y)))
+    except ValueError as error:
+        raise ValueError(f"{y_name} cannot be used: {error}") from error
+
+
+@contextmanager
+def blamed(estimator, what):
+    """Name an estimator of another package in errors that come from inside it."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        clear = (type(estimator), type(error))
+        if any(kind.__module__.startswith("skattrib.") for kind in clear) or isinstance(
+            error, NotFittedError
+        ):
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{type(estimator).__name__} cannot {what}: {error}") from error
+
+
+def check_squares(values, name):
+    """Raise if numbers are so large that sums of their squares are not finite."""
+    largest = np.abs(values).max(initial=0.0)
+    if largest > np.sqrt(np.finfo(values.dtype).max / max(values.size, 1)):
+        raise ValueError(
+            f"{name} holds numbers as large as {largest:.3g}, whose squares are beyond "
+            f"{values.dtype}: divide it by a constant."
         )
-    return " ".join(cures)
+
+
+def sorted_labels(labels, name):
+    """Return the sorted different labels, and the code of each."""
+    try:
+        return np.unique(labels, return_inverse=True)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} must be labels of one type that can be sorted: {error}."
+        ) from error
+
+
+def label_positions(classes, y):
+    """Return the position of each label among sorted classes, -1 for one unknown."""
+    words = [labels.dtype.kind in "OSU" for labels in (classes, y)]
+    if words[0] != words[1]:  # they have no common order
+        return np.full(y.shape, -1)
+    try:
+        positions = np.searchsorted(classes, y).clip(max=len(classes) - 1)
+        return np.where(classes[positions] == y, positions, -1)
+    except TypeError:  # nor do labels of several types
+        known = classes.tolist()
+        flat = [known.index(x) if x in known else -1 for x in y.ravel().tolist()]
+        return np.array(flat, dtype=np.intp).reshape(y.shape)
+
+
+def first_labels(y):
+    """Return a few of the different labels, as a list to be shown."""
+    try:
+        return np.unique(y)[:5].tolist()
+    except TypeError:
+        return y.ravel()[:5].tolist()
 
 
 @wraps(_check_sample_weight)
-def _check_not_all_zero(*args, **options):
+def _check_sum(*args, **options):
     weights = _check_sample_weight(*args, **options)
     if not np.any(weights):  # scikit-learn checks it from 1.8 on
         raise ValueError("Sample weights must contain at least one non-zero number.")
+    limits = np.finfo(weights.dtype)
+    if not limits.tiny <= weights.sum() <= limits.max:
+        raise ValueError(
+            f"sample_weight adds up to {weights.sum():g}, beyond what {weights.dtype} "
+            "can be trusted with: divide the weights by their mean."
+        )
     return weights
 
 
-check_array = _to_numpy(_check_array)
-check_sample_weight = _to_numpy(_check_not_all_zero)
-check_y = _to_numpy(_check_y)
-column_or_1d = _to_numpy(_column_or_1d)
-validate_data = _with_cure(_to_numpy(_validate_data))
+check_array = _told(_check_array, "X")
+check_sample_weight = _told(_check_sum, "sample_weight", None)
+check_y = _told(_check_y, "y")
+column_or_1d = _told(_column_or_1d, "y")
+validate_data = _with_cure(_told(_validate_data, None, "X", "y"))
 
 
 @contextmanager
@@ -160,6 +264,15 @@ def unchanged_on_error(estimator):
         vars(estimator).clear()
         vars(estimator).update(before)
         raise
+
+
+def check_instance(value, name):
+    """Raise, with the cure, if a class is given where an instance of it is meant."""
+    if isinstance(value, type):
+        raise TypeError(
+            f"{name}={value.__name__} is a class: pass an instance of it, "
+            f"{value.__name__}()."
+        )
 
 
 def float_dtype(X):
@@ -204,9 +317,12 @@ def as_tensor(array, like=None):
 
     Always a copy: user data may be a read-only memory map.
     """
+    array = np.asarray(array)
+    if any(step < 0 for step in array.strides):  # which torch does not take
+        array = array.copy()
     if like is None:
-        return torch.tensor(np.asarray(array))
-    return torch.tensor(np.asarray(array), dtype=like.dtype, device=like.device)
+        return torch.tensor(array)
+    return torch.tensor(array, dtype=like.dtype, device=like.device)
 
 
 def memory_cap():
@@ -290,7 +406,10 @@ def dense(y):
 
 def has_columns(y):
     """Return whether targets have several columns."""
-    shape = y.shape if sparse.issparse(y) else np.asarray(y).shape
+    try:
+        shape = y.shape if hasattr(y, "shape") else np.asarray(y).shape
+    except (RuntimeError, ValueError):  # refused in a moment, with a reason
+        return False
     return len(shape) == 2 and shape[1] > 1
 
 
@@ -315,6 +434,9 @@ def check_tasks(tasks, n_rows):
     names : array (n_units,)
         Sorted labels.
     """
+    fault = find_fault(tasks, "tasks", numeric=False)
+    if fault and not isinstance(tasks, str):  # which has a shape, a wrong one
+        raise ValueError(f"{fault} Give one column, a label per row of X.")
     # as objects: an array of strings would hold NaN as the label "nan"
     missing = any(pd.isna(np.asarray(tasks, dtype=t)).any() for t in (None, object))
     if missing:
@@ -327,21 +449,17 @@ def check_tasks(tasks, n_rows):
             f"tasks has shape {np.shape(tasks)}; give one column, a label per row of X."
         )
 
-    tasks = column_or_1d(tasks)
+    tasks = column_or_1d(tasks, input_name="tasks")
     if len(tasks) != n_rows:
         raise ValueError(
             f"tasks has {len(tasks)} labels for {n_rows} rows; give one per row of X."
         )
+    if not n_rows:
+        raise ValueError("Found 0 samples: there are no rows, and no tasks of them.")
     if tasks.dtype.kind == "f" and not np.isfinite(tasks).all():
         raise ValueError("tasks contains NaN or infinity; label every row.")
 
-    try:
-        names, codes = np.unique(tasks, return_inverse=True)
-    except TypeError as error:
-        raise ValueError(
-            f"tasks must be labels of one type that can be sorted: {error}."
-        ) from error
-
+    names, codes = sorted_labels(tasks, "tasks")
     if len(names) < 2:
         raise ValueError(
             f"tasks has only one label ({names[0]!r}): nothing can be compared. "
@@ -352,11 +470,19 @@ def check_tasks(tasks, n_rows):
 
 def check_weights(weights, n_units, dtype=np.float64):
     """Validate weightings of the units, (n_weightings, n_units) or (n_units,)."""
+    if sparse.issparse(weights):
+        weights = weights.toarray()
+    fault = find_fault(weights, "weights", numeric=False)
+    if fault and not isinstance(weights, numbers.Number | str):
+        raise ValueError(
+            f"{fault} It must have shape (n_weightings, n_units={n_units})."
+        )
     weights = np.asarray(weights)
     if weights.dtype.kind not in "biuf":
         raise ValueError(f"weights must be numeric, got dtype {weights.dtype}.")
 
-    weights = np.atleast_2d(weights).astype(dtype)
+    with np.errstate(over="ignore"):  # infinity is refused
+        weights = np.atleast_2d(weights).astype(dtype)
     if weights.ndim != 2 or weights.shape[1] != n_units:
         raise ValueError(
             f"weights must have shape (n_weightings, n_units={n_units}), one column "
@@ -365,6 +491,7 @@ def check_weights(weights, n_units, dtype=np.float64):
     if not np.isfinite(weights).all():
         raise ValueError("weights contains NaN or infinity.")
 
+    check_squares(weights, "weights")
     if (weights < 0).any():
         raise ValueError(
             f"weights must be at least 0 (0 = absent, 1 = present); got "

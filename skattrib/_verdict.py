@@ -14,11 +14,14 @@ def calibration_slope(predicted, truth):
     Models with an outcome that is not finite, or not known, are left out.
     """
     known = np.isfinite(truth).all(axis=1) & np.isfinite(predicted).all(axis=1)
+    if not known.any():
+        return float("nan")
     predicted, truth = predicted[known], truth[known]
-    predicted = predicted - predicted.mean(axis=0)
-    truth = truth - truth.mean(axis=0)
-    squares = np.square(predicted).sum()
-    return float((predicted * truth).sum() / max(squares, np.finfo(float).tiny))
+    with np.errstate(all="ignore"):  # NaN if squares are not finite
+        predicted = predicted - predicted.mean(axis=0)
+        truth = truth - truth.mean(axis=0)
+        squares = np.square(predicted).sum()
+        return float((predicted * truth).sum() / max(squares, np.finfo(float).tiny))
 
 
 # Where no model was retrained: only that could show that it is right.
@@ -36,6 +39,8 @@ def scale_hint(X):
     """Return a sentence on features (n, d) whose scales disturb training, or ""."""
     if X.ndim != 2 or X.dtype.kind != "f":
         return ""
+    # shares of the largest number, whose square may be infinite
+    X = X / max(np.abs(X).max(initial=0.0), np.finfo(X.dtype).tiny)
     sizes = np.sqrt(np.square(X, dtype=np.float64).mean(axis=0))
     sizes = sizes[sizes > 0]
     if not len(sizes) or sizes.max() <= _SPREAD_LIMIT * np.median(sizes):

@@ -16,7 +16,6 @@ from sklearn.base import (
     TransformerMixin,
     is_classifier,
 )
-from sklearn.utils import _safe_indexing
 from sklearn.utils._param_validation import (
     HasMethods,
     Interval,
@@ -37,10 +36,12 @@ from sklearn.utils.validation import (
 )
 
 from skattrib._frames import (
+    among_all,
     index_of,
     long_form,
     row_names,
     rows_of_units,
+    some_queries,
     top_form,
 )
 from skattrib._scoring import FEWEST_RETRAININGS, ScoredByRetraining
@@ -122,6 +123,8 @@ ATTRIBUTOR_DOCS = {
         attributions too.
     """,
 }
+# What a query whose outcome is not finite may raise.
+_NOT_COMPUTED = ValueError, ArithmeticError, np.linalg.LinAlgError
 
 
 class BaseAttributor(
@@ -475,9 +478,7 @@ class BaseAttributor(
                 "return_std=True needs an ensemble of models to compare: see the "
                 f"parameters of {type(self).__name__}."
             )
-        dtype = float_dtype(X)
-        attributions = attributions.astype(dtype, copy=False)
-        errors = errors.astype(dtype, copy=False) if return_std else None
+        errors = errors if return_std else None
         if as_frame:
             return long_form(
                 row_names(index, _num_samples(X)),
@@ -560,39 +561,59 @@ class BaseAttributor(
         X, y, outcome = self._check_query(X, None)
         cure = "Attribute fewer rows at a time, group rows by tasks="
         check_fits(_num_samples(X), self.n_units_, float_dtype(X), cure)
-        attributions, _ = self._attribute_finite(X, y, outcome)
-        return attributions.astype(float_dtype(X), copy=False)
+        return self._attribute_finite(X, y, outcome)[0]
 
     def _attribute_finite(self, X, y, outcome):
-        """Attribute queries; one whose outputs are not finite has NaN."""
-        kept = self._finite_queries(X)
-        if kept is None:
-            return self._attribute(X, y, outcome)
-        shape = _num_samples(X), self.n_units_
-        whole, errors = np.full((2, *shape), np.nan), None
-        if len(kept):
-            rows = _safe_indexing(X, kept), y[kept]
-            whole[0, kept], errors = self._attribute(*rows, outcome)
-        if errors is not None:
-            whole[1, kept] = errors
-        return whole[0], None if errors is None else whole[1]
+        """Attribute queries, with a warning; one that is not finite has NaN."""
+        kept, dtype = self._finite_queries(X), float_dtype(X)
+        found = np.empty((0, self.n_units_)), None
+        try:
+            # what overflows is named; no frame between: warnings count them
+            with np.errstate(all="ignore"):
+                if kept is None or len(kept):
+                    found = self._attribute(*some_queries(X, y, kept), outcome)
+        except _NOT_COMPUTED:
+            kept = self._finite_queries(X, y, outcome)
+            if kept is None:
+                raise
+            with np.errstate(all="ignore"):
+                if len(kept):
+                    found = self._attribute(*some_queries(X, y, kept), outcome)
+        attributions, errors = (
+            among_all(values, _num_samples(X), kept, dtype) for values in found
+        )
+        bad = attributions if errors is None else np.hstack([attributions, errors])
+        self._warn_not_finite(bad)
+        return attributions, errors
 
-    def _finite_queries(self, X, stacklevel=4):
-        """Return which queries have finite outputs, with a warning; None: all have."""
+    @staticmethod
+    def _warn_not_finite(values, stacklevel=4):
+        """Name the queries, of which there is a row each, with values not finite."""
+        finite = np.isfinite(values)
+        bad = np.flatnonzero(~finite.all(axis=tuple(range(1, finite.ndim))))
+        if len(bad):
+            warnings.warn(
+                f"The results for queries {bad[:10].tolist()} are not finite: the "
+                "model's outputs, their targets or the weights are not, or are too "
+                "large. Look at these rows.",
+                FaithfulnessWarning,
+                stacklevel=stacklevel,
+            )
+
+    def _finite_queries(self, X, y=None, outcome=None):
+        """Return which queries have finite outputs, and outcomes; None: all have."""
         model = as_model(self._model)
         if model.takes_texts or not hasattr(model, "outputs"):
             return None
         with torch.no_grad():
-            finite = finite_rows(model.outputs(X)).cpu().numpy()
-        if finite.all():
-            return None
-        warnings.warn(
-            f"The model's outputs for queries {np.flatnonzero(~finite)[:10].tolist()} "
-            "are not finite, and neither are their attributions: look at these rows.",
-            FaithfulnessWarning,
-            stacklevel=stacklevel,
-        )
-        return np.flatnonzero(finite)
+            outputs = model.outputs(X)
+            finite = finite_rows(outputs)
+            if outcome is not None:
+                encode = model.encode if hasattr(model, "encode") else model.targets
+                values = model.loss.outcome(outcome)(outputs, encode(y, outputs))
+                finite &= torch.isfinite(values)
+        finite = finite.cpu().numpy()
+        return None if finite.all() else np.flatnonzero(finite)
 
     def _check_finite_query(self, X, y):
         """Validate queries; leave out those whose outputs are not finite."""
@@ -600,12 +621,15 @@ class BaseAttributor(
         kept = self._finite_queries(X)
         if kept is None:
             return X, y, outcome
+        known = np.full((_num_samples(X), 1), np.nan)
+        known[kept] = 0.0
+        self._warn_not_finite(known)
         if not len(kept):
             raise ValueError(
                 "The model's outputs for all of these queries are NaN or infinite: "
                 "its training diverged, or X is out of range. Look at predict(X)."
             )
-        return _safe_indexing(X, kept), y[kept], outcome
+        return *some_queries(X, y, kept), outcome
 
     def predict_outcomes(self, X, y, weights):
         """Predict the outcomes of models trained with other weights of the units.
@@ -632,15 +656,25 @@ class BaseAttributor(
         """
         X, y, outcome = self._check_query(X, y)
         weights = check_weights(weights, self.n_units_, float_dtype(X))
-        kept = self._finite_queries(X, stacklevel=3)
-        if kept is None:
-            predicted = self._predict_outcomes(X, y, weights, outcome)
-        else:
-            predicted = np.full((len(weights), _num_samples(X)), np.nan)
-            if len(kept):
-                rows = _safe_indexing(X, kept), y[kept]
-                predicted[:, kept] = self._predict_outcomes(*rows, weights, outcome)
-        return predicted.astype(float_dtype(X), copy=False)
+        kept, found = self._finite_queries(X), np.empty((len(weights), 0))
+        try:
+            with np.errstate(all="ignore"):  # what overflows is named
+                if kept is None or len(kept):
+                    found = self._predict_outcomes(
+                        *some_queries(X, y, kept), weights, outcome
+                    )
+        except _NOT_COMPUTED:
+            kept = self._finite_queries(X, y, outcome)
+            if kept is None:
+                raise
+            with np.errstate(all="ignore"):
+                if len(kept):
+                    found = self._predict_outcomes(
+                        *some_queries(X, y, kept), weights, outcome
+                    )
+        predicted = among_all(found.T, _num_samples(X), kept, float_dtype(X)).T
+        self._warn_not_finite(predicted.T, stacklevel=3)
+        return predicted
 
     def _unit_weightings(self, weights):
         """Spread weights of units over rows and multiply by the rows' own."""

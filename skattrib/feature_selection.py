@@ -29,15 +29,30 @@ from sklearn.utils.metadata_routing import (
     process_routing,
 )
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import _check_method_params, _num_samples, check_is_fitted
 
 from skattrib._frames import index_of, row_names
-from skattrib._task_sets import are_rows, draw_folds, greedy, judge, largest, spread
+from skattrib._task_sets import (
+    Judges,
+    are_rows,
+    draw_folds,
+    greedy,
+    judge,
+    largest,
+    spread,
+)
 from skattrib._validation import (
     DTYPES,
+    check_instance,
+    check_rows,
+    check_squares,
     check_tasks,
     draw_seed,
+    first_labels,
+    label_positions,
+    plain,
+    sorted_labels,
+    target_type,
     unchanged_on_error,
     validate_data,
 )
@@ -85,7 +100,10 @@ class _ColumnMethods:
         ndarray or DataFrame of shape (n_queries, n_selected)
             The columns kept.
         """
-        return super().transform(X)
+        X, options = plain(X, "X"), {"accept_sparse": True, "ensure_all_finite": False}
+        validate_data(self, X, dtype=DTYPES, reset=False, **options)
+        with np.errstate(all="ignore"):  # sums of large numbers in a check
+            return super().transform(X)
 
     @available_if(_selects_columns)
     def fit_transform(self, X, y=None, **fit_params):
@@ -147,38 +165,6 @@ class _Fold(NamedTuple):
     units: np.ndarray
     X: Any
     y: Any
-
-
-class _Judges(NamedTuple):
-    """The rows that judge: the task and fold of each, tasks being None if trusted."""
-
-    groups: np.ndarray | None
-    folds: np.ndarray
-    rows: np.ndarray | None
-    are_rows: bool
-
-    @classmethod
-    def of(cls, plan, codes, n_trusted, n_folds, rng):
-        if plan[0][1] is None:
-            parts = rng.permutation(n_trusted) % n_folds
-            return cls(None, parts, None, are_rows(codes))
-        rows = np.concatenate([judging for _, judging in plan])
-        folds = np.repeat(np.arange(len(plan)), [len(judging) for _, judging in plan])
-        # single rows judge together: a median over them would see few effects
-        groups = np.full(len(rows), -1) if are_rows(codes) else codes[rows]
-        return cls(groups, folds, codes[rows], are_rows(codes))
-
-    def parts(self):
-        return [self.folds == fold for fold in np.unique(self.folds)]
-
-    def groups_of(self, part):
-        return None if self.groups is None else self.groups[part]
-
-    def are_of(self, support):
-        """Return which rows are of tasks kept, or trusted."""
-        if self.rows is None:
-            return np.ones(len(self.folds), dtype=bool)
-        return support[self.rows]
 
 
 def _attributions(folds, n_tasks):
@@ -419,6 +405,7 @@ class TaskWeightSelector(
                 FutureWarning,
                 stacklevel=3,
             )
+        check_instance(self.attributor, "attributor")
         with unchanged_on_error(self):
             if self.attributor is None:
                 return self._fit_columns(X, tasks, X_val, fit_params)
@@ -437,6 +424,7 @@ class TaskWeightSelector(
             )
 
         X = validate_data(self, X, dtype=DTYPES)
+        check_squares(X, "X")
         self.task_weights_ = X.mean(axis=0)
         n_wanted = self._n_wanted(X.shape[1])
         if n_wanted is None:
@@ -457,11 +445,12 @@ class TaskWeightSelector(
             raise ValueError("X_val and y_val must be given together.")
 
         validate_data(self, X, skip_check_array=True)
-        X, y = indexable(X, y)
+        index = index_of(X, y)
+        X, y = self._rows(X, y, "X", "y")
         n = len(y)
         if tasks is None:
             codes = np.arange(n)
-            names = row_names(index_of(X, y), n, stacklevel=5)
+            names = row_names(index, n, stacklevel=5)
         else:
             codes, names = check_tasks(tasks, n)
         self._n_wanted(len(names))
@@ -473,7 +462,7 @@ class TaskWeightSelector(
         if X_val is None:
             plan = self._cross_fitting(codes, y, rng)
         else:
-            self._check_queries(X_val, y_val, y)
+            X_val, y_val = self._check_queries(X_val, y_val, y)
             plan = [(np.arange(n), None)]
 
         folds = []
@@ -495,7 +484,7 @@ class TaskWeightSelector(
         self.attributor_ = self.attributors_[0]
         self.task_names_ = names
         n_trusted = None if X_val is None else _num_samples(X_val)
-        self._select(folds, _Judges.of(plan, codes, n_trusted, self.cv, rng))
+        self._select(folds, Judges.of(plan, codes, n_trusted, self.cv, rng))
         self.selected_tasks_ = self.task_names_[self.support_]
         self.sample_weight_ = self.support_[codes].astype(float)
 
@@ -580,23 +569,32 @@ class TaskWeightSelector(
                 f"X_val has {_num_samples(X_val)} rows, but y_val has "
                 f"{_num_samples(y_val)}: pass one target per row."
             )
+        X_val, y_val = self._rows(X_val, y_val, "X_val", "y_val")
+        if self._classifies(y):
+            labels, classes = np.asarray(y_val), sorted_labels(y, "y")[0]
+            unseen = label_positions(classes, labels) < 0
+            if unseen.any():
+                raise ValueError(
+                    "y_val has labels unseen in training: "
+                    f"{first_labels(labels[unseen])}. Leave out these rows of X_val "
+                    "and y_val, or train on rows of these labels."
+                )
+        return X_val, y_val
 
-        if not self._classifies(y):
-            return
-
-        unseen = np.setdiff1d(y_val, y)
-        if len(unseen):
-            raise ValueError(
-                f"y_val has labels unseen in training: {unseen[:5].tolist()}. Leave "
-                "out these rows of X_val and y_val, or train on rows of these labels."
-            )
+    @staticmethod
+    def _rows(X, y, X_name, y_name):
+        """Check rows and targets; of a table with an index, the index is kept."""
+        if X is None:  # there are no prompts
+            return X, y
+        found, checked = check_rows(X, y, X_name, y_name)
+        return indexable(found, y if hasattr(y, "iloc") else checked)
 
     def _classifies(self, y):
         if not hasattr(self.attributor, "estimator"):
             return False
         estimator = self.attributor.estimator
         if estimator is None:
-            return type_of_target(y) in ("binary", "multiclass")
+            return target_type(y) in ("binary", "multiclass")
         # a frozen estimator has its own classes
         return is_classifier(estimator) and not as_model(estimator).frozen
 
@@ -656,7 +654,8 @@ class TaskWeightSelector(
         weights, std = self.task_weights_, self.task_weights_std_
         if are_rows:
             gap = weights[kept].mean() - weights[dropped].mean()
-            noise = np.nanmean(std)
+            # of one query no spread is known
+            noise = np.nan if np.isnan(std).all() else np.nanmean(std)
             what = "the rows kept and those dropped have mean values that"
         else:
             weakest = kept[np.argmin(weights[kept])]

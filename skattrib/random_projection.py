@@ -25,6 +25,7 @@ from skattrib._validation import (
     as_tensor,
     check_fits,
     draw_seed,
+    has_columns,
     memory_cap,
     seed_unset,
     unchanged_on_error,
@@ -165,7 +166,8 @@ class CountSketchTransformer(
             If `n_hashes` is set, which is deprecated.
         """
         n_hashes = self._check_hashes()
-        X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=DTYPES)
+        with unchanged_on_error(self):
+            X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=DTYPES)
         if self.n_components > X.shape[1]:
             warnings.warn(
                 f"n_components={self.n_components} is more than the {X.shape[1]} "
@@ -391,8 +393,7 @@ class GradientTransformer(
             return self._fit(X, y, sample_weight)
 
     def _fit(self, X, y, sample_weight):
-        shape = np.asarray(y).shape
-        several = len(shape) == 2 and shape[1] > 1
+        several = has_columns(y)
         X, y = validate_data(self, X, y, dtype=DTYPES, multi_output=several)
         seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(2)
         estimator = make_estimator(self.estimator, y, int(seeds[0] >> 1))

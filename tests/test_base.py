@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn
+import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.datasets import load_iris
@@ -15,6 +16,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, scale
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import skattrib.models._network
 from skattrib import (
@@ -22,10 +24,11 @@ from skattrib import (
     DualInfluence,
     KernelSurrogateAttributor,
     RISEValuator,
+    TaskWeightSelector,
     TorchClassifier,
     TorchRegressor,
 )
-from skattrib.evaluation import lds_scorer
+from skattrib.evaluation import lds_scorer, retrain_outcomes
 from skattrib.exceptions import FaithfulnessWarning
 
 
@@ -301,6 +304,10 @@ def tasks_of(tasks):
     return lambda X, y, Xq, yq: attributor().fit(X, y, tasks=tasks)
 
 
+def torch_dataset(X, y):
+    return TensorDataset(torch.tensor(X), torch.tensor(y))
+
+
 def with_nan(X):
     X = X.copy()
     X[0, 0] = np.nan
@@ -438,6 +445,132 @@ BAD_INPUT = {
         ),
         "n_retrainings=3 is too few to rank",
     ),
+    "a class for an estimator": (
+        fit_with(estimator=TorchClassifier),
+        r"estimator=TorchClassifier is a class: pass an instance.*TorchClassifier\(\)",
+    ),
+    "a name for an estimator": (
+        fit_with(estimator="mlp"),
+        "'estimator' parameter of DualInfluence must be.*Got 'mlp' instead",
+    ),
+    "a frozen estimator that was never fitted": (
+        fit_with(estimator=FrozenEstimator(TorchClassifier())),
+        "frozen TorchClassifier is not fitted: fit it first, or leave FrozenEstimator",
+    ),
+    "probabilities for labels": (
+        fit_on(lambda X, y: (X, np.eye(3)[y] * 0.7 + 0.1)),
+        r"Unknown label type.*of probabilities pass the labels, y.argmax\(axis=1\)",
+    ),
+    "measurements for a classifier": (
+        fit_on(lambda X, y: (X, X[:, 0])),
+        "Unknown label type.*For measurements use a regressor, such as TorchRegressor",
+    ),
+    "words for a regressor": (
+        lambda X, y, Xq, yq: attributor(estimator=TorchRegressor()).fit(
+            X, np.array(["low", "mid", "high"])[y]
+        ),
+        "y holds '(low|mid|high)', which is not a number.*For labels use a classifier",
+    ),
+    "a dataset of torch": (
+        fit_on(lambda X, y: (torch_dataset(X, y), y)),
+        r"X is a TensorDataset of torch: pass its rows.*X, y = dataset\.tensors",
+    ),
+    "a loader of torch": (
+        fit_on(lambda X, y: (DataLoader(torch_dataset(X, y)), y)),
+        r"X is a DataLoader of torch: pass its rows.*X, y = dataset\.tensors",
+    ),
+    "the path of a table": (
+        fit_on(lambda X, y: ("train.csv", y)),
+        "X must be an array, a data frame or a list, got str",
+    ),
+    "a column of text": (
+        fit_on(lambda X, y: (pd.DataFrame(X).assign(city="Oslo"), y)),
+        r"columns of X are not numbers: texts \['city'\].*Encode texts.*OneHot",
+    ),
+    "words in an array": (
+        fit_on(lambda X, y: (np.full(X.shape, "big", dtype=object), y)),
+        "columns of X are not numbers: texts .*'big'.*Encode texts",
+    ),
+    "rows of unlike length": (
+        fit_on(lambda X, y: ([row[: 1 + i % 2] for i, row in enumerate(X)], y)),
+        "X is no table: its rows.*Give every row as many numbers",
+    ),
+    "a column named twice": (
+        fit_on(lambda X, y: (pd.DataFrame(X, columns=list("aabc")), y)),
+        r"columns of X occur more than once: \['a'\]\. Give every column a name",
+    ),
+    "dates for numbers": (
+        fit_on(lambda X, y: (X.astype("M8[D]"), y)),
+        "columns of X are not numbers: dates or times .*Turn dates into numbers",
+    ),
+    "masked values": (
+        fit_on(lambda X, y: (np.ma.masked_greater(X, 1), y)),
+        r"X is an array with masked values.*fill them, X\.filled\(value\)",
+    ),
+    "a device that is not there": (
+        fit_with(estimator=TorchClassifier(device="cuda:99")),
+        "device='cuda:99' is not available here.*Use device='cpu'",
+    ),
+    "a loss for an outcome": (
+        fit_with(outcome="logloss"),
+        "'outcome' parameter of DualInfluence must be.*'log_likelihood'.*Got 'logloss'",
+    ),
+    "rows to remove for weights": (
+        ask("predict_outcomes", lambda X, y: (X, y, [3, 5])),
+        r"weights must have shape \(n_weightings, n_units=40\), one column per row",
+    ),
+    "sample weights by a name": (
+        lambda X, y, Xq, yq: attributor().fit(X, y, sample_weight="balanced"),
+        "sample_weight must be an array.*got str",
+    ),
+    "sample weights of two columns": (
+        lambda X, y, Xq, yq: attributor().fit(X, y, sample_weight=np.ones((40, 2))),
+        "Sample weights must be 1D.*length 40",
+    ),
+    "tasks by the name of a column": (
+        tasks_of("city"),
+        "tasks has shape.*give one column, a label per row of X",
+    ),
+    "fewer targets than queries": (
+        ask("attribute", lambda X, y: (X, y[:-1])),
+        r"X and y do not go together.*inconsistent.*\[10, 9\]",
+    ),
+    "labels where rows belong": (
+        ask("attribute", lambda X, y: (y,)),
+        "Expected 2D array, got 1D array",
+    ),
+    "codes for labels that are words": (
+        lambda X, y, Xq, yq: (
+            attributor().fit(X, np.array(["a", "b", "c"])[y]).attribute(Xq, yq)
+        ),
+        r"labels unseen in fit: \[0, 1, 2\]; known are \['a', 'b', 'c'\]",
+    ),
+    "no subsets": (
+        lambda X, y, Xq, yq: KernelSurrogateAttributor(LOGISTIC, n_subsets=0).fit(X, y),
+        r"'n_subsets' parameter of KernelSurrogateAttributor must be an int.*Got 0",
+    ),
+    "an attributor for a model": (
+        lambda X, y, Xq, yq: retrain_outcomes(
+            attributor(), X, y, np.ones((1, 40)), Xq, yq
+        ),
+        "DualInfluence is neither a classifier nor a regressor.*its estimator",
+    ),
+    "other features in queries of retraining": (
+        lambda X, y, Xq, yq: retrain_outcomes(
+            LOGISTIC, X, y, np.ones((1, 40)), Xq[:, :2], yq
+        ),
+        "X_query has 2 features, but LogisticRegression is expecting 4 features",
+    ),
+    "a weighting without rows": (
+        lambda X, y, Xq, yq: retrain_outcomes(
+            LOGISTIC, X, y, np.zeros((1, 40)), Xq, yq
+        ),
+        r"weights leave no row in the weightings \[0\].*keep some units",
+    ),
+    "a class for an attributor": (
+        lambda X, y, Xq, yq: TaskWeightSelector(DualInfluence).fit(X, y, tasks=y),
+        r"attributor=DualInfluence is a class: pass an instance.*DualInfluence\(\)",
+    ),
     "too few units to score": (
         lambda X, y, Xq, yq: (
             attributor().fit(X, y, tasks=np.arange(40) % 3).score(Xq, yq)
@@ -447,11 +580,17 @@ BAD_INPUT = {
 }
 
 
+def test_classes_in_columns_are_pointed_out():
+    X, y, *_ = data()
+    with pytest.warns(UserWarning, match=r"one 1 in its 3 columns.*y\.argmax\(axis=1"):
+        attributor().fit(X, np.eye(3)[y])
+
+
 @pytest.mark.touches_global_rng
 @pytest.mark.parametrize(("call", "message"), BAD_INPUT.values(), ids=list(BAD_INPUT))
 def test_bad_input_is_named_with_its_cure(call, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=f"(?s){message}"):
+    with pytest.raises((TypeError, ValueError), match=f"(?s){message}"):
         call(*data())
     assert not list(tmp_path.iterdir())
 

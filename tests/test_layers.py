@@ -15,6 +15,7 @@ ROOMS = [
     "exceptions",
     "_docstrings",
     "_verdict",
+    "_tables",
     "_validation",
     "_frames",
     "_progress",

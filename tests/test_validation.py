@@ -152,7 +152,8 @@ def test_columns_of_texts_are_named_with_the_encoder_to_write(kind):
     with pytest.raises((TypeError, ValueError)) as caught:
         validate_data(TorchClassifier(), _frames()[kind], [0, 1, 0], dtype=DTYPES)
     message = str(caught.value)
-    assert "columns of X are not numbers: texts ['city']. Encode texts" in message
+    assert "columns of X are not numbers: texts ['city']. (" in message
+    assert "Encode texts: encoder = make_column_transformer" in message
     assert "OneHotEncoder(handle_unknown='ignore', sparse_output=False)" in message
     assert message.endswith("make_pipeline(encoder, TorchClassifier()).")
 

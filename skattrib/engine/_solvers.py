@@ -26,6 +26,10 @@ _COLUMNS = 256
 _BLOCK = 64
 
 
+class NotPositiveDefiniteError(FloatingPointError, ValueError):
+    """A matrix cannot be factored: the data, or the ridge, are to blame."""
+
+
 class Factor:
     """Cholesky factor of a positive definite matrix (..., N, N).
 
@@ -38,7 +42,12 @@ class Factor:
         if bool(info.any()) and matrix.dtype == torch.float32:
             lower, info = torch.linalg.cholesky_ex(matrix.double())
         if bool(info.any()):
-            raise FloatingPointError(
+            if not bool(matrix.isfinite().all()):
+                raise NotPositiveDefiniteError(
+                    "The damped Hessian is not finite: the rows, or their weights, are "
+                    "too large. Standardise X."
+                )
+            raise NotPositiveDefiniteError(
                 "The damped Hessian is not positive definite in "
                 f"{matrix.dtype}: use a larger ridge, or scale X (StandardScaler)."
             )

@@ -19,7 +19,7 @@ from sklearn.utils._param_validation import (
 )
 
 from skattrib._docstrings import fill_in
-from skattrib._validation import check_array
+from skattrib._validation import check_array, find_fault
 from skattrib.evaluation._ranks import rank_agreement
 
 FloatArray = NDArray[np.float64]
@@ -269,6 +269,8 @@ def _expected_hits(scores: FloatArray, relevance: BoolArray, k: int) -> float:
 
 
 def _check_boolean(values: ArrayLike, name: str) -> BoolArray:
+    if fault := find_fault(values, name, numeric=False):
+        raise ValueError(fault)
     array = np.asarray(values)
     if not np.isin(array, (0, 1)).all():
         raise ValueError(f"{name} holds values other than 0 and 1: pass booleans.")
@@ -404,13 +406,13 @@ def mislabel_score(scores: ArrayLike, is_mislabeled: ArrayLike) -> float:
     1.0
     """
     scores = _check_floats(scores, "scores", ensure_2d=False)
-    if scores.ndim != 1 or np.shape(is_mislabeled) != scores.shape:
+    mislabeled = _check_boolean(is_mislabeled, "is_mislabeled")
+    if scores.ndim != 1 or mislabeled.shape != scores.shape:
         raise ValueError(
-            f"is_mislabeled has shape {np.shape(is_mislabeled)} and scores "
+            f"is_mislabeled has shape {mislabeled.shape} and scores "
             f"{scores.shape}: pass one value per row in both."
         )
 
-    mislabeled = _check_boolean(is_mislabeled, "is_mislabeled")
     if mislabeled.all() or not mislabeled.any():
         raise ValueError(
             "is_mislabeled marks all rows or none, so that there is nothing to find: "

@@ -15,7 +15,7 @@ FloatArray = NDArray[np.float64]
 
 def removal_counts(fractions: ArrayLike, n_units: int) -> NDArray[np.intp]:
     """Return the distinct numbers of units to remove, increasing."""
-    shares = column_or_1d(fractions, dtype=np.float64)
+    shares = column_or_1d(fractions, dtype=np.float64, input_name="fractions")
     if not ((shares > 0) & (shares < 1)).all():
         raise ValueError(
             f"fractions={fractions!r}: pass shares of the units to remove between 0 "

@@ -14,7 +14,12 @@ from sklearn.base import clone
 from sklearn.utils._param_validation import HasMethods, Interval, validate_params
 from sklearn.utils.validation import _num_samples
 
-from skattrib._validation import check_sample_weight, check_tasks, check_weights
+from skattrib._validation import (
+    check_rows,
+    check_sample_weight,
+    check_tasks,
+    check_weights,
+)
 from skattrib.engine._losses import OutcomeFunction
 from skattrib.models._as_model import as_model
 from skattrib.models._kept_models import (
@@ -151,6 +156,7 @@ def retrain_outcomes(
     >>> outcomes.shape
     (4, 5)
     """
+    X, y, X_query, y_query = _checked_data(estimator, X, y, X_query, y_query)
     if refit_transformers:
         fitted, units = None, None
         estimator = estimator_to_refit(estimator)
@@ -167,11 +173,11 @@ def retrain_outcomes(
     runner = Runner(trainer, X_query, y_query, outcome, units)
     n_rows = _num_samples(X)
     codes = np.arange(n_rows) if tasks is None else check_tasks(tasks, n_rows)[0]
-    units = check_weights(weights, int(codes.max()) + 1)
+    present = _checked_weights(weights, int(codes.max()) + 1)
     base = check_sample_weight(
         sample_weight, X, dtype=np.float64, ensure_non_negative=True
     )
-    rows = units[:, codes] * base
+    rows = present[:, codes] * base
     trainer.model.check_weights(rows)
     if memory is not None and trainer.random and trainer.random_state is None:
         raise ValueError(
@@ -196,3 +202,21 @@ def retrain_outcomes(
         outcomes *= n_seeds
     stacked = np.array(outcomes)
     return stacked if return_seeds else stacked.mean(axis=0)
+
+
+def _checked_data(estimator: Any, *data: Any) -> Any:
+    """Return training rows and queries, and their targets, as far as all can use."""
+    if as_model(estimator).takes_texts:
+        return data
+    X, y, X_query, y_query = data
+    return *check_rows(X, y, "X", "y"), *check_rows(
+        X_query, y_query, "X_query", "y_query"
+    )
+
+
+def _checked_weights(weights: ArrayLike, n_units: int) -> FloatArray:
+    """Return weightings of the units, of which there must be one."""
+    units: FloatArray = check_weights(weights, n_units)
+    if not len(units):
+        raise ValueError("weights holds no weighting: pass at least one row of it.")
+    return units

@@ -15,7 +15,7 @@ from sklearn.utils._param_validation import (
     validate_params,
 )
 
-from skattrib._validation import column_or_1d
+from skattrib._validation import column_or_1d, sorted_labels
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -217,13 +217,13 @@ def _proportional(counts: IntArray, n_kept: int) -> tuple[IntArray, FloatArray, 
 def _check_stratify(stratify: Any, n_units: int) -> IntArray:
     if stratify is None:
         return np.zeros(n_units, dtype=np.intp)
-    labels = column_or_1d(stratify)
+    labels = column_or_1d(stratify, input_name="stratify")
     if labels.size != n_units:
         raise ValueError(
             f"stratify has {labels.size} labels but n_units={n_units}: pass one label "
             "per unit."
         )
-    codes = np.unique(labels, return_inverse=True)[1]
+    codes = sorted_labels(labels, "stratify")[1]
     return codes.astype(np.intp)
 
 

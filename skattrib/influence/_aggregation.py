@@ -18,11 +18,15 @@ def exploding(each_run):
     each_run : ndarray of shape (n_runs, q, n_units)
         Attributions.
     """
-    norms = np.linalg.norm(each_run, axis=2)
-    known = np.where(np.isfinite(norms), norms, np.nan)
+    # in units of a query's largest number: squares of large ones may be infinite
+    finite = np.isfinite(each_run).all(axis=2, keepdims=True)
+    known, tiny = np.where(finite, each_run, 0.0), np.finfo(each_run.dtype).tiny
+    largest = np.abs(known).max(axis=(0, 2), keepdims=True, initial=tiny)
+    norms = np.linalg.norm(known / largest, axis=2)
+    norms = np.where(finite[..., 0], norms, np.nan)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
-        usual = np.nanmedian(known, axis=0)
+        usual = np.nanmedian(norms, axis=0)
     return ~(norms <= _EXPLODING * usual)
 
 
@@ -86,16 +90,16 @@ def aggregate(each_run, how, exploded):
     if len(each_run) == 1:
         return each_run[0], None
     finite = np.isfinite(each_run).all(axis=2)
-    if finite.all():
-        return AGGREGATIONS[how](each_run, exploded)
-
     mean, error = np.full((2, *each_run.shape[1:]), np.nan)
-    for query in range(each_run.shape[1]):
-        runs, one = finite[:, query], slice(query, query + 1)
-        if runs.sum() > 1:
-            mean[one], error[one] = AGGREGATIONS[how](
-                each_run[runs, one], exploded[runs, one]
-            )
-        elif runs.any():
-            mean[query] = each_run[runs, query]
+    with np.errstate(all="ignore"):  # errors that are not finite are named
+        if finite.all():
+            return AGGREGATIONS[how](each_run, exploded)
+        for query in range(each_run.shape[1]):
+            runs, one = finite[:, query], slice(query, query + 1)
+            if runs.sum() > 1:
+                mean[one], error[one] = AGGREGATIONS[how](
+                    each_run[runs, one], exploded[runs, one]
+                )
+            elif runs.any():
+                mean[query] = each_run[runs, query]
     return mean, error

@@ -414,7 +414,9 @@ class DualInfluence(BaseAttributor):
         for rule in [RidgeRule(float(ridge)) for ridge in ridges]:
             steps = [linear.at_ridge(rule).without_each_unit() for linear in models]
             path.append(_attributions(batches, steps).mean(axis=0))
-        return np.stack(path).astype(X.dtype, copy=False)
+        values = np.stack(path).astype(X.dtype, copy=False)
+        self._warn_not_finite(values.swapaxes(0, 1), stacklevel=3)
+        return values
 
     def _predict_outcomes(self, X, y, weights, outcome):
         if self.removal == "influence":
@@ -477,7 +479,9 @@ class DualInfluence(BaseAttributor):
             linear.output_changes(linear.steps(rows), X)
             for linear in self._linear_models
         ]
-        return torch.stack(changes).mean(dim=0).cpu().numpy()
+        change = torch.stack(changes).mean(dim=0).cpu().numpy()
+        self._warn_not_finite(change.swapaxes(0, 1), stacklevel=3)
+        return change
 
     def diagnose(self, X, y, n_retrainings=0):
         """Say how far the attributions can be trusted, and why not.

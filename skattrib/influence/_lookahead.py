@@ -15,6 +15,8 @@ from skattrib._validation import (
     DTYPES,
     as_tensor,
     check_sample_weight,
+    first_labels,
+    label_positions,
     memory_cap,
     validate_data,
 )
@@ -233,10 +235,11 @@ def _check_validation(model, X_val, y_val, like):
     except ValueError as error:
         raise ValueError(f"X_val and y_val do not fit X and y: {error}") from error
     if is_classifier(model):
-        unseen = np.setdiff1d(y_val, model.classes_)
-        if unseen.size:
+        unseen = label_positions(model.classes_, y_val) < 0
+        if unseen.any():
             raise ValueError(
-                f"y_val holds labels that y does not: {unseen[:5].tolist()}; y has "
+                f"y_val holds labels that y does not: {first_labels(y_val[unseen])}; "
+                "y has "
                 f"{model.classes_[:10].tolist()}. Leave these validation rows out, or "
                 "train on rows of every class."
             )

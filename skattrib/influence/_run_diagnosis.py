@@ -124,7 +124,7 @@ def run_verdict(figures: Bunch, *, at_full_data: bool, hint: str = "") -> Bunch:
         )
     if lds is not None and lds < _LDS_LIMIT:
         against.append(f"retrained outcomes rank with {lds:.2f}")
-    if lds is None and slope is not None and slope < _LEAST_SLOPE:
+    if lds is None and slope is not None and not slope >= _LEAST_SLOPE:
         against.append(
             f"outcomes of the runs move {slope:.2g} times as far as predicted "
             "(lower the learning rate, or take more runs)"

@@ -11,6 +11,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import has_fit_parameter
 
+from skattrib._validation import blamed, label_positions
 from skattrib.models._parts import Parts, is_search, weight_name
 from skattrib.models._protocol import Retrainable
 
@@ -22,7 +23,8 @@ class EstimatorModel(Retrainable):
         """Raise unless it predicts."""
         if not (is_classifier(self.estimator) or is_regressor(self.estimator)):
             raise ValueError(
-                f"estimator {self.name} is neither a classifier nor a regressor."
+                f"estimator {self.name} is neither a classifier nor a regressor: pass "
+                "a model, and of an attributor its estimator."
             )
         super().check()
 
@@ -31,6 +33,12 @@ class EstimatorModel(Retrainable):
         trained = self.estimator
         if is_search(trained):
             trained = Parts(trained.estimator).model
+        if not weights.any(axis=1).all():
+            empty = np.flatnonzero(~weights.any(axis=1))
+            raise ValueError(
+                f"weights leave no row in the weightings {empty[:5].tolist()}, and "
+                f"{type(trained).__name__} cannot be fitted to none: keep some units."
+            )
         fractions = weights[(weights != 0) & (weights != 1)]
         if len(fractions) and not has_fit_parameter(trained, "sample_weight"):
             raise ValueError(
@@ -54,10 +62,14 @@ class EstimatorModel(Retrainable):
         try:
             with config_context(enable_metadata_routing=False):
                 return fitted.fit(X, y_kept, **params)
-        except ValueError as error:
-            absent = np.setdiff1d(y, y_kept) if is_classifier(fitted) else y[:0]
+        except (TypeError, ValueError) as error:
+            absent = y[:0]
+            if is_classifier(fitted) and not isinstance(error, TypeError):
+                labels, known = np.unique(y), np.unique(y_kept)
+                absent = labels[label_positions(known, labels) < 0]
             if not len(absent):
-                raise
+                with blamed(fitted, "be trained"):
+                    raise
             if (y_kept == y_kept[0]).all():
                 # some cannot be fitted to one class, which is then all they predict
                 return DummyClassifier().fit(X, y_kept)

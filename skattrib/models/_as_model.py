@@ -8,6 +8,7 @@ from typing import Any
 from sklearn.frozen import FrozenEstimator
 from torch import nn
 
+from skattrib._validation import check_instance
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._any import EstimatorModel
 from skattrib.models._network import TorchEstimator
@@ -101,6 +102,8 @@ def as_model(estimator: Any) -> Model:
 
     Raises
     ------
+    TypeError
+        If it is a class, not an instance.
     ValueError
         If it is a torch module that is not wrapped, or a pipeline that ends in a
         transformer.
@@ -119,6 +122,7 @@ def as_model(estimator: Any) -> Model:
     >>> as_model(LogisticRegression()).attributors()
     ['KernelSurrogateAttributor', 'LinearSurrogateAttributor']
     """
+    check_instance(estimator, "estimator")
     if isinstance(estimator, nn.Module):
         raise ValueError(
             "estimator is a torch module; wrap it: TorchClassifier(module=...) or "

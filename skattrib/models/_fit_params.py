@@ -8,10 +8,14 @@ import numpy as np
 from sklearn.base import is_classifier
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import _routing_enabled, process_routing
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import has_fit_parameter
 
-from skattrib._validation import check_sample_weight, float_dtype
+from skattrib._validation import (
+    as_numbers,
+    check_labels,
+    check_sample_weight,
+    float_dtype,
+)
 from skattrib.models._as_model import as_model
 from skattrib.models._parts import weight_name
 
@@ -65,16 +69,9 @@ def check_target(y, estimator):
     if as_model(estimator).takes_texts:
         return y
     if is_classifier(estimator):
-        check_classification_targets(y)
+        check_labels(y)
         return y
-    if (
-        y.dtype.kind not in "biuf"
-        and type_of_target(y, raise_unknown=False) == "unknown"
-    ):
-        raise ValueError(
-            "Unknown label type: y holds objects, a regressor needs numbers."
-        )
-    return y.astype(np.float64)
+    return as_numbers(y)
 
 
 def _check_all_one(weights, model):

@@ -77,6 +77,8 @@ class Runner:
                 self.estimator, X_query, dtype=DTYPES, reset=False
             )
             self.estimator._targets(self.y_query, torch.empty(0))
+        else:
+            trainer.check_queries(self.X_query, self.y_query)
         n_outputs = 1 if trainer.y.ndim == 1 else trainer.y.shape[1]
         self.outcome = check_outcome(outcome, self.estimator, n_outputs)
         if units is not None:

@@ -1,6 +1,7 @@
 """What the two neural network estimators share: building, training, predicting."""
 
 import copy
+import warnings
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 
@@ -52,6 +53,7 @@ from skattrib.engine._trajectory import (
     epoch_batches,
     steps_to_keep,
 )
+from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._module_checks import (
     CURE,
     FEW,
@@ -371,7 +373,16 @@ class TorchEstimator(BaseEstimator):
     def _outputs(self, X):
         check_is_fitted(self, "module_")
         X = validate_data(self, X, dtype=DTYPES, reset=False)
-        return self._raw_outputs(X).cpu().numpy()
+        outputs = self._raw_outputs(X).cpu().numpy()
+        bad = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
+        if len(bad):
+            warnings.warn(
+                f"The outputs for rows {bad[:10].tolist()} of X are not finite: these "
+                "rows are too large, or the module divides by zero. Look at them.",
+                FaithfulnessWarning,
+                stacklevel=4,
+            )
+        return outputs
 
     def _raw_outputs(self, X):
         """Return outputs (n, C) of validated rows, in the module's dtype."""

@@ -18,6 +18,7 @@ from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from skattrib._validation import blamed
 from skattrib.engine._losses import Loss, OutcomeFunction
 from skattrib.models._targets import (
     OriginalUnits,
@@ -106,7 +107,8 @@ class Parts:
             return self.features(X), self.targets(y)
         for part in self._before:
             if isinstance(part, Pipeline):
-                X = part.fit_transform(X, y)
+                with blamed(part, "transform X"):
+                    X = part.fit_transform(X, y)
             else:
                 fit_target_transformer(part, y)
                 y = transformed_targets(part, y)
@@ -120,7 +122,8 @@ class Parts:
         """Return rows as the model gets them."""
         for part in self._before:
             if isinstance(part, Pipeline):
-                X = part.transform(X)
+                with blamed(part, "transform these rows"):
+                    X = part.transform(X)
         return X
 
     def targets(self, y: Any) -> Any:
@@ -137,7 +140,8 @@ class Parts:
 
     def fit_model(self, features: Any, targets: Any, **fit_params: Any) -> None:
         """Fit the model; the whole is fitted with it."""
-        self.model.fit(features, targets, **fit_params)
+        with blamed(self.model, "be fitted"):
+            self.model.fit(features, targets, **fit_params)
 
     def replace_model(self, fitted: Any) -> None:
         """Put a fitted model in the place of the model."""

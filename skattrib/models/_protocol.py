@@ -15,7 +15,14 @@ import torch
 from sklearn.base import clone, is_classifier
 from sklearn.utils import get_tags
 
-from skattrib._validation import as_tensor, memory_cap
+from skattrib._validation import (
+    as_numbers,
+    as_tensor,
+    blamed,
+    first_labels,
+    label_positions,
+    memory_cap,
+)
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._gradients import row_gradients
 from skattrib.engine._losses import CrossEntropy, Loss, OutcomeFunction, SquaredError
@@ -323,9 +330,11 @@ class Retrainable(Model, ABC):
             that changes a 1; predictions of a regressor.
         """
         if not is_classifier(self.estimator):
-            predicted = np.asarray(self.estimator.predict(X), dtype=np.float64)
+            with blamed(self.estimator, "predict these rows"):
+                predicted = np.asarray(self.estimator.predict(X), dtype=np.float64)
             return torch.tensor(predicted.reshape(len(predicted), -1))
-        probabilities = np.asarray(self.estimator.predict_proba(X))
+        with blamed(self.estimator, "predict these rows"):
+            probabilities = np.asarray(self.estimator.predict_proba(X))
         if self.classes is not None:  # those it has not seen have probability 0
             seen = probabilities
             columns = np.searchsorted(self.classes, self.estimator.classes_)
@@ -352,16 +361,23 @@ class Retrainable(Model, ABC):
             Codes of classes, or numbers.
         """
         if not is_classifier(self.estimator):
-            values = np.asarray(y, dtype=np.float64)
+            values = as_numbers(y)
             return torch.tensor(values[:, None] if values.ndim == 1 else values)
         classes = self.estimator.classes_ if self.classes is None else self.classes
-        unseen = ~np.isin(y, classes)
-        if unseen.any():
-            raise ValueError(
-                "y_query holds labels unseen in y: "
-                f"{np.unique(y[unseen])[:5].tolist()}."
-            )
-        return torch.tensor(np.searchsorted(classes, y))
+        return torch.tensor(label_codes(classes, y))
+
+
+def label_codes(classes: Any, y: Any) -> Any:
+    """Return the positions of labels among classes; raise on one that is unknown."""
+    if y.ndim != 1:
+        raise ValueError(f"y_query must be labels in one column, got shape {y.shape}.")
+    codes = label_positions(classes, y)
+    if (codes < 0).any():
+        raise ValueError(
+            f"y_query holds labels unseen in y: {first_labels(y[codes < 0])}. Leave "
+            "these queries out."
+        )
+    return codes
 
 
 class Differentiable(Model, ABC):

@@ -20,6 +20,7 @@ from skattrib._validation import (
     draw_seed,
     draw_seeds,
     seed_unset,
+    sorted_labels,
     validate_data,
 )
 from skattrib.engine._losses import Loss, OutcomeFunction
@@ -28,7 +29,7 @@ from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._any import EstimatorModel
 from skattrib.models._as_model import as_model
 from skattrib.models._parts import Parts, is_search
-from skattrib.models._protocol import Retrainable
+from skattrib.models._protocol import Retrainable, label_codes
 from skattrib.models._repeatable import check_repeatable
 
 FloatArray = NDArray[np.float64]
@@ -78,12 +79,24 @@ class Trainer:
         self.stacked = self.model.stacks
         self.X, self.y = X, dense(y)
         if is_classifier(estimator) and self.y.ndim == 1 and not self.stacked:
-            self.model.classes = np.unique(self.y)
+            self.model.classes = sorted_labels(self.y, "y")[0]
         if self.stacked:
             self.X, self.y = validate_data(
                 self.estimator, X, self.y, dtype=DTYPES, multi_output=self.y.ndim > 1
             )
             self.estimator._learn_target(self.y, self.X)
+
+    def check_queries(self, X_query: Any, y_query: Any) -> None:
+        """Raise, before any training, on queries that models cannot answer."""
+        shapes = [tuple(getattr(rows, "shape", ())) for rows in (self.X, X_query)]
+        known, asked = (shape[1:] for shape in shapes)
+        if len(known) == len(asked) == 1 and known != asked:
+            raise ValueError(
+                f"X_query has {asked[0]} features, but {self.model.name} is expecting "
+                f"{known[0]} features, as X has: give both the same columns."
+            )
+        if self.model.classes is not None:
+            label_codes(self.model.classes, y_query)
 
     def identity(self) -> Any:
         """Return the estimator without what does not change how it is trained."""
@@ -180,10 +193,12 @@ def measure(
     function = loss.outcome(outcome)
     outcomes = function(outputs, targets.expand(len(outputs), *targets.shape))
     result = outcomes.double().cpu().numpy()
-    if not np.isfinite(result).all():
+    finite = np.isfinite(result).all(axis=0)
+    if not finite.all():
         warnings.warn(
-            "Some retrained outcomes are not finite: training diverged, or a "
-            "probability is exactly 0.",
+            "Some retrained outcomes are not finite, of the queries "
+            f"{np.flatnonzero(~finite)[:10].tolist()}: training diverged, a "
+            "probability is exactly 0, or these queries are too large.",
             FaithfulnessWarning,
             stacklevel=5,
         )

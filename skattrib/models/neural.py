@@ -10,16 +10,20 @@ from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.class_weight import compute_class_weight
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from torch import nn
 
 from skattrib._docstrings import fill_in
 from skattrib._validation import (
     DTYPES,
+    as_numbers,
     as_tensor,
+    check_labels,
     dense,
+    first_labels,
     has_columns,
+    label_positions,
     seed_unset,
+    target_type,
     unchanged_on_error,
     validate_data,
     warn_if_measured,
@@ -289,7 +293,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
             return self._fit(X, y, sample_weight)
 
     def _learn_target(self, y, X=None):
-        check_classification_targets(y)
+        check_labels(y)
         if getattr(y, "ndim", 1) == 2:
             self._learn_labels(y)
         else:
@@ -304,11 +308,19 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         return y
 
     def _learn_labels(self, y):
-        if type_of_target(y) != "multilabel-indicator":
+        if target_type(y) != "multilabel-indicator":
             raise ValueError(
                 "y has several columns, of which some hold more than two classes: "
                 "there is no loss for that. Fit one attributor per column, or one "
                 "TorchClassifier, as sklearn.multioutput.MultiOutputClassifier does."
+            )
+        if (dense(y).sum(axis=1) == 1).all():
+            warnings.warn(
+                f"Every row of y has one 1 in its {y.shape[1]} columns, which are "
+                "treated as labels of which a row may have any. If they are classes, "
+                "pass y.argmax(axis=1).",
+                UserWarning,
+                stacklevel=6,
             )
         self.classes_ = np.arange(y.shape[1])
         self.loss_function_ = as_loss(self.loss, LabelLoss)
@@ -376,21 +388,19 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         y = dense(y)
         if isinstance(self.loss_function_, LabelLoss):
             return self._label_targets(y, like)
-        are_words = [labels.dtype.kind in "OSU" for labels in (self.classes_, y)]
-        if are_words[0] == are_words[1]:
-            codes = np.searchsorted(self.classes_, y)
-            codes = codes.clip(max=len(self.classes_) - 1)
-            unseen = self.classes_[codes] != y
-        else:  # words and numbers have no order
-            unseen = np.full(len(y), True)
-        if np.any(unseen):
+        if y.ndim != 1:
             raise ValueError(
-                f"y holds labels unseen in fit: {np.unique(y[unseen])[:5].tolist()}; "
+                f"y must be labels in one column, as in fit; got shape {y.shape}."
+            )
+        position = label_positions(self.classes_, y)
+        if (position < 0).any():
+            raise ValueError(
+                f"y holds labels unseen in fit: {first_labels(y[position < 0])}; "
                 f"known are {self.classes_[:10].tolist()}, and the model has no output "
                 "for others: leave these rows out. In a grid search, "
                 "cv=StratifiedKFold(...) lets every fold train on every class."
             )
-        return torch.tensor(codes, dtype=torch.int64, device=like.device)
+        return torch.tensor(position, dtype=torch.int64, device=like.device)
 
     def _label_targets(self, y, like):
         n_labels = len(self.classes_)
@@ -639,7 +649,7 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
         return y
 
     def _targets(self, y, like):
-        y = np.asarray(y, dtype=np.float64)
+        y = as_numbers(y)
         y = y[:, None] if y.ndim == 1 else y
         if y.shape[1] != self._n_targets:
             raise ValueError(
@@ -728,7 +738,7 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
 def make_estimator(estimator, y, seed):
     """Return what to train: a clone without unset seeds; for None what suits y."""
     if estimator is None:
-        kind = type_of_target(y, input_name="y")
+        kind = target_type(y)
         if kind in ("binary", "multiclass", "multilabel-indicator"):
             return TorchClassifier(random_state=seed)
         return TorchRegressor(random_state=seed)

@@ -98,7 +98,7 @@ class Neighbors:
         self._lists: Any = faiss.index_factory(
             sample.shape[1], f"IVF{n_lists},SQfp16", faiss.METRIC_INNER_PRODUCT
         )
-        self._lists.train(self._in_lists(sample))
+        _train(self._lists, self._in_lists(sample))
         self.n_rows = 0
         self._add(search)
 
@@ -225,6 +225,12 @@ class Neighbors:
         import faiss
 
         vars(self).update(state, _lists=faiss.deserialize_index(state["_lists"]))
+
+
+def _train(lists: Any, rows: NDArray[np.float32]) -> None:
+    # of few rows there is one list, which needs no warning on standard error
+    lists.cp.min_points_per_centroid = 1
+    lists.train(rows)
 
 
 def _without_copies(scores: Tensor, own_scores: Tensor) -> Tensor:

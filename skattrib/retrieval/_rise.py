@@ -415,7 +415,9 @@ class RISEValuator(BaseAttributor):
                 f"n={n!r} must be a whole number from 1 to the {len(self._index)} rows "
                 "of the index."
             )
-        return self._search().best(X, y, outcome, n)
+        scores, rows = self._search().best(X, y, outcome, n)
+        self._warn_not_finite(scores, stacklevel=3)
+        return scores, rows
 
     def score_samples(self, X, y=None):
         """Value new rows by their mean similarity to the rows of the index.
@@ -436,7 +438,9 @@ class RISEValuator(BaseAttributor):
         """
         X, y, outcome = self._check_query(X, y)
         means = self._search().means(X, y, outcome)
-        return means.astype(float_dtype(X), copy=False)
+        means = means.astype(float_dtype(X), copy=False)
+        self._warn_not_finite(means[:, None], stacklevel=3)
+        return means
 
     # ---------------------------------------------------------------- verdict
     def diagnose(self, X, y, n_retrainings=0):

@@ -263,14 +263,15 @@ class SurrogateAttributor(BaseAttributor):
     def _fitted_surrogate(self, X, y, outcome):
         """Return a surrogate of some queries, and the outcomes it is fitted to."""
         n_outputs = len(getattr(self._model, "classes_", [0]))
-        outcomes = in_chunks(
-            self._source,
-            X,
-            y,
-            outcome,
-            len(self.weights_),
-            max(n_outputs, self._n_outputs()),
-        )
+        with np.errstate(all="ignore"):  # what is not finite is refused below
+            outcomes = in_chunks(
+                self._source,
+                X,
+                y,
+                outcome,
+                len(self.weights_),
+                max(n_outputs, self._n_outputs()),
+            )
 
         surrogate = self._surrogate()
         if self.prior_ is not None:
@@ -334,4 +335,7 @@ class SurrogateAttributor(BaseAttributor):
             )
         surrogate, _ = self._fitted_surrogate(X, y, outcome)
         interactions = surrogate._interactions(self.at, average)
-        return interactions.astype(float_dtype(X), copy=False)
+        interactions = interactions.astype(float_dtype(X), copy=False)
+        if not average:
+            self._warn_not_finite(interactions, stacklevel=3)
+        return interactions

@@ -17,7 +17,7 @@ from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skattrib._validation import validate_data
+from skattrib._validation import check_squares, unchanged_on_error, validate_data
 from skattrib.exceptions import ConstantOutcomeWarning
 from skattrib.surrogate._closed_forms import (
     check_at,
@@ -70,24 +70,25 @@ class _Surrogate(MultiOutputMixin, RegressorMixin, BaseEstimator):
             If subsets are duplicates, which misleads the choice of "loocv", or
             weightings lie outside [0, 1].
         """
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            dtype=np.float64,
-            multi_output=True,
-            y_numeric=True,
-            ensure_min_samples=2,
-        )
-
-        y = np.asarray(y, dtype=np.float64)
-        self._n_dim = y.ndim
-        outcomes = y.reshape(len(y), -1)
-        _warn_if_no_weightings(X)
-        _warn_if_constant(outcomes)
-        if "loocv" in self.get_params().values():
-            _warn_if_repeated(X)
-        self._learn(X, outcomes)
+        with unchanged_on_error(self):
+            X, y = validate_data(
+                self,
+                X,
+                y,
+                dtype=np.float64,
+                multi_output=True,
+                y_numeric=True,
+                ensure_min_samples=2,
+            )
+            check_squares(X, "X")
+            check_squares(y, "y")
+            self._n_dim = y.ndim
+            outcomes = y.reshape(len(y), -1)
+            _warn_if_no_weightings(X)
+            _warn_if_constant(outcomes)
+            if "loocv" in self.get_params().values():
+                _warn_if_repeated(X)
+            self._learn(X, outcomes)
 
         return self
 
@@ -126,6 +127,7 @@ class _Surrogate(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
+        check_squares(X, "X")
         mean, std = self._predict(X, return_std)
         if self._n_dim == 1:
             mean, std = mean[:, 0], None if std is None else std[:, 0]

@@ -657,7 +657,7 @@ def test_a_model_with_nan_makes_no_index(tmp_path):
     with torch.no_grad():
         module.weight[0, 0] = torch.nan
     broken = FrozenEstimator(TorchClassifier.from_module(module, [0, 1, 2]))
-    with pytest.raises(ValueError, match=r"outputs are NaN or infinite .* diverged"):
+    with pytest.raises(ValueError, match=r"60 training rows.*are NaN or infinite.* diverged"):
         make(broken).fit(X, y)
     with pytest.raises(ValueError, match="The model's weight has NaN: its"):
         make(broken, index=tmp_path / "index").fit(X, y)

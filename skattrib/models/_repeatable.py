@@ -58,10 +58,18 @@ def check_finite(model: Model, X: Any) -> None:
         return
     with torch.no_grad():
         odd = (~finite_rows(outputs(X))).nonzero().flatten()
-    if len(odd):
-        raise ValueError(
-            f"The model's outputs for {len(odd)} training rows, such as "
-            f"{odd[:10].tolist()}, are NaN or infinite: they have no gradients. Leave "
-            "these rows out of X and y; if they are all rows, its training diverged, "
-            "or X is out of range."
-        )
+    if not len(odd):
+        return
+    module = getattr(model, "module", None)
+    for name, tensor in [] if module is None else module.state_dict().items():
+        if tensor.isnan().any():
+            raise ValueError(
+                f"The model's {name} has NaN: its training diverged, or its file is "
+                "damaged. Train or load it again."
+            )
+    raise ValueError(
+        f"The model's outputs for {len(odd)} training rows, such as "
+        f"{odd[:10].tolist()}, are NaN or infinite: they have no gradients. Leave "
+        "these rows out of X and y; if they are all rows, its training diverged, "
+        "or X is out of range."
+    )

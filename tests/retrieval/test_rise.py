@@ -657,10 +657,9 @@ def test_a_model_with_nan_makes_no_index(tmp_path):
     with torch.no_grad():
         module.weight[0, 0] = torch.nan
     broken = FrozenEstimator(TorchClassifier.from_module(module, [0, 1, 2]))
-    with pytest.raises(ValueError, match=r"60 training rows.*are NaN or infinite.* diverged"):
-        make(broken).fit(X, y)
-    with pytest.raises(ValueError, match="The model's weight has NaN: its"):
-        make(broken, index=tmp_path / "index").fit(X, y)
+    for index in (None, tmp_path / "index"):
+        with pytest.raises(ValueError, match="The model's weight has NaN: its"):
+            make(broken, index=index).fit(X, y)
     end = build(lambda: capped(4, 3))
     headless = FrozenEstimator(TorchClassifier.from_module(end, [0, 1, 2]))
     with pytest.raises(ValueError, match=r"not that of an nn\.Linear layer"):

@@ -364,7 +364,8 @@ class BaseAttributor(
         if not (table and isinstance(X, pd.DataFrame)):
             options = {"multi_output": several} if y else {}
             return validate_data(self, X, *y, dtype=DTYPES, reset=reset, **options)
-        validate_data(self, X, skip_check_array=True, reset=reset)
+        # which says, of y=None, that it is needed
+        validate_data(self, X, *y, skip_check_array=True, reset=reset)
         if not y:
             return X
         y = check_y(*y, multi_output=several, estimator=self)

@@ -457,6 +457,16 @@ BAD_INPUT = {
         fit_with(estimator=FrozenEstimator(TorchClassifier())),
         "frozen TorchClassifier is not fitted: fit it first, or leave FrozenEstimator",
     ),
+    "no targets": (
+        fit_on(lambda X, y: (X, None)),
+        "requires y to be passed, but the target y is None",
+    ),
+    "no targets of a table": (
+        lambda X, y, Xq, yq: attributor(
+            estimator=make_pipeline(StandardScaler(), TorchClassifier())
+        ).fit(pd.DataFrame(X), None),
+        "requires y to be passed, but the target y is None",
+    ),
     "probabilities for labels": (
         fit_on(lambda X, y: (X, np.eye(3)[y] * 0.7 + 0.1)),
         r"Unknown label type.*of probabilities pass the labels, y.argmax\(axis=1\)",

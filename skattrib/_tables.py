@@ -5,6 +5,7 @@ import reprlib
 import numpy as np
 import pandas as pd
 import torch
+from pandas.api.types import is_numeric_dtype
 from scipy import sparse
 from torch.utils.data import DataLoader, Dataset
 
@@ -93,7 +94,10 @@ def not_numbers(X):
         X = pd.DataFrame(X)
     if not isinstance(X, pd.DataFrame):
         return {}
-    kinds = {name: _kind(X[name]) for name in X.columns if X.columns.is_unique}
+    if not X.columns.is_unique:
+        return {}
+    odd = [n for n, kind in X.dtypes.items() if not is_numeric_dtype(kind)]
+    kinds = {name: _kind(X[name]) for name in odd}
     return {name: kind for name, kind in kinds.items() if kind != "number"}
 
 
@@ -102,7 +106,7 @@ def _kind(column):
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = pd.Series(column.cat.categories)
     column = column.infer_objects()
-    if pd.api.types.is_numeric_dtype(column.dtype):
+    if is_numeric_dtype(column.dtype):
         return "number"
     if column.dtype.kind in "mM" or isinstance(
         column.dtype, pd.DatetimeTZDtype | pd.PeriodDtype

@@ -591,8 +591,8 @@ class BaseAttributor(
     def _warn_not_finite(values, stacklevel=4):
         """Name the queries, of which there is a row each, with values not finite."""
         finite = np.isfinite(values)
-        bad = np.flatnonzero(~finite.all(axis=tuple(range(1, finite.ndim))))
-        if len(bad):
+        finite = finite.all(axis=tuple(range(1, finite.ndim)))
+        if len(bad := np.flatnonzero(~finite)):
             warnings.warn(
                 f"The results for queries {bad[:10].tolist()} are not finite: the "
                 "model's outputs, their targets or the weights are not, or are too "
@@ -622,9 +622,8 @@ class BaseAttributor(
         kept = self._finite_queries(X)
         if kept is None:
             return X, y, outcome
-        known = np.full((_num_samples(X), 1), np.nan)
-        known[kept] = 0.0
-        self._warn_not_finite(known)
+        nothing = np.zeros(len(kept))
+        self._warn_not_finite(among_all(nothing, _num_samples(X), kept, float))
         if not len(kept):
             raise ValueError(
                 "The model's outputs for all of these queries are NaN or infinite: "

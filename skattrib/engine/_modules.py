@@ -120,6 +120,16 @@ def uncompiled_copy(module: nn.Module) -> nn.Module:
     return copied
 
 
+def check_no_nan(module: nn.Module) -> None:
+    """Raise ValueError if a weight or buffer is NaN."""
+    for name, value in module.state_dict().items():
+        if value.isnan().any():
+            raise ValueError(
+                f"The model's {name} has NaN: its training diverged, or its file is "
+                "damaged. Train or load it again."
+            )
+
+
 def activation_size(module: nn.Module, X: Tensor) -> int:
     """Return how many numbers the outputs of all layers have for one row."""
     total = 0

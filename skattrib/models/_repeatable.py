@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from sklearn.utils import _safe_indexing
 
-from skattrib.engine._modules import generator_kept
+from skattrib.engine._modules import check_no_nan, generator_kept
 from skattrib.models._protocol import Model
 
 # Rows that are predicted twice.
@@ -61,12 +61,8 @@ def check_finite(model: Model, X: Any) -> None:
     if not len(odd):
         return
     module = getattr(model, "module", None)
-    for name, tensor in [] if module is None else module.state_dict().items():
-        if tensor.isnan().any():
-            raise ValueError(
-                f"The model's {name} has NaN: its training diverged, or its file is "
-                "damaged. Train or load it again."
-            )
+    if module is not None:
+        check_no_nan(module)
     raise ValueError(
         f"The model's outputs for {len(odd)} training rows, such as "
         f"{odd[:10].tolist()}, are NaN or infinite: they have no gradients. Leave "

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from skattrib.engine._last_layer import Residual, Sketcher, residuals
+from skattrib.engine._modules import check_no_nan
 
 
 class Signer:
@@ -144,6 +145,7 @@ class Signer:
 
     def fingerprint(self):
         """Return a hash of the module's weights; raise if some are NaN."""
+        check_no_nan(self._source.module)
         digest = hashlib.sha256()
         seen = set()
         for name, value in sorted(self._source.module.state_dict().items()):
@@ -151,11 +153,6 @@ class Signer:
             if value.numel() and key in seen:  # tied weights are hashed once
                 continue
             seen.add(key)
-            if value.isnan().any():
-                raise ValueError(
-                    f"The model's {name} has NaN: its training diverged, or its file "
-                    "is damaged. Train or load it again."
-                )
             array = value.detach().cpu().contiguous()
             digest.update(f"{name}{array.dtype}{tuple(array.shape)}".encode())
             digest.update(array.flatten().view(torch.uint8).numpy())

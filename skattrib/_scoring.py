@@ -7,6 +7,7 @@ from sklearn.utils import Bunch
 
 from skattrib._verdict import calibration_slope
 from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
+from skattrib.models._kept_models import recipe_of
 
 FEWEST_RETRAININGS = 8
 
@@ -94,7 +95,7 @@ class ScoredByRetraining:
     def _truth(self, row_weights, X, y):
         """Retrain on weighted rows; return the outcomes of queries."""
         return retrain_outcomes(
-            self._model,
+            recipe_of(self._model),
             self._features,
             self._targets,
             row_weights,

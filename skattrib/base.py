@@ -31,7 +31,6 @@ from sklearn.utils.metadata_routing import (
 from sklearn.utils.validation import (
     _check_feature_names_in,
     _num_samples,
-    check_consistent_length,
     check_is_fitted,
 )
 
@@ -44,21 +43,18 @@ from skattrib._frames import (
     some_queries,
     top_form,
 )
+from skattrib._inputs import ValidatedInputs, takes_tables
 from skattrib._scoring import FEWEST_RETRAININGS, ScoredByRetraining
 from skattrib._validation import (
-    DTYPES,
     check_fits,
     check_not_single,
     check_tasks,
-    check_texts,
     check_weights,
-    check_y,
     dense,
     draw_seed,
     float_dtype,
     has_columns,
     unchanged_on_error,
-    validate_data,
 )
 from skattrib.engine._losses import LabelLoss
 from skattrib.exceptions import FaithfulnessWarning
@@ -128,7 +124,11 @@ _NOT_COMPUTED = ValueError, ArithmeticError, np.linalg.LinAlgError
 
 
 class BaseAttributor(
-    ScoredByRetraining, MetaEstimatorMixin, TransformerMixin, BaseEstimator
+    ScoredByRetraining,
+    ValidatedInputs,
+    MetaEstimatorMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     """Base class of attributors: fit, attribute, predict outcomes, be checked.
 
@@ -293,7 +293,7 @@ class BaseAttributor(
         index = index_of(X, y)
         # an array of texts would give each the room of the longest
         several = not self._takes_texts and has_columns(y)
-        table = self.estimator is not None and _takes_tables(self.estimator)
+        table = self.estimator is not None and takes_tables(self.estimator)
         X, y = self._validated(X, y, several=several, table=table)
         if _routing_enabled():
             fit_params = process_routing(self, "fit", **fit_params).estimator.fit
@@ -302,7 +302,7 @@ class BaseAttributor(
                 "memory is set but random_state is None: nothing could be found again. "
                 "Pass an int random_state, or memory=None."
             )
-        codes, names = self._units(tasks, index, len(X))
+        codes, names = self._units(tasks, index, _num_samples(X))
         # one generator per purpose: what one draws must not move the others
         seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(3)
         estimator = make_estimator(self.estimator, y, int(seeds[0] >> 1))
@@ -353,37 +353,6 @@ class BaseAttributor(
         """The fitted model that is attributed: the last step, if there are steps."""
         return self._parts.model
 
-    @property
-    def _takes_texts(self):
-        return self.estimator is not None and as_model(self.estimator).takes_texts
-
-    def _validated(self, X, *y, several=False, table, reset=True):
-        """Validate X, and y if given; a data frame stays one if ``table``."""
-        if self._takes_texts:
-            return self._validated_texts(X, *y, reset=reset)
-        if not (table and isinstance(X, pd.DataFrame)):
-            options = {"multi_output": several} if y else {}
-            return validate_data(self, X, *y, dtype=DTYPES, reset=reset, **options)
-        # which says, of y=None, that it is needed
-        validate_data(self, X, *y, skip_check_array=True, reset=reset)
-        if not y:
-            return X
-        y = check_y(*y, multi_output=several, estimator=self)
-        check_consistent_length(X, y)
-        return X, y
-
-    def _validated_texts(self, X, *y, reset):
-        """Validate prompts, None for no prompts at all, and completions if given."""
-        if reset:  # of an earlier fit to a table
-            vars(self).pop("n_features_in_", None)
-            vars(self).pop("feature_names_in_", None)
-        texts = [check_texts(column, "y") for column in y]
-        if X is None and texts:
-            return np.full(len(texts[0]), None, dtype=object), *texts
-        X = check_texts(X, "X", optional=True)
-        check_consistent_length(X, *texts)
-        return (X, *texts) if texts else X
-
     @staticmethod
     def _units(tasks, index, n_rows):
         if tasks is not None:
@@ -405,7 +374,7 @@ class BaseAttributor(
     def _check_query(self, X, y):
         """Validate queries; return X, y and the outcome to measure."""
         check_is_fitted(self, "n_units_")
-        if not self._takes_texts:
+        if not (self._takes_texts or self._reads_texts):
             check_not_single(X, y)
         table = isinstance(self.X_train_, pd.DataFrame)
         if y is None:
@@ -739,9 +708,5 @@ class BaseAttributor(
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        tags.input_tags.sparse = self._takes_sparse
         return tags
-
-
-def _takes_tables(estimator):
-    """Say whether a data frame is passed unchanged to transformers or the model."""
-    return Parts(estimator).has_transformers or as_model(estimator).takes_tables

@@ -24,6 +24,8 @@ _COLUMNS = 256
 # Right-hand sides that share a Krylov space. With more, orthogonalising them would cost
 # as much as it saves.
 _BLOCK = 64
+# Eigenvalues of a matrix with ones on its diagonal that count as 0.
+_SINGULAR = 1e-11
 
 
 class NotPositiveDefiniteError(FloatingPointError, ValueError):
@@ -164,6 +166,66 @@ class ShiftedSystem:
         if self._eigen is not None:
             return self._eigen[0].clamp(min=0)
         return torch.linalg.eigvalsh(self.matrix).clamp(min=0)
+
+
+class ScaledFactor:
+    """Solves a positive semidefinite matrix (N, N), whatever the units of its columns.
+
+    The matrix is scaled to a diagonal of ones. If it is singular then, the solution of
+    least length, so scaled, is taken.
+
+    Attributes
+    ----------
+    is_singular : bool
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        diagonal = matrix.diagonal()
+        self._scale = torch.where(diagonal > 0, diagonal.clamp(min=0).rsqrt(), 0.0)
+        scaled = matrix * self._scale * self._scale[:, None]
+        self._lower, info = torch.linalg.cholesky_ex(scaled)
+        smallest = self._lower.diagonal().square().min()
+        self.is_singular = bool(info) or not float(smallest) > _SINGULAR
+        self._values: Tensor | None = None
+        if self.is_singular:
+            if not bool(scaled.isfinite().all()):
+                raise NotPositiveDefiniteError(
+                    "The Hessian is not finite: the rows, or their weights, are too "
+                    "large. Standardise X."
+                )
+            values, vectors = torch.linalg.eigh(scaled)
+            kept = values > _SINGULAR * float(values[-1])
+            self._values, self._vectors = values[kept], vectors[:, kept]
+
+    def solve(self, rhs: Tensor) -> Tensor:
+        """Return A⁻¹ rhs, rhs (N, k)."""
+        scaled = rhs * self._scale[:, None]
+        if self._values is None:
+            solved = torch.cholesky_solve(scaled, self._lower)
+        else:
+            inner = (self._vectors.T @ scaled) / self._values[:, None]
+            solved = self._vectors @ inner
+        return solved * self._scale[:, None]
+
+
+class PencilFactor:
+    """Solves A + (κ − 1) B for any κ, A positive definite and B semidefinite (N, N)."""
+
+    def __init__(self, matrix: Tensor, other: Tensor) -> None:
+        scale = matrix.diagonal().rsqrt()
+        lower = torch.linalg.cholesky(matrix * scale * scale[:, None])
+        half = torch.linalg.solve_triangular(
+            lower, other * scale * scale[:, None], upper=False
+        )
+        inner = torch.linalg.solve_triangular(lower, half.T, upper=False)
+        self._values, vectors = torch.linalg.eigh((inner + inner.T) / 2)
+        back = torch.linalg.solve_triangular(lower.T, vectors, upper=True)
+        self._back = back * scale[:, None]
+
+    def solve(self, rhs: Tensor, kappa: Tensor) -> Tensor:
+        """Return the solutions (N, k), of each column with its own κ (k,)."""
+        divisors = 1 + (kappa - 1) * self._values[:, None]
+        return self._back @ ((self._back.T @ rhs) / divisors)
 
 
 def principal_directions(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skattrib._docstrings import fill_in
-from skattrib._validation import as_tensor, check_weights
+from skattrib._validation import as_tensor, check_weights, float_dtype
 from skattrib._verdict import scale_hint
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._functional import spread
@@ -20,6 +20,8 @@ from skattrib.influence._damping import (
     calibrated_rules,
 )
 from skattrib.influence._diagnosis import N_STEPS, diagnose_linearized, verdict
+from skattrib.influence._exact_diagnosis import diagnose_exact
+from skattrib.influence._exact_models import ExactModel
 from skattrib.influence._linear_models import (
     LeaveOneUnitOut,
     LinearModel,
@@ -27,6 +29,7 @@ from skattrib.influence._linear_models import (
     trained_seeds,
 )
 from skattrib.models._as_model import as_model
+from skattrib.models._linear import Convex
 from skattrib.models._network import check_seeds
 
 __all__ = ["DualInfluence"]
@@ -36,25 +39,33 @@ __all__ = ["DualInfluence"]
 class DualInfluence(BaseAttributor):
     """Leave-one-out effects from the model linearised at its trained weights.
 
-    The network is replaced by its tangent, whose damped refit without a unit has a
+    A network is replaced by its tangent, whose damped refit without a unit has a
     closed form, solved in the space of parameters or, through the empirical neural
     tangent kernel, in that of the training rows: whichever is smaller. The damping
     stands for the finite length of training and is set from it.
 
+    A linear or kernel model of scikit-learn is its own tangent. With its own penalty in
+    the place of the damping the refit is retraining, in a fraction of the time.
+
     Parameters
     ----------
-    estimator : TorchClassifier, TorchRegressor or None, default=None
-        Model to train and attribute; a fitted one inside
-        `sklearn.frozen.FrozenEstimator` is taken as it is. None builds one that suits
-        y; then nested parameters (``estimator__learning_rate``) cannot be searched.
-        Integers in y read as classes: for counts pass a TorchRegressor.
+    estimator : estimator or None, default=None
+        Model to train and attribute: a TorchClassifier or TorchRegressor, or one of
+        scikit-learn's LogisticRegression, Ridge, RidgeClassifier, LinearRegression,
+        ElasticNet, Lasso, PoissonRegressor, GammaRegressor, TweedieRegressor, LinearSVC
+        and LinearSVR with squared losses, KernelRidge, GaussianProcessRegressor (at its
+        fitted kernel), and their variants with CV (at the penalty that they chose). A
+        fitted one inside `sklearn.frozen.FrozenEstimator` is taken as it is. None
+        builds a network that suits y; then nested parameters
+        (``estimator__learning_rate``) cannot be searched. Integers in y read as
+        classes: for counts pass a TorchRegressor.
     ridge : "auto", "calibrate" or float, default="auto"
         Damping added to the Hessian of the *mean* row loss. "auto" sets it from the
         optimizer's second moment and the sum of its learning rates, larger for large
         removals than for single rows. "calibrate" multiplies it by the factors, from
         1/16 to 16, that best rank 16 models retrained on half of the units: one
         factor for single units, by `attribute`, and one for halves, by
-        `predict_outcomes`.
+        `predict_outcomes`. A linear model has its own penalty, and takes "auto" only.
     metric : {"optimizer", "identity"}, default="optimizer"
         Norm of the damping. "optimizer": every parameter is damped in proportion to
         what the optimizer divides its steps by (the root of the second moment for
@@ -63,11 +74,14 @@ class DualInfluence(BaseAttributor):
     parameters : {"all", "head"}, default="all"
         What moves when a unit is left out. "head": the last linear layer only, its
         inputs taken as fixed. Many times cheaper; ranks retrained models less well.
-    removal : {"newton", "influence", "refit"}, default="newton"
+    removal : {"auto", "newton", "influence", "refit"}, default="auto"
         How units are left out, in `attribute`, `predict_outcomes` and `score` alike.
         "newton": one exact Newton step on what is kept, outcome evaluated again.
         "influence": first order, additive in the units. "refit": the linearised model
-        fitted until convergence; much slower for many units.
+        fitted until convergence, for linear models retraining itself; slower for many
+        units. "auto" is "newton" for networks; for linear models "newton" in
+        `attribute`, exact if the loss is squared, and "refit" for subsets. Where their
+        Hessian does not fit the memory, it is "influence" in `attribute`.
     regularization : {"per_sample", "fixed"}, default="per_sample"
         Whether rows take their share of the damping along when they leave.
     solver : {"auto", "dual", "primal", "cg", "nystroem"}, default="auto"
@@ -77,7 +91,8 @@ class DualInfluence(BaseAttributor):
         solve for queries, in `attribute`, instead of units. "nystroem" is an
         approximation, many times cheaper than "cg": the parameters move in the span of
         the gradients of at most a quarter of the rows, as many as fit; `diagnose` says
-        how far off that is.
+        how far off that is. For linear models "dual" needs one l2 penalty for all
+        coefficients, and "cg" keeps sparse rows sparse.
     n_models : int, default=1
         Training seeds to average over: the outcome is then the mean over these seeds,
         in `score` too.
@@ -98,8 +113,11 @@ class DualInfluence(BaseAttributor):
         Fitted model; the first one of `n_models`.
     estimators_ : list of estimators
         All fitted models; in a pipeline, the others are networks alone.
+    removal_ : dict
+        How units are left out by "attribute" and by "predict_outcomes".
     ridge_ : float
-        Damping of the mean row loss when one average unit is left out.
+        Damping of the mean row loss when one average unit is left out; 0 for linear
+        models, which have their own penalty.
     ridge_rule_ : RidgeRule
         Damping as a function of the fraction of rows removed, and its source.
     metric_ : {"optimizer", "gradients", "identity"}
@@ -121,6 +139,12 @@ class DualInfluence(BaseAttributor):
     The gradient of the whole training loss at the trained weights is subtracted as a
     constant, so that the linearised model is stationary where training stopped,
     converged or not: ``predict_outcomes`` at weights of 1 is the model's own outcome.
+
+    Linear models of scikit-learn sum their loss over the rows and add a penalty that
+    does not grow with them, but for ElasticNet, Lasso and the generalised regressors.
+    Then rows of `attribute` do not sum to 0: to first order they sum to the change of
+    the outcome per unit of the logarithm of ``1 / penalty``, as if all rows were there
+    more often. If a class is left without rows, the model is retrained without it.
 
     References
     ----------
@@ -149,7 +173,7 @@ class DualInfluence(BaseAttributor):
         ],
         "metric": [StrOptions({"optimizer", "identity"})],
         "parameters": [StrOptions({"all", "head"})],
-        "removal": [StrOptions({"newton", "influence", "refit"})],
+        "removal": [StrOptions({"auto", "newton", "influence", "refit"})],
         "regularization": [StrOptions({"per_sample", "fixed"})],
         "solver": [StrOptions({"auto", "dual", "primal", "cg", "nystroem"})],
         "n_models": [Interval(Integral, 1, None, closed="left")],
@@ -162,7 +186,7 @@ class DualInfluence(BaseAttributor):
         ridge="auto",
         metric="optimizer",
         parameters="all",
-        removal="newton",
+        removal="auto",
         regularization="per_sample",
         solver="auto",
         n_models=1,
@@ -220,6 +244,10 @@ class DualInfluence(BaseAttributor):
 
     def _check_estimator(self, estimator):
         model = as_model(estimator)
+        if isinstance(model, Convex):
+            model.check_convex(type(self).__name__)
+            self._check_own_penalty(model)
+            return
         model.differentiable(self)
         if self.n_models > 1 and "random_state" not in model.estimator.get_params():
             raise ValueError(
@@ -238,11 +266,66 @@ class DualInfluence(BaseAttributor):
                 "recorded. Use ridge='auto' or a number."
             )
 
+    def _check_own_penalty(self, model):
+        """Raise on parameters that damp or simplify, of a model that is refitted."""
+        for name in ("ridge", "metric", "regularization", "n_models"):
+            value, default = getattr(self, name), getattr(type(self)(), name)
+            if value != default:
+                cure = {
+                    "ridge": "its own penalty is used; set that (C, alpha)",
+                    "n_models": "its optimum depends on no seed",
+                }.get(name, "it is refitted with its own penalty")
+                raise ValueError(
+                    f"{name}={value!r} does not apply to {model.name}: {cure}. Leave "
+                    f"{name}={default!r}."
+                )
+
     def _before_training(self, estimator, X, y):
+        if isinstance(as_model(estimator), Convex):
+            return
         if self.parameters == "head":
             check_has_head(as_model(estimator), X, y)
 
     def _fit_attributor(self):
+        self._left_out = LeaveOneUnitOut(
+            self._unit_of_row, self._row_weights, self.n_units_
+        )
+        if isinstance(as_model(self._model), Convex):
+            self._fit_exact(as_model(self._model))
+        else:
+            self._fit_tangents()
+        share = 0.0 if self.removal_["attribute"] == "influence" else 1 / self.n_units_
+        self.ridge_ = self.ridge_rule_(share)
+        self.estimand_ = (
+            "first-order change of the outcome when this unit is added to the rest"
+            if self.removal_["attribute"] == "influence"
+            else "outcome with all units minus outcome without this one"
+        )
+
+    def _fit_exact(self, model):
+        self.estimators_ = [self.estimator_]
+        exact = ExactModel(
+            model,
+            self._features,
+            self._targets,
+            self._row_weights,
+            removal=self.removal,
+            units=self._left_out,
+            solver=self.solver,
+            seed=self._fit_seed,
+            verbose=self.verbose,
+        )
+        exact.warn_if_loose()
+        self._say(exact.said())
+        self._linear_models = [exact]
+        self._without_each = [exact.without_each_unit()]
+        self.removal_, self.ridge_rule_ = exact.removal, exact.ridge
+        self.solver_, self.solver_reason_ = exact.plan.solver, exact.plan.reason
+        self.metric_ = exact.metric
+
+    def _fit_tangents(self):
+        removal = "newton" if self.removal == "auto" else self.removal
+        self.removal_ = dict.fromkeys(("attribute", "predict_outcomes"), removal)
         models = trained_seeds(
             as_model(self._model),
             self._features,
@@ -251,9 +334,6 @@ class DualInfluence(BaseAttributor):
             self.n_models,
         )
         self.estimators_ = [self.estimator_, *(model.estimator for model in models[1:])]
-        self._left_out = LeaveOneUnitOut(
-            self._unit_of_row, self._row_weights, self.n_units_
-        )
         self._linear_models = [self._linearize(model) for model in models]
         if self.ridge == "calibrate":
             self._calibrate_ridge()
@@ -263,13 +343,6 @@ class DualInfluence(BaseAttributor):
             ]
 
         self.ridge_rule_ = self._linear_models[0].ridge
-        share = 0.0 if self.removal == "influence" else 1 / self.n_units_
-        self.ridge_ = self.ridge_rule_(share)
-        self.estimand_ = (
-            "first-order change of the outcome when this unit is added to the rest"
-            if self.removal == "influence"
-            else "outcome with all units minus outcome without this one"
-        )
 
     def _linearize(self, model):
         linear = LinearModel.precise(
@@ -278,7 +351,7 @@ class DualInfluence(BaseAttributor):
             self._targets,
             self._row_weights,
             ridge=self.ridge,
-            removal=self.removal,
+            removal=self.removal_["attribute"],
             units=self._left_out,
             metric=self.metric,
             parameters=self.parameters,
@@ -396,7 +469,13 @@ class DualInfluence(BaseAttributor):
         True
         """
         X, y, outcome = self._check_query(X, y)
-        if self.removal == "refit":
+        if isinstance(self._linear_models[0], ExactModel):
+            raise ValueError(
+                f"ridge_path needs a damping, and {type(self._model).__name__} has a "
+                "penalty of its own: fit with each of them, as GridSearchCV does over "
+                "estimator__C or estimator__alpha."
+            )
+        if self.removal_["attribute"] == "refit":
             raise ValueError(
                 "ridge_path with removal='refit' would save nothing: every refit has "
                 "Hessians of its own. Use removal='newton' or 'influence', or fit with "
@@ -419,7 +498,7 @@ class DualInfluence(BaseAttributor):
         return values
 
     def _predict_outcomes(self, X, y, weights, outcome):
-        if self.removal == "influence":
+        if self.removal_["predict_outcomes"] == "influence":
             batches = self._ask(X, y, outcome)
             present = np.mean([batch.present_outcomes() for batch in batches], axis=0)
             effects = _attributions(batches, self._without_each).mean(axis=0)
@@ -449,7 +528,7 @@ class DualInfluence(BaseAttributor):
         """
         check_is_fitted(self, "n_units_")
         rows = self._unit_weightings(
-            check_weights(weights, self.n_units_, self._features.dtype)
+            check_weights(weights, self.n_units_, float_dtype(self._features))
         )
         linear = self._linear_models[0]
         return linear.parameter_change(linear.steps(rows)).cpu().numpy()
@@ -473,7 +552,7 @@ class DualInfluence(BaseAttributor):
         check_is_fitted(self, "n_units_")
         X = self._check_rows(X)
         rows = self._unit_weightings(
-            check_weights(weights, self.n_units_, self._features.dtype)
+            check_weights(weights, self.n_units_, float_dtype(self._features))
         )
         changes = [
             linear.output_changes(linear.steps(rows), X)
@@ -523,6 +602,12 @@ class DualInfluence(BaseAttributor):
         """
         X, y, outcome = self._check_finite_query(X, y)
         linear = self._linear_models[0]
+        calibration = {"calibration_slope": None, "lds": None}
+        if n_retrainings:
+            calibration = self._calibrate(X, y, outcome, n_retrainings)
+        if isinstance(linear, ExactModel):
+            without_each = self._without_each[0]
+            return diagnose_exact(linear, without_each, X, calibration)
         units = spread(self.n_units_, N_STEPS)
         removed = self._left_out[units]
         if linear.solves_queries:
@@ -532,9 +617,6 @@ class DualInfluence(BaseAttributor):
 
         queries = as_tensor(X, linear.tangent.outputs)
         linear.trained.targets(y, queries)  # raises on labels that were not in fit
-        calibration = {"calibration_slope": None, "lds": None}
-        if n_retrainings:
-            calibration = self._calibrate(X, y, outcome, n_retrainings)
         figures = diagnose_linearized(linear.tangent, steps, queries)
         figures["approximation"] = linear.approximation_error(removed, steps, queries)
 

@@ -5,12 +5,28 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from sklearn import linear_model, svm
 from sklearn.frozen import FrozenEstimator
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.kernel_ridge import KernelRidge
 from torch import nn
 
 from skattrib._validation import check_instance
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._any import EstimatorModel
+from skattrib.models._linear import (
+    ElasticNetModel,
+    GammaModel,
+    GaussianProcessModel,
+    GeneralizedModel,
+    KernelRidgeModel,
+    LinearSVCModel,
+    LinearSVRModel,
+    LogisticModel,
+    PoissonModel,
+    RidgeClassifierModel,
+    RidgeModel,
+)
 from skattrib.models._network import TorchEstimator
 from skattrib.models._network_family import NetworkModel
 from skattrib.models._parts import Parts, is_search
@@ -21,6 +37,24 @@ from skattrib.models.language._family import LanguageModel
 _FAMILIES: dict[type, type[Model]] = {
     TorchEstimator: NetworkModel,
     CausalLanguageModel: LanguageModel,
+    linear_model.LogisticRegression: LogisticModel,
+    linear_model.RidgeClassifier: RidgeClassifierModel,
+    linear_model.RidgeClassifierCV: RidgeClassifierModel,
+    svm.LinearSVC: LinearSVCModel,
+    linear_model.LinearRegression: RidgeModel,
+    linear_model.Ridge: RidgeModel,
+    linear_model.RidgeCV: RidgeModel,
+    linear_model.ElasticNet: ElasticNetModel,
+    linear_model.ElasticNetCV: ElasticNetModel,
+    linear_model.LassoCV: ElasticNetModel,
+    # derived from Lasso, with a penalty on groups
+    linear_model.MultiTaskElasticNet: EstimatorModel,
+    linear_model.PoissonRegressor: PoissonModel,
+    linear_model.GammaRegressor: GammaModel,
+    linear_model.TweedieRegressor: GeneralizedModel,
+    svm.LinearSVR: LinearSVRModel,
+    KernelRidge: KernelRidgeModel,
+    GaussianProcessRegressor: GaussianProcessModel,
 }
 
 
@@ -120,7 +154,7 @@ def as_model(estimator: Any) -> Model:
     >>> isinstance(as_model(TorchClassifier()), Differentiable)
     True
     >>> as_model(LogisticRegression()).attributors()
-    ['KernelSurrogateAttributor', 'LinearSurrogateAttributor']
+    ['DualInfluence', 'KernelSurrogateAttributor', 'LinearSurrogateAttributor']
     """
     check_instance(estimator, "estimator")
     if isinstance(estimator, nn.Module):

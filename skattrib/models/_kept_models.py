@@ -45,7 +45,14 @@ def unwrap(estimator: Any) -> tuple[Any | None, Any]:
             ".fit, or record your own loop by record_training, to compare with "
             "retraining."
         )
-    return model.estimator, model.estimator
+    return model.estimator, model.recipe()
+
+
+def recipe_of(estimator: Any) -> Any:
+    """Return what a fitted estimator is trained as on other rows; frozen ones are."""
+    model = as_model(estimator)
+    recipe = model.recipe()
+    return estimator if model.frozen or recipe is model.estimator else recipe
 
 
 def estimator_to_refit(estimator: Any) -> Any:
@@ -153,6 +160,7 @@ class RetrainedModels:
         verbose: int = 0,
     ) -> None:
         frozen, recipe = unwrap(estimator)
+        recipe = recipe_of(recipe)
         self._fitted: Any = estimator if frozen is None else frozen
         trainer = Trainer(recipe, X, y, n_jobs, verbose)
         trainer.model.check_weights(weights)

@@ -22,6 +22,11 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
         return False
 
     @property
+    def takes_sparse(self):
+        """Whether sparse rows are passed on as they are: no."""
+        return False
+
+    @property
     def loss(self):
         """Loss that it was trained on; before that, the usual one of its kind."""
         return getattr(self.estimator, "loss_function_", super().loss)

@@ -16,6 +16,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
+from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from skattrib._validation import blamed
@@ -168,6 +169,25 @@ def _check_last(step: Any) -> None:
             f"The pipeline ends in {what}, which predicts nothing: its last step must "
             "be the model that is attributed."
         )
+
+
+def reads_texts(estimator: Any) -> bool:
+    """Say whether rows are texts, which the first step turns into numbers."""
+    if isinstance(estimator, FrozenEstimator):
+        return reads_texts(estimator.estimator)
+    if is_search(estimator):
+        return reads_texts(getattr(estimator, "best_estimator_", estimator.estimator))
+    if isinstance(estimator, TransformedTargetRegressor):
+        return reads_texts(_regressor_of(estimator))
+    if not isinstance(estimator, Pipeline) or len(estimator.steps) < 2:
+        return False
+    first = estimator.steps[0][1]
+    if isinstance(first, Pipeline):
+        return reads_texts(first)
+    if not hasattr(first, "__sklearn_tags__"):
+        return False
+    tags = get_tags(first).input_tags
+    return bool(tags.string and not tags.two_d_array)
 
 
 def searched(estimator: Any, X: Any, y: Any, **fit_params: Any) -> tuple[Any, Any]:

@@ -29,13 +29,14 @@ from skattrib.engine._losses import CrossEntropy, Loss, OutcomeFunction, Squared
 from skattrib.engine._row_weights import RowWeighting
 from skattrib.exceptions import UnsupportedModelError
 
-#: Attributors, and the protocol that each needs, in the order of what to try first.
+#: Attributors, and the protocols of which each needs one, in the order of what to try
+#: first.
 _NEEDS = {
-    "DualInfluence": "Differentiable",
-    "AdamWInfluence": "Recorded",
-    "KernelSurrogateAttributor": "Retrainable",
-    "LinearSurrogateAttributor": "Retrainable",
-    "RISEValuator": "Differentiable",
+    "DualInfluence": {"Differentiable", "Convex"},
+    "AdamWInfluence": {"Recorded"},
+    "KernelSurrogateAttributor": {"Retrainable"},
+    "LinearSurrogateAttributor": {"Retrainable"},
+    "RISEValuator": {"Differentiable"},
 }
 
 
@@ -58,6 +59,16 @@ class Model:
         """Name of the estimator's class."""
         return type(self.estimator).__name__
 
+    def recipe(self) -> Any:
+        """Return what to train on other rows: what a fit chose by itself is kept.
+
+        Returns
+        -------
+        estimator
+            Here the estimator.
+        """
+        return self.estimator
+
     @property
     def takes_texts(self) -> bool:
         """Whether rows are texts."""
@@ -69,6 +80,11 @@ class Model:
     @property
     def takes_tables(self) -> bool:
         """Whether a data frame is passed on unchanged."""
+        return True
+
+    @property
+    def takes_sparse(self) -> bool:
+        """Whether sparse rows are passed on as they are."""
         return True
 
     @property
@@ -169,7 +185,7 @@ class Model:
         kinds = protocols(self)
         if type(self).network is Model.network:  # runs are repeated by networks alone
             kinds -= {"Recorded"}
-        return [name for name, needed in _NEEDS.items() if needed in kinds]
+        return [name for name, needed in _NEEDS.items() if needed & kinds]
 
     def lacks(self, user: str, what: str) -> UnsupportedModelError:
         """Return the error that says what it lacks, and who does without.

@@ -326,10 +326,10 @@ class SurrogateAttributor(BaseAttributor):
             scikit-learn's ``working_memory``.
         """
         X, y, outcome = self._check_query(X, y)
-        needed = (1 if average else len(X)) * self.n_units_**2 * 8
+        needed = (1 if average else len(y)) * self.n_units_**2 * 8
         if needed > memory_cap():
             raise ValueError(
-                f"interactions of {len(X)} queries take {needed / 2**20:.0f} MiB, over "
+                f"interactions of {len(y)} queries take {needed / 2**20:.0f} MiB, over "
                 f"the cap of {memory_cap() / 2**20:.0f} MiB. Pass average=True, fewer "
                 "queries at a time, or group rows by tasks=."
             )

@@ -120,7 +120,7 @@ def choose_estimation(estimator, n_rows, n_subsets, n_components):
 def in_chunks(source, X, y, outcome, n_subsets, n_outputs):
     """Return outcomes, computed for as many queries at a time as fit the memory."""
     bytes_per_query = 4 * n_subsets * n_outputs * 8
-    query_chunks = chunks(len(X), int(memory_cap() / bytes_per_query))
+    query_chunks = chunks(len(y), int(memory_cap() / bytes_per_query))
     outcomes = [
         source.outcomes(_safe_indexing(X, chunk), y[chunk], outcome)
         for chunk in query_chunks

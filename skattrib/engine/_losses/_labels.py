@@ -71,6 +71,7 @@ class BinaryCrossEntropies(LabelLoss):
 
     pos_weight: tuple[float, ...] | None = None
     weight: tuple[float, ...] | None = None
+    separable = True
 
     @classmethod
     def of(cls, module: nn.BCEWithLogitsLoss) -> BinaryCrossEntropies:
@@ -145,6 +146,7 @@ class BinaryCrossEntropy(ClassLoss):
     """
 
     pos_weight: float = 1.0
+    separable = True
 
     @classmethod
     def of(cls, module: nn.BCEWithLogitsLoss) -> BinaryCrossEntropy:

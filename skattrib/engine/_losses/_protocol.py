@@ -57,6 +57,12 @@ class Loss(ABC):
 
     #: Name of the outcome at the model's own prediction, for queries without targets.
     own_outcome = "prediction"
+    #: Whether the loss is a sum over the outputs, so that its Hessians are diagonal.
+    separable = False
+    #: Whether the Hessians are the same at all outputs.
+    quadratic = False
+    #: Whether the Hessians jump, so that a Newton step of any length may miss.
+    kinked = False
 
     @abstractmethod
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -317,6 +323,27 @@ class Loss(ABC):
         eye = torch.eye(n_outputs, dtype=outputs.dtype, device=outputs.device)
         columns = eye[:, None].expand(-1, len(outputs), -1)
         return self.hessian_product(outputs, targets, columns).transpose(0, 1)
+
+    def curvature(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the second derivative of each loss in each of its outputs.
+
+        Parameters
+        ----------
+        outputs : Tensor of shape (n, C)
+            What the model returns.
+        targets : Tensor of shape (n, ...)
+            Targets of the rows.
+
+        Returns
+        -------
+        Tensor of shape (n, C)
+            The whole Hessian of a loss that is `separable`.
+        """
+        if self.separable:
+            return self.hessian_product(
+                outputs, targets, torch.ones_like(outputs)[None]
+            )[0]
+        return self.hessian(outputs, targets).diagonal(dim1=-2, dim2=-1)
 
     def hessian_root(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return S with S Sᵀ the Hessian of each loss in its outputs.

@@ -18,6 +18,7 @@ class SquaredError(Loss):
     """
 
     scale: float = 0.5
+    separable = quadratic = True
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the losses (n,)."""

@@ -15,6 +15,11 @@ class LanguageModel(Model):
         return False
 
     @property
+    def takes_sparse(self):
+        """Whether sparse rows are passed on as they are: they are texts."""
+        return False
+
+    @property
     def loss(self):
         """Cross-entropy of each token."""
         return CrossEntropy()

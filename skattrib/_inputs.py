@@ -1,0 +1,80 @@
+"""What the user passes to an attributor as rows and targets: tables, texts, sparse."""
+
+import numpy as np
+import pandas as pd
+from sklearn.utils.validation import check_consistent_length
+
+from skattrib._validation import DTYPES, check_texts, check_y, validate_data
+from skattrib.models._as_model import as_model
+from skattrib.models._parts import Parts, reads_texts
+
+
+class ValidatedInputs:
+    """Methods of an attributor that check rows, by what its estimator takes.
+
+    It has the parameter ``estimator``.
+    """
+
+    @property
+    def _takes_texts(self):
+        return self.estimator is not None and as_model(self.estimator).takes_texts
+
+    @property
+    def _reads_texts(self):
+        return self.estimator is not None and reads_texts(self.estimator)
+
+    @property
+    def _takes_sparse(self):
+        """Whether sparse rows are passed on as they are."""
+        if self.estimator is None:
+            return False
+        whole = Parts(self.estimator).has_transformers
+        return whole or as_model(self.estimator).takes_sparse
+
+    def _validated(self, X, *y, several=False, table, reset=True):
+        """Validate X, and y if given; a data frame stays one if ``table``."""
+        if self._takes_texts:
+            return self._validated_texts(X, *y, reset=reset)
+        if self._reads_texts:
+            return self._validated_documents(X, *y, several=several, reset=reset)
+        if not (table and isinstance(X, pd.DataFrame)):
+            options = {"multi_output": several} if y else {}
+            if self._takes_sparse:
+                options["accept_sparse"] = "csr"
+            return validate_data(self, X, *y, dtype=DTYPES, reset=reset, **options)
+        # which says, of y=None, that it is needed
+        validate_data(self, X, *y, skip_check_array=True, reset=reset)
+        if not y:
+            return X
+        y = check_y(*y, multi_output=several, estimator=self)
+        check_consistent_length(X, y)
+        return X, y
+
+    def _validated_documents(self, X, *y, several, reset):
+        """Validate texts that a transformer turns into numbers."""
+        if reset:  # of an earlier fit to a table
+            vars(self).pop("n_features_in_", None)
+            vars(self).pop("feature_names_in_", None)
+        X = check_texts(X, "X")
+        if not y:
+            return X
+        y = check_y(*y, multi_output=several, estimator=self)
+        check_consistent_length(X, y)
+        return X, y
+
+    def _validated_texts(self, X, *y, reset):
+        """Validate prompts, None for no prompts at all, and completions if given."""
+        if reset:  # of an earlier fit to a table
+            vars(self).pop("n_features_in_", None)
+            vars(self).pop("feature_names_in_", None)
+        texts = [check_texts(column, "y") for column in y]
+        if X is None and texts:
+            return np.full(len(texts[0]), None, dtype=object), *texts
+        X = check_texts(X, "X", optional=True)
+        check_consistent_length(X, *texts)
+        return (X, *texts) if texts else X
+
+
+def takes_tables(estimator):
+    """Say whether a data frame is passed unchanged to transformers or the model."""
+    return Parts(estimator).has_transformers or as_model(estimator).takes_tables

@@ -1,0 +1,202 @@
+"""Newton's method for a linear model on other weights of its rows.
+
+Every weighting has its own Hessians. Where few rows are left out, that of all rows
+serves (a chord iteration), as long as it contracts. An l1 penalty makes each step a
+quadratic problem with l1 terms, which is solved exactly.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Protocol
+
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+from skattrib.engine._convex._blocks import BlockFactor, Blocks
+from skattrib.engine._convex._lasso import minimize_quadratic
+from skattrib.engine._convex._objective import Objective
+from skattrib.engine._convex._plan import ConvexPlan
+
+_MAX_NEWTON, _MAX_CHORD, _MAX_HALVINGS = 50, 25, 30
+# Outputs have arrived when they change by less than this, relative to the largest.
+_TOLERANCE = 1e-10
+# Share of the rows that may be missing for a chord iteration to be tried.
+_FEW = 20
+# A chord iteration that contracts by less than this gives way to Newton.
+_CONTRACTION = 0.5
+
+
+class Refitted(Protocol):
+    """The part of `ConvexRefits` that a refit uses."""
+
+    objective: Objective
+    blocks: Blocks
+    plan: ConvexPlan
+    outputs: Tensor
+    left: Tensor
+    row_weights: Tensor
+
+    def solve_without_factor(
+        self,
+        rhs: Tensor,
+        row_weights: Tensor,
+        scale: float,
+        curvature: Tensor | None = None,
+        accuracy: float = ...,
+    ) -> Tensor:
+        """Return solutions (k, D, C) by conjugate gradients."""
+
+    def solve_whole(self, rhs: Tensor, scales: Tensor) -> Tensor:
+        """Return solutions (k, D, C) with the Hessian of all rows."""
+
+
+def refit(model: Refitted, weights: Tensor) -> Tensor:
+    """Return the steps (k, D, C) to the minima for sample weights (k, n)."""
+    objective = model.objective
+    row_weights, scales = objective.weighting(weights), objective.scale(weights)
+    steps = torch.zeros(len(weights), *objective.params.shape, dtype=torch.double)
+    todo = torch.ones(len(weights), dtype=torch.bool)
+    has_chord = not (objective.has_l1 or objective.loss.quadratic)
+    if has_chord and model.plan.solver != "cg":
+        missing = (weights != objective.weights).sum(dim=1)
+        few = (missing <= objective.rows.n_rows // _FEW) & objective.weighting.additive
+        if bool(few.any()):
+            found, arrived = _chord(model, row_weights[few], scales[few])
+            steps[few] = found
+            todo[few] = ~arrived
+    unfinished = []
+    for i in todo.nonzero()[:, 0]:
+        steps[i], arrived_here = _newton(model, row_weights[i], float(scales[i]))
+        if not arrived_here:
+            unfinished.append(int(i))
+    if unfinished:
+        warnings.warn(
+            f"{len(unfinished)} of {len(weights)} refits did not reach their minimum, "
+            f"the first is weighting {unfinished[0]}: without a penalty, what is left "
+            "of the rows may have none (classes that a plane separates). Use a "
+            "penalty, or keep more units.",
+            ConvergenceWarning,
+            stacklevel=5,
+        )
+    return steps
+
+
+def _gradient(
+    model: Refitted, row_weights: Tensor, scale: Tensor, steps: Tensor, outputs: Tensor
+) -> Tensor:
+    """Return gradients (k, D, C), without that of an l1 penalty."""
+    objective = model.objective
+    residuals = objective.loss.residuals(outputs, objective.targets)
+    gradient = objective.rows.gradient(row_weights[..., None] * residuals)
+    params = objective.params + steps
+    return gradient + scale[:, None, None] * (objective.l2 * params - model.left)
+
+
+def _chord(
+    model: Refitted, row_weights: Tensor, scales: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return steps with the Hessian of all rows, and which of them arrived."""
+    objective, n = model.objective, len(row_weights)
+    steps = torch.zeros(n, *objective.params.shape, dtype=torch.double)
+    arrived = torch.zeros(n, dtype=torch.bool)
+    active = torch.ones(n, dtype=torch.bool)
+    outputs = model.outputs.expand(n, -1, -1).clone()
+    previous = torch.full((n,), torch.inf, dtype=torch.double)
+    for _ in range(_MAX_CHORD):
+        index = active.nonzero()[:, 0]
+        if not len(index):
+            break
+        args = row_weights[index], scales[index], steps[index], outputs[index]
+        moves = -model.solve_whole(_gradient(model, *args), scales[index])
+        changes = objective.rows.outputs(moves)
+        steps[index] += moves
+        outputs[index] += changes
+        length = changes.abs().flatten(1).amax(dim=1)
+        largest = outputs[index].abs().flatten(1).amax(dim=1).clamp(min=1.0)
+        done = length <= _TOLERANCE * largest
+        slow = ~(length <= _CONTRACTION * previous[index])
+        arrived[index] = done
+        previous[index] = length
+        active[index] = ~(done | slow)
+    return steps, arrived
+
+
+def _newton(model: Refitted, row_weights: Tensor, scale: float) -> tuple[Tensor, bool]:
+    """Return the step (D, C) by Newton's method with halving, for one weighting."""
+    objective = model.objective
+    step = torch.zeros_like(objective.params)
+    outputs = model.outputs
+    factor = torch.tensor([scale], dtype=torch.double)
+    value = _value(model, row_weights, scale, step, outputs)
+    for _ in range(_MAX_NEWTON):
+        gradient = _gradient(
+            model, row_weights[None], factor, step[None], outputs[None]
+        )
+        move = _move(model, row_weights, scale, step, outputs, gradient)
+        if objective.loss.quadratic and not objective.has_l1:
+            return step + move, True
+        change = objective.rows.outputs(move[None])[0]
+        largest = max(1.0, float(outputs.abs().max()))
+        if float(change.abs().max()) <= _TOLERANCE * largest:
+            return step + move, True
+        share, slack = 1.0, 1e-12 * abs(value)
+        for _ in range(_MAX_HALVINGS):
+            trial = step + share * move, outputs + share * change
+            lower = _value(model, row_weights, scale, *trial)
+            if lower <= value + slack:
+                break
+            share /= 2
+        else:
+            return step, False
+        step, outputs, value = *trial, lower
+    return step, False
+
+
+def _value(
+    model: Refitted, row_weights: Tensor, scale: float, step: Tensor, outputs: Tensor
+) -> float:
+    """Return the objective."""
+    objective, params = model.objective, model.objective.params + step
+    losses = objective.loss.values(outputs, objective.targets)
+    penalty = objective.l2 * params.square() / 2 + objective.l1 * params.abs()
+    return float(row_weights @ losses + scale * (penalty - model.left * params).sum())
+
+
+def _move(
+    model: Refitted,
+    row_weights: Tensor,
+    scale: float,
+    step: Tensor,
+    outputs: Tensor,
+    gradient: Tensor,
+) -> Tensor:
+    """Return the move (D, C) to the minimum of the quadratic model."""
+    objective, blocks = model.objective, model.blocks
+    curvature = blocks.curvature(outputs, objective.targets)
+    if model.plan.solver == "cg":
+        args = gradient, row_weights, scale, curvature
+        return -model.solve_without_factor(*args)[0]
+    hessians = blocks.hessians(objective.rows, row_weights, curvature)
+    everything = torch.ones_like(objective.params, dtype=torch.bool)
+    gradients = blocks.split(gradient)
+    if not objective.has_l1:
+        factors: list[BlockFactor] = blocks.factors(hessians, scale, everything)
+        moves = [f.solve(g) for f, g in zip(factors, gradients, strict=True)]
+        return -blocks.join(torch.stack(moves))[0]
+
+    params = blocks.split((objective.params + step)[None])[:, 0]
+    strengths = scale * blocks.split(objective.l1[None])[:, 0]
+    moved = []
+    for block, (hessian, penalty) in enumerate(
+        zip(hessians, blocks.penalty(), strict=True)
+    ):
+        matrix = hessian.clone()
+        matrix.diagonal().add_(scale * penalty)
+        start = params[block]
+        linear = gradients[block, 0] - matrix @ start
+        moved.append(
+            minimize_quadratic(matrix, linear, strengths[block], start) - start
+        )
+    return blocks.join(torch.stack(moved)[:, None])[0]

@@ -1,0 +1,33 @@
+"""Linear and kernel models of scikit-learn, whose training has a known objective."""
+
+from skattrib.models._linear._classifiers import (
+    LinearSVCModel,
+    LogisticModel,
+    RidgeClassifierModel,
+)
+from skattrib.models._linear._kernels import GaussianProcessModel, KernelRidgeModel
+from skattrib.models._linear._protocol import Convex, Separation
+from skattrib.models._linear._regressors import (
+    ElasticNetModel,
+    GammaModel,
+    GeneralizedModel,
+    LinearSVRModel,
+    PoissonModel,
+    RidgeModel,
+)
+
+__all__ = [
+    "Convex",
+    "ElasticNetModel",
+    "GammaModel",
+    "GaussianProcessModel",
+    "GeneralizedModel",
+    "KernelRidgeModel",
+    "LinearSVCModel",
+    "LinearSVRModel",
+    "LogisticModel",
+    "PoissonModel",
+    "RidgeClassifierModel",
+    "RidgeModel",
+    "Separation",
+]

@@ -58,6 +58,7 @@ from skattrib._validation import (
 )
 from skattrib.engine._losses import LabelLoss
 from skattrib.exceptions import FaithfulnessWarning
+from skattrib.models._any import is_pairwise
 from skattrib.models._as_model import as_model, check_recipe
 from skattrib.models._fit_params import check_names, check_target, row_weights
 from skattrib.models._outcomes import (
@@ -709,4 +710,6 @@ class BaseAttributor(
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         tags.input_tags.sparse = self._takes_sparse
+        if self.estimator is not None:  # a kernel is sliced by rows and columns
+            tags.input_tags.pairwise = is_pairwise(self.estimator)
         return tags

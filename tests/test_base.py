@@ -13,6 +13,7 @@ from sklearn.exceptions import NotFittedError, UnsetMetadataPassedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, scale
 from torch import nn
@@ -364,7 +365,7 @@ BAD_INPUT = {
     ),
     "other columns": (ask("transform", lambda X, y: (X[:, :2],)), "expecting 4 feat"),
     "not a torch model": (
-        fit_with(estimator=LOGISTIC),
+        fit_with(estimator=KNeighborsClassifier()),
         "needs gradients. Use KernelSurrogateAttributor",
     ),
     "frozen ensemble": (
@@ -627,7 +628,7 @@ def test_other_column_names_are_refused():
     [
         {"estimator": TorchRegressor(random_state=0), "outcome": "margin"},
         {"outcome": "prediction"},
-        {"estimator": LOGISTIC},
+        {"estimator": KNeighborsClassifier()},
     ],
 )
 def test_what_is_known_beforehand_is_refused_before_training(options, monkeypatch):

@@ -3,9 +3,10 @@
 from numbers import Integral, Real
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.base import _fit_context
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 from sklearn.utils.validation import check_is_fitted
 
 from skattrib._docstrings import fill_in
@@ -28,6 +29,7 @@ from skattrib.influence._linear_models import (
     check_has_head,
     trained_seeds,
 )
+from skattrib.influence._measures import measures
 from skattrib.models._as_model import as_model
 from skattrib.models._linear import Convex
 from skattrib.models._network import check_seeds
@@ -512,26 +514,112 @@ class DualInfluence(BaseAttributor):
         return _mean_outcomes(batches, [linear.steps(row_weights) for linear in models])
 
     # ------------------------------------------------------- changes, verdict
-    def parameter_change(self, weights):
+    def influence_measures(self):
+        """Return the classical measures of each row's influence on a regression.
+
+        For least squares and generalised linear models with one output. They are exact
+        for least squares, and one Newton step for others, with the penalty held
+        fixed.
+
+        Returns
+        -------
+        DataFrame of n_units rows
+            Index: `unit_names_`. Columns, under the names of statsmodels: "dfb_*", the
+            change of each coefficient over its standard error (DFBETAS), "cooks_d"
+            (Cook's distance), "standard_resid" and "student_resid" (Pearson residuals,
+            internally and externally studentised), "hat_diag" (leverage),
+            "dffits_internal" and "dffits". Those that leave the row out of the
+            variance, "student_resid" and "dffits", are of least squares only. With a
+            penalty, the number of parameters is the trace of the hat matrix.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the model is no such regression.
+        ValueError
+            If units are tasks, or the measures do not fit the memory.
+
+        References
+        ----------
+        D. Pregibon, Logistic regression diagnostics, Annals of Statistics 9 (1981).
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_diabetes
+        >>> from sklearn.linear_model import LinearRegression
+        >>> from skattrib import DualInfluence
+        >>> X, y = load_diabetes(return_X_y=True, as_frame=True)
+        >>> dual = DualInfluence(LinearRegression(), random_state=0).fit(X, y)
+        >>> dual.influence_measures()[["cooks_d", "hat_diag"]].idxmax()
+        cooks_d     295
+        hat_diag    123
+        dtype: int64
+        """
+        check_is_fitted(self, "n_units_")
+        if self.tasks_ is not None:
+            raise ValueError(
+                "influence_measures are of single rows, and units are tasks: fit with "
+                "tasks=None, or use attribute."
+            )
+        return measures(
+            as_model(self._model),
+            self._features,
+            self._targets,
+            self._row_weights,
+            self.unit_names_,
+            self._column_names(),
+        )
+
+    def _column_names(self):
+        """Return the names of the columns that the model is trained on."""
+        if self._parts.has_transformers:
+            try:
+                return list(map(str, self._parts.feature_names_out()))
+            except (AttributeError, ValueError):  # a transformer without names
+                pass
+        elif hasattr(self, "feature_names_in_"):
+            return list(map(str, self.feature_names_in_))
+        return [f"x{column}" for column in range(self._features.shape[1])]
+
+    @validate_params(
+        {"weights": "no_validation", "as_frame": ["boolean"]},
+        prefer_skip_nested_validation=False,
+    )
+    def parameter_change(self, weights, *, as_frame=False):
         """Predict how other weights of the units change the parameters.
 
         Parameters
         ----------
         weights : array-like of shape (n_weightings, n_units)
             0 is absent, 1 present.
+        as_frame : bool, default=False
+            Return a DataFrame with the names of the parameters as columns.
 
         Returns
         -------
-        ndarray of shape (n_weightings, n_params)
-            Predicted minus trained parameters of ``estimator_.module_``, flattened in
-            the order of ``named_parameters``; 0 where `parameters` leaves them out.
+        ndarray or DataFrame of shape (n_weightings, n_params)
+            Predicted minus trained parameters. Of a network, those of
+            ``estimator_.module_``, flattened in the order of ``named_parameters``; 0
+            where `parameters` leaves them out. Of a linear model, the coefficients in
+            the order of the columns and the intercept, those of an output or class
+            together; of a kernel model its dual coefficients, and the mean of y.
+
+        Raises
+        ------
+        ValueError
+            If the weights do not fit the training data, or leave a class of a linear
+            model without rows.
         """
         check_is_fitted(self, "n_units_")
         rows = self._unit_weightings(
             check_weights(weights, self.n_units_, float_dtype(self._features))
         )
         linear = self._linear_models[0]
-        return linear.parameter_change(linear.steps(rows)).cpu().numpy()
+        changes = linear.parameter_change(linear.steps(rows)).cpu().numpy()
+        if not as_frame:
+            return changes
+        names = linear.parameter_names(self._column_names())
+        return pd.DataFrame(changes, columns=names)
 
     def output_change(self, X, weights):
         """Predict how other weights of the units change the outputs of queries.

@@ -188,6 +188,10 @@ class ExactModel:
             "model then has other parameters. Keep a row of each class."
         )
 
+    def parameter_names(self, features):
+        """Return the names of the parameters, from those of the columns."""
+        return self.trained.parameter_names(features)
+
     def output_changes(self, moved, X):
         """Return the changes (k, q, C) of the outputs of queries."""
         linear = self.trained.linear_outputs(X)

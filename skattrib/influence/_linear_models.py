@@ -322,6 +322,16 @@ class LinearModel:
         changes[:, whole.columns_of(self.tangent.model.names)] = moved
         return changes
 
+    def parameter_names(self, features):
+        """Return the names of all parameters of the module, with their positions."""
+        names = []
+        for name, parameter in self.trained.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            for place in np.ndindex(*parameter.shape):
+                names.append(f"{name}[{', '.join(map(str, place))}]")
+        return names
+
     def output_changes(self, steps, X):
         """Return the changes (k, q, C) of the outputs of queries."""
         tangent, size = self.tangent, self.tangent.query_batch(len(steps))

@@ -8,12 +8,42 @@ import numpy as np
 from sklearn import config_context
 from sklearn.base import is_classifier, is_regressor
 from sklearn.dummy import DummyClassifier
-from sklearn.utils import _safe_indexing
+from sklearn.utils import _safe_indexing, get_tags
 from sklearn.utils.validation import has_fit_parameter
 
 from skattrib._validation import blamed, label_positions
 from skattrib.models._parts import Parts, is_search, weight_name
 from skattrib.models._protocol import Retrainable
+
+
+class OfKeptColumns:
+    """A model fitted to a kernel of some rows, asked about the kernel with all.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+    columns : int array
+        Rows that it was fitted to.
+    """
+
+    def __init__(self, estimator: Any, columns: Any) -> None:
+        self.estimator, self.columns = estimator, columns
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("estimator", "columns"):  # while it is unpickled
+            raise AttributeError(name)
+        found = getattr(self.estimator, name)
+        if name not in ("predict", "predict_proba", "decision_function"):
+            return found
+        return lambda X: found(_safe_indexing(X, self.columns, axis=1))
+
+    def __sklearn_tags__(self) -> Any:
+        return get_tags(self.estimator)
+
+
+def is_pairwise(estimator: Any) -> bool:
+    """Say whether rows have a column for each training row: a kernel, distances."""
+    return bool(get_tags(estimator).input_tags.pairwise)
 
 
 class EstimatorModel(Retrainable):
@@ -57,11 +87,16 @@ class EstimatorModel(Retrainable):
         y_kept, weights_kept = y[kept], weights[kept]
         if len(kept) < len(weights):
             X = _safe_indexing(X, kept)
+            if is_pairwise(fitted):  # X is a kernel, or distances
+                X = _safe_indexing(X, kept, axis=1)
         unweighted = (weights_kept == 1).all()
         params = {} if unweighted else {weight_name(fitted): weights_kept}
         try:
             with config_context(enable_metadata_routing=False):
-                return fitted.fit(X, y_kept, **params)
+                fitted.fit(X, y_kept, **params)
+            if len(kept) < len(weights) and is_pairwise(fitted):
+                return OfKeptColumns(fitted, kept)
+            return fitted
         except (TypeError, ValueError) as error:
             absent = y[:0]
             if is_classifier(fitted) and not isinstance(error, TypeError):

@@ -9,12 +9,15 @@ from sklearn import linear_model, svm
 from sklearn.frozen import FrozenEstimator
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.kernel_ridge import KernelRidge
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.multioutput import MultiOutputRegressor
 from torch import nn
 
 from skattrib._validation import check_instance
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._any import EstimatorModel
 from skattrib.models._linear import (
+    REASONS,
     ElasticNetModel,
     GammaModel,
     GaussianProcessModel,
@@ -23,7 +26,10 @@ from skattrib.models._linear import (
     LinearSVCModel,
     LinearSVRModel,
     LogisticModel,
+    MultiOutputModel,
+    OneVsRestModel,
     PoissonModel,
+    RefusedModel,
     RidgeClassifierModel,
     RidgeModel,
 )
@@ -55,6 +61,9 @@ _FAMILIES: dict[type, type[Model]] = {
     svm.LinearSVR: LinearSVRModel,
     KernelRidge: KernelRidgeModel,
     GaussianProcessRegressor: GaussianProcessModel,
+    OneVsRestClassifier: OneVsRestModel,
+    MultiOutputRegressor: MultiOutputModel,
+    **dict.fromkeys(REASONS, RefusedModel),
 }
 
 

@@ -49,7 +49,14 @@ def check_outcome(outcome, estimator, n_outputs=None, loss=None):
 
     if n_outputs is None:
         n_outputs = getattr(estimator, "n_outputs_", 1)
-    known = (as_model(estimator).loss if loss is None else loss).outcomes()
+    loss = as_model(estimator).loss if loss is None else loss
+    known = loss.outcomes()
+    if outcome == "probability" and outcome not in known and "margin" in known:
+        raise ValueError(
+            "outcome='probability' needs probabilities, and "
+            f"{type(estimator).__name__} has none; use 'margin', the signed decision value, or 'log_likelihood', "
+            "minus its loss."
+        )
     if outcome not in known or (outcome == "prediction" and n_outputs > 1):
         raise ValueError(f"outcome={outcome!r} {_REFUSED[outcome]}")
     return outcome

@@ -127,6 +127,14 @@ class Parts:
                     X = part.transform(X)
         return X
 
+    def feature_names_out(self) -> Any:
+        """Return the names of the columns that the model gets."""
+        names = None
+        for part in self._before:
+            if isinstance(part, Pipeline):
+                names = part.get_feature_names_out(names)
+        return names
+
     def targets(self, y: Any) -> Any:
         """Return targets as the model gets them."""
         for regressor in self._regressors:

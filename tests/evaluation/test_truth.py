@@ -18,12 +18,11 @@ from sklearn.ensemble import (
 )
 from sklearn.exceptions import EfficiencyWarning
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression, Perceptron
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler, scale
 from sklearn.random_projection import GaussianRandomProjection
-from sklearn.svm import LinearSVC
 from torch import nn
 
 import skattrib.models._network
@@ -414,7 +413,7 @@ ERRORS = {
         r"weights hold 0.5, and fit of KNeighborsClassifier takes no sample_weight",
     ),
     "no probabilities": (
-        {"estimator": LinearSVC(random_state=0)},
+        {"estimator": Perceptron(random_state=0)},
         "has no predict_proba",
     ),
     "neither kind": ({"estimator": StandardScaler()}, "neither a classifier nor a"),

@@ -15,8 +15,10 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler, TargetEncoder
+from sklearn.svm import LinearSVC
 from sklearn.utils.fixes import parse_version
 
 from skattrib import (
@@ -267,7 +269,7 @@ class Doubled(TransformerMixin, BaseEstimator):
             FrozenEstimator(make_pipeline(StandardScaler(), network())),
             "not fitted",
         ),
-        (make_pipeline(StandardScaler(), LogisticRegression()), "KernelSurrogate"),
+        (make_pipeline(StandardScaler(), GaussianNB()), "KernelSurrogate"),
     ],
 )
 def test_pipelines_that_are_refused(estimator, text):
@@ -289,7 +291,7 @@ def test_what_a_family_lacks_is_one_kind_of_error():
     X, y, *_ = wine()
     for attributor in (DualInfluence, AdamWInfluence, RISEValuator):
         with pytest.raises(UnsupportedModelError, match="KernelSurrogateAttributor or"):
-            attributor(LogisticRegression(), random_state=0).fit(X, y)
+            attributor(GaussianNB(), random_state=0).fit(X, y)
     with pytest.raises(UnsupportedModelError, match="use estimation='retrain'"):
         KernelSurrogateAttributor(
             LogisticRegression(), estimation="gradient", random_state=0
@@ -302,10 +304,12 @@ def test_what_a_family_lacks_is_one_kind_of_error():
         (network(), AdamWInfluence),
         (make_pipeline(StandardScaler(), network()), AdamWInfluence),
         (GridSearchCV(network(), {"max_epochs": [2]}), AdamWInfluence),
-        (LogisticRegression(), KernelSurrogateAttributor),
+        (LogisticRegression(), DualInfluence),
+        (LinearSVC(loss="hinge"), KernelSurrogateAttributor),
+        (GaussianNB(), KernelSurrogateAttributor),
         (
             make_pipeline(StandardScaler(), LogisticRegression()),
-            KernelSurrogateAttributor,
+            DualInfluence,
         ),
     ],
 )

@@ -169,9 +169,7 @@ def test_frozen_searched_and_several_targets():
 def test_the_attributor_to_begin_with_looks_through():
     around = TransformedTargetRegressor(network(), **LOG)
     assert type(make_attributor(around)) is AdamWInfluence
-    assert type(make_attributor(TransformedTargetRegressor())).__name__ == (
-        "KernelSurrogateAttributor"
-    )
+    assert type(make_attributor(TransformedTargetRegressor())) is DualInfluence
 
 
 def test_the_estimator_of_the_user_stays_as_it_is():

@@ -20,12 +20,11 @@ from sklearn.ensemble import (
 from sklearn.exceptions import EfficiencyWarning
 from sklearn.frozen import FrozenEstimator
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Perceptron
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler, scale
 from sklearn.random_projection import GaussianRandomProjection, SparseRandomProjection
-from sklearn.svm import LinearSVC
 
 import skattrib.models._network
 from skattrib import (
@@ -852,7 +851,7 @@ ERRORS = {
         {"estimator": RandomForestClassifier(), "y": np.zeros((72, 2), dtype=int)},
         "Fit one attributor per column",
     ),
-    "no probabilities": ({"estimator": LinearSVC()}, "has no predict_proba"),
+    "no probabilities": ({"estimator": Perceptron()}, "has no predict_proba"),
     "one task": ({"tasks": np.zeros(72)}, "tasks has only one label"),
     "tasks of another length": ({"tasks": np.arange(5)}, "tasks has 5 labels"),
     "memory without a seed": (

@@ -5,8 +5,10 @@ from skattrib.models._linear._classifiers import (
     LogisticModel,
     RidgeClassifierModel,
 )
+from skattrib.models._linear._composed import MultiOutputModel, OneVsRestModel
 from skattrib.models._linear._kernels import GaussianProcessModel, KernelRidgeModel
 from skattrib.models._linear._protocol import Convex, Separation
+from skattrib.models._linear._refused import REASONS, RefusedModel
 from skattrib.models._linear._regressors import (
     ElasticNetModel,
     GammaModel,
@@ -17,6 +19,7 @@ from skattrib.models._linear._regressors import (
 )
 
 __all__ = [
+    "REASONS",
     "Convex",
     "ElasticNetModel",
     "GammaModel",
@@ -26,7 +29,10 @@ __all__ = [
     "LinearSVCModel",
     "LinearSVRModel",
     "LogisticModel",
+    "MultiOutputModel",
+    "OneVsRestModel",
     "PoissonModel",
+    "RefusedModel",
     "RidgeClassifierModel",
     "RidgeModel",
     "Separation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -27,6 +28,13 @@ class _CountedWeighting(RowWeighting):
     def __call__(self, weights: Tensor) -> Tensor:
         """Return the weights (k, n) in the loss, from sample weights."""
         return weights * super().__call__((weights > 0).to(weights))
+
+
+def among_classes(known: Tensor, of: Any, classes: Any) -> Tensor:
+    """Return log-probabilities of some classes among all; others have next to none."""
+    out = known.new_full((len(known), len(classes)), _NEVER)
+    out[:, np.searchsorted(classes, of)] = known
+    return out
 
 
 class LinearClassifierModel(LinearModel):
@@ -121,6 +129,20 @@ class LogisticModel(LinearClassifierModel):
             return torch.cat(pair, dim=-1)
         return outputs.log_softmax(-1)
 
+    def variance(self) -> Callable[[Any], Any] | None:
+        """Return p (1 − p), of two classes without an l1 penalty."""
+        if len(self._classes()) > 2 or self.penalties(1.0)[1]:
+            return None
+        return lambda mean: mean * (1 - mean)
+
+    def has_dispersion(self) -> bool:
+        """Say no: the variance is known."""
+        return False
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Return probabilities of the second class."""
+        return outputs.sigmoid()
+
     @property
     def restores_classes(self) -> bool:
         """Whether outputs have a column for classes that a subset lacked: yes."""
@@ -133,10 +155,7 @@ class LogisticModel(LinearClassifierModel):
         known = self.link(self.linear_outputs(X))
         if self.classes is None:
             return known
-        columns = np.searchsorted(self.classes, self._classes())
-        out = known.new_full((len(known), len(self.classes)), _NEVER)
-        out[:, columns] = known
-        return out
+        return among_classes(known, self._classes(), self.classes)
 
     def check_optimum(self, refits: ConvexRefits) -> None:
         """Raise if classes are separated without a penalty."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,22 @@ class LinearModel(Convex):
     def weighting(self, y: Any) -> RowWeighting:
         """Return what makes the weights in the loss of the weights of the rows."""
         return RowWeighting()
+
+    # ------------------------------------------------ of a regression's rows
+    def variance(self) -> Callable[[Any], Any] | None:
+        """Return the variance of a row as a function of its mean, up to a factor.
+
+        None if it is no generalised linear model with one output.
+        """
+        return None
+
+    def has_dispersion(self) -> bool:
+        """Say whether that factor is estimated, and not 1."""
+        return True
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Return means of linear outputs."""
+        return self.link(outputs)
 
     # ------------------------------------------------------------------ parts
     def linear_outputs(self, X: Any) -> Tensor:

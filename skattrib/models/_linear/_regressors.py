@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,10 @@ class RidgeModel(LinearRegressorModel):
     def penalties(self, total: float) -> tuple[Any, float]:
         """Return alpha, 0."""
         return getattr(self.settings, "alpha", 0.0), 0.0
+
+    def variance(self) -> Callable[[Any], Any] | None:
+        """Return 1, of one target."""
+        return np.ones_like if len(self._coefficients()[0]) == 1 else None
 
 
 class ElasticNetModel(LinearRegressorModel):
@@ -119,6 +124,14 @@ class GeneralizedModel(LinearRegressorModel):
     def penalties(self, total: float) -> tuple[float, float]:
         """Return alpha times the sum of the weights, 0."""
         return self.settings.alpha * total, 0.0
+
+    def variance(self) -> Callable[[Any], Any] | None:
+        """Return the mean to its power."""
+        return lambda mean: mean ** self._power()
+
+    def has_dispersion(self) -> bool:
+        """Say no for counts."""
+        return self._power() != 1
 
     def link(self, outputs: Tensor) -> Tensor:
         """Return means."""

@@ -17,7 +17,6 @@ from skattrib.engine._adjoint import check_differentiable
 from skattrib.engine._functional import spread
 from skattrib.evaluation import make_weightings
 from skattrib.evaluation._weightings import count_weightings
-from skattrib.exceptions import TrajectoryError
 from skattrib.influence._aggregation import (
     AGGREGATIONS,
     aggregate,
@@ -216,15 +215,8 @@ class AdamWInfluence(BaseAttributor):
 
     def _check_estimator(self, estimator):
         model = as_model(estimator)
-        inner = model.network(self)
+        model.check_run(self)
         if model.frozen:
-            if not model.has_run:
-                raise TrajectoryError(
-                    f"The frozen {type(inner).__name__} wraps a module whose training "
-                    "was not recorded: there is no run to differentiate. Train it "
-                    "through TorchClassifier(module=...).fit, record your own loop by "
-                    "record_training, or use DualInfluence."
-                )
             for name, value, only in [
                 ("inclusion", self.inclusion, ("auto", 1)),
                 ("n_models", self.n_models, (1,)),
@@ -235,7 +227,7 @@ class AdamWInfluence(BaseAttributor):
                         f"FrozenEstimator is one run. Use {name}={only[-1]}."
                     )
         check_seeds(model, "n_models", self.n_models)
-        if inner.batch_size == 1:
+        if model.estimator.batch_size == 1:
             raise ValueError(
                 "batch_size=1 makes weights inert: a row alone in its batch has the "
                 "same gradient at any weight. Train with batch_size of at least 2."
@@ -255,11 +247,20 @@ class AdamWInfluence(BaseAttributor):
     def _before_training(self, estimator, X, y):
         self.inclusion_ = self._inclusion(estimator)
         self.weights_ = self._design()
-        problem = untrained(as_model(estimator).network(self), X, y, None)
-        check_differentiable(problem.model, problem.loss, problem.X, problem.targets)
+        model = as_model(estimator)
+        if model.stacks:  # the layers of other networks are known
+            problem = untrained(model.network(self), X, y, None)
+            check_differentiable(
+                problem.model, problem.loss, problem.X, problem.targets
+            )
 
     def _fit_attributor(self):
         model = as_model(self._model)
+        if not model.stacks:
+            # its record is made now, and what is retrained repeats it
+            rows = self._features, self._targets, self._row_weights
+            self._parts = self._parts.with_model(model.replayed(*rows))
+            model = as_model(self._model)
         self._derivatives = RunDerivatives(model, self._features, self._targets)
         problem = self._derivatives.problem
         whole = as_tensor(self._row_weights, problem.X)[None]

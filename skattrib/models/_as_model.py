@@ -6,11 +6,13 @@ import warnings
 from typing import Any
 
 from sklearn.frozen import FrozenEstimator
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 from torch import nn
 
 from skattrib._validation import check_instance
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._any import EstimatorModel
+from skattrib.models._mlp import MLPModel
 from skattrib.models._network import TorchEstimator
 from skattrib.models._network_family import NetworkModel
 from skattrib.models._parts import Parts, is_search
@@ -21,6 +23,8 @@ from skattrib.models.language._family import LanguageModel
 _FAMILIES: dict[type, type[Model]] = {
     TorchEstimator: NetworkModel,
     CausalLanguageModel: LanguageModel,
+    MLPClassifier: MLPModel,
+    MLPRegressor: MLPModel,
 }
 
 

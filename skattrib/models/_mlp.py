@@ -32,7 +32,13 @@ from skattrib.engine._losses._labels import BinaryCrossEntropies, BinaryCrossEnt
 from skattrib.engine._losses._values import PoissonError
 from skattrib.exceptions import UnsupportedModelError
 from skattrib.models._any import EstimatorModel
-from skattrib.models._mlp_run import RunSummary, module_of, replayed, summary_of
+from skattrib.models._mlp_run import (
+    RunSummary,
+    cannot_be_repeated,
+    module_of,
+    replayed,
+    summary_of,
+)
 from skattrib.models._protocol import Differentiable, Retrainable
 
 # The probability of a class without rows, as in `Retrainable.outputs`.
@@ -106,7 +112,13 @@ class MLPModel(EstimatorModel, Differentiable):
             return self.loss
         if y.ndim > 1 and y.shape[1] > 1:
             return _Labels()
-        return _TwoClasses() if len(np.unique(y)) == 2 else _Classes()
+        classes = np.unique(y)
+        if len(classes) < 2:
+            raise ValueError(
+                f"y holds one class only ({classes[0]!r}); a classifier needs samples "
+                "of at least 2 classes in the data."
+            )
+        return _TwoClasses() if len(classes) == 2 else _Classes()
 
     @property
     def _has_labels(self) -> bool:
@@ -185,8 +197,8 @@ class MLPModel(EstimatorModel, Differentiable):
         positions = label_positions(classes, y)
         if (positions < 0).any():
             raise ValueError(
-                f"y holds labels unseen in fit: {first_labels(y[positions < 0])}; known "
-                f"are {np.asarray(classes)[:10].tolist()}. Leave these rows out."
+                f"y holds labels unseen in fit: {first_labels(y[positions < 0])}; "
+                f"known are {np.asarray(classes)[:10].tolist()}. Leave these rows out."
             )
         return torch.tensor(positions, dtype=torch.int64, device=like.device)
 
@@ -258,18 +270,13 @@ class MLPModel(EstimatorModel, Differentiable):
 
     def _why_not_replayed(self) -> str:
         """Return why no run can be repeated, as far as is known without the rows."""
-        mlp = self.estimator
-        if mlp.solver not in ("adam", "sgd"):
-            return f"solver={mlp.solver!r} takes no steps that could be differentiated"
-        if mlp.solver == "sgd" and mlp.momentum >= 1:
-            return f"momentum={mlp.momentum} forgets no step"
-        seed = mlp.random_state
+        seed = self.estimator.random_state
         if self.frozen and not isinstance(seed, int | np.integer):
             return (
                 f"random_state={seed!r} does not say from which weights, and in which "
                 "order, the frozen one was trained"
             )
-        return ""
+        return cannot_be_repeated(self.estimator)
 
     def _not_replayed(self, user: str, reason: str) -> str:
         kind = "Classifier" if is_classifier(self.estimator) else "Regressor"

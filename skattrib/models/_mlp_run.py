@@ -7,7 +7,8 @@ interface is checked by the replay, which must end at the fitted weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -23,10 +24,10 @@ from torch import Tensor, nn
 from skattrib._validation import as_tensor, dense
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._losses import Loss
-from skattrib.engine._optimizers import Optimizer
+from skattrib.engine._optimizers import Optimizer, with_values
 from skattrib.engine._optimizers._scikit_learn import RawEpsAdam, VelocitySGD
 from skattrib.engine._trajectory import Recipe
-from skattrib.exceptions import TrajectoryError
+from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
 from skattrib.models.recording._estimators import RecordedClassifier, RecordedRegressor
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -88,6 +89,15 @@ def _flat(coefs: Any, intercepts: Any) -> Tensor:
 
 
 # ----------------------------------------------------------------------- the run
+def cannot_be_repeated(mlp: Any) -> str:
+    """Return why an estimator takes no steps that are known here, if so."""
+    if mlp.solver not in ("adam", "sgd"):
+        return f"solver={mlp.solver!r} takes no steps that could be differentiated"
+    if mlp.solver == "sgd" and mlp.momentum >= 1:
+        return f"momentum={mlp.momentum:g} is not below 1: no move is ever forgotten"
+    return ""
+
+
 def _optimizer(mlp: Any) -> Optimizer:
     if mlp.solver == "adam":
         betas = float(mlp.beta_1), float(mlp.beta_2)
@@ -154,35 +164,55 @@ def _recipe(mlp: Any, y: Any, weights: NDArray[Any]) -> Recipe:
     initial = _flat(*zip(*drawn, strict=True))
 
     rows = _training_rows(mlp, y, rng)
-    size = 200 if mlp.batch_size == "auto" else mlp.batch_size
-    parts = list(gen_batches(len(rows), int(min(size, len(rows)))))
-    order, batches = np.arange(len(rows)), []
-    for _ in range(_n_epochs(mlp)):
-        if mlp.shuffle:
-            order = shuffle(order, random_state=rng)
-        batches += [rows[order[part]] for part in parts]
-
-    rates = _epoch_rates(mlp, len(rows))[: _n_epochs(mlp)]
-    # the penalty is divided by the weights of the batch
-    shares = np.array([1.0 / weights[batch].sum() for batch in batches])
+    n_epochs, parts = _n_epochs(mlp), _parts(mlp, len(rows))
+    batches = None
+    totals = np.repeat(weights.sum(), n_epochs)
+    if len(parts) > 1 or len(rows) < len(y):
+        batches = [
+            rows[order[part]]
+            for order in _orders(mlp, len(rows), n_epochs, rng)
+            for part in parts
+        ]
+        totals = np.array([weights[batch].sum() for batch in batches])
+    rates = _epoch_rates(mlp, len(rows))[:n_epochs]
     return Recipe(
         optimizer=_optimizer(mlp),
         learning_rates=torch.tensor(np.repeat(rates, len(parts))),
         initial=initial,
         batches=batches,
-        **_decay(mlp, shares),
+        **_decay(mlp, totals),
     )
 
 
-def _decay(mlp: Any, shares: NDArray[np.float64]) -> dict[str, Tensor]:
-    """Return the decay of parameters, and of steps where batches differ in size."""
+def _parts(mlp: Any, n_rows: int) -> list[slice]:
+    """Return which of the shuffled rows are in each minibatch of an epoch."""
+    size = 200 if mlp.batch_size == "auto" else mlp.batch_size
+    return list(gen_batches(n_rows, int(min(size, n_rows))))
+
+
+def _orders(
+    mlp: Any, n_rows: int, n_epochs: int, rng: np.random.RandomState
+) -> Iterator[NDArray[np.intp]]:
+    """Yield the order of the rows in every epoch."""
+    order = np.arange(n_rows)
+    for _ in range(n_epochs):
+        if mlp.shuffle:
+            order = shuffle(order, random_state=rng)
+        yield order
+
+
+def _decay(mlp: Any, totals: NDArray[np.float64]) -> dict[str, Tensor]:
+    """Return the decay of parameters, and of steps where batches differ in weight.
+
+    The penalty of a minibatch is divided by its total weight; intercepts have none.
+    """
     if not mlp.alpha:
         return {}
     coefs = [np.full(c.shape, float(mlp.alpha)) for c in mlp.coefs_]
     decay = _flat(coefs, [np.zeros(b.shape) for b in mlp.intercepts_])
-    if (shares == shares[0]).all():
-        return {"decay": decay * float(shares[0])}
-    return {"decay": decay, "decay_factors": torch.tensor(shares)}
+    if (totals == totals[0]).all():
+        return {"decay": decay / float(totals[0])}
+    return {"decay": decay, "decay_factors": torch.tensor(1.0 / totals)}
 
 
 def replayed(
@@ -234,24 +264,40 @@ def replayed(
             )
         )
     model.load(end)
+    if recipe.batches is not None:
+        _warn_of_held_out(len(y), recipe.batches)
     return network
+
+
+def _warn_of_held_out(n_rows: int, batches: list[NDArray[np.intp]]) -> None:
+    """Warn of rows that are in no minibatch, if there are any."""
+    n_unseen = n_rows - len(np.unique(np.concatenate(batches)))
+    if n_unseen:
+        warnings.warn(
+            f"early_stopping held out {n_unseen} of the {n_rows} rows: their "
+            "attributions are 0, although they decide when training stops. Use "
+            "early_stopping=False to attribute to all rows.",
+            FaithfulnessWarning,
+            stacklevel=9,
+        )
 
 
 # ------------------------------------------------------------------- the summary
 def summary_of(mlp: Any) -> RunSummary | None:
     """Return what a fitted estimator knows of its run; None if it took no steps."""
     stepper = getattr(mlp, "_optimizer", None)
-    if stepper is None or mlp.solver not in ("adam", "sgd") or mlp.warm_start:
+    adam = mlp.solver == "adam"
+    known = hasattr(stepper, "vs") if adam else hasattr(stepper, "velocities")
+    if not known or cannot_be_repeated(mlp) or mlp.warm_start:
         return None
     n_rows = max(1, mlp.t_ // max(1, mlp.n_iter_))
-    size = 200 if mlp.batch_size == "auto" else mlp.batch_size
-    n_batches = -(-n_rows // min(size, n_rows))
     rates = _epoch_rates(mlp, n_rows)[: _n_epochs(mlp)]
     optimizer, denominator = _optimizer(mlp), None
-    if mlp.solver == "adam":
+    if adam:
         n_layers = len(mlp.coefs_)
         second = _flat(stepper.vs[:n_layers], stepper.vs[n_layers:])
-        state = optimizer.initial_state(second)[:1] + (second,)
+        state = with_values(optimizer.initial_state(second), (second, second))
         denominator = optimizer.denominator(state, stepper.t)
+    n_batches = len(_parts(mlp, n_rows))
     length = optimizer.path_length(n_batches * as_tensor(rates))
     return RunSummary(denominator, RunLength(length))

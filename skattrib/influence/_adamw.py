@@ -61,7 +61,8 @@ class AdamWInfluence(BaseAttributor):
         Model to train and attribute; a fitted one inside
         `sklearn.frozen.FrozenEstimator`, with a record of its training, is taken as
         it is. None builds one that suits y. Not with ``batch_size=1``, where weights
-        do nothing.
+        do nothing. An MLPClassifier or MLPRegressor of scikit-learn, trained by "adam"
+        or "sgd", is taken too: its training is repeated here, for the record.
     inclusion : "auto" or float, default="auto"
         Chance in (0, 1] of a unit to be in a run that is differentiated. 1 takes the
         run on all units alone. "auto": 0.5, or 1 if the estimator is frozen.
@@ -204,12 +205,14 @@ class AdamWInfluence(BaseAttributor):
             If a parameter or the data cannot be used, or the module cannot be
             differentiated twice.
         TrajectoryError
-            If a frozen estimator has no record of its training.
+            If a frozen estimator has no record of its training, or that of an
+            MLPClassifier or MLPRegressor cannot be reproduced.
 
         Warns
         -----
         FaithfulnessWarning
-            If the record of a frozen estimator does not reproduce it.
+            If the record of a frozen estimator does not reproduce it, or early stopping
+            held out rows.
         """
         return self._fit(X, y, tasks, fit_params)
 

@@ -125,6 +125,10 @@ class AdamWInfluence(BaseAttributor):
     others. Runs are replayed from their recipe at query time: states are kept under
     scikit-learn's ``working_memory`` only.
 
+    The run of a multilayer perceptron of scikit-learn keeps the number of its steps, its
+    minibatches and its penalty in each of them, for any weights of the rows. Retraining
+    in `score` repeats that run, too; its own ``fit`` would shuffle fewer rows otherwise.
+
     References
     ----------
     Influence of training data along AdamW's trajectory, arXiv:2605.18814.

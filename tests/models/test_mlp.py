@@ -10,10 +10,11 @@ import torch
 from numpy.testing import assert_allclose
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.datasets import load_diabetes, load_iris, load_wine
+from sklearn.decomposition import PCA
 from sklearn.frozen import FrozenEstimator
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler, scale
+from sklearn.preprocessing import OneHotEncoder, StandardScaler, scale
 
 from skattrib import (
     AdamWInfluence,
@@ -232,6 +233,15 @@ def test_several_seeds_are_those_of_retraining():
     assert_allclose(dual.predict_outcomes(X[:5], y[:5], everything), truth, atol=1e-6)
 
 
+def test_a_refitted_pipeline_keeps_the_seed_of_each_step():
+    X, y = iris(n=30)
+    whole = make_pipeline(PCA(2, random_state=1), estimator(random_state=2))
+    everything = np.ones((1, len(X)))
+    asked = X, y, everything, X[:5], y[:5]
+    again = retrain_outcomes(whole, *asked, refit_transformers=True)
+    assert_allclose(again, retrain_outcomes(whole, *asked), atol=1e-9)
+
+
 def test_head_and_calibration_work():
     X, y = iris(n=30)
     head = DualInfluence(estimator(), parameters="head", random_state=0).fit(X, y)
@@ -443,6 +453,23 @@ def test_frames_groups_and_texts():
         attributor = kind(mlp, random_state=0, **few).fit(X, names, tasks=tasks)
         assert attributor.attribute(X[:3], names[:3]).shape == (3, 5)
         assert attributor.transform(X[:3]).shape == (3, 5)
+
+
+def test_sparse_rows_are_retrained_on_but_have_no_gradients():
+    X, y = iris(n=30)
+    X, asked = np.round(X), (np.round(X)[:5], y[:5])
+    sparse, dense = (
+        make_pipeline(
+            OneHotEncoder(handle_unknown="ignore", sparse_output=out), estimator()
+        )
+        for out in (True, False)
+    )
+    weights = np.ones((1, len(X)))
+    truth = retrain_outcomes(sparse, X, y, weights, *asked)
+    assert_allclose(truth, retrain_outcomes(dense, X, y, weights, *asked), rtol=1e-6)
+    for kind in (DualInfluence, AdamWInfluence):
+        with pytest.raises(TypeError, match="sparse_output=False"):
+            kind(sparse, random_state=0).fit(X, y)
 
 
 def test_which_attributor_to_begin_with():

@@ -125,9 +125,9 @@ class AdamWInfluence(BaseAttributor):
     others. Runs are replayed from their recipe at query time: states are kept under
     scikit-learn's ``working_memory`` only.
 
-    The run of a multilayer perceptron of scikit-learn keeps the number of its steps, its
-    minibatches and its penalty in each of them, for any weights of the rows. Retraining
-    in `score` repeats that run, too; its own ``fit`` would shuffle fewer rows otherwise.
+    The run of a multilayer perceptron of scikit-learn keeps the number of its steps,
+    its minibatches and its penalty in each of them, for any weights of the rows.
+    Retraining in `score` repeats it, where its own ``fit`` would shuffle fewer rows.
 
     References
     ----------

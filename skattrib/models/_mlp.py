@@ -223,8 +223,8 @@ class MLPModel(EstimatorModel, Differentiable):
             if (y[kept] == y[kept][:1]).all():
                 # its own fit to one class gives probabilities of two
                 return DummyClassifier().fit(_safe_indexing(X, kept), y[kept])
-        seeded = self.of(self.clone().set_params(random_state=seed))
-        return EstimatorModel.retrain(seeded, X, y, weights, seed)
+        seeded = EstimatorModel(self.clone().set_params(random_state=seed))
+        return seeded.retrain(X, y, weights, seed)
 
     @property
     def trajectory(self) -> RunSummary | None:

@@ -175,12 +175,14 @@ def _recipe(mlp: Any, y: Any, weights: NDArray[Any]) -> Recipe:
         ]
         totals = np.array([weights[batch].sum() for batch in batches])
     rates = _epoch_rates(mlp, len(rows))[:n_epochs]
+    decay, factors = _decay(mlp, totals)
     return Recipe(
         optimizer=_optimizer(mlp),
         learning_rates=torch.tensor(np.repeat(rates, len(parts))),
         initial=initial,
         batches=batches,
-        **_decay(mlp, totals),
+        decay=decay,
+        decay_factors=factors,
     )
 
 
@@ -201,18 +203,20 @@ def _orders(
         yield order
 
 
-def _decay(mlp: Any, totals: NDArray[np.float64]) -> dict[str, Tensor]:
+def _decay(
+    mlp: Any, totals: NDArray[np.float64]
+) -> tuple[Tensor | None, Tensor | None]:
     """Return the decay of parameters, and of steps where batches differ in weight.
 
     The penalty of a minibatch is divided by its total weight; intercepts have none.
     """
     if not mlp.alpha:
-        return {}
+        return None, None
     coefs = [np.full(c.shape, float(mlp.alpha)) for c in mlp.coefs_]
     decay = _flat(coefs, [np.zeros(b.shape) for b in mlp.intercepts_])
     if (totals == totals[0]).all():
-        return {"decay": decay / float(totals[0])}
-    return {"decay": decay, "decay_factors": torch.tensor(1.0 / totals)}
+        return decay / float(totals[0]), None
+    return decay, torch.tensor(1.0 / totals)
 
 
 def replayed(
@@ -285,7 +289,7 @@ def _warn_of_held_out(n_rows: int, batches: list[NDArray[np.intp]]) -> None:
 # ------------------------------------------------------------------- the summary
 def summary_of(mlp: Any) -> RunSummary | None:
     """Return what a fitted estimator knows of its run; None if it took no steps."""
-    stepper = getattr(mlp, "_optimizer", None)
+    stepper: Any = getattr(mlp, "_optimizer", None)
     adam = mlp.solver == "adam"
     known = hasattr(stepper, "vs") if adam else hasattr(stepper, "velocities")
     if not known or cannot_be_repeated(mlp) or mlp.warm_start:

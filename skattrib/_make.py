@@ -28,7 +28,10 @@ def make_attributor(model, **params):
         By what the model is:
 
         - a network with a recipe, or a recorded run: :class:`AdamWInfluence`;
-        - a network that was trained elsewhere, frozen: :class:`DualInfluence`;
+        - a network that was trained elsewhere, frozen, or a multilayer perceptron of
+          scikit-learn: :class:`DualInfluence`;
+        - a linear or kernel model of scikit-learn that is refitted exactly:
+          :class:`DualInfluence`;
         - a causal language model: :class:`RISEValuator`;
         - any other estimator that can be fitted to weighted rows:
           :class:`KernelSurrogateAttributor`, by retraining.

@@ -317,6 +317,11 @@ def as_tensor(array, like=None):
 
     Always a copy: user data may be a read-only memory map.
     """
+    if sparse.issparse(array):
+        raise TypeError(
+            "Sparse rows reach the model, and its gradients need dense ones. In a "
+            "pipeline, give the encoder sparse_output=False."
+        )
     array = np.asarray(array)
     if any(step < 0 for step in array.strides):  # which torch does not take
         array = array.copy()

@@ -350,7 +350,7 @@ class _Stack:
             gradient = gradient_of(state.params, rows, shares, self.recipe.clip_norm)
             rows = all_rows if rows is None else rows
             # assigned to `after` at once, so that its large old value is freed
-            in_grad, after = optimizer.pullback(
+            in_grad, after = self.recipe.at_step(optimizer, t).pullback(
                 state.params,
                 gradient.value,
                 state.optimizer,

@@ -259,7 +259,7 @@ class _Run:
                 before, t, directions, [d.params for d in derivatives]
             )
             rate, _ = self.recipe.step(t, self.X.device)
-            derivatives = optimizer.pushforward(
+            derivatives = self.recipe.at_step(optimizer, t).pushforward(
                 before.params[0],
                 gradient,
                 map_state(lambda value: value[0], before.optimizer),

@@ -161,8 +161,9 @@ def train_steps(
         with torch.no_grad():
             gradient = clip_gradient(gradient, recipe.clip_norm)
             count = recipe.n_before + t
+            step = recipe.at_step(optimizer, t).step
             state = TrainingState(
-                *optimizer.step(state.params, gradient, state.optimizer, count, rate)
+                *step(state.params, gradient, state.optimizer, count, rate)
             )
         yield t, state, losses
 

@@ -118,6 +118,8 @@ class Recipe:
         State of the optimizer before the run, each of shape (P,); None if it was new.
     decay : Tensor of shape (P,) or None
         Weight decay of every parameter, if they differ.
+    decay_factors : Tensor of shape (T,) or None
+        Factor of each step on `decay`, if steps decay differently.
     groups : int64 Tensor of shape (P,) or None
         Group of every parameter, if groups have learning rates of their own.
     """
@@ -131,12 +133,20 @@ class Recipe:
     moments: State | None = field(default=None, repr=False)
     decay: Tensor | None = field(default=None, repr=False)
     groups: Tensor | None = field(default=None, repr=False)
+    decay_factors: Tensor | None = field(default=None, repr=False)
 
     def optimizer_on(self, X: Tensor) -> Optimizer:
         """Return the optimizer, with tensors of the dtype and device of X."""
         if self.decay is None:
             return self.optimizer
         return replace(self.optimizer, weight_decay=self.decay.to(X))
+
+    def at_step(self, optimizer: Optimizer, t: int) -> Optimizer:
+        """Return the optimizer of a run with the weight decay of step t (from 1)."""
+        if self.decay_factors is None:
+            return optimizer
+        decay = cast(Tensor, optimizer.weight_decay)
+        return replace(optimizer, weight_decay=decay * float(self.decay_factors[t - 1]))
 
     @property
     def n_steps(self) -> int:
@@ -195,6 +205,8 @@ class Recipe:
             tensors["decay"] = self.decay
         if self.groups is not None:
             tensors["groups"] = self.groups
+        if self.decay_factors is not None:
+            tensors["decay_factors"] = self.decay_factors
         return tensors
 
     @classmethod
@@ -221,6 +233,7 @@ class Recipe:
             moments,
             tensors.get("decay"),
             tensors.get("groups"),
+            tensors.get("decay_factors"),
         )
 
     def _has_all_rates(self) -> bool:
@@ -393,6 +406,11 @@ class Trajectory:
             return "its parameters and its states differ in size"
 
         given += [self.row_weights, recipe.learning_rates]
+        factors = recipe.decay_factors
+        if factors is not None:
+            given.append(factors)
+            if recipe.decay is None or factors.shape != recipe.learning_rates.shape[:1]:
+                return "it does not have a weight decay for each step and parameter"
         if any(t.dtype not in (torch.float32, torch.float64) for t in given):
             return "it has numbers that are neither float32 nor float64"
         if self.row_weights.shape != (n_rows,) or not recipe._has_all_rates():

@@ -17,7 +17,6 @@ from skattrib.engine._adjoint import check_differentiable
 from skattrib.engine._functional import spread
 from skattrib.evaluation import make_weightings
 from skattrib.evaluation._weightings import count_weightings
-from skattrib.exceptions import TrajectoryError
 from skattrib.influence._aggregation import (
     AGGREGATIONS,
     aggregate,
@@ -62,7 +61,8 @@ class AdamWInfluence(BaseAttributor):
         Model to train and attribute; a fitted one inside
         `sklearn.frozen.FrozenEstimator`, with a record of its training, is taken as
         it is. None builds one that suits y. Not with ``batch_size=1``, where weights
-        do nothing.
+        do nothing. An MLPClassifier or MLPRegressor of scikit-learn, trained by "adam"
+        or "sgd", is taken too: its training is repeated here, for the record.
     inclusion : "auto" or float, default="auto"
         Chance in (0, 1] of a unit to be in a run that is differentiated. 1 takes the
         run on all units alone. "auto": 0.5, or 1 if the estimator is frozen.
@@ -124,6 +124,10 @@ class AdamWInfluence(BaseAttributor):
     A minibatch's loss is Σ w ℓ / Σ w, so a row's weight also moves the share of the
     others. Runs are replayed from their recipe at query time: states are kept under
     scikit-learn's ``working_memory`` only.
+
+    The run of a multilayer perceptron of scikit-learn keeps the number of its steps,
+    its minibatches and its penalty in each of them, for any weights of the rows.
+    Retraining in `score` repeats it, where its own ``fit`` would shuffle fewer rows.
 
     References
     ----------
@@ -205,26 +209,21 @@ class AdamWInfluence(BaseAttributor):
             If a parameter or the data cannot be used, or the module cannot be
             differentiated twice.
         TrajectoryError
-            If a frozen estimator has no record of its training.
+            If a frozen estimator has no record of its training, or that of an
+            MLPClassifier or MLPRegressor cannot be reproduced.
 
         Warns
         -----
         FaithfulnessWarning
-            If the record of a frozen estimator does not reproduce it.
+            If the record of a frozen estimator does not reproduce it, or early stopping
+            held out rows.
         """
         return self._fit(X, y, tasks, fit_params)
 
     def _check_estimator(self, estimator):
         model = as_model(estimator)
-        inner = model.network(self)
+        model.check_run(self)
         if model.frozen:
-            if not model.has_run:
-                raise TrajectoryError(
-                    f"The frozen {type(inner).__name__} wraps a module whose training "
-                    "was not recorded: there is no run to differentiate. Train it "
-                    "through TorchClassifier(module=...).fit, record your own loop by "
-                    "record_training, or use DualInfluence."
-                )
             for name, value, only in [
                 ("inclusion", self.inclusion, ("auto", 1)),
                 ("n_models", self.n_models, (1,)),
@@ -235,7 +234,7 @@ class AdamWInfluence(BaseAttributor):
                         f"FrozenEstimator is one run. Use {name}={only[-1]}."
                     )
         check_seeds(model, "n_models", self.n_models)
-        if inner.batch_size == 1:
+        if model.estimator.batch_size == 1:
             raise ValueError(
                 "batch_size=1 makes weights inert: a row alone in its batch has the "
                 "same gradient at any weight. Train with batch_size of at least 2."
@@ -255,11 +254,20 @@ class AdamWInfluence(BaseAttributor):
     def _before_training(self, estimator, X, y):
         self.inclusion_ = self._inclusion(estimator)
         self.weights_ = self._design()
-        problem = untrained(as_model(estimator).network(self), X, y, None)
-        check_differentiable(problem.model, problem.loss, problem.X, problem.targets)
+        model = as_model(estimator)
+        if model.stacks:  # the layers of other networks are known
+            problem = untrained(model.network(self), X, y, None)
+            check_differentiable(
+                problem.model, problem.loss, problem.X, problem.targets
+            )
 
     def _fit_attributor(self):
         model = as_model(self._model)
+        if not model.stacks:
+            # its record is made now, and what is retrained repeats it
+            rows = self._features, self._targets, self._row_weights
+            self._parts = self._parts.with_model(model.replayed(*rows))
+            model = as_model(self._model)
         self._derivatives = RunDerivatives(model, self._features, self._targets)
         problem = self._derivatives.problem
         whole = as_tensor(self._row_weights, problem.X)[None]

@@ -11,6 +11,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.multioutput import MultiOutputRegressor
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 from torch import nn
 
 from skattrib._validation import check_instance
@@ -33,6 +34,7 @@ from skattrib.models._linear import (
     RidgeClassifierModel,
     RidgeModel,
 )
+from skattrib.models._mlp import MLPModel
 from skattrib.models._network import TorchEstimator
 from skattrib.models._network_family import NetworkModel
 from skattrib.models._parts import Parts, is_search
@@ -64,6 +66,8 @@ _FAMILIES: dict[type, type[Model]] = {
     OneVsRestClassifier: OneVsRestModel,
     MultiOutputRegressor: MultiOutputModel,
     **dict.fromkeys(REASONS, RefusedModel),
+    MLPClassifier: MLPModel,
+    MLPRegressor: MLPModel,
 }
 
 

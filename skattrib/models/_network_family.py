@@ -6,6 +6,7 @@ import numpy as np
 from sklearn.base import clone
 
 from skattrib._validation import as_tensor
+from skattrib.exceptions import TrajectoryError
 from skattrib.models._module_checks import FEW, check_module
 from skattrib.models._protocol import Differentiable, Recorded, Retrainable
 
@@ -106,6 +107,16 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
     def network(self, user):
         """Return the estimator, which has gradients."""
         return self.estimator
+
+    def check_run(self, user):
+        """Raise unless its training was, or will be, recorded."""
+        if self.frozen and not self.has_run:
+            raise TrajectoryError(
+                f"The frozen {self.name} wraps a module whose training was not "
+                "recorded: there is no run to differentiate. Train it through "
+                "TorchClassifier(module=...).fit, record your own loop by "
+                "record_training, or use DualInfluence."
+            )
 
     def attributors(self):
         """Return the names of the attributors that work for it."""

@@ -54,8 +54,8 @@ def check_outcome(outcome, estimator, n_outputs=None, loss=None):
     if outcome == "probability" and outcome not in known and "margin" in known:
         raise ValueError(
             "outcome='probability' needs probabilities, and "
-            f"{type(estimator).__name__} has none; use 'margin', the signed decision value, or 'log_likelihood', "
-            "minus its loss."
+            f"{type(estimator).__name__} has none; use 'margin', the signed decision "
+            "value, or 'log_likelihood', minus its loss."
         )
     if outcome not in known or (outcome == "prediction" and n_outputs > 1):
         raise ValueError(f"outcome={outcome!r} {_REFUSED[outcome]}")

@@ -8,6 +8,7 @@ model is trained on. A search keeps what it chose.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from sklearn.base import clone
@@ -151,6 +152,12 @@ class Parts:
         """Fit the model; the whole is fitted with it."""
         with blamed(self.model, "be fitted"):
             self.model.fit(features, targets, **fit_params)
+
+    def with_model(self, model: Any) -> Parts:
+        """Return the same with another model, which answers as this one does."""
+        other = copy.copy(self)
+        other.model = model
+        return other
 
     def replace_model(self, fitted: Any) -> None:
         """Put a fitted model in the place of the model."""

@@ -174,6 +174,16 @@ class Model:
         name = type(user).__name__
         raise self.lacks(name, "gradients")
 
+    def check_run(self, user: Any) -> None:
+        """Raise unless its training is, or can become, a run to differentiate.
+
+        Parameters
+        ----------
+        user : attributor
+            Who needs it.
+        """
+        self.network(user)
+
     def attributors(self) -> list[str]:
         """Return the names of the attributors of the package that work for it.
 

@@ -266,6 +266,9 @@ class RefittedPipeline(Retrainable):
             parts.fit_model(features, targets, sample_weight=weights[kept])
         else:
             last = self._last.of(parts.model)
+            # that of an earlier step may be another; each has its own by now
+            own = last.estimator.get_params().get("random_state")
+            seed = seed if own is None else own
             parts.replace_model(last.retrain(features, targets, weights[kept], seed))
         return parts.whole
 

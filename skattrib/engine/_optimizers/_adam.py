@@ -86,7 +86,11 @@ class _Moving(Optimizer):
 
     def denominator(self, state: State, t: int) -> Tensor:
         # with amsgrad the last one is the largest second moment
-        return (state[-1] / (1.0 - self.betas[1] ** t)).sqrt_().add(self.eps)
+        return (state[-1] / (1.0 - self.betas[1] ** t)).sqrt_().add(self._eps_at(t))
+
+    def _eps_at(self, t: int) -> float:
+        """Return what is added to the root of the corrected second moment."""
+        return self.eps
 
     def _consumed(self, params: Tensor, grad: Tensor) -> Tensor:
         """Return the gradient that enters the moments."""
@@ -129,7 +133,7 @@ class _Moving(Optimizer):
         rate = learning_rate / (1.0 - beta1**t)
         variance = moments[-1] / correction
         root = variance.sqrt()
-        scale = root + self.eps
+        scale = root + self._eps_at(t)
         # inert parameters are held fixed, as in the general pullback
         moves = root > inert * variance.mean(dim=-1, keepdim=True).sqrt()
         in_first = torch.where(moves, -rate / scale, 0.0)
@@ -184,7 +188,7 @@ class _Moving(Optimizer):
         # as in the pullback: parameters without a gradient so far do not move
         moves = root > 0
         safe = torch.where(moves, root, 1.0)
-        scale = root + self.eps
+        scale = root + self._eps_at(t)
         # quotient rule for the move m / (root + eps), chain rule for root² = v
         move = moments[0] / scale
         root1 = 0.5 * (moving[0][-1] / correction) / safe

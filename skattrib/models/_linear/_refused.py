@@ -20,7 +20,7 @@ REASONS: dict[type[Any], str] = {
         "exactly"
     ),
     svm.SVC: (
-        "its hinge has no curvature, so that a step of Newton knows nothing of the rows "
+        "its hinge has no curvature, so that a Newton step knows nothing of the rows "
         "that become support vectors. Use LinearSVC (squared hinge), after "
         "sklearn.kernel_approximation.Nystroem for a kernel"
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import joblib
@@ -32,7 +32,7 @@ from skattrib.models._kept_models import (
 from skattrib.models._memory import as_memory, cached_rows
 from skattrib.models._network import check_seeds
 from skattrib.models._parts import Parts
-from skattrib.models._retraining import FloatArray, Trainer
+from skattrib.models._retraining import FloatArray, Trainer, tightened
 
 
 @validate_params(
@@ -45,6 +45,7 @@ from skattrib.models._retraining import FloatArray, Trainer
         "n_jobs": [Integral, None],
         "verbose": ["verbose"],
         "refit_transformers": ["boolean"],
+        "tol": [Interval(Real, 0, None, closed="neither"), None],
     },
     prefer_skip_nested_validation=False,
 )
@@ -65,6 +66,7 @@ def retrain_outcomes(
     n_jobs: int | None = None,
     verbose: int = 0,
     refit_transformers: bool = False,
+    tol: float | None = None,
 ) -> FloatArray:
     """Train an estimator once per weighting and return the outcomes of queries.
 
@@ -123,6 +125,10 @@ def retrain_outcomes(
         Fit the transformers of a pipeline again for every weighting, to the rows whose
         weight is not 0, and delete the others. This measures the error of keeping the
         transformers.
+    tol : float or None, default=None
+        Tolerance to train with, in the place of the estimator's own; its `max_iter` is
+        then 10,000 at least. At their default tolerance, linear models may stop further
+        from the optimum than a row, left out, moves it.
 
     Returns
     -------
@@ -157,6 +163,8 @@ def retrain_outcomes(
     (4, 5)
     """
     X, y, X_query, y_query = _checked_data(estimator, X, y, X_query, y_query)
+    if tol is not None:
+        estimator = tightened(estimator, tol)
     if refit_transformers:
         fitted, units = None, None
         estimator = estimator_to_refit(estimator)

@@ -5,7 +5,7 @@ from sklearn.utils import Bunch
 
 from skattrib._verdict import judged
 from skattrib.engine._functional import spread
-from skattrib.influence._exact_models import NOISY
+from skattrib.influence._exact_models import FAR, NOISY
 
 # Units that are refitted, to compare with what `attribute` does.
 _N_REFITTED = 16
@@ -39,7 +39,7 @@ def diagnose_exact(exact, without_each, X, calibration):
     )
     distance = figures["distance_to_optimum"]
     if distance > NOISY:
-        in_favour.append(
+        (against if distance > FAR else in_favour).append(
             f"the solver stopped {distance:.2g} effects of a row from its optimum, so "
             "that retraining without single rows at this tol is noise"
         )

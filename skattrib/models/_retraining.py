@@ -33,6 +33,8 @@ from skattrib.models._protocol import Retrainable, label_codes
 from skattrib.models._repeatable import check_repeatable
 
 FloatArray = NDArray[np.float64]
+#: Iterations that a tighter tolerance may take.
+_MAX_ITER = 10_000
 
 
 class Trainer:
@@ -239,6 +241,31 @@ def _retrain_and_ask(
 ) -> tuple[torch.Tensor, Any]:
     fitted = _retrain(model, X, y, weights, seed)
     return model.of(fitted).outputs(X_query), fitted
+
+
+def tightened(estimator: Any, tol: float) -> Any:
+    """Return an unfitted estimator whose last step is trained to a tolerance.
+
+    Raises
+    ------
+    ValueError
+        If it has none, or is frozen.
+    """
+    params = estimator.get_params(deep=True)
+    ends = ("tol", "max_iter")
+    held = {name: v for name, v in params.items() if name.rpartition("__")[2] in ends}
+    tols = {name for name in held if name.rpartition("__")[2] == "tol"}
+    model = as_model(estimator)
+    if model.frozen or not tols:
+        raise ValueError(
+            f"tol={tol} cannot be set: {model.name} "
+            f"{'is frozen' if model.frozen else 'has no parameter tol'}. Leave it None."
+        )
+    changed: dict[str, Any] = dict.fromkeys(tols, tol)
+    for name in held.keys() - tols:
+        if held[name] is not None and held[name] > 0:
+            changed[name] = max(held[name], _MAX_ITER)
+    return clone(estimator).set_params(**changed)
 
 
 class RefittedPipeline(Retrainable):

@@ -24,8 +24,8 @@ class Blocks:
         self.n_blocks = n_outputs if self.separable else 1
         self.size = n_columns if self.separable else n_columns * n_outputs
         self._shape = n_columns, n_outputs
-        # A softmax does not change if all outputs move together. Where no penalty
-        # fixes that, any curvature will do: there is no gradient.
+        # A softmax does not change if all outputs move together. Where no penalty fixes
+        # that, any curvature will do: there is no gradient.
         self._free = (objective.l2 == 0).all(dim=1) & (objective.l1 == 0).all(dim=1)
 
     def split(self, params: Tensor) -> Tensor:
@@ -66,9 +66,20 @@ class Blocks:
                 out[:, c, :, d] = block
                 out[:, d, :, c] = block
         size = float(torch.einsum("dcdc->", out)) / self.size
+        common = self.common_curvature(size)
         for d in self._free.nonzero()[:, 0]:
-            out[d, :, d, :] += max(size, 1e-300) / n_outputs
+            out[d, :, d, :] += common[d, 0]
         return out.view(1, self.size, self.size)
+
+    def common_curvature(self, size: float) -> Tensor:
+        """Return a curvature (D, 1) for what moves all outputs together, if free.
+
+        ``size`` is that of the mean second derivative.
+        """
+        if self.separable:
+            return torch.zeros(self._shape[0], 1, dtype=torch.double)
+        share = max(size, 1e-300) / self._shape[1]
+        return share * self._free.double()[:, None]
 
     def penalty(self) -> Tensor:
         """Return the diagonals (n_blocks, size) of the penalty's Hessian."""

@@ -202,12 +202,15 @@ class ConvexRefits:
             else:
                 bent = torch.einsum("ncd,knd->knc", curvature, images)
             bent = row_weights[:, None] * bent
-            return (rows.gradient(bent) + l2 * params).flatten(1)
+            product = rows.gradient(bent) + l2 * params
+            return (product + common * params.sum(dim=2, keepdim=True)).flatten(1)
 
         own = curvature
         if not self.blocks.separable:
             own = curvature.diagonal(dim1=1, dim2=2)
-        diagonal = (rows.squared_sum(row_weights[:, None] * own) + l2).flatten()
+        diagonal = rows.squared_sum(row_weights[:, None] * own) + l2
+        common = self.blocks.common_curvature(float(diagonal.mean()))
+        diagonal = (diagonal + common).flatten()
         inverse = torch.where(diagonal > 0, 1 / diagonal.clamp(min=1e-300), 0.0)
         out = torch.empty_like(rhs)
         per_step = 8 * _COPIES * (self.outputs.numel() + l2.numel())
@@ -281,8 +284,9 @@ class ConvexRefits:
             peers = (codes == codes[one]) & (left > 0)
             peer = peers.nonzero()[0, 0]
             base[one] = weights[one] * base[peer] / left[peer]
-            factors = self._factors(base, 1.0)
-            gradient = self._loss_gradient(base[None]) + self._pull
+            scale = float(self.objective.scale(left[None])[0])
+            factors = self._factors(base, scale)
+            gradient = self._loss_gradient(base[None]) + scale * self._pull
             gradient = torch.where(self.active, gradient, 0.0)
             gradient = gradient.expand(len(members), -1, -1)
             amounts = base[one].expand(len(members))
@@ -323,7 +327,7 @@ class ConvexRefits:
     ) -> tuple[Tensor, Tensor]:
         """Return steps, and rows whose removal leaves their own outputs open."""
         features = self.objective.rows.take(index).dense()
-        own = self._own_blocks(features, factors)
+        own = self._own_blocks(features, factors, scales)
         residuals = amounts[:, None] * self.residuals[index]
         roots = self.objective.loss.hessian_root(
             self.outputs[index], self.objective.targets[index]
@@ -340,15 +344,20 @@ class ConvexRefits:
         corrected = Factor(complement).solve(half[..., None])[..., 0]
         pull = residuals + torch.einsum("mcd,md->mc", roots, corrected)
         lifted = features[:, :, None] * pull[:, None, :]
-        return first + self._solve(factors, lifted), decisive
+        return first + self._solve(factors, lifted, scales), decisive
 
-    def _own_blocks(self, features: Tensor, factors: list[BlockFactor]) -> Tensor:
+    def _own_blocks(
+        self,
+        features: Tensor,
+        factors: list[BlockFactor],
+        scales: Tensor | None = None,
+    ) -> Tensor:
         """Return x H⁻¹ xᵀ (m, C, C) of rows, of a loss whose outputs are joint."""
         n_outputs = self.objective.params.shape[1]
         own = features.new_empty(len(features), n_outputs, n_outputs)
         unit = torch.eye(n_outputs, dtype=features.dtype)
         for c in range(n_outputs):
-            solved = self._solve(factors, features[:, :, None] * unit[c])
+            solved = self._solve(factors, features[:, :, None] * unit[c], scales)
             own[:, :, c] = torch.einsum("md,mdc->mc", features, solved)
         return own
 

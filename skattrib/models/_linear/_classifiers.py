@@ -16,6 +16,7 @@ from skattrib.engine._losses import ClassLoss, CrossEntropy, Loss
 from skattrib.engine._losses._generalized import Hinge, SquaredHinge, SquaredSigns
 from skattrib.engine._losses._labels import BinaryCrossEntropy
 from skattrib.engine._row_weights import RowWeighting
+from skattrib.exceptions import UnsupportedModelError
 from skattrib.models._linear._protocol import LinearModel, Separation, copied
 
 # Log-probability of a class without rows, as of `Retrainable.outputs`.
@@ -211,6 +212,18 @@ class LinearSVCModel(_DecisionModel):
                 "loss='hinge' has no curvature. Use loss='squared_hinge', the default."
             )
         return None
+
+    def weighting(self, y: Any) -> RowWeighting:
+        """Return what class_weight does to two classes."""
+        if self.settings.class_weight is not None and len(self._classes()) > 2:
+            # liblinear weighs the class, and not the rest that it is against
+            raise UnsupportedModelError(
+                f"class_weight={self.settings.class_weight!r} of a LinearSVC with more "
+                "than two classes weighs the same row differently in each of its "
+                "problems. Use class_weight=None, or sample_weight=; or "
+                "KernelSurrogateAttributor, by retraining."
+            )
+        return super().weighting(y)
 
     def training_loss(self) -> Loss:
         """Return the squared hinge."""

@@ -241,4 +241,6 @@ def copied(estimator: Any, kind: type, **params: Any) -> Any:
     own = estimator.get_params(deep=False)
     known = kind().get_params(deep=False)
     shared = {name: own[name] for name in known if name in own}
+    if "random_state" in known and "random_state" not in own:
+        shared["random_state"] = 0  # for a solver that draws, the same each time
     return clone(kind(**{**shared, **params}))

@@ -284,6 +284,7 @@ class DualInfluence(BaseAttributor):
 
     def _before_training(self, estimator, X, y):
         if isinstance(as_model(estimator), Convex):
+            as_model(estimator).check_rows(X)
             return
         if self.parameters == "head":
             check_has_head(as_model(estimator), X, y)

@@ -7,6 +7,7 @@ are the minimum for the weights of the fit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import cast
 
@@ -17,12 +18,14 @@ from skattrib.engine._convex._blocks import BlockFactor, Blocks
 from skattrib.engine._convex._objective import Basis, Objective
 from skattrib.engine._convex._plan import ConvexPlan
 from skattrib.engine._convex._refits import refit
-from skattrib.engine._convex._rows import Rows
+from skattrib.engine._convex._rows import DenseRows, Rows
 from skattrib.engine._functional import chunks
 from skattrib.engine._solvers import Factor, conjugate_gradient, largest_eigenvalue
 
 # Copies of the outputs of all rows that a weighting needs at a time.
 _COPIES = 12
+# Sparse rows become dense where that takes this share of the memory at most.
+_SMALL = 16
 # A row whose own weight decides its output: without it, that is not determined.
 _DECISIVE = 1 - 1e-9
 # Relative accuracy of conjugate gradients.
@@ -59,6 +62,11 @@ class ConvexRefits:
         self.basis: Basis | None = None
         if plan.solver == "dual":
             objective, self.basis = objective.reduced()
+        elif plan.solver == "primal":
+            rows = objective.rows
+            if 8.0 * rows.n_rows * rows.n_columns <= memory_bytes / _SMALL:
+                # sparse products of a small matrix cost more than dense ones
+                objective = replace(objective, rows=DenseRows(rows.dense()))
         self.objective = objective
         self.blocks = Blocks(objective)
         params, loss = objective.params, objective.loss

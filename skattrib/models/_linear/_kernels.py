@@ -10,7 +10,7 @@ from sklearn.base import clone
 from sklearn.metrics.pairwise import pairwise_kernels
 from torch import Tensor
 
-from skattrib._validation import blamed
+from skattrib._validation import blamed, memory_cap
 from skattrib.engine._convex import KernelObjective, KernelRefits
 from skattrib.models._linear._protocol import Convex, as_matrix
 
@@ -76,15 +76,18 @@ class KernelRidgeModel(KernelModel):
         )
         return torch.tensor(np.asarray(values, dtype=np.float64))
 
+    def check_rows(self, X: Any) -> None:
+        """Raise unless a precomputed kernel is one, and fits the memory."""
+        self._check_fits(X.shape[0], memory_cap())
+        if self.estimator.kernel == "precomputed":
+            _check_kernel(torch.tensor(as_matrix(X)))
+
     def refits(
         self, X: Any, y: Any, weights: Any, solver: str, memory_bytes: float
     ) -> KernelRefits:
         """Return what refits it."""
-        n_rows = X.shape[0]
-        self._check_fits(n_rows, memory_bytes)
-        X = as_matrix(X)
+        n_rows, X = X.shape[0], as_matrix(X)
         kernel = self._kernel(X, X)
-        _check_kernel(kernel)
         noise = torch.tensor(np.atleast_1d(np.asarray(self.estimator.alpha, float)))
         objective = KernelObjective(
             kernel,
@@ -113,12 +116,14 @@ class GaussianProcessModel(KernelModel):
     def _n_rows(self) -> int:
         return len(self.estimator.X_train_)
 
+    def check_rows(self, X: Any) -> None:
+        """Raise unless the kernel fits the memory."""
+        self._check_fits(X.shape[0], memory_cap())
+
     def refits(
         self, X: Any, y: Any, weights: Any, solver: str, memory_bytes: float
     ) -> KernelRefits:
         """Return what refits it."""
-        n_rows = X.shape[0]
-        self._check_fits(n_rows, memory_bytes)
         X, covariance = as_matrix(X), self.estimator.kernel_
         whole = torch.tensor(covariance(X))
         # between two sets of rows there is no white noise

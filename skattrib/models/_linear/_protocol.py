@@ -61,6 +61,9 @@ class Convex(EstimatorModel):
             known.remove("DualInfluence")
         return known
 
+    def check_rows(self, X: Any) -> None:
+        """Raise ValueError on training rows that it cannot use, before it is fitted."""
+
     # --------------------------------------------------------------- settings
     @property
     def settings(self) -> Any:

@@ -60,7 +60,12 @@ from skattrib.engine._losses import LabelLoss
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._any import is_pairwise
 from skattrib.models._as_model import as_model, check_recipe
-from skattrib.models._fit_params import check_names, check_target, row_weights
+from skattrib.models._fit_params import (
+    check_names,
+    check_target,
+    row_weights,
+    rows_that_count,
+)
 from skattrib.models._outcomes import (
     OUTCOMES,
     check_outcome,
@@ -322,7 +327,10 @@ class BaseAttributor(
         self._score_seed, self._fit_seed = int(seeds[1] >> 1), int(seeds[2] >> 1)
         self._before_training(parts.model, features, targets)
         with config_context(enable_metadata_routing=False):
-            parts.fit_model(features, targets, **model_params)
+            rows, labels, model_params = rows_that_count(
+                as_model(parts.model), features, targets, model_params
+            )
+            parts.fit_model(rows, labels, **model_params)
         check_repeatable(as_model(parts.model), features)
         check_finite(as_model(parts.model), features)
         self.estimator_ = parts.whole if search is None else search

@@ -163,8 +163,7 @@ def retrain_outcomes(
     (4, 5)
     """
     X, y, X_query, y_query = _checked_data(estimator, X, y, X_query, y_query)
-    if tol is not None:
-        estimator = tightened(estimator, tol)
+    estimator = tightened(estimator, tol)
     if refit_transformers:
         fitted, units = None, None
         estimator = estimator_to_refit(estimator)
@@ -176,11 +175,10 @@ def retrain_outcomes(
         units = parts.units
         check_seeds(as_model(estimator), "n_seeds", n_seeds)
 
-    options = {"refit_transformers": refit_transformers}
-    trainer = Trainer(estimator, X, y, n_jobs, verbose, **options)
+    trainer = Trainer(estimator, X, y, n_jobs, verbose, refit_transformers)
     runner = Runner(trainer, X_query, y_query, outcome, units)
-    n_rows = _num_samples(X)
-    codes = np.arange(n_rows) if tasks is None else check_tasks(tasks, n_rows)[0]
+    n = _num_samples(X)
+    codes = np.arange(n) if tasks is None else check_tasks(tasks, n)[0]
     present = _checked_weights(weights, int(codes.max()) + 1)
     base = check_sample_weight(
         sample_weight, X, dtype=np.float64, ensure_non_negative=True
@@ -196,11 +194,8 @@ def retrain_outcomes(
 
     if fitted is not None:
         check_reproduced(fitted, runner, base)
-    memory_cache = as_memory(memory)
-    seeds = trainer.seeds(n_seeds)
-    outcomes = []
-
-    for seed in seeds:
+    memory_cache, outcomes = as_memory(memory), []
+    for seed in trainer.seeds(n_seeds):
         key = "" if memory_cache is None else runner.key(seed)
         outcomes.append(
             cached_rows(memory_cache, key, rows, partial(runner, seed=seed), CHUNK)

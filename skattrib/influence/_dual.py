@@ -270,7 +270,7 @@ class DualInfluence(BaseAttributor):
 
     def _check_own_penalty(self, model):
         """Raise on parameters that damp or simplify, of a model that is refitted."""
-        for name in ("ridge", "metric", "regularization", "n_models"):
+        for name in ("ridge", "metric", "parameters", "regularization", "n_models"):
             value, default = getattr(self, name), getattr(type(self)(), name)
             if value != default:
                 cure = {

@@ -5,7 +5,7 @@ from sklearn.utils import Bunch
 
 from skattrib._verdict import judged
 from skattrib.engine._functional import spread
-from skattrib.influence._exact_models import FAR, NOISY
+from skattrib.influence._exact_models import FAR, NOISY, output_changes
 
 # Units that are refitted, to compare with what `attribute` does.
 _N_REFITTED = 16
@@ -62,12 +62,12 @@ def diagnose_exact(exact, without_each, X, calibration):
 def _figures(exact, without_each, X):
     units = spread(len(exact.units), _N_REFITTED)
     removed = exact.units[units]
-    ours = exact.steps(removed, "attribute")
+    ours = exact.steps(removed, "attribute", checked=False)
     if without_each is not None:
         ours = without_each[units]
     true = exact.refitted(removed)
     rows = exact.trained.query_rows(exact.refits, X)
-    changes = [_changes(rows, moved.steps) for moved in (ours, true)]
+    changes = [output_changes(rows, moved.steps) for moved in (ours, true)]
     known = torch.isfinite(changes[1]).flatten(1).all(dim=1)
     error = (changes[0] - changes[1])[known].norm()
     size = changes[1][known].norm().clamp(min=torch.finfo(torch.double).tiny)
@@ -78,9 +78,3 @@ def _figures(exact, without_each, X):
         "leverage": None if leverages is None else float(leverages.max()),
         "sign_changes": exact.sign_changes(true),
     }
-
-
-def _changes(rows, steps):
-    if torch.is_tensor(rows):
-        return torch.einsum("qd,kdc->kqc", rows, steps)
-    return rows.outputs(steps)

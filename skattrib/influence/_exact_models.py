@@ -15,6 +15,7 @@ from skattrib._validation import memory_cap
 from skattrib.engine._functional import chunks, spread
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.influence._damping import RidgeRule
+from skattrib.models._retraining import retrained
 
 # Outcomes of units and queries that are evaluated at a time.
 _AT_ONCE = 2**20
@@ -99,22 +100,22 @@ class ExactModel:
             self._codes = np.searchsorted(self._classes, y)
         if self.refits.is_singular:
             warnings.warn(
-                f"Columns of X are collinear, and {trained.name} has no penalty that "
-                "tells their coefficients apart: of all solutions, the one that "
-                "changes least is taken. Outcomes of rows like those of training are "
-                "not affected. Drop columns (OneHotEncoder(drop='first')), or use a "
-                "penalty.",
+                f"The loss of {trained.name} does not bend in every coefficient, and "
+                "no penalty does: columns of X are collinear, or classes are next to "
+                "separated. Of all solutions the one that changes least is taken; "
+                "outcomes of rows like those of training are the same in all. Drop "
+                "columns (OneHotEncoder(drop='first')), or use a penalty.",
                 FaithfulnessWarning,
                 stacklevel=7,
             )
 
     # ---------------------------------------------------------------- removals
-    def steps(self, row_weights, method="predict_outcomes"):
-        """Return where weights of the rows lead, (k, n) or by unit."""
-        if isinstance(row_weights, np.ndarray):
+    def steps(self, row_weights, method="predict_outcomes", *, checked=True):
+        """Return where weights (k, n) of the rows lead."""
+        if checked:
             self.trained.check_weights(row_weights)
         solve = getattr(self.refits, f"{self.removal[method]}_steps")
-        parts, retrained = [], {}
+        parts, other_models = [], {}
         label = f"{self.removal[method]} steps"
         for part in self._parts(len(row_weights), label, self.refits.batch_size()):
             weights = np.array(row_weights[part], dtype=np.float64)
@@ -125,8 +126,8 @@ class ExactModel:
             parts.append(found)
             for i in np.flatnonzero(emptied):
                 row = np.asarray(row_weights[part][i], dtype=np.float64)
-                retrained[part.start + int(i)] = self._retrained(row)
-        return Moved(torch.cat(parts), retrained)
+                other_models[part.start + int(i)] = self._retrained(row)
+        return Moved(torch.cat(parts), other_models)
 
     def _emptied(self, weights):
         """Say which weightings (k, n) leave a class without rows."""
@@ -142,36 +143,47 @@ class ExactModel:
         """Return a model that was trained: its objective is another one."""
         model = type(self.trained)(self.trained.recipe())
         model.classes = self._classes
-        return model.of(model.retrain(self._X, self._y, weights, self._seed))
+        return model.of(retrained(model, self._X, self._y, weights, self._seed))
 
     def _parts(self, n, label, size):
         parts = list(chunks(n, size))
         return tqdm(parts, desc=label, disable=not (self.verbose and len(parts) > 1))
 
     def without_each_unit(self):
-        """Return where the removal of each unit leads; None if queries are solved."""
-        if self.solves_queries:
-            return None
-        units = self.units
-        single = units.largest == 1 and self.removal["attribute"] == "newton"
-        if not single or self.plan.solver == "cg":
-            return self.steps(units, "attribute")
+        """Return where the removal of each unit leads.
 
-        rows = np.argsort(units.unit_of_row)
-        alone = self._alone_in_class()
+        None if queries are solved for, or the steps do not fit the memory: then
+        `without_units` is asked again for each call.
+        """
+        shape = getattr(self.refits.objective, "params", self.refits.objective.targets)
+        needed = 8.0 * len(self.units) * (shape.numel() + shape.shape[1])
+        if self.solves_queries or needed > memory_cap() / 2:
+            return None
+        return self.without_units(slice(0, len(self.units)))
+
+    def without_units(self, part):
+        """Return where the removal of each of some units leads."""
+        by_row = self.units.largest == 1 and self.removal["attribute"] == "newton"
+        if not by_row or self.plan.solver == "cg":
+            return self.steps(self.units[part], "attribute", checked=False)
+
+        rows = np.argsort(self.units.unit_of_row)[part]
+        alone = self._alone_in_class()[rows]
         steps = torch.cat(
             [
-                self.refits.newton_without(torch.tensor(rows[part]))
-                for part in self._parts(
+                self.refits.newton_without(torch.tensor(rows[few]))
+                for few in self._parts(
                     len(rows), "rows left out", self.refits.rows_at_once()
                 )
             ]
         )
-        retrained = {}
-        for unit in np.flatnonzero(alone[rows]):
-            steps[unit] = torch.nan
-            retrained[int(unit)] = self._retrained(units[[unit]][0])
-        return Moved(steps, retrained)
+        other_models = {}
+        for number in np.flatnonzero(alone):
+            steps[number] = torch.nan
+            weights = self._weights.copy()
+            weights[rows[number]] = 0
+            other_models[int(number)] = self._retrained(weights)
+        return Moved(steps, other_models)
 
     def _alone_in_class(self):
         """Say which rows are the only ones of their class that count."""
@@ -204,10 +216,7 @@ class ExactModel:
 
     def _outputs(self, moved, linear, rows, X):
         """Return outputs (k, q, C) of queries, as the loss takes them."""
-        if torch.is_tensor(rows):
-            changes = torch.einsum("qd,kdc->kqc", rows, moved.steps)
-        else:
-            changes = rows.outputs(moved.steps)
+        changes = output_changes(rows, moved.steps)
         outputs = self.trained.link(linear + changes)
         for i, model in moved.retrained.items():
             outputs[i] = model.outputs(X)
@@ -231,7 +240,7 @@ class ExactModel:
         """Return where weights of the rows lead, by refits."""
         other = copy.copy(self)
         other.removal = dict.fromkeys(self.removal, "refit")
-        return other.steps(row_weights)
+        return other.steps(row_weights, checked=False)
 
     def leverages(self):
         """Return the share (n,) that each row has in its own output; None for cg."""
@@ -257,8 +266,11 @@ class ExactModel:
         if not bool(refits.left.any()) or self.plan.solver == "cg":
             return 0.0
         n = refits.objective.rows.n_rows
-        rows = torch.tensor(spread(n, _N_COMPARED))
-        steps = refits.newton_without(rows[refits.objective.weights[rows] > 0])
+        rows = spread(n, _N_COMPARED)
+        rows = rows[(self._weights[rows] > 0) & ~self._alone_in_class()[rows]]
+        if not len(rows):
+            return 0.0
+        steps = refits.newton_without(torch.tensor(rows))
         ones = torch.ones(1, dtype=torch.double)
         missing = refits.solve_whole(
             torch.where(refits.active, refits.left, 0.0)[None], ones
@@ -280,11 +292,18 @@ class ExactModel:
             warnings.warn(
                 f"{self.trained.name} stopped {distance:.2g} times as far from its "
                 "optimum as a row, left out, moves it: leave-one-out of such fits is "
-                f"noise, {ours}. Use a smaller tol and a larger max_iter, such as "
-                "tol=1e-10, max_iter=10_000.",
+                f"noise, {ours}. Use a smaller tol, such as 1e-10, and a max_iter to "
+                "reach it; or it was fitted to other rows or weights than these.",
                 FaithfulnessWarning,
                 stacklevel=7,
             )
+
+
+def output_changes(rows, steps):
+    """Return the changes (k, q, C) of linear outputs of queries."""
+    if torch.is_tensor(rows):
+        return torch.einsum("qd,kdc->kqc", rows, steps)
+    return rows.outputs(steps)
 
 
 class ExactQueries:
@@ -338,25 +357,27 @@ class ExactQueries:
         exact = self._exact
         if exact.solves_queries:
             return self._solved_for_queries()
-        if exact.removal["attribute"] != "influence":
-            return (self.present_outcomes() - self.outcomes(without_each)).T
-
-        slopes, parts = self._slopes(), []
+        n_units, parts = len(exact.units), []
         size = max(1, _AT_ONCE // max(1, self._linear.numel()))
-        for part in chunks(len(without_each), size):
-            steps = without_each.steps[part]
-            if torch.is_tensor(self._rows):
-                changes = torch.einsum("qd,kdc->kqc", self._rows, steps)
+        if without_each is None:
+            size = min(size, exact.refits.rows_at_once())
+        first_order = exact.removal["attribute"] == "influence"
+        slopes = self._slopes() if first_order else None
+        present = None if first_order else self.present_outcomes()
+        for part in chunks(n_units, size):
+            moved = without_each[part] if without_each else exact.without_units(part)
+            if first_order:
+                changes = output_changes(self._rows, moved.steps)
+                parts.append(-(changes * slopes).sum(dim=-1).numpy())
             else:
-                changes = self._rows.outputs(steps)
-            parts.append(-(changes * slopes).sum(dim=-1))
-        return torch.cat(parts).T.numpy()
+                parts.append(present - self.outcomes(moved))
+        return np.concatenate(parts).T
 
     def _solved_for_queries(self):
         """Return attributions at first order without any unit's step."""
         exact, refits, slopes = self._exact, self._exact.refits, self._slopes()
         units, shape = exact.units, refits.objective.params.shape
-        attributions = np.empty((len(self._X_rows()), len(units)))
+        attributions = np.empty((len(self._linear), len(units)))
         per_query = 8 * 12 * (refits.outputs.numel() + shape.numel())
         at_once = max(1, int(memory_cap() / 4 / per_query))
         for part in chunks(len(attributions), at_once):
@@ -376,9 +397,6 @@ class ExactQueries:
                 gradient = effects @ row_weights.T + pull[:, None] * scale
                 attributions[part, chunk] = gradient.numpy()
         return attributions
-
-    def _X_rows(self):
-        return self._linear
 
 
 def chosen_removal(removal, refits, units):

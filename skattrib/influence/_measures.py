@@ -66,7 +66,7 @@ def measures(
     degrees = (row_weights > 0).sum() - total
     is_squared = objective.loss.quadratic
     scale = 1.0
-    if _has_scale(trained):
+    if trained.has_dispersion():
         scale = float((pearson**2).sum() / degrees)
     free = 1 - leverage
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -114,11 +114,6 @@ def _variance(trained: Any) -> Any:
             "classes, PoissonRegressor, GammaRegressor or TweedieRegressor."
         )
     return function
-
-
-def _has_scale(trained: Any) -> bool:
-    """Say whether the dispersion is estimated."""
-    return bool(trained.has_dispersion())
 
 
 def _means(trained: Any, objective: Any) -> tuple[FloatArray, FloatArray, FloatArray]:

@@ -7,6 +7,7 @@ what they must look like is in `_validation`.
 import numpy as np
 from sklearn.base import is_classifier
 from sklearn.pipeline import Pipeline
+from sklearn.utils import _safe_indexing
 from sklearn.utils.metadata_routing import _routing_enabled, process_routing
 from sklearn.utils.validation import has_fit_parameter
 
@@ -17,6 +18,7 @@ from skattrib._validation import (
     float_dtype,
 )
 from skattrib.models._as_model import as_model
+from skattrib.models._linear import LinearModel
 from skattrib.models._parts import weight_name
 
 _MISNAMED = {"groups", "source", "sources", "task", "unit", "units"}
@@ -62,6 +64,20 @@ def row_weights(estimator, fit_params, X):
     elif np.any(weights != 1):  # as subsets are trained
         params["sample_weight"] = weights
     return weights, params
+
+
+def rows_that_count(model, X, y, params):
+    """Return rows, targets and parameters of fit without rows of weight 0.
+
+    So subsets are trained: beside its loss, an estimator may count rows. Only where it
+    is refitted to all rows, and knows them by no position.
+    """
+    weights = params.get("sample_weight")
+    if weights is None or np.all(weights) or not isinstance(model, LinearModel):
+        return X, y, params
+    kept = np.flatnonzero(weights)
+    params = {**params, "sample_weight": weights[kept]}
+    return _safe_indexing(X, kept), y[kept], params
 
 
 def check_target(y, estimator):

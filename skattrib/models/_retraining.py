@@ -58,7 +58,6 @@ class Trainer:
         y: ArrayLike,
         n_jobs: int | None = None,
         verbose: int = 0,
-        *,
         refit_transformers: bool = False,
     ) -> None:
         check_consistent_length(X, y)
@@ -149,7 +148,7 @@ class Trainer:
 
     def models(self, weights: FloatArray, seed: int) -> list[Any]:
         """Train estimators that are no neural networks; return them fitted."""
-        return self._run(_retrain, weights, seed)
+        return self._run(retrained, weights, seed)
 
     def _stack_options(self, weights: FloatArray, seed: int) -> dict[str, Any]:
         return {
@@ -221,7 +220,10 @@ def as_retrainable(estimator: Any) -> Retrainable:
     return model
 
 
-def _retrain(model: Retrainable, X: Any, y: Any, weights: FloatArray, seed: int) -> Any:
+def retrained(
+    model: Retrainable, X: Any, y: Any, weights: FloatArray, seed: int
+) -> Any:
+    """Return an estimator trained on weighted rows; raise if it lacks outputs."""
     fitted = model.retrain(X, y, weights, seed)
     known = getattr(fitted, "classes_", None)
     restored = model.restores_classes
@@ -239,18 +241,20 @@ def _retrain(model: Retrainable, X: Any, y: Any, weights: FloatArray, seed: int)
 def _retrain_and_ask(
     model: Retrainable, X: Any, y: Any, weights: FloatArray, seed: int, X_query: Any
 ) -> tuple[torch.Tensor, Any]:
-    fitted = _retrain(model, X, y, weights, seed)
+    fitted = retrained(model, X, y, weights, seed)
     return model.of(fitted).outputs(X_query), fitted
 
 
-def tightened(estimator: Any, tol: float) -> Any:
-    """Return an unfitted estimator whose last step is trained to a tolerance.
+def tightened(estimator: Any, tol: float | None) -> Any:
+    """Return an unfitted estimator that is trained to a tolerance; the same for None.
 
     Raises
     ------
     ValueError
         If it has none, or is frozen.
     """
+    if tol is None:
+        return estimator
     params = estimator.get_params(deep=True)
     ends = ("tol", "max_iter")
     held = {name: v for name, v in params.items() if name.rpartition("__")[2] in ends}

@@ -255,7 +255,7 @@ BAD = {
         LinearRegression(),
         X[:20],
         NUMBERS[:20],
-        "has no penalty and more",
+        "has no penalty, and with",
     ),
     "negative counts": (PoissonRegressor(), X, NUMBERS - 5, "out of the valid range"),
     "no zeros": (
@@ -322,7 +322,7 @@ def test_solvers_that_cannot_be_used():
 def test_columns_that_are_collinear_are_pointed_out():
     rows, y, Xq, yq = table("diabetes")
     twice, queries = (np.column_stack([r, r[:, :1]]) for r in (rows, Xq))
-    with pytest.warns(FaithfulnessWarning, match="Columns of X are collinear"):
+    with pytest.warns(FaithfulnessWarning, match="columns of X are collinear"):
         dual = fitted(LinearRegression(), twice, y)
     plain = fitted(LinearRegression(), rows, y)
     np.testing.assert_allclose(

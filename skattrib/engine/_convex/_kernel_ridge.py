@@ -7,6 +7,7 @@ rows that are present. The offset m is 0, or the mean of their targets.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,6 +67,8 @@ class KernelRefits:
 
     def __init__(self, objective: KernelObjective, memory_bytes: float) -> None:
         self.objective, self.memory_bytes = objective, memory_bytes
+        #: The rows themselves, between which and queries kernels are computed.
+        self.train_rows: Any = None
         ones = objective.weights[None]
         self._present = self._solutions(ones)[0]
         self._inverses: list[Tensor] = []
@@ -169,6 +172,10 @@ class KernelRefits:
         return out
 
     # ---------------------------------------------------------------- queries
+    def train_outputs(self) -> Tensor:
+        """Return the outputs (n, C) of the rows."""
+        return self.features(self.objective.kernel) @ self._present
+
     def features(self, kernel: Tensor) -> Tensor:
         """Return kernel values of queries (q, n), and a constant (q, n + 1)."""
         return torch.cat([kernel, torch.ones_like(kernel[:, :1])], dim=1)

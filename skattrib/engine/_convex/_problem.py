@@ -17,7 +17,7 @@ from torch import Tensor
 from skattrib.engine._convex._blocks import BlockFactor, Blocks
 from skattrib.engine._convex._objective import Basis, Objective
 from skattrib.engine._convex._plan import ConvexPlan
-from skattrib.engine._convex._refits import refit
+from skattrib.engine._convex._refits import refit, warn_open
 from skattrib.engine._convex._rows import DenseRows, Rows
 from skattrib.engine._functional import chunks
 from skattrib.engine._solvers import Factor, conjugate_gradient, largest_eigenvalue
@@ -48,6 +48,9 @@ class ConvexRefits:
     objective : Objective
     plan : ConvexPlan
     memory_bytes : float
+    centre : Tensor of shape (P,) or None
+        What was taken off the columns of the rows, and is to be taken off queries; the
+        last column of the rows is then of ones.
 
     Attributes
     ----------
@@ -56,9 +59,13 @@ class ConvexRefits:
     """
 
     def __init__(
-        self, objective: Objective, plan: ConvexPlan, memory_bytes: float
+        self,
+        objective: Objective,
+        plan: ConvexPlan,
+        memory_bytes: float,
+        centre: Tensor | None = None,
     ) -> None:
-        self.plan, self.memory_bytes = plan, memory_bytes
+        self.plan, self.memory_bytes, self.centre = plan, memory_bytes, centre
         self.basis: Basis | None = None
         if plan.solver == "dual":
             objective, self.basis = objective.reduced()
@@ -109,7 +116,12 @@ class ConvexRefits:
 
     def parameters(self, steps: Tensor) -> Tensor:
         """Return steps as changes of the parameters (k, D, C) of the model."""
-        return steps if self.basis is None else self.basis.lift(steps)
+        changes = steps if self.basis is None else self.basis.lift(steps)
+        if self.centre is None:
+            return changes
+        changes = changes.clone()
+        changes[:, -1] -= torch.einsum("p,kpc->kc", self.centre, changes[:, :-1])
+        return changes
 
     # ------------------------------------------------------------------ parts
     def _loss_gradient(self, row_weights: Tensor) -> Tensor:
@@ -174,7 +186,7 @@ class ConvexRefits:
             self.objective.weighting(weights),
         )
         scales = self.objective.scale(weights)
-        steps = torch.empty_like(gradients)
+        steps, n_open = torch.empty_like(gradients), 0
         for i, (gradient, of_rows) in enumerate(
             zip(gradients, row_weights, strict=True)
         ):
@@ -184,6 +196,9 @@ class ConvexRefits:
             else:
                 factors = self._factors(of_rows, float(scales[i]))
                 steps[i] = -self._solve(factors, gradient[None])[0]
+                n_open += any(factor.factor.is_singular for factor in factors)
+        if n_open and not self.is_singular:
+            warn_open(n_open, len(steps))
         return steps
 
     def refit_steps(self, weights: Tensor) -> Tensor:
@@ -281,6 +296,7 @@ class ConvexRefits:
             return
 
         codes = cast(Tensor, weighting.balanced)
+        parts = self._by_class(codes)
         kinds = torch.stack([codes[index].double(), weights[index]], dim=1)
         kinds, kind_of = kinds.unique(dim=0, return_inverse=True)
         for number in range(len(kinds)):
@@ -288,17 +304,29 @@ class ConvexRefits:
             one = index[members[0]]
             left = weights.clone()
             left[one] = 0
-            base = weighting(left)
-            peers = (codes == codes[one]) & (left > 0)
-            peer = peers.nonzero()[0, 0]
-            base[one] = weights[one] * base[peer] / left[peer]
+            factor = torch.where(left > 0, weighting(left) / left, 0.0)
+            of_classes = range(len(parts[0]))
+            shares = torch.stack([factor[codes == code].max() for code in of_classes])
+            shares[shares == 0] = 1.0  # the only row of its class is retrained
             scale = float(self.objective.scale(left[None])[0])
-            factors = self._factors(base, scale)
-            gradient = self._loss_gradient(base[None]) + scale * self._pull
+            hessians = torch.einsum("l,lbmn->bmn", shares, parts[0])
+            factors = self.blocks.factors(hessians, scale, self.active)
+            gradient = torch.einsum("l,ldc->dc", shares, parts[1])[None]
+            gradient = gradient + scale * self._pull
             gradient = torch.where(self.active, gradient, 0.0)
             gradient = gradient.expand(len(members), -1, -1)
-            amounts = base[one].expand(len(members))
+            amounts = (shares[codes[one]] * weights[one]).expand(len(members))
             yield members, factors, gradient, amounts, torch.ones_like(amounts)
+
+    def _by_class(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return Hessians (K, n_blocks, size, size), gradients (K, D, C) by class."""
+        hessians, gradients = [], []
+        for code in range(int(codes.max()) + 1):
+            weights = self.objective.weights * (codes == code)
+            rows = self.objective.rows
+            hessians.append(self.blocks.hessians(rows, weights, self.curvature))
+            gradients.append(self._loss_gradient(weights[None])[0])
+        return torch.stack(hessians), torch.stack(gradients)
 
     def _without_separable(
         self,

@@ -18,6 +18,7 @@ from skattrib.engine._convex._blocks import BlockFactor, Blocks
 from skattrib.engine._convex._lasso import minimize_quadratic
 from skattrib.engine._convex._objective import Objective
 from skattrib.engine._convex._plan import ConvexPlan
+from skattrib.exceptions import FaithfulnessWarning
 
 _MAX_NEWTON, _MAX_CHORD, _MAX_HALVINGS = 50, 25, 30
 # Outputs have arrived when they change by less than this, relative to the largest.
@@ -26,6 +27,8 @@ _TOLERANCE = 1e-10
 _FEW = 20
 # A chord iteration that contracts by less than this gives way to Newton.
 _CONTRACTION = 0.5
+# Curvature, relative to that of the fit, of a loss that has run to infinity.
+_FLAT = 1e-9
 
 
 class Refitted(Protocol):
@@ -37,6 +40,8 @@ class Refitted(Protocol):
     outputs: Tensor
     left: Tensor
     row_weights: Tensor
+    curvature: Tensor
+    is_singular: bool
 
     def solve_without_factor(
         self,
@@ -66,21 +71,38 @@ def refit(model: Refitted, weights: Tensor) -> Tensor:
             found, arrived = _chord(model, row_weights[few], scales[few])
             steps[few] = found
             todo[few] = ~arrived
-    unfinished = []
+    n_unfinished = n_open = 0
     for i in todo.nonzero()[:, 0]:
-        steps[i], arrived_here = _newton(model, row_weights[i], float(scales[i]))
-        if not arrived_here:
-            unfinished.append(int(i))
-    if unfinished:
+        steps[i], has_arrived, is_open = _newton(
+            model, row_weights[i], float(scales[i])
+        )
+        is_quadratic = objective.loss.quadratic
+        n_unfinished += not has_arrived or (is_open and not is_quadratic)
+        n_open += is_open and is_quadratic
+    if n_unfinished and not model.is_singular:
         warnings.warn(
-            f"{len(unfinished)} of {len(weights)} refits did not reach their minimum, "
-            f"the first is weighting {unfinished[0]}: without a penalty, what is left "
-            "of the rows may have none (classes that a plane separates). Use a "
-            "penalty, or keep more units.",
+            f"{n_unfinished} of {len(weights)} refits did not reach their minimum: "
+            "without a penalty, what is left of the rows may have none (classes that a "
+            "plane separates, counts that are all 0). Use a penalty, or keep more "
+            "units.",
             ConvergenceWarning,
             stacklevel=5,
         )
+    if n_open and not model.is_singular:
+        warn_open(n_open, len(weights))
     return steps
+
+
+def warn_open(n_open: int, n_weightings: int) -> None:
+    """Warn that what is left of the rows does not determine the coefficients."""
+    warnings.warn(
+        f"In {n_open} of {n_weightings} weightings the rows that are left do not "
+        "determine all coefficients, and no penalty does: of all solutions, the one "
+        "that changes least is taken, where training takes another. Use a penalty, "
+        "such as Ridge, or keep more units.",
+        FaithfulnessWarning,
+        stacklevel=6,
+    )
 
 
 def _gradient(
@@ -123,8 +145,13 @@ def _chord(
     return steps, arrived
 
 
-def _newton(model: Refitted, row_weights: Tensor, scale: float) -> tuple[Tensor, bool]:
-    """Return the step (D, C) by Newton's method with halving, for one weighting."""
+def _newton(
+    model: Refitted, row_weights: Tensor, scale: float
+) -> tuple[Tensor, bool, bool]:
+    """Return the step (D, C) by Newton's method with halving, for one weighting.
+
+    Also whether it arrived at a minimum, and whether that is one of many.
+    """
     objective = model.objective
     step = torch.zeros_like(objective.params)
     outputs = model.outputs
@@ -134,13 +161,14 @@ def _newton(model: Refitted, row_weights: Tensor, scale: float) -> tuple[Tensor,
         gradient = _gradient(
             model, row_weights[None], factor, step[None], outputs[None]
         )
-        move = _move(model, row_weights, scale, step, outputs, gradient)
+        move, is_open = _move(model, row_weights, scale, step, outputs, gradient)
         if objective.loss.quadratic and not objective.has_l1:
-            return step + move, True
+            return step + move, True, is_open
         change = objective.rows.outputs(move[None])[0]
         largest = max(1.0, float(outputs.abs().max()))
         if float(change.abs().max()) <= _TOLERANCE * largest:
-            return step + move, True
+            arrived = _has_curvature(model, row_weights, outputs)
+            return step + move, arrived, is_open
         share, slack = 1.0, 1e-12 * abs(value)
         for _ in range(_MAX_HALVINGS):
             trial = step + share * move, outputs + share * change
@@ -149,9 +177,19 @@ def _newton(model: Refitted, row_weights: Tensor, scale: float) -> tuple[Tensor,
                 break
             share /= 2
         else:
-            return step, False
+            return step, False, is_open
         step, outputs, value = *trial, lower
-    return step, False
+    return step, False, is_open
+
+
+def _has_curvature(model: Refitted, row_weights: Tensor, outputs: Tensor) -> bool:
+    """Say whether the loss still bends: it does not where outputs run to infinity."""
+    if model.objective.loss.kinked:
+        return True
+    kept = row_weights > 0
+    now = model.blocks.curvature(outputs, model.objective.targets)[kept]
+    before = model.curvature[kept]
+    return bool(now.abs().max() > _FLAT * before.abs().max())
 
 
 def _value(
@@ -171,20 +209,21 @@ def _move(
     step: Tensor,
     outputs: Tensor,
     gradient: Tensor,
-) -> Tensor:
-    """Return the move (D, C) to the minimum of the quadratic model."""
+) -> tuple[Tensor, bool]:
+    """Return the move (D, C) to the minimum of the quadratic model; if it has many."""
     objective, blocks = model.objective, model.blocks
     curvature = blocks.curvature(outputs, objective.targets)
     if model.plan.solver == "cg":
         args = gradient, row_weights, scale, curvature
-        return -model.solve_without_factor(*args)[0]
+        return -model.solve_without_factor(*args)[0], False
     hessians = blocks.hessians(objective.rows, row_weights, curvature)
     everything = torch.ones_like(objective.params, dtype=torch.bool)
     gradients = blocks.split(gradient)
     if not objective.has_l1:
         factors: list[BlockFactor] = blocks.factors(hessians, scale, everything)
         moves = [f.solve(g) for f, g in zip(factors, gradients, strict=True)]
-        return -blocks.join(torch.stack(moves))[0]
+        is_open = any(factor.factor.is_singular for factor in factors)
+        return -blocks.join(torch.stack(moves))[0], is_open
 
     params = blocks.split((objective.params + step)[None])[:, 0]
     strengths = scale * blocks.split(objective.l1[None])[:, 0]
@@ -199,4 +238,4 @@ def _move(
         moved.append(
             minimize_quadratic(matrix, linear, strengths[block], start) - start
         )
-    return blocks.join(torch.stack(moved)[:, None])[0]
+    return blocks.join(torch.stack(moved)[:, None])[0], False

@@ -179,6 +179,10 @@ class OneVsRestModel(_ComposedModel):
 
     def outputs(self, X: Any) -> Tensor:
         """Return log-probabilities (q, K), or decision values."""
+        classes = getattr(self.estimator, "classes_", ())
+        if len(classes) == 1 and self.classes is not None:
+            certain = torch.zeros(X.shape[0], 1, dtype=torch.double)
+            return among_classes(certain, classes, self.classes)
         if self.inner is None or not hasattr(self.estimator, "estimators_"):
             return super().outputs(X)
         known = self.link(self.linear_outputs(X))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from skattrib.models._linear._protocol import Convex, as_matrix
 
 # Asymmetry of a precomputed kernel, relative to its size, that counts as rounding.
 _SYMMETRIC = 1e-8
+# Difference of training outputs, relative to their size, of a model fitted to the same.
+_SAME = 1e-6
 
 
 class KernelModel(Convex):
@@ -30,14 +33,43 @@ class KernelModel(Convex):
     def parameter_names(self, feature_names: list[str]) -> list[str]:
         """Return a name for each row's coefficient, and the mean."""
         n_rows = self._n_rows()
-        return [*[f"alpha{row}" for row in range(n_rows)], "mean"]
+        names = [*[f"alpha{row}" for row in range(n_rows)], "mean"]
+        n_outputs = self._n_outputs()
+        if n_outputs == 1:
+            return names
+        return [f"y{output}: {name}" for output in range(n_outputs) for name in names]
 
+    @abstractmethod
     def _n_rows(self) -> int:
-        raise NotImplementedError
+        """Return how many rows it was fitted to."""
+
+    @abstractmethod
+    def _n_outputs(self) -> int:
+        """Return how many outputs it has."""
 
     def _targets(self, y: Any) -> Tensor:
         values = np.asarray(y, dtype=np.float64)
         return torch.tensor(values.reshape(len(values), -1))
+
+    def _checked(self, refits: KernelRefits, X: Any) -> KernelRefits:
+        """Return them with their rows; raise if the model was fitted to others."""
+        refits.train_rows = X
+        refitted = refits.train_outputs()
+        predicted = self.linear_outputs(X) if len(X) == self._n_rows() else None
+        size = refitted.abs().max()
+        if predicted is None or bool((predicted - refitted).abs().max() > _SAME * size):
+            raise ValueError(
+                f"{self.name} was fitted to other rows, targets or weights than these: "
+                "pass those that it was fitted to, or leave FrozenEstimator out."
+            )
+        return refits
+
+    def _check_solver(self, solver: str) -> None:
+        if solver not in ("auto", "dual"):
+            raise ValueError(
+                f"solver={solver!r} does not apply to {self.name}, whose coefficients "
+                "are those of the kernel of the rows. Use solver='auto' or 'dual'."
+            )
 
     @staticmethod
     def _check_fits(n_rows: int, memory_bytes: float) -> None:
@@ -57,6 +89,9 @@ class KernelRidgeModel(KernelModel):
 
     def _n_rows(self) -> int:
         return len(self.estimator.dual_coef_)
+
+    def _n_outputs(self) -> int:
+        return int(np.size(self.estimator.dual_coef_[0]))
 
     def _kernel(self, X: Any, others: Any) -> Tensor:
         """Return kernel values as the estimator computes them."""
@@ -86,6 +121,7 @@ class KernelRidgeModel(KernelModel):
         self, X: Any, y: Any, weights: Any, solver: str, memory_bytes: float
     ) -> KernelRefits:
         """Return what refits it."""
+        self._check_solver(solver)
         n_rows, X = X.shape[0], as_matrix(X)
         kernel = self._kernel(X, X)
         noise = torch.tensor(np.atleast_1d(np.asarray(self.estimator.alpha, float)))
@@ -95,11 +131,11 @@ class KernelRidgeModel(KernelModel):
             self._targets(y),
             torch.tensor(np.asarray(weights, dtype=np.float64)),
         )
-        return KernelRefits(objective, memory_bytes)
+        return self._checked(KernelRefits(objective, memory_bytes), X)
 
     def query_rows(self, refits: KernelRefits, X: Any) -> Tensor:
         """Return kernel values (q, n) and ones."""
-        return refits.features(self._kernel(as_matrix(X), self.estimator.X_fit_))
+        return refits.features(self._kernel(as_matrix(X), refits.train_rows))
 
 
 class GaussianProcessModel(KernelModel):
@@ -116,6 +152,9 @@ class GaussianProcessModel(KernelModel):
     def _n_rows(self) -> int:
         return len(self.estimator.X_train_)
 
+    def _n_outputs(self) -> int:
+        return int(np.size(self.estimator.alpha_[0]))
+
     def check_rows(self, X: Any) -> None:
         """Raise unless the kernel fits the memory."""
         self._check_fits(X.shape[0], memory_cap())
@@ -124,6 +163,7 @@ class GaussianProcessModel(KernelModel):
         self, X: Any, y: Any, weights: Any, solver: str, memory_bytes: float
     ) -> KernelRefits:
         """Return what refits it."""
+        self._check_solver(solver)
         X, covariance = as_matrix(X), self.estimator.kernel_
         whole = torch.tensor(covariance(X))
         # between two sets of rows there is no white noise
@@ -137,11 +177,11 @@ class GaussianProcessModel(KernelModel):
             torch.tensor(np.asarray(weights, dtype=np.float64)),
             is_centred=bool(self.estimator.normalize_y),
         )
-        return KernelRefits(objective, memory_bytes)
+        return self._checked(KernelRefits(objective, memory_bytes), X)
 
     def query_rows(self, refits: KernelRefits, X: Any) -> Tensor:
         """Return kernel values (q, n) and ones."""
-        values = self.estimator.kernel_(as_matrix(X), self.estimator.X_train_)
+        values = self.estimator.kernel_(as_matrix(X), refits.train_rows)
         return refits.features(torch.tensor(values))
 
 

@@ -159,10 +159,24 @@ class LinearModel(Convex):
         intercept = np.asarray(self.estimator.intercept_, dtype=np.float64)
         return coefficients, np.broadcast_to(intercept, len(coefficients))
 
-    def objective(self, X: Any, y: Any, weights: Any) -> Objective:
-        """Return the objective that training minimised."""
+    def centre(self, X: Any, weights: Any) -> Any:
+        """Return what to take off the columns: their means, with a free intercept.
+
+        An intercept without a penalty takes it up, and offsets that are large against
+        what the columns vary by, as of dates, would cost digits.
+        """
+        free = self.intercept_column() is not None and not self.penalises_intercept()
+        if sparse.issparse(X) or not free:
+            return None
+        return np.average(as_matrix(X), axis=0, weights=weights)
+
+    def objective(self, X: Any, y: Any, weights: Any, centre: Any = None) -> Objective:
+        """Return the objective that training minimised, of rows less ``centre``."""
         constant = self.intercept_column()
         coefficients, intercept = self._coefficients()
+        if centre is not None:
+            X = as_matrix(X) - centre
+            intercept = intercept + coefficients @ centre
         params = coefficients.T
         if constant is not None:
             params = np.vstack([params, intercept[None] / constant])
@@ -196,9 +210,11 @@ class LinearModel(Convex):
         self, X: Any, y: Any, weights: Any, solver: str, memory_bytes: float
     ) -> ConvexRefits:
         """Return what refits it."""
-        objective = self.objective(X, y, weights)
+        centre = self.centre(X, weights)
+        objective = self.objective(X, y, weights, centre)
         plan = plan_convex(objective, memory_bytes, solver)
-        refits = ConvexRefits(objective, plan, memory_bytes)
+        taken_off = None if centre is None else torch.tensor(centre)
+        refits = ConvexRefits(objective, plan, memory_bytes, taken_off)
         self.check_optimum(refits)
         return refits
 
@@ -207,16 +223,19 @@ class LinearModel(Convex):
         objective = refits.objective
         n_present = int((objective.weights > 0).sum())
         n_columns = objective.rows.n_columns
-        if not objective.is_penalised and n_columns > n_present:
+        if not objective.is_penalised and n_columns >= n_present:
             raise ValueError(
-                f"{self.name} has no penalty and more coefficients ({n_columns}) than "
-                f"rows ({n_present}): it fits them at any targets, and no row matters "
-                "by itself. Use a penalty, such as Ridge, or fewer columns."
+                f"{self.name} has no penalty, and with {n_columns} coefficients for "
+                f"{n_present} rows it fits them at any targets: no row matters by "
+                "itself. Use a penalty, such as Ridge, or fewer columns."
             )
 
     def query_rows(self, refits: ConvexRefits, X: Any) -> Any:
         """Return queries in the coordinates of steps."""
-        return refits.features(rows_of(as_matrix(X), self.intercept_column()))
+        X = as_matrix(X)
+        if refits.centre is not None:
+            X = X - refits.centre.numpy()
+        return refits.features(rows_of(X, self.intercept_column()))
 
     def parameter_names(self, feature_names: list[str]) -> list[str]:
         """Return a name for each coefficient, those of an output together."""

@@ -49,6 +49,13 @@ def is_pairwise(estimator: Any) -> bool:
 class EstimatorModel(Retrainable):
     """An estimator known by its interface alone: it is retrained, and that is all."""
 
+    @property
+    def takes_sparse(self) -> bool:
+        """Whether sparse rows are passed on as they are."""
+        if not hasattr(self.estimator, "__sklearn_tags__"):
+            return True
+        return bool(get_tags(self.estimator).input_tags.sparse)
+
     def check(self) -> None:
         """Raise unless it predicts."""
         if not (is_classifier(self.estimator) or is_regressor(self.estimator)):

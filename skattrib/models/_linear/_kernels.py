@@ -53,9 +53,9 @@ class KernelModel(Convex):
 
     def _checked(self, refits: KernelRefits, X: Any) -> KernelRefits:
         """Return them with their rows; raise if the model was fitted to others."""
-        refits.train_rows = X
+        refits.train_rows = as_matrix(X)
         refitted = refits.train_outputs()
-        predicted = self.linear_outputs(X) if len(X) == self._n_rows() else None
+        predicted = self.linear_outputs(X) if X.shape[0] == self._n_rows() else None
         size = refitted.abs().max()
         if predicted is None or bool((predicted - refitted).abs().max() > _SAME * size):
             raise ValueError(
@@ -122,8 +122,8 @@ class KernelRidgeModel(KernelModel):
     ) -> KernelRefits:
         """Return what refits it."""
         self._check_solver(solver)
-        n_rows, X = X.shape[0], as_matrix(X)
-        kernel = self._kernel(X, X)
+        n_rows, rows = X.shape[0], as_matrix(X)
+        kernel = self._kernel(rows, rows)
         noise = torch.tensor(np.atleast_1d(np.asarray(self.estimator.alpha, float)))
         objective = KernelObjective(
             kernel,
@@ -164,10 +164,10 @@ class GaussianProcessModel(KernelModel):
     ) -> KernelRefits:
         """Return what refits it."""
         self._check_solver(solver)
-        X, covariance = as_matrix(X), self.estimator.kernel_
-        whole = torch.tensor(covariance(X))
+        rows, covariance = as_matrix(X), self.estimator.kernel_
+        whole = torch.tensor(covariance(rows))
         # between two sets of rows there is no white noise
-        kernel = torch.tensor(covariance(X, X.copy()))
+        kernel = torch.tensor(covariance(rows, rows.copy()))
         noise = whole.diagonal() - kernel.diagonal()
         noise = noise + torch.as_tensor(np.asarray(self.estimator.alpha, dtype=float))
         objective = KernelObjective(

@@ -2,6 +2,7 @@
 
 from skattrib.plotting._attribution import AttributionDisplay
 from skattrib.plotting._faithfulness import FaithfulnessDisplay
+from skattrib.plotting._leverage import LeverageDisplay
 from skattrib.plotting._removal import RemovalCurveDisplay
 from skattrib.plotting._tasks import TaskInteractionDisplay, TaskWeightDisplay
 from skattrib.plotting._trajectory import TrajectoryDisplay
@@ -9,6 +10,7 @@ from skattrib.plotting._trajectory import TrajectoryDisplay
 __all__ = [
     "AttributionDisplay",
     "FaithfulnessDisplay",
+    "LeverageDisplay",
     "RemovalCurveDisplay",
     "TaskInteractionDisplay",
     "TaskWeightDisplay",

@@ -17,6 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, scale
 
 from skattrib.exceptions import UnsupportedModelError
+from skattrib.plotting import LeverageDisplay
 from tests.linear.cases import fitted, table
 
 X, Y = load_diabetes(return_X_y=True, as_frame=True)
@@ -130,3 +131,27 @@ def test_what_has_no_measures_is_refused():
     dual = fitted(LinearRegression(), X, Y)
     with pytest.raises(ValueError, match="fit with tasks=None"):
         dual.fit(X, Y, tasks=Y > 100).influence_measures()
+
+
+def test_the_display_has_a_point_for_each_row_and_contours_of_cook():
+    import matplotlib.pyplot as plt
+
+    dual = fitted(LinearRegression(), X, Y)
+    measures = dual.influence_measures()
+    display = LeverageDisplay.from_estimator(dual, n_named=2)
+    points = display.points_.get_offsets()
+    np.testing.assert_allclose(points, measures[["hat_diag", "standard_resid"]])
+    assert display.named_ == list(measures["cooks_d"].nlargest(2).index)
+    texts = [text.get_text() for text in display.ax_.texts]
+    assert texts == display.named_
+    for line, distance in zip(display.contours_[::2], (0.5, 1.0), strict=True):
+        leverage, residual = line.get_data()
+        cook = residual**2 * leverage / (1 - leverage) / measures["hat_diag"].sum()
+        np.testing.assert_allclose(cook, distance)
+    again = LeverageDisplay.from_predictions(measures, ax=display.ax_)
+    assert again.figure_ is display.figure_
+    with pytest.raises(ValueError, match="lack the columns"):
+        LeverageDisplay.from_predictions(measures[["cooks_d"]])
+    with pytest.raises(ValueError, match="must be a DualInfluence"):
+        LeverageDisplay.from_estimator(LinearRegression())
+    plt.close("all")

@@ -63,7 +63,7 @@ class LeverageDisplay:
     >>> X, y = load_diabetes(return_X_y=True, as_frame=True)
     >>> dual = DualInfluence(LinearRegression(), random_state=0).fit(X, y)
     >>> LeverageDisplay.from_estimator(dual, n_named=2).named_
-    [295, 123]
+    [382, 123]
     """
 
     def __init__(self, *, measures):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
+import pytest
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -16,6 +17,7 @@ def blocks(language):
         yield text.count("\n", 0, match.start(1)), match[1]
 
 
+@pytest.mark.touches_global_rng  # LogisticRegression without a random_state
 def test_python_blocks_run(monkeypatch, tmp_path):
     sources = list(blocks("python"))
     assert sources

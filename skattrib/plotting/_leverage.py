@@ -162,7 +162,7 @@ class LeverageDisplay:
         ax.axhline(0, color="black", linewidth=0.8)
 
         far = np.argsort(-np.nan_to_num(cook, nan=-1), kind="stable")[:n_named]
-        self.named_ = [self.measures.index[row] for row in far]
+        self.named_ = self.measures.index[far].tolist()
         for row in far:
             name = shorten(clean(str(self.measures.index[row])), _NAME_LENGTH)
             ax.annotate(

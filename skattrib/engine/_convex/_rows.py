@@ -153,6 +153,6 @@ def rows_of(X: Any, constant: float | None) -> Rows:
     if constant is None:
         return DenseRows(torch.tensor(values))
     out = torch.empty(len(values), values.shape[1] + 1, dtype=torch.float64)
-    out[:, :-1] = torch.as_tensor(np.ascontiguousarray(values))
+    out.numpy()[:, :-1] = values
     out[:, -1] = constant
     return DenseRows(out)

@@ -23,6 +23,9 @@ from skattrib.exceptions import FaithfulnessWarning
 _MAX_NEWTON, _MAX_CHORD, _MAX_HALVINGS = 50, 25, 30
 # Outputs have arrived when they change by less than this, relative to the largest.
 _TOLERANCE = 1e-10
+# Relative accuracy of conjugate gradients where one move is all, and where others
+# follow: near the minimum gradients are rounding, and cannot be solved for exactly.
+_ACCURACY, _ACCURACY_OF_MOVES = 1e-9, 1e-3
 # Share of the rows that may be missing for a chord iteration to be tried.
 _FEW = 20
 # A chord iteration that contracts by less than this gives way to Newton.
@@ -215,7 +218,8 @@ def _move(
     curvature = blocks.curvature(outputs, objective.targets)
     if model.plan.solver == "cg":
         args = gradient, row_weights, scale, curvature
-        return -model.solve_without_factor(*args)[0], False
+        accuracy = _ACCURACY if objective.loss.quadratic else _ACCURACY_OF_MOVES
+        return -model.solve_without_factor(*args, accuracy)[0], False
     hessians = blocks.hessians(objective.rows, row_weights, curvature)
     everything = torch.ones_like(objective.params, dtype=torch.bool)
     gradients = blocks.split(gradient)

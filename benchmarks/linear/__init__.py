@@ -1,0 +1,1 @@
+"""Linear and kernel models of scikit-learn, refitted instead of retrained."""

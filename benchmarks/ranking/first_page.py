@@ -57,9 +57,10 @@ def main():
     )
     trees = HistGradientBoostingClassifier(max_iter=50, random_state=0)
     attributors = {
-        "LogisticRegression, DualInfluence": DualInfluence(
-            pipeline(LogisticRegression())
+        "LogisticRegression(tol=1e-8), DualInfluence": DualInfluence(
+            pipeline(LogisticRegression(tol=1e-8, max_iter=1000))
         ),
+        "the same at the default tol": DualInfluence(pipeline(LogisticRegression())),
         "TorchClassifier of 16 units, AdamWInfluence": AdamWInfluence(
             pipeline(network)
         ),

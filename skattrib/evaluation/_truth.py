@@ -102,8 +102,10 @@ def retrain_outcomes(
     outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
             callable, default="auto"
         Outcome to measure, higher is better. "log_likelihood" (which is "auto"):
-        log p_y, or −½ Σ_outputs error² of a regressor. "margin":
-        log p_y / (1 − p_y). "prediction": the output of a regressor. A callable takes
+        log p_y, or −½ Σ_outputs error² of a regressor; of PoissonRegressor,
+        GammaRegressor and TweedieRegressor minus half the deviance; of LinearSVC and
+        RidgeClassifier, without probabilities, minus their own loss. "margin":
+        log p_y / (1 − p_y); without probabilities the signed decision value. "prediction": the output of a regressor. A callable takes
         tensors (outputs (..., n_queries, n_outputs), targets) and returns
         (..., n_queries); targets are class codes or values (n_queries, n_outputs),
         and outputs are log-probabilities if the estimator is not a torch one.

@@ -53,14 +53,15 @@ class DualInfluence(BaseAttributor):
     ----------
     estimator : estimator or None, default=None
         Model to train and attribute: a TorchClassifier or TorchRegressor, or one of
-        scikit-learn's LogisticRegression, Ridge, RidgeClassifier, LinearRegression,
-        ElasticNet, Lasso, PoissonRegressor, GammaRegressor, TweedieRegressor, LinearSVC
-        and LinearSVR with squared losses, KernelRidge, GaussianProcessRegressor (at its
-        fitted kernel), and their variants with CV (at the penalty that they chose). A
-        fitted one inside `sklearn.frozen.FrozenEstimator` is taken as it is. None
-        builds a network that suits y; then nested parameters
-        (``estimator__learning_rate``) cannot be searched. Integers in y read as
-        classes: for counts pass a TorchRegressor.
+        scikit-learn: MLPClassifier, MLPRegressor, or, refitted exactly,
+        LogisticRegression, Ridge, RidgeClassifier, LinearRegression, ElasticNet, Lasso,
+        PoissonRegressor, GammaRegressor, TweedieRegressor, LinearSVC and LinearSVR with
+        squared losses, KernelRidge, GaussianProcessRegressor (at its fitted kernel),
+        their variants with CV (at the penalty that they chose), OneVsRestClassifier and
+        MultiOutputRegressor of these. A fitted one inside
+        `sklearn.frozen.FrozenEstimator` is taken as it is. None builds a network that
+        suits y; then nested parameters (``estimator__learning_rate``) cannot be
+        searched. Integers in y read as classes: for counts pass a regressor.
     ridge : "auto", "calibrate" or float, default="auto"
         Damping added to the Hessian of the *mean* row loss. "auto" sets it from the
         optimizer's second moment and the sum of its learning rates, larger for large

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sklearn import calibration, linear_model, svm
+from sklearn import calibration, linear_model, multioutput, svm
 
 from skattrib.exceptions import UnsupportedModelError
 from skattrib.models._any import EstimatorModel
@@ -39,7 +39,11 @@ REASONS: dict[type[Any], str] = {
     calibration.CalibratedClassifierCV: (
         "its calibration is fitted on folds. Attribute the model within, as "
         "DualInfluence(LinearSVC()), or let its margins be the prior: "
-        "LinearSurrogateAttributor(calibrated, prior=DualInfluence(LinearSVC()))"
+        "LinearSurrogateAttributor(calibrated, outcome='margin', "
+        "prior=DualInfluence(LinearSVC()))"
+    ),
+    multioutput.MultiOutputClassifier: (
+        "outcomes are of one column of labels. Fit one attributor per column"
     ),
 }
 

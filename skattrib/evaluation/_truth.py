@@ -105,10 +105,11 @@ def retrain_outcomes(
         log p_y, or −½ Σ_outputs error² of a regressor; of PoissonRegressor,
         GammaRegressor and TweedieRegressor minus half the deviance; of LinearSVC and
         RidgeClassifier, without probabilities, minus their own loss. "margin":
-        log p_y / (1 − p_y); without probabilities the signed decision value. "prediction": the output of a regressor. A callable takes
-        tensors (outputs (..., n_queries, n_outputs), targets) and returns
-        (..., n_queries); targets are class codes or values (n_queries, n_outputs),
-        and outputs are log-probabilities if the estimator is not a torch one.
+        log p_y / (1 − p_y); without probabilities the signed decision value.
+        "prediction": the output of a regressor. A callable takes tensors (outputs
+        (..., n_queries, n_outputs), targets) and returns (..., n_queries); targets are
+        class codes or values (n_queries, n_outputs), and outputs are log-probabilities
+        or decision values if the estimator is not a torch one.
     sample_weight : array-like of shape (n_samples,) or None, default=None
         Weights of the rows when every unit is present.
     n_seeds : int, default=1

@@ -40,13 +40,6 @@ class Blocks:
             return blocks.permute(1, 2, 0)
         return blocks[0].view(-1, *self._shape)
 
-    def without_common(self, params: Tensor) -> Tensor:
-        """Return parameters (k, D, C) without what leaves a softmax as it is."""
-        if self.separable or not bool(self._free.any()):
-            return params
-        common = params.mean(dim=2, keepdim=True) * self._free[None, :, None]
-        return params - common
-
     def curvature(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return second derivatives (n, C) of a separable loss, (n, C, C) of others."""
         loss = self.objective.loss

@@ -215,7 +215,6 @@ class ConvexRefits:
     ) -> Tensor:
         """Return solutions (k, D, C) by conjugate gradients, for one weighting (n,)."""
         curvature = self.curvature if curvature is None else curvature
-        rhs = self.blocks.without_common(rhs)
         rows, l2 = self.objective.rows, scale * self.objective.l2
 
         def product(flat: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from skattrib.engine._convex._blocks import BlockFactor, Blocks
+from skattrib.engine._convex._blocks import Blocks
 from skattrib.engine._convex._lasso import minimize_quadratic
 from skattrib.engine._convex._objective import Objective
 from skattrib.engine._convex._plan import ConvexPlan
@@ -74,14 +74,16 @@ def refit(model: Refitted, weights: Tensor) -> Tensor:
             found, arrived = _chord(model, row_weights[few], scales[few])
             steps[few] = found
             todo[few] = ~arrived
-    n_unfinished = n_open = 0
-    for i in todo.nonzero()[:, 0]:
-        steps[i], has_arrived, is_open = _newton(
-            model, row_weights[i], float(scales[i])
-        )
-        is_quadratic = objective.loss.quadratic
-        n_unfinished += not has_arrived or (is_open and not is_quadratic)
-        n_open += is_open and is_quadratic
+    index = todo.nonzero()[:, 0]
+    if not len(index):
+        return steps
+    minimize = _together
+    if objective.has_l1 or model.plan.solver == "cg":
+        minimize = _one_by_one
+    steps[index], arrived, is_open = minimize(model, row_weights[index], scales[index])
+    is_quadratic = objective.loss.quadratic
+    n_unfinished = int((~arrived | (is_open & (not is_quadratic))).sum())
+    n_open = int(is_open.sum()) if is_quadratic else 0
     if n_unfinished and not model.is_singular:
         warnings.warn(
             f"{n_unfinished} of {len(weights)} refits did not reach their minimum: "
@@ -148,61 +150,147 @@ def _chord(
     return steps, arrived
 
 
-def _newton(
-    model: Refitted, row_weights: Tensor, scale: float
-) -> tuple[Tensor, bool, bool]:
-    """Return the step (D, C) by Newton's method with halving, for one weighting.
+def _together(
+    model: Refitted, row_weights: Tensor, scales: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return steps by Newton's method with halving, for many weightings at a time.
 
-    Also whether it arrived at a minimum, and whether that is one of many.
+    Also which arrived at a minimum, and which of these are one of many.
     """
+    objective, n = model.objective, len(row_weights)
+    steps = torch.zeros(n, *objective.params.shape, dtype=torch.double)
+    outputs = model.outputs.expand(n, -1, -1).clone()
+    values = _values(model, row_weights, scales, steps, outputs)
+    active = torch.ones(n, dtype=torch.bool)
+    arrived, is_open = torch.zeros_like(active), torch.zeros_like(active)
+    for _ in range(_MAX_NEWTON):
+        index = active.nonzero()[:, 0]
+        if not len(index):
+            break
+        args = row_weights[index], scales[index], steps[index], outputs[index]
+        moves, is_open[index] = _moves(model, *args)
+        if objective.loss.quadratic:
+            return steps + moves, active, is_open
+        changes = objective.rows.outputs(moves)
+        largest = outputs[index].abs().flatten(1).amax(dim=1).clamp(min=1.0)
+        done = changes.abs().flatten(1).amax(dim=1) <= _TOLERANCE * largest
+
+        share = torch.ones(len(index), dtype=torch.double)
+        limit = values[index] + 1e-12 * values[index].abs()
+        for _ in range(_MAX_HALVINGS):
+            part = share[:, None, None]
+            trial = steps[index] + part * moves, outputs[index] + part * changes
+            lower = _values(model, row_weights[index], scales[index], *trial)
+            raised = ~(lower <= limit) & ~done
+            if not bool(raised.any()):
+                break
+            share[raised] /= 2
+        steps[index], outputs[index], values[index] = *trial, lower
+        active[index] = ~(done | raised)
+        bends = _has_curvature(model, row_weights[index], outputs[index])
+        arrived[index] = done & bends
+    return steps, arrived, is_open
+
+
+def _moves(
+    model: Refitted,
+    row_weights: Tensor,
+    scales: Tensor,
+    steps: Tensor,
+    outputs: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the moves (k, D, C) to the minima of quadratics; which have many."""
+    objective, blocks = model.objective, model.blocks
+    gradients = _gradient(model, row_weights, scales, steps, outputs)
+    curvature = _curvature(model, outputs)
+    everything = torch.ones_like(objective.params, dtype=torch.bool)
+    moves = torch.empty_like(steps)
+    is_open = torch.zeros(len(steps), dtype=torch.bool)
+    for i, gradient in enumerate(gradients):
+        hessians = blocks.hessians(objective.rows, row_weights[i], curvature[i])
+        factors = blocks.factors(hessians, float(scales[i]), everything)
+        parts = zip(factors, blocks.split(gradient[None]), strict=True)
+        solved = torch.stack([factor.solve(part) for factor, part in parts])
+        moves[i] = -blocks.join(solved)[0]
+        is_open[i] = any(factor.factor.is_singular for factor in factors)
+    return moves, is_open
+
+
+def _values(
+    model: Refitted, row_weights: Tensor, scales: Tensor, steps: Tensor, outputs: Tensor
+) -> Tensor:
+    """Return the objectives (k,)."""
+    objective, params = model.objective, model.objective.params + steps
+    flat, targets = _flat(model, outputs)
+    losses = objective.loss.values(flat, targets).view(len(outputs), -1)
+    penalty = objective.l2 * params.square() / 2 + objective.l1 * params.abs()
+    constant = (penalty - model.left * params).sum(dim=(1, 2))
+    return (row_weights * losses).sum(dim=1) + scales * constant
+
+
+def _curvature(model: Refitted, outputs: Tensor) -> Tensor:
+    """Return second derivatives (k, n, C) or (k, n, C, C) at outputs (k, n, C)."""
+    curvature = model.blocks.curvature(*_flat(model, outputs))
+    return curvature.view(*outputs.shape[:2], *curvature.shape[1:])
+
+
+def _flat(model: Refitted, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return outputs (k·n, C), and the targets of each."""
+    targets = model.objective.targets
+    repeated = targets.repeat(len(outputs), *[1] * (targets.ndim - 1))
+    return outputs.reshape(-1, outputs.shape[-1]), repeated
+
+
+def _has_curvature(model: Refitted, row_weights: Tensor, outputs: Tensor) -> Tensor:
+    """Say where the loss still bends (k,): not where outputs run to infinity."""
+    if model.objective.loss.kinked:
+        return torch.ones(len(outputs), dtype=torch.bool)
+    kept = (row_weights > 0).double()
+    sizes = [
+        (kept * curvature.abs().flatten(2).amax(dim=2)).amax(dim=1)
+        for curvature in (_curvature(model, outputs), model.curvature[None])
+    ]
+    return sizes[0] > _FLAT * sizes[1]
+
+
+def _one_by_one(
+    model: Refitted, row_weights: Tensor, scales: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the same, where an l1 penalty or conjugate gradients need it."""
+    steps = torch.zeros(
+        len(row_weights), *model.objective.params.shape, dtype=torch.double
+    )
+    arrived = torch.zeros(len(row_weights), dtype=torch.bool)
+    for i, (row, scale) in enumerate(zip(row_weights, scales.tolist(), strict=True)):
+        steps[i], arrived[i] = _newton(model, row, scale)
+    return steps, arrived, torch.zeros_like(arrived)
+
+
+def _newton(model: Refitted, row_weights: Tensor, scale: float) -> tuple[Tensor, bool]:
+    """Return the step (D, C), and whether it arrived at a minimum."""
     objective = model.objective
     step = torch.zeros_like(objective.params)
     outputs = model.outputs
-    factor = torch.tensor([scale], dtype=torch.double)
-    value = _value(model, row_weights, scale, step, outputs)
+    row, factor = row_weights[None], torch.tensor([scale], dtype=torch.double)
+    value = float(_values(model, row, factor, step[None], outputs[None]))
     for _ in range(_MAX_NEWTON):
-        gradient = _gradient(
-            model, row_weights[None], factor, step[None], outputs[None]
-        )
-        move, is_open = _move(model, row_weights, scale, step, outputs, gradient)
-        if objective.loss.quadratic and not objective.has_l1:
-            return step + move, True, is_open
+        gradient = _gradient(model, row, factor, step[None], outputs[None])
+        move = _move(model, row_weights, scale, step, outputs, gradient)
         change = objective.rows.outputs(move[None])[0]
         largest = max(1.0, float(outputs.abs().max()))
         if float(change.abs().max()) <= _TOLERANCE * largest:
-            arrived = _has_curvature(model, row_weights, outputs)
-            return step + move, arrived, is_open
+            return step + move, bool(_has_curvature(model, row, outputs[None]))
         share, slack = 1.0, 1e-12 * abs(value)
         for _ in range(_MAX_HALVINGS):
             trial = step + share * move, outputs + share * change
-            lower = _value(model, row_weights, scale, *trial)
+            lower = float(_values(model, row, factor, trial[0][None], trial[1][None]))
             if lower <= value + slack:
                 break
             share /= 2
         else:
-            return step, False, is_open
+            return step, False
         step, outputs, value = *trial, lower
-    return step, False, is_open
-
-
-def _has_curvature(model: Refitted, row_weights: Tensor, outputs: Tensor) -> bool:
-    """Say whether the loss still bends: it does not where outputs run to infinity."""
-    if model.objective.loss.kinked:
-        return True
-    kept = row_weights > 0
-    now = model.blocks.curvature(outputs, model.objective.targets)[kept]
-    before = model.curvature[kept]
-    return bool(now.abs().max() > _FLAT * before.abs().max())
-
-
-def _value(
-    model: Refitted, row_weights: Tensor, scale: float, step: Tensor, outputs: Tensor
-) -> float:
-    """Return the objective."""
-    objective, params = model.objective, model.objective.params + step
-    losses = objective.loss.values(outputs, objective.targets)
-    penalty = objective.l2 * params.square() / 2 + objective.l1 * params.abs()
-    return float(row_weights @ losses + scale * (penalty - model.left * params).sum())
+    return step, False
 
 
 def _move(
@@ -212,23 +300,16 @@ def _move(
     step: Tensor,
     outputs: Tensor,
     gradient: Tensor,
-) -> tuple[Tensor, bool]:
-    """Return the move (D, C) to the minimum of the quadratic model; if it has many."""
+) -> Tensor:
+    """Return the move (D, C) to the minimum of the quadratic model."""
     objective, blocks = model.objective, model.blocks
     curvature = blocks.curvature(outputs, objective.targets)
     if model.plan.solver == "cg":
         args = gradient, row_weights, scale, curvature
         accuracy = _ACCURACY if objective.loss.quadratic else _ACCURACY_OF_MOVES
-        return -model.solve_without_factor(*args, accuracy)[0], False
+        return -model.solve_without_factor(*args, accuracy)[0]
     hessians = blocks.hessians(objective.rows, row_weights, curvature)
-    everything = torch.ones_like(objective.params, dtype=torch.bool)
     gradients = blocks.split(gradient)
-    if not objective.has_l1:
-        factors: list[BlockFactor] = blocks.factors(hessians, scale, everything)
-        moves = [f.solve(g) for f, g in zip(factors, gradients, strict=True)]
-        is_open = any(factor.factor.is_singular for factor in factors)
-        return -blocks.join(torch.stack(moves))[0], is_open
-
     params = blocks.split((objective.params + step)[None])[:, 0]
     strengths = scale * blocks.split(objective.l1[None])[:, 0]
     moved = []
@@ -242,4 +323,4 @@ def _move(
         moved.append(
             minimize_quadratic(matrix, linear, strengths[block], start) - start
         )
-    return blocks.join(torch.stack(moved)[:, None])[0], False
+    return blocks.join(torch.stack(moved)[:, None])[0]

@@ -60,7 +60,7 @@ def measures(
     penalty = objective.l2[:, 0].numpy()
     inverse = _inverse(gram + np.diag(penalty))
 
-    leverage = information * np.einsum("nd,de,ne->n", design, inverse, design)
+    leverage = information * np.einsum("ni,ij,nj->n", design, inverse, design)
     total = leverage.sum()
     pearson = np.sqrt(row_weights / spread) * (y_values - mean)
     degrees = (row_weights > 0).sum() - total

@@ -93,6 +93,12 @@ def test_a_raw_table_in_a_pipeline():
     assert len(names) == 6
 
 
+def test_words_without_an_encoder_are_refused_with_the_cure():
+    X, y = mixed()
+    with pytest.raises(ValueError, match=r"then make_pipeline\(encoder, LogisticReg"):
+        fitted(LogisticRegression(), X, y)
+
+
 def test_categories_that_are_unknown_are_named():
     X, y = mixed()
     strict = make_pipeline(

@@ -113,6 +113,7 @@ class KernelRidgeModel(KernelModel):
 
     def check_rows(self, X: Any) -> None:
         """Raise unless a precomputed kernel is one, and fits the memory."""
+        super().check_rows(X)
         self._check_fits(X.shape[0], memory_cap())
         if self.estimator.kernel == "precomputed":
             _check_kernel(torch.tensor(as_matrix(X)))
@@ -157,6 +158,7 @@ class GaussianProcessModel(KernelModel):
 
     def check_rows(self, X: Any) -> None:
         """Raise unless the kernel fits the memory."""
+        super().check_rows(X)
         self._check_fits(X.shape[0], memory_cap())
 
     def refits(

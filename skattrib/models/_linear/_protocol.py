@@ -12,6 +12,7 @@ from scipy import sparse
 from sklearn.base import clone
 from torch import Tensor
 
+from skattrib._tables import not_numbers, odd_columns, to_encode
 from skattrib._validation import blamed
 from skattrib.engine._convex import (
     ConvexRefits,
@@ -63,6 +64,9 @@ class Convex(EstimatorModel):
 
     def check_rows(self, X: Any) -> None:
         """Raise ValueError on training rows that it cannot use, before it is fitted."""
+        if odd := not_numbers(X):
+            cure = to_encode(odd, self.estimator)
+            raise ValueError(f"{odd_columns(odd, 'X')} {cure}")
 
     # --------------------------------------------------------------- settings
     @property

@@ -199,6 +199,20 @@ def test_the_gradient_that_a_loose_solver_left_is_kept():
         assert not far.diagnose(Xq, yq).trustworthy
 
 
+@pytest.mark.parametrize("solver", ["primal", "dual"])
+def test_the_distance_to_the_optimum_is_the_same_in_every_space(solver):
+    X, y, *_ = table("cancer")
+    loose = LogisticRegression(tol=1e-2, solver="newton-cholesky")
+    with pytest.warns(UserWarning, match="times as far from its optimum"):
+        by_iteration = fitted(loose, X, y, solver="cg")
+    with pytest.warns(UserWarning, match="times as far from its optimum"):
+        direct = fitted(loose, X, y, solver=solver)
+    distances = [
+        dual._linear_models[0].distance_to_optimum() for dual in (by_iteration, direct)
+    ]
+    assert 0.5 < distances[0] / distances[1] < 2
+
+
 def test_a_truth_at_another_tolerance():
     X, y, Xq, yq = table("cancer")
     weights = make_weightings(len(X), 4, random_state=0)

@@ -419,7 +419,7 @@ def test_weights_reach_the_training():
 BAD_INPUT = {
     "no torch model": (
         {"estimator": LogisticRegression()},
-        "GradientTransformer needs gradients. Use KernelSurrogate",
+        "GradientTransformer needs gradients. Use DualInfluence or KernelSurrogate",
     ),
     "a pipeline": (
         {"estimator": make_pipeline(StandardScaler(), TorchClassifier())},

@@ -14,7 +14,6 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Binarizer
 from sklearn.random_projection import GaussianRandomProjection
-from sklearn.svm import LinearSVC
 from sklearn.utils import estimator_checks, get_tags
 from sklearn.utils.estimator_checks import (
     check_dataframe_column_names_consistency,
@@ -60,7 +59,6 @@ ATTRIBUTORS = [
     DualInfluence(CLASSIFIER, n_retrainings=8, removal="influence", n_models=2),
     DualInfluence(LogisticRegression(), n_retrainings=8),
     DualInfluence(Ridge(), n_retrainings=8, removal="influence"),
-    DualInfluence(LinearSVC(), n_retrainings=8),
     DualInfluence(KernelRidge(), n_retrainings=8),
     AdamWInfluence(CLASSIFIER, n_trajectories=2, n_retrainings=8),
     AdamWInfluence(REGRESSOR, inclusion=1.0, n_retrainings=8),

@@ -71,8 +71,8 @@ class ExactModel:
         Training rows.
     weights : ndarray of shape (n_samples,)
         Of the rows in training.
-    removal : dict
-        How rows are left out, "newton", "influence" or "refit", by method.
+    removal : {"auto", "newton", "influence", "refit"}
+        How rows are left out; stored by method.
     units : LeaveOneUnitOut
     solver : str
     seed : int

@@ -7,7 +7,7 @@ from skattrib.models._linear._classifiers import (
 )
 from skattrib.models._linear._composed import MultiOutputModel, OneVsRestModel
 from skattrib.models._linear._kernels import GaussianProcessModel, KernelRidgeModel
-from skattrib.models._linear._protocol import Convex, LinearModel, Separation
+from skattrib.models._linear._protocol import Convex, LinearModel
 from skattrib.models._linear._refused import REASONS, RefusedModel
 from skattrib.models._linear._regressors import (
     ElasticNetModel,
@@ -36,5 +36,4 @@ __all__ = [
     "RefusedModel",
     "RidgeClassifierModel",
     "RidgeModel",
-    "Separation",
 ]

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
-from torch import Tensor, nn
+from torch import Tensor
 
 from skattrib._validation import label_positions
 from skattrib.engine._convex import ConvexRefits
@@ -17,7 +17,7 @@ from skattrib.engine._losses._generalized import Hinge, SquaredHinge, SquaredSig
 from skattrib.engine._losses._labels import BinaryCrossEntropy
 from skattrib.engine._row_weights import RowWeighting
 from skattrib.exceptions import UnsupportedModelError
-from skattrib.models._linear._protocol import LinearModel, Separation, copied
+from skattrib.models._linear._protocol import LinearModel, ScaledIntercept, copied
 
 # Log-probability of a class without rows, as of `Retrainable.outputs`.
 _NEVER = float(np.log(np.finfo(np.float64).eps))
@@ -126,8 +126,7 @@ class LogisticModel(LinearClassifierModel):
     def link(self, outputs: Tensor) -> Tensor:
         """Return log-probabilities (..., K)."""
         if outputs.shape[-1] == 1:
-            pair = nn.functional.logsigmoid(-outputs), nn.functional.logsigmoid(outputs)
-            return torch.cat(pair, dim=-1)
+            return BinaryCrossEntropy().log_probabilities(outputs)
         return outputs.log_softmax(-1)
 
     def variance(self) -> Callable[[Any], Any] | None:
@@ -169,7 +168,7 @@ class LogisticModel(LinearClassifierModel):
         margins = loss.margin(refits.outputs[kept], objective.targets[kept])
         right = loss.predict(refits.outputs[kept]) == objective.targets[kept]
         if bool((right & (margins != 0)).all()):
-            raise Separation(
+            raise ValueError(
                 f"{self.name} has no penalty, and a plane separates the classes of all "
                 "training rows: the likelihood grows without end, and the coefficients "
                 "are where the solver gave up. Use a finite C, such as C=1e4."
@@ -192,7 +191,7 @@ class _DecisionModel(LinearClassifierModel):
         return self.linear_outputs(X)
 
 
-class LinearSVCModel(_DecisionModel):
+class LinearSVCModel(ScaledIntercept, _DecisionModel):
     """LinearSVC, to be refitted with the squared hinge."""
 
     @property
@@ -233,16 +232,6 @@ class LinearSVCModel(_DecisionModel):
         """Return 1/C on either."""
         strength = 1 / self.settings.C
         return (strength, 0.0) if self.settings.penalty == "l2" else (0.0, strength)
-
-    def intercept_column(self) -> float | None:
-        """Return what the intercept is scaled by."""
-        if not self.settings.fit_intercept:
-            return None
-        return float(self.settings.intercept_scaling)
-
-    def penalises_intercept(self) -> bool:
-        """Say yes: it is one coefficient more."""
-        return True
 
 
 class RidgeClassifierModel(_DecisionModel):

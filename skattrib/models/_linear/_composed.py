@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from skattrib._validation import label_positions
 from skattrib.engine._losses import Loss
-from skattrib.engine._losses._labels import BinaryCrossEntropies
+from skattrib.engine._losses._labels import BinaryCrossEntropies, BinaryCrossEntropy
+from skattrib.engine._penalties import Regularization
 from skattrib.models._linear._classifiers import (
     LinearSVCModel,
     LogisticModel,
@@ -109,7 +110,7 @@ class MultiOutputModel(_ComposedModel):
     kinds = _REGRESSORS
 
     @property
-    def regularization(self) -> Any:  # type: ignore[override]
+    def regularization(self) -> Regularization:
         """Whether the penalty grows with the rows."""
         return self._known().regularization
 
@@ -172,8 +173,7 @@ class OneVsRestModel(_ComposedModel):
         if not self._is_logistic():
             return outputs
         if outputs.shape[-1] == 1:
-            pair = nn.functional.logsigmoid(-outputs), nn.functional.logsigmoid(outputs)
-            return torch.cat(pair, dim=-1)
+            return BinaryCrossEntropy().log_probabilities(outputs)
         alone = nn.functional.logsigmoid(outputs)
         return alone - alone.logsumexp(-1, keepdim=True)
 

@@ -28,10 +28,6 @@ from skattrib.exceptions import UnsupportedModelError
 from skattrib.models._any import EstimatorModel
 
 
-class Separation(ValueError):
-    """Classes that a plane separates, without a penalty: there is no optimum."""
-
-
 class Convex(EstimatorModel):
     """A model that can be refitted to other weights of its rows without training.
 
@@ -102,7 +98,10 @@ class Convex(EstimatorModel):
 class LinearModel(Convex):
     """A model whose linear outputs are X times coefficients, plus an intercept."""
 
-    regularization: Regularization = "fixed"
+    @property
+    def regularization(self) -> Regularization:
+        """How the penalty depends on the rows, as `scale_with` takes it."""
+        return "fixed"
 
     # ------------------------------------------------- what a subclass gives
     @abstractmethod
@@ -255,6 +254,20 @@ class LinearModel(Convex):
         """Return the names of the outputs."""
         n_outputs = len(self._coefficients()[0])
         return [f"y{number}" for number in range(n_outputs)]
+
+
+class ScaledIntercept(LinearModel):
+    """A model of liblinear, whose intercept is one penalised coefficient more."""
+
+    def intercept_column(self) -> float | None:
+        """Return what the intercept is scaled by."""
+        if not self.settings.fit_intercept:
+            return None
+        return float(self.settings.intercept_scaling)
+
+    def penalises_intercept(self) -> bool:
+        """Say yes: it is one coefficient more."""
+        return True
 
 
 def as_matrix(X: Any) -> Any:

@@ -16,7 +16,8 @@ from skattrib.engine._losses._generalized import (
     LogLinkDeviance,
     SquaredTube,
 )
-from skattrib.models._linear._protocol import LinearModel, copied
+from skattrib.engine._penalties import Regularization
+from skattrib.models._linear._protocol import LinearModel, ScaledIntercept, copied
 
 _POSITIVE = "positive=True bounds the coefficients. Use positive=False."
 
@@ -60,7 +61,10 @@ class RidgeModel(LinearRegressorModel):
 class ElasticNetModel(LinearRegressorModel):
     """ElasticNet and Lasso, and their CV at the penalty that they chose."""
 
-    regularization = "per_sample"
+    @property
+    def regularization(self) -> Regularization:
+        """How the penalty depends on the rows: it is on the mean of their losses."""
+        return "per_sample"
 
     def recipe(self) -> Any:
         """Return an estimator with the penalty that was used."""
@@ -86,7 +90,10 @@ class ElasticNetModel(LinearRegressorModel):
 class GeneralizedModel(LinearRegressorModel):
     """PoissonRegressor, GammaRegressor and TweedieRegressor."""
 
-    regularization = "per_sample"
+    @property
+    def regularization(self) -> Regularization:
+        """How the penalty depends on the rows: it is on the mean of their losses."""
+        return "per_sample"
 
     def _power(self) -> float:
         return float(getattr(self.settings, "power", self.fixed_power))
@@ -150,7 +157,7 @@ class GammaModel(GeneralizedModel):
     fixed_power = 2.0
 
 
-class LinearSVRModel(LinearRegressorModel):
+class LinearSVRModel(ScaledIntercept, LinearRegressorModel):
     """LinearSVR, to be refitted with the squared loss outside its tube."""
 
     def reason_against(self) -> str | None:
@@ -169,13 +176,3 @@ class LinearSVRModel(LinearRegressorModel):
     def penalties(self, total: float) -> tuple[float, float]:
         """Return 1/C, 0."""
         return 1 / self.settings.C, 0.0
-
-    def intercept_column(self) -> float | None:
-        """Return what the intercept is scaled by."""
-        if not self.settings.fit_intercept:
-            return None
-        return float(self.settings.intercept_scaling)
-
-    def penalises_intercept(self) -> bool:
-        """Say yes: it is one coefficient more."""
-        return True

@@ -325,6 +325,7 @@ class BaseAttributor(
         self.unit_names_, self.n_units_ = names, len(names)
         self._has_names = tasks is not None or getattr(index, "is_unique", False)
         self._score_seed, self._fit_seed = int(seeds[1] >> 1), int(seeds[2] >> 1)
+        self._unit_of_row, self._row_weights = codes, weights
         self._before_training(parts.model, features, targets)
         with config_context(enable_metadata_routing=False):
             rows, labels, model_params = rows_that_count(
@@ -340,8 +341,6 @@ class BaseAttributor(
         self._features = features if parts.has_transformers else self.X_train_
         self._targets = self.y_train_ if parts.units is None else targets
         self.tasks_ = None if tasks is None else names[codes]
-        self._unit_of_row = codes
-        self._row_weights = weights
         self._fit_attributor()
 
     def _check_outcome_of(self, parts, features, y):

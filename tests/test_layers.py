@@ -40,6 +40,7 @@ ROOMS = [
     "engine._parameter_space",
     "engine._spectral",
     "engine._row_space",
+    "engine._row_removal",
     "engine._plan",
     "engine._refits",
     "engine._linearized",

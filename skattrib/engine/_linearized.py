@@ -36,6 +36,7 @@ from skattrib.engine._parameter_space import (
 from skattrib.engine._penalties import Regularization, scale_with
 from skattrib.engine._projection import LandmarkProjector, Projector
 from skattrib.engine._refits import refit
+from skattrib.engine._row_removal import RowRemovals
 from skattrib.engine._row_space import DualSpace, MatrixFreeSpace
 from skattrib.engine._solvers import Factor, largest_eigenvalue
 from skattrib.engine._spectral import SpectralPrimalSpace
@@ -205,15 +206,20 @@ class LinearizedModel:
 
     def _gradient_factor(self, weights: Tensor) -> Tensor:
         """Return κ', the factor on the constant gradient."""
-        share = self._share(weights).to(weights)
+        return self._gradient_factor_of(self._share(weights).to(weights))
+
+    def _gradient_factor_of(self, share: Tensor) -> Tensor:
         if not self.stationary:
             return torch.zeros_like(share)
         return torch.ones_like(share) if self.regularization == "fixed" else share
 
     def shifts(self, weights: Tensor) -> Tensor:
         """Return λ of the summed loss for weights (k, n)."""
-        share = self._share(weights)
-        ridge = [self.ridge(f) for f in self.removed_fraction(weights).tolist()]
+        return self._shifts_of(self._share(weights))
+
+    def _shifts_of(self, share: Tensor) -> Tensor:
+        removed = (1 - share).clamp(min=0)
+        ridge = [self.ridge(fraction) for fraction in removed.tolist()]
         total = self.weights.sum(dtype=torch.float64)
         out = torch.tensor(ridge, dtype=torch.float64).to(share) * total
         out = out * scale_with(self.regularization, share)
@@ -368,6 +374,24 @@ class LinearizedModel:
         """Return S̃ (I − S̃ᵀGS̃)⁻¹ S̃ᵀ moved, ``complement`` being what is inverted."""
         return root @ Factor(complement).solve((root.mT @ moved).double()).to(root)
 
+    def without_each_row(self) -> RowRemovals:
+        """Return Newton steps without each row, known by their effect on queries.
+
+        For the primal space, and rows of few different weights.
+        """
+        total = self.weights.sum(dtype=torch.float64)
+        share = torch.round(1 - self.weights.double() / total, decimals=12)
+        constants = 1 - self._gradient_factor_of(share.to(self.weights))
+        return RowRemovals(
+            cast(PrimalSpace, self.space),
+            self.residuals,
+            self.output_hessian_roots,
+            self.weights,
+            self._shifts_of(share),
+            constants,
+            self.memory_bytes,
+        )
+
     def refit_steps(self, weights: Tensor) -> Tensor:
         """Refit the linearised model to the weighted rows, (k, D)."""
         return refit(self, weights)
@@ -412,8 +436,10 @@ class LinearizedModel:
         numbers = wide + 4 * self._per_query
         return max(1, int(self.memory_bytes / (numbers * self.outputs.element_size())))
 
-    def output_change(self, steps: Tensor, query: Tensor) -> Tensor:
+    def output_change(self, steps: Tensor | RowRemovals, query: Tensor) -> Tensor:
         """Return the change of the outputs of query rows, (k, q, C)."""
+        if isinstance(steps, RowRemovals):
+            return steps.output_change(query)
         return (steps @ query.flatten(0, 1).T).view(len(steps), *query.shape[:2])
 
     def first_order_effects(

@@ -32,6 +32,8 @@ SHARE = 4
 _FEW_ROWS = 16
 # From this share of the data on, the Hessian of all data approximates that of a part.
 _MUCH = 0.2
+# The inverse of a factor, in float64, with its factor and a copy: bytes per entry.
+_INVERSE_BYTES = 24
 #: Relative error at which a solution counts as exact.
 EXACT = 1e-11
 
@@ -383,8 +385,13 @@ class PrimalSpace(ByIteration, BySubtraction):
         return out if steps is None else out + shift[:, None] * steps
 
     def mixed_gradient(self, amounts: Tensor, cotangents: Tensor) -> Tensor:
+        out = amounts.new_zeros(len(amounts), self.n_coordinates)
         rows = torch.arange(len(cotangents), device=cotangents.device)
-        return amounts @ self._jacobian.row_vjp(rows, cotangents)
+        size = 3 * self.n_coordinates * cotangents.element_size()
+        for chunk in chunks(len(rows), int(self._memory / (SHARE * size))):
+            gradients = self._jacobian.row_vjp(rows[chunk], cotangents[chunk])
+            out.addmm_(amounts[:, chunk], gradients)
+        return out
 
     def row_gradients(self, rows: Tensor, cotangents: Tensor) -> Tensor:
         return self._jacobian.row_vjp(rows, cotangents)
@@ -398,19 +405,36 @@ class PrimalSpace(ByIteration, BySubtraction):
     def solve_full(self, gradients: Tensor, system: FullSystem) -> Tensor:
         return -system.solve(gradients.T).T
 
-    def row_blocks(self, rows: Tensor, system: FullSystem) -> Tensor:
+    def row_blocks(
+        self, rows: Tensor, system: FullSystem, basis: Tensor | None = None
+    ) -> Tensor:
         P, C = self.n_coordinates, self._roots.shape[1]
-        inverse_pays = len(system.shifts) == 1 and len(rows) * C >= P
-        if inverse_pays and isinstance(self._jacobian, FactoredJacobian):
-            return self._jacobian.leverages(system.inverse(), rows)
-        blocks = []
+        if isinstance(self._jacobian, FactoredJacobian) and self._inverse_pays(
+            len(rows), system
+        ):
+            blocks = self._jacobian.leverages(system.inverse(), rows)
+            if basis is None:
+                return blocks
+            basis = basis.to(blocks)
+            return basis.T @ blocks @ basis
+        parts = []
         # a row's gradients, and their copies while systems are solved
         size = 4 * C * P * self._roots.element_size()
         at_once = max(_FEW_ROWS, int(self._memory / (SHARE * size)))
         for chunk in chunks(len(rows), at_once):
-            half = self._half(rows[chunk], system.take(chunk)).T.reshape(-1, C, P)
-            blocks.append(half @ half.mT)
-        return torch.cat(blocks)
+            gradients = self._jacobian.of_rows(rows[chunk])
+            if basis is not None:
+                gradients = basis.T @ gradients
+            half = system.take(chunk).half_solve(gradients.flatten(0, 1).T)
+            half = half.T.reshape(len(gradients), -1, P)
+            parts.append(half @ half.mT)
+        return torch.cat(parts)
+
+    def _inverse_pays(self, n_rows: int, system: FullSystem) -> bool:
+        """Return whether the inverse, in float64, is cheaper than solving for rows."""
+        P, C = self.n_coordinates, self._roots.shape[1]
+        fits = _INVERSE_BYTES * P**2 <= self._memory
+        return fits and len(system.shifts) == 1 and n_rows * (C / 2 - 1) > P
 
     def group_block(self, rows: Tensor, system: FullSystem) -> Tensor:
         half = self._half(rows, system)

@@ -26,13 +26,13 @@ from skattrib.influence._exact_models import ExactModel
 from skattrib.influence._linear_models import (
     LeaveOneUnitOut,
     LinearModel,
-    check_has_head,
     trained_seeds,
 )
 from skattrib.influence._measures import measures
+from skattrib.influence._tangent_plans import check_has_head, plan_untrained
 from skattrib.models._as_model import as_model
 from skattrib.models._linear import Convex
-from skattrib.models._network import check_seeds
+from skattrib.models._network import check_seeds, untrained
 
 __all__ = ["DualInfluence"]
 
@@ -287,13 +287,24 @@ class DualInfluence(BaseAttributor):
         if isinstance(as_model(estimator), Convex):
             as_model(estimator).check_rows(X)
             return
+        model = as_model(estimator)
         if self.parameters == "head":
-            check_has_head(as_model(estimator), X, y)
+            check_has_head(model, X, y)
+        if model.stacks:  # the sizes of other networks are known once they are trained
+            plan_untrained(
+                untrained(model.network(self), X, y),
+                self._row_weights,
+                self._units_left_out(),
+                parameters=self.parameters,
+                solver=self.solver,
+                removal=self.removal,
+            )
+
+    def _units_left_out(self):
+        return LeaveOneUnitOut(self._unit_of_row, self._row_weights, self.n_units_)
 
     def _fit_attributor(self):
-        self._left_out = LeaveOneUnitOut(
-            self._unit_of_row, self._row_weights, self.n_units_
-        )
+        self._left_out = self._units_left_out()
         if isinstance(as_model(self._model), Convex):
             self._fit_exact(as_model(self._model))
         else:
@@ -328,8 +339,6 @@ class DualInfluence(BaseAttributor):
         self.metric_ = exact.metric
 
     def _fit_tangents(self):
-        removal = "newton" if self.removal == "auto" else self.removal
-        self.removal_ = dict.fromkeys(("attribute", "predict_outcomes"), removal)
         models = trained_seeds(
             as_model(self._model),
             self._features,
@@ -338,7 +347,11 @@ class DualInfluence(BaseAttributor):
             self.n_models,
         )
         self.estimators_ = [self.estimator_, *(model.estimator for model in models[1:])]
-        self._linear_models = [self._linearize(model) for model in models]
+        first = self._linearize(models[0], self.removal)
+        others = [self._linearize(model, first.removal) for model in models[1:]]
+        self._linear_models = [first, *others]
+        ways = "attribute", "predict_outcomes"
+        self.removal_ = dict.fromkeys(ways, first.removal)
         if self.ridge == "calibrate":
             self._calibrate_ridge()
         else:
@@ -348,14 +361,14 @@ class DualInfluence(BaseAttributor):
 
         self.ridge_rule_ = self._linear_models[0].ridge
 
-    def _linearize(self, model):
+    def _linearize(self, model, removal):
         linear = LinearModel.precise(
             model,
             self._features,
             self._targets,
             self._row_weights,
             ridge=self.ridge,
-            removal=self.removal_["attribute"],
+            removal=removal,
             units=self._left_out,
             metric=self.metric,
             parameters=self.parameters,
@@ -368,6 +381,7 @@ class DualInfluence(BaseAttributor):
         self.solver_, self.solver_reason_ = linear.plan.solver, linear.plan.reason
         self.metric_ = linear.metric
         self._say(f"solver {self.solver_}: {self.solver_reason_}")
+        self._say(f"removal {linear.removal}: {linear.plan.removal_reason}")
         return linear
 
     def _calibrate_ridge(self):
@@ -700,7 +714,7 @@ class DualInfluence(BaseAttributor):
             return diagnose_exact(linear, without_each, X, calibration)
         units = spread(self.n_units_, N_STEPS)
         removed = self._left_out[units]
-        if linear.solves_queries:
+        if linear.plan.by_query:
             steps = linear.steps(removed)
         else:
             steps = self._without_each[0][units]

@@ -11,22 +11,18 @@ import torch
 from skattrib._progress import tqdm
 from skattrib._validation import as_tensor, draw_seeds, memory_cap
 from skattrib.engine._functional import FunctionalModule, chunks, spread
-from skattrib.engine._gradients import gradient_size
-from skattrib.engine._last_layer import find_head
 from skattrib.engine._linearized import LinearizedModel
-from skattrib.engine._plan import SolverChoice, plan_solver
+from skattrib.engine._plan import SolverChoice
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.influence._damping import RidgeRule, choose_metric, choose_rule
 from skattrib.influence._projection import make_projector
+from skattrib.influence._tangent_plans import Rows, head_parameters, plan_tangent
 from skattrib.models._memory import as_memory, cached_array, digest
-from skattrib.models._network import untrained
 
 # Relative errors by rounding above this are warned of.
 _PRECISION = 0.01
 # Units solved for exactly, to learn what an approximation misses.
 _N_EXACT = 8
-# More units than there are queries, probably.
-_MANY_UNITS = 64
 
 
 def trained_seeds(model, X, y, row_weights, n_models):
@@ -44,22 +40,6 @@ def _cached_kernel(memory, module, names, X, scale, build):
     key = digest("kernel", module, names, X, scale)
     kernel = cached_array(as_memory(memory), key, lambda: build().cpu().numpy())
     return torch.tensor(kernel, device=X.device)
-
-
-def _plan(model, X, n_outputs, solver, **demand):
-    """Choose the space to solve in; ``demand`` as `plan_solver` takes it."""
-    size = gradient_size(model, X)
-    choice = plan_solver(
-        len(X),
-        n_outputs,
-        model.n_params,
-        X.element_size(),
-        memory_cap(),
-        solver,
-        gradients=size,
-        **demand,
-    )
-    return replace(choice, reason="; ".join([choice.reason, *model.said]))
 
 
 def _landmarks(n_rows, n_landmarks, seed, device):
@@ -101,32 +81,6 @@ class LeaveOneUnitOut:
         return left / whole.clip(min=1e-12)
 
 
-def head_parameters(module, X):
-    """Return the names of the trainable parameters of the last linear layer."""
-    head = find_head(module, X)
-    in_head = {id(parameter) for parameter in head.parameters()}
-    trained = [
-        name
-        for name, parameter in module.named_parameters()
-        if id(parameter) in in_head and parameter.requires_grad
-    ]
-    if not trained:
-        raise ValueError(
-            "parameters='head' moves the last linear layer, and that is not trained: "
-            "its parameters do not require a gradient. Use parameters='all'."
-        )
-    return trained
-
-
-def check_has_head(model, X, y):
-    """Raise ValueError unless the module ends in a linear layer that is trained."""
-    if model.frozen:
-        head_parameters(model.module, as_tensor(X[:2], next(model.module.parameters())))
-    elif model.stacks:
-        problem = untrained(model.estimator, X, y)
-        head_parameters(problem.model.module, problem.X)
-
-
 class LinearModel:
     """A trained model and its tangent.
 
@@ -139,7 +93,7 @@ class LinearModel:
         Of the rows in training.
     ridge : float or str
         Damping, as `choose_rule` takes it.
-    removal : {"newton", "influence", "refit"}
+    removal : {"auto", "newton", "influence", "refit"}
         How rows are left out.
     units : LeaveOneUnitOut or None
         What `without_each_unit` leaves out.
@@ -160,15 +114,14 @@ class LinearModel:
     Attributes
     ----------
     tangent : LinearizedModel
+    removal : {"newton", "influence", "refit"}
+        How rows are left out.
     plan : SolverChoice
         Space solved in, and why.
     metric : str
         Name of the metric used.
     weighting : RowWeighting
         What makes the weights in the loss of those of the rows.
-    solves_queries : bool
-        Whether queries are solved for, rather than units: at first order, if units are
-        many, by the solvers that can.
     """
 
     def __init__(
@@ -192,8 +145,7 @@ class LinearModel:
         verbose=0,
     ):
         n_outputs = trained.outputs(X[:2]).shape[1]  # also of a wrapped module's width
-        self.trained, self.removal, self.units = trained, removal, units
-        self.verbose = verbose
+        self.trained, self.units, self.verbose = trained, units, verbose
         module = trained.module
         X = as_tensor(X, next(module.parameters()))
         model = FunctionalModule(module)
@@ -202,13 +154,12 @@ class LinearModel:
         targets = trained.targets(y, X)
         self.weighting = trained.weighting(targets)
 
-        n_units = 0 if units is None else len(units)
-        by_query = removal == "influence" and n_units > _MANY_UNITS
         self.plan = SolverChoice("primal", "in the projected space")
         if projection is None:
-            additive = self.weighting.additive
-            demand = {"n_steps": n_units, "by_query": by_query and additive}
-            self.plan = _plan(model, X, n_outputs, solver, **demand)
+            rows = Rows(X, n_outputs, self.weighting, weights, units)
+            recipe = getattr(trained.trajectory, "recipe", None)
+            self.plan = plan_tangent(model, rows, solver, removal, recipe)
+        self.removal = self.plan.removal if removal == "auto" else removal
 
         self.metric, metric = choose_metric(metric, trained, model, X, targets)
         scale = None if metric is None else metric.rsqrt()
@@ -232,8 +183,10 @@ class LinearModel:
         rule = choose_rule(ridge, trained, tangent, metric)
         self.tangent = tangent.at_ridge(rule)
 
-        can_solve = self.plan.solver in ("cg", "primal") and projection is None
-        self.solves_queries = by_query and can_solve and self.weighting.additive
+    @property
+    def solves_queries(self):
+        """Whether queries are solved for, rather than units."""
+        return self.plan.by_query and self.removal == "influence"
 
     @classmethod
     def precise(cls, trained, X, *args, **options):
@@ -292,7 +245,10 @@ class LinearModel:
             self.removal == "newton" and self.units.largest <= self.tangent.few
         )
         few_rows = units_alone and cheap and not self.solves_queries
-        return self._with(self.tangent.for_many_ridges(few_rows=few_rows))
+        other = self._with(self.tangent.for_many_ridges(few_rows=few_rows))
+        if few_rows:  # steps of its units are short
+            other.plan = replace(self.plan, by_query=False)
+        return other
 
     # ------------------------------------------------------------------- removals
     def steps(self, row_weights):
@@ -312,6 +268,8 @@ class LinearModel:
         """Return the step without each unit; what queries are solved with, if so."""
         if self.solves_queries:
             return self.tangent.full_system()
+        if self.plan.by_query:
+            return self.tangent.without_each_row()
         return self.steps(self.units)
 
     def parameter_change(self, steps):

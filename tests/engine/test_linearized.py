@@ -11,9 +11,8 @@ from torch import nn
 
 from skattrib.engine import _parameter_space, _refits, _row_space, _solvers
 from skattrib.engine._functional import FunctionalModule
-from skattrib.engine._gradients import GradientSize, RowGradients
+from skattrib.engine._gradients import RowGradients
 from skattrib.engine._linearized import LinearizedModel
-from skattrib.engine._plan import plan_solver
 from tests.cases import LOSSES, Tangent, build, dense_jacobian, mlp, randn
 
 N, D = 24, 3
@@ -698,104 +697,3 @@ def test_conjugate_gradients_are_quiet_when_they_converge():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ours.refit_steps(weightings(ours.weights)["half"])
-
-
-# -------------------------------------------------------------------------- plan
-@pytest.mark.parametrize(
-    ("n_rows", "n_params", "memory_bytes", "expected"),
-    [
-        (1000, 50, PLENTY, "primal"),
-        (50, 10_000, PLENTY, "dual"),
-        (1000, 20_000, PLENTY, "dual"),
-        # the dual would be cheaper, but 3000² outputs do not fit
-        (1000, 5000, 5 * 8 * 3000**2 - 1, "cg"),
-        (10_000, 200, 2.0**27, "primal"),
-        (50_000, 10**7, 2.0**27, "cg"),
-    ],
-)
-def test_plan(n_rows, n_params, memory_bytes, expected):
-    plan = plan_solver(n_rows, 3, n_params, 8, memory_bytes)
-    assert plan.solver == expected
-    assert (f"n·C = {3 * n_rows}") in plan.reason
-
-
-@pytest.mark.parametrize("solver", SPACES)
-def test_plan_takes_what_is_asked_for(solver):
-    assert plan_solver(10, 3, 100, 8, PLENTY, solver).solver == solver
-
-
-@pytest.mark.parametrize(
-    ("solver", "size"), [("primal", "P = 1000000"), ("dual", r"n·C = 150000")]
-)
-def test_plan_refuses_what_does_not_fit(solver, size):
-    with pytest.raises(ValueError, match=rf"solver='{solver}'.*{size}.*'cg'"):
-        plan_solver(50_000, 3, 10**6, 8, PLENTY, solver)
-    assert plan_solver(50_000, 3, 10**6, 8, PLENTY, "cg").solver == "cg"
-
-
-def test_plan_counts_gradients_and_steps():
-    size, n_params = 3 * 1000, 10_000
-    cap = 8.0 * (5 * size**2) + 1000
-    plan = plan_solver(1000, 3, n_params, 8, cap)
-    assert plan.solver == "dual"
-    assert "0 MiB of gradients" in plan.reason
-    plan = plan_solver(
-        1000, 3, n_params, 8, cap, gradients=GradientSize(2.0**21, False)
-    )
-    assert plan.solver == "cg"
-    assert "2 MiB of gradients" in plan.reason
-    assert plan_solver(1000, 3, n_params, 8, cap, n_steps=1).solver == "cg"
-    with pytest.raises(ValueError, match=r"'dual' needs .*2 MiB of gradients.*'cg'"):
-        plan_solver(
-            1000, 3, n_params, 8, cap, "dual", gradients=GradientSize(2.0**21, False)
-        )
-    # parameters are few, but their gradients are there before they are joined
-    assert plan_solver(1000, 3, 50, 8, 2.0**23).solver == "primal"
-    with pytest.raises(ValueError, match=r"'primal' needs .*8 MiB of gradients"):
-        plan_solver(
-            1000, 3, 50, 8, 2.0**23, "primal", gradients=GradientSize(2.0**23, False)
-        )
-
-
-@pytest.mark.parametrize("solver", ["auto", "cg"])
-@pytest.mark.parametrize(
-    "needs", [{"gradients": GradientSize(2.0**28, False)}, {"n_steps": 20_000}], ids=str
-)
-def test_plan_refuses_what_fits_nowhere(solver, needs):
-    with pytest.raises(ValueError, match=r"'cg' needs .*fewer rows.*working_memory"):
-        plan_solver(20_000, 3, 10**5, 8, 2.0**27, solver, **needs)
-
-
-def test_plan_takes_a_quarter_of_the_rows_as_landmarks_or_what_fits():
-    plan = plan_solver(1000, 3, 10**5, 8, PLENTY, "nystroem")
-    assert (plan.solver, plan.n_landmarks) == ("nystroem", 250)
-    assert plan.reason == "as requested: an approximation, 250 of 1000 rows"
-    assert plan_solver(40, 3, 10**5, 8, PLENTY, "nystroem").n_landmarks == 40
-    assert plan_solver(200, 3, 10**5, 8, PLENTY, "nystroem").n_landmarks == 100
-    fewer = plan_solver(10_000, 3, 10**6, 8, 2.0**28, "nystroem").n_landmarks
-    assert 1 < fewer < 2500
-    held = 8 * 2 * 30_000 * 3 * fewer  # the projected Jacobian, with a copy
-    assert 2.0**26 < held < 2.0**28
-    steps = plan_solver(10_000, 3, 10**6, 8, 2.0**28, "nystroem", n_steps=10_000)
-    assert 1 <= steps.n_landmarks < fewer
-    with pytest.raises(ValueError, match=r"'nystroem' needs .* Take fewer rows"):
-        plan_solver(10**6, 30, 10**6, 8, 2.0**28, "nystroem")
-
-
-def test_plan_preconditions_where_it_pays():
-    many = plan_solver(1000, 10, 6000, 4, 2.0**28, n_steps=1000)
-    assert many.solver == "cg"
-    # P / C directions cost about as much to apply as the kernel
-    assert many.n_landmarks == 60
-    assert plan_solver(1000, 10, 6000, 4, 2.0**28, n_steps=5).n_landmarks == 0
-    assert 0 < plan_solver(1000, 10, 6000, 4, 2.0**26, n_steps=100).n_landmarks < 60
-    assert plan_solver(1000, 3, 50, 8, PLENTY, n_steps=1000).n_landmarks == 0
-
-
-def test_plan_never_refuses_little():
-    assert (
-        plan_solver(
-            1000, 3, 10**5, 8, 1.0, gradients=GradientSize(2.0**25, False)
-        ).solver
-        == "cg"
-    )

@@ -11,6 +11,7 @@ import pytest
 import sklearn
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_digits, load_iris, load_wine
 from sklearn.frozen import FrozenEstimator
@@ -18,7 +19,7 @@ from sklearn.preprocessing import scale
 from torch import nn
 
 import skattrib.engine._linearized
-import skattrib.influence._linear_models
+import skattrib.engine._plan
 from skattrib import DualInfluence, TorchClassifier, TorchRegressor
 from skattrib.engine._linearized import LinearizedModel
 from skattrib.engine._plan import SolverChoice
@@ -325,7 +326,7 @@ def test_nystroem_says_what_it_misses(monkeypatch):
     missed, true = [], []
     for count in (2, 40, 120):
         monkeypatch.setattr(
-            "skattrib.influence._linear_models.plan_solver",
+            "skattrib.influence._tangent_plans.plan_solver",
             lambda *args, count=count, **options: SolverChoice("nystroem", "", count),
         )
         ours = DualInfluence(net, solver="nystroem", random_state=0).fit(X, y)
@@ -1037,7 +1038,7 @@ def test_first_order_by_queries_is_that_by_units(problem, tasks, solver, monkeyp
     units = np.arange(100) // 2 if tasks else None
     dense = DualInfluence(net, solver="dual", **options).fit(X, y, tasks=units)
     ours = DualInfluence(net, solver=solver, **options)
-    monkeypatch.setattr(skattrib.influence._linear_models, "_MANY_UNITS", 10)
+    monkeypatch.setattr(skattrib.engine._plan, "_MANY_UNITS", 10)
     ours.fit(X, y, tasks=units)
     assert not torch.is_tensor(ours._without_each[0])
     expected = dense.attribute(Xq, yq)
@@ -1052,5 +1053,68 @@ def test_first_order_by_queries_is_that_by_units(problem, tasks, solver, monkeyp
         dense.diagnose(Xq, yq).step_linearity, rel=1e-5
     )
     # few units are solved for once and for all
-    monkeypatch.setattr(skattrib.influence._linear_models, "_MANY_UNITS", 100)
+    monkeypatch.setattr(skattrib.engine._plan, "_MANY_UNITS", 100)
     assert torch.is_tensor(ours.fit(X, y, tasks=units)._without_each[0])
+
+
+@pytest.mark.parametrize("problem", [iris, diabetes])
+def test_newton_steps_by_queries_are_those_by_units(problem, monkeypatch):
+    X, y, Xq, yq = problem(n=100)
+    kind = TorchClassifier if problem is iris else TorchRegressor
+    net = kind(hidden_layer_sizes=(4,), max_epochs=20, random_state=0)
+    ours = DualInfluence(net, solver="primal", ridge=0.1, random_state=0)
+    by_units = clone(ours).fit(X, y)  # of which there may be more than queries
+    monkeypatch.setattr(skattrib.engine._plan, "_MANY_UNITS", 10)
+    ours.fit(X, y)
+    monkeypatch.setattr(skattrib.engine._plan, "_MANY_UNITS", 1000)
+    by_units.fit(X, y)
+    assert torch.is_tensor(by_units._without_each[0])
+    assert not torch.is_tensor(ours._without_each[0])
+    expected = by_units.attribute(Xq, yq)
+    assert_allclose(ours.attribute(Xq, yq), expected, atol=1e-7 * abs(expected).max())
+    paths = [dual.ridge_path(Xq, yq, ridges=[0.1, 1.0]) for dual in (ours, by_units)]
+    assert_allclose(*paths, atol=1e-7)
+    assert ours.diagnose(Xq, yq).step_linearity == pytest.approx(
+        by_units.diagnose(Xq, yq).step_linearity, rel=1e-5
+    )
+    again = pickle.loads(pickle.dumps(ours))
+    assert_array_equal(again.attribute(Xq, yq), ours.attribute(Xq, yq))
+
+
+# ----------------------------------------------------------------- removal="auto"
+@pytest.mark.parametrize("removal", ["newton", "influence"])
+def test_auto_is_what_is_affordable(removal, monkeypatch):
+    X, y, *queries = iris(n=100)
+    net = small_net(max_epochs=20)
+    if removal == "influence":
+        monkeypatch.setattr(skattrib.engine._plan, "_AFFORDABLE", 0.0)
+        monkeypatch.setattr(skattrib.engine._plan, "_TRAININGS", 0.0)
+    auto = DualInfluence(net, n_models=2, random_state=0).fit(X, y)
+    assert auto.removal_ == {"attribute": removal, "predict_outcomes": removal}
+    why = auto._linear_models[0].plan.removal_reason
+    assert ("affordable" in why) == (removal == "newton")
+    explicit = clone(auto).set_params(removal=removal).fit(X, y)
+    assert auto.estimand_ == explicit.estimand_
+    assert_array_equal(auto.attribute(*queries), explicit.attribute(*queries))
+    weights = make_weightings(100, 3, random_state=0)
+    found = auto.predict_outcomes(*queries, weights)
+    assert_array_equal(found, explicit.predict_outcomes(*queries, weights))
+    if removal == "influence":  # first order: outcomes are attributions, added up
+        present = auto.predict_outcomes(*queries, np.ones((1, 100)))
+        additive = present - (1 - weights) @ auto.attribute(*queries).T
+        assert_allclose(found, additive, rtol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["dual", "primal", "auto"])
+def test_what_does_not_fit_is_refused_before_training(solver, monkeypatch):
+    X, y, *_ = digits(400)
+    net = TorchClassifier(hidden_layer_sizes=(400,), random_state=0)
+    monkeypatch.setattr(skattrib.engine._plan, "_NEVER_REFUSED", 0.0)
+    monkeypatch.setattr(TorchClassifier, "fit", lambda *args: pytest.fail("trained"))
+    dual = DualInfluence(net, solver=solver, random_state=0)
+    with (
+        config_context(working_memory=1),
+        pytest.raises(ValueError, match=r"needs .* MiB .*AdamWInfluence"),
+    ):
+        dual.fit(X, y)
+    assert not hasattr(dual, "estimator_")

@@ -38,10 +38,11 @@ def call_each(
     function: Callable[..., Any],
     arguments: Sequence[tuple[Any, ...]],
     n_jobs: int | None,
+    **options: Any,
 ) -> Iterator[Any]:
     """Yield the results of `call_all`, of as many calls at a time as workers."""
     for batch in chunks(len(arguments), effective_n_jobs(n_jobs)):
-        yield from call_all(function, arguments[batch], n_jobs)
+        yield from call_all(function, arguments[batch], n_jobs, **options)
 
 
 def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:

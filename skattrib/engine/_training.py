@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 import torch
+from joblib import effective_n_jobs
 from torch import Tensor
 from torch.func import vmap
 
@@ -16,7 +17,7 @@ from skattrib.engine._losses import Loss
 from skattrib.engine._minibatch import NO_BUFFERS, Minibatch, row_shares
 from skattrib.engine._modules import activation_size
 from skattrib.engine._optimizers import clip_gradient, map_state
-from skattrib.engine._parallel import call_all
+from skattrib.engine._parallel import batches, call_all, call_each
 from skattrib.engine._plain_gradients import (
     REFUSALS,
     agree,
@@ -220,7 +221,8 @@ def train_stack(
 ) -> Tensor:
     """Train a model for every row of ``weights``; return parameters (M, P).
 
-    Stacks are as large as the memory cap allows. A module that vmap cannot batch is
+    Stacks are as large as the memory cap allows, and are divided among joblib's
+    workers, which changes results by rounding alone. A module that vmap cannot batch is
     trained once per weighting in joblib's workers instead, with a warning.
     """
     n_models = len(weights)
@@ -243,7 +245,17 @@ def train_stack(
         return torch.cat(trained)
 
     size = stack_size(model, recipe, X, memory_bytes)
-    stacks = list(chunks(n_models, size))
+    if X.device.type != "cpu":  # which one process shares out best
+        n_jobs = 1
+    stacks = batches(n_models, size, n_jobs)
+    if len(stacks) > 1 and effective_n_jobs(n_jobs) > 1:
+        with tqdm(total=n_models, desc="retraining", disable=not verbose) as bar:
+            parts = [(model, loss, recipe, X, targets, weights[s]) for s in stacks]
+            trained = []
+            for params in call_each(_train_one, parts, n_jobs, prefer="processes"):
+                trained.append(params)
+                bar.update(len(params))
+        return torch.cat(trained)
     with tqdm(
         total=len(stacks) * recipe.n_steps,
         desc=f"retraining {n_models} models",

@@ -23,7 +23,12 @@ from skattrib.influence._aggregation import (
     exploding,
     finite_mean,
 )
-from skattrib.influence._run_derivatives import RunDerivatives, Runs, check_reproduced
+from skattrib.influence._run_derivatives import (
+    RunDerivatives,
+    Runs,
+    check_reproduced,
+    derivatives_by_workers,
+)
 from skattrib.influence._run_diagnosis import (
     N_UNITS,
     removal_errors,
@@ -88,7 +93,8 @@ class AdamWInfluence(BaseAttributor):
         Where the runs and retrained outcomes are remembered, so that an interrupted
         fit goes on; needs an int `random_state`. Holds whole models.
     n_jobs : int or None, default=None
-        Workers for models that cannot be trained as a stack.
+        Workers among which runs, and the sweeps through them, are divided. The
+        numbers are the same, up to rounding.
     random_state : int, RandomState instance or None, default=None
         Seeds what the estimator leaves unseeded, the runs and the weightings of
         `score`.
@@ -335,7 +341,9 @@ class AdamWInfluence(BaseAttributor):
         """Return the attributions of every run, (n_runs, q, n_units)."""
         options = self._sweep_options(_INERT if self.inclusion_ < 1 else 0.0)
         of_rows = [
-            self._derivatives.derivatives(runs, queries, **options)
+            derivatives_by_workers(
+                self._derivatives, runs, queries, self.n_jobs, **options
+            )
             for runs in self._runs
         ]
         return self._by_unit(torch.cat(of_rows).cpu().numpy())

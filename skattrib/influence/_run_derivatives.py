@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
+from joblib import effective_n_jobs
 from torch import Tensor
 
+from skattrib._progress import tqdm
 from skattrib._validation import as_tensor, memory_cap
 from skattrib.engine._adjoint import RowCallback, differentiate_run
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._losses import OutcomeFunction
+from skattrib.engine._parallel import batches, call_each
 from skattrib.engine._plain_gradients import vector_jacobian
 from skattrib.engine._training import stacked_outputs, train
 from skattrib.engine._trajectory import Recipe
@@ -22,6 +25,42 @@ from skattrib.models._protocol import Differentiable
 
 # Of the memory cap, what the gradients of queries may take: 1 / _SHARE.
 _SHARE = 8
+
+
+def derivatives_by_workers(
+    derivatives: RunDerivatives,
+    runs: Runs,
+    queries: Queries,
+    n_jobs: int | None,
+    **options: Any,
+) -> Tensor:
+    """Return `RunDerivatives.derivatives`, the runs divided among joblib's workers.
+
+    Where there are fewer runs than workers, the queries are divided.
+    """
+    n_workers = effective_n_jobs(n_jobs)
+    if n_workers == 1 or not derivatives.on_cpu:
+        return derivatives.derivatives(runs, queries, **options)
+    verbose, options["verbose"] = options.get("verbose", 0), 0
+    by_run = len(runs.params) >= n_workers or len(queries.X) == 1
+    tasks = [
+        (derivatives, runs.part(part), queries, options)
+        if by_run
+        else (derivatives, runs, queries.part(part), options)
+        for part in batches(
+            len(runs.params) if by_run else len(queries.X), 2**31, n_jobs
+        )
+    ]
+    label = f"sweeps by {n_workers} workers"
+    done = call_each(_differentiate, tasks, n_jobs, prefer="processes")
+    bar = tqdm(done, desc=label, total=len(tasks), disable=not verbose)
+    return torch.cat(list(bar), dim=0 if by_run else 1)
+
+
+def _differentiate(
+    derivatives: RunDerivatives, runs: Runs, queries: Queries, options: dict[str, Any]
+) -> Tensor:
+    return derivatives.derivatives(runs, queries, **options)
 
 
 @dataclass(frozen=True)
@@ -40,6 +79,10 @@ class Runs:
     recipe: Recipe
     weights: Tensor
     params: Tensor
+
+    def part(self, which: slice) -> Runs:
+        """Return some of them."""
+        return Runs(self.recipe, self.weights[which], self.params[which])
 
 
 def check_reproduced(problem: TrainingProblem, run: Runs) -> None:
@@ -117,6 +160,11 @@ class RunDerivatives:
     def problem(self) -> TrainingProblem:
         """What the estimator was trained on, for one thread to evaluate."""
         return replace(self._trained, model=self._trained.model.apart())
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether runs are repeated there."""
+        return self._trained.X.device.type == "cpu"
 
     def queries(self, X: Any, y: Any, outcome: str | OutcomeFunction) -> Queries:
         """Prepare queries, for any of the runs."""

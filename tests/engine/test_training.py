@@ -320,6 +320,24 @@ def test_modules_that_vmap_cannot_take_are_trained_one_by_one(backend):
     assert_allclose(found, expected, rtol=0, atol=1e-10)
 
 
+def test_workers_share_a_stack(monkeypatch):
+    model, recipe, X, y = problem()
+    weights, sizes = random_weights(5), []
+    arguments = model, CLASSIFICATION, recipe, X, y, weights
+    expected = train_stack(*arguments, memory_bytes=PLENTY)
+    one = _training.train
+
+    def noted(*arguments, **options):
+        sizes.append(len(arguments[-1]))
+        return one(*arguments, **options)
+
+    monkeypatch.setattr(_training, "train", noted)
+    with joblib.parallel_config("threading"):
+        found = train_stack(*arguments, memory_bytes=PLENTY, n_jobs=2)
+    assert sorted(sizes) == [2, 3]
+    assert_allclose(found, expected, rtol=1e-9)
+
+
 def test_one_model_needs_no_stack():
     _, _, X, y = problem()
     model = FunctionalModule(build(Item))

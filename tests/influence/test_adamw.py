@@ -24,6 +24,7 @@ from skattrib import AdamWInfluence, TorchClassifier, TorchRegressor
 from skattrib.evaluation import lds_score, loo_score, make_weightings, retrain_outcomes
 from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
 from skattrib.influence._aggregation import AGGREGATIONS, aggregate, exploding
+from skattrib.influence._run_derivatives import RunDerivatives
 from skattrib.influence._run_diagnosis import _median_ratio, run_verdict
 
 
@@ -167,6 +168,29 @@ def test_queries_in_pieces_are_the_same():
         assert_allclose(influence.attribute(Xq, yq), whole, atol=1e-10)
         again = influence.step_attribution(Xq, yq)
     assert_allclose(again.attributions, steps.attributions, atol=1e-10)
+
+
+@pytest.mark.parametrize("inclusion", [0.5, 1])
+def test_workers_share_runs_or_queries(inclusion, monkeypatch):
+    X, y, *queries = data()
+    options = {"n_models": 3 if inclusion == 1 else 1, "inclusion": inclusion}
+    parts = []
+    derivatives = RunDerivatives.derivatives
+
+    def noted(self, runs, queries, **options):
+        parts.append((len(runs.params), len(queries.X)))
+        return derivatives(self, runs, queries, **options)
+
+    alone = make(net(), n_trajectories=4, **options).fit(X, y)
+    expected = alone.attribute(*queries, return_std=True)
+    monkeypatch.setattr(RunDerivatives, "derivatives", noted)
+    with joblib.parallel_config("threading"):
+        shared = make(net(), n_trajectories=4, n_jobs=2, **options).fit(X, y)
+        found = shared.attribute(*queries, return_std=True)
+    # one run is shared out by queries, others by runs
+    assert sorted(parts) == sorted([(1, 3)] * 6 if inclusion == 1 else [(2, 6)] * 2)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_allclose(ours, theirs, rtol=1e-7, atol=1e-10)
 
 
 def test_several_seeds_are_averaged():

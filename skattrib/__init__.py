@@ -5,6 +5,7 @@ without them, and how far is the answer to be trusted?
 """
 
 from skattrib._make import make_attributor
+from skattrib._plan import plan
 from skattrib.feature_selection import TaskWeightSelector
 from skattrib.influence import AdamWInfluence, DualInfluence, lookahead_training
 from skattrib.models.neural import TorchClassifier, TorchRegressor
@@ -37,5 +38,6 @@ __all__ = [
     "__version__",
     "lookahead_training",
     "make_attributor",
+    "plan",
     "record_training",
 ]

@@ -3,11 +3,18 @@
 from skattrib.influence import AdamWInfluence, DualInfluence
 from skattrib.models._as_model import as_model
 from skattrib.retrieval import RISEValuator
-from skattrib.surrogate import KernelSurrogateAttributor
+from skattrib.surrogate import KernelSurrogateAttributor, LinearSurrogateAttributor
 
-_CLASSES = {
+#: Attributors of the package, by name.
+ATTRIBUTORS = {
     kind.__name__: kind
-    for kind in (AdamWInfluence, DualInfluence, KernelSurrogateAttributor, RISEValuator)
+    for kind in (
+        AdamWInfluence,
+        DualInfluence,
+        KernelSurrogateAttributor,
+        LinearSurrogateAttributor,
+        RISEValuator,
+    )
 }
 
 
@@ -43,6 +50,7 @@ def make_attributor(model, **params):
 
     See Also
     --------
+    plan : Says what each will take, before anything is trained.
     DualInfluence : Cheaper, for networks of every kind.
 
     Examples
@@ -62,5 +70,5 @@ def make_attributor(model, **params):
         found.check()
     for name in found.first_attributors:
         if name in found.attributors():
-            return _CLASSES[name](model, **params)
+            return ATTRIBUTORS[name](model, **params)
     raise found.lacks("make_attributor", "a way to train it again, or gradients")

@@ -5,6 +5,7 @@ import warnings
 from abc import abstractmethod
 from functools import partial
 from numbers import Integral, Real
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -60,6 +61,7 @@ from skattrib.engine._losses import LabelLoss
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._any import is_pairwise
 from skattrib.models._as_model import as_model, check_recipe
+from skattrib.models._costs import Cost
 from skattrib.models._fit_params import (
     check_names,
     check_target,
@@ -129,6 +131,22 @@ ATTRIBUTOR_DOCS = {
 _NOT_COMPUTED = ValueError, ArithmeticError, np.linalg.LinAlgError
 
 
+#: Queries that a plan counts on.
+N_PLANNED = 10
+
+
+class _Job(NamedTuple):
+    """What is to be trained: rows, the steps of a pipeline, and a search that chose."""
+
+    X: Any
+    y: Any
+    parts: Parts
+    search: Any
+    features: Any
+    targets: Any
+    model_params: dict
+
+
 class BaseAttributor(
     ScoredByRetraining,
     ValidatedInputs,
@@ -174,6 +192,9 @@ class BaseAttributor(
         May be left out.
     ``_before_training(estimator, X, y)``
         Prepare what needs the rows and the units, but no trained model. May be left
+        out.
+    ``_cost(estimator, X, y, n_queries)``
+        Return a `Cost`, before anything is trained: for `skattrib.plan`. May be left
         out.
     ``_fit_attributor()``
         Learn from the trained model and the rows. Set ``estimand_``.
@@ -292,7 +313,28 @@ class BaseAttributor(
         return self
 
     def _validate_and_fit(self, X, y, tasks, fit_params):
-        check_recipe(self.estimator, stacklevel=5)
+        job = self._prepared_fit(X, y, tasks, fit_params)
+        parts, features, targets = job.parts, job.features, job.targets
+        if self.verbose:
+            self._say(self._cost(parts.model, features, targets, N_PLANNED).said())
+        with config_context(enable_metadata_routing=False):
+            rows, labels, model_params = rows_that_count(
+                as_model(parts.model), features, targets, job.model_params
+            )
+            parts.fit_model(rows, labels, **model_params)
+        check_repeatable(as_model(parts.model), features)
+        check_finite(as_model(parts.model), features)
+        self.estimator_ = parts.whole if job.search is None else job.search
+        # copies: changed in place by the user, they would not be what was trained on
+        self.X_train_, self.y_train_ = job.X.copy(), job.y.copy()
+        self._parts = parts
+        self._features = features if parts.has_transformers else self.X_train_
+        self._targets = self.y_train_ if parts.units is None else targets
+        self._fit_attributor()
+
+    def _prepared_fit(self, X, y, tasks, fit_params):
+        """Check everything, fit transformers, and return what is to be trained."""
+        check_recipe(self.estimator, stacklevel=6)
         if self.estimator is not None:  # before any number is drawn
             self._check_estimator(Parts(self.estimator).model)
         check_names(fit_params)
@@ -323,25 +365,12 @@ class BaseAttributor(
             features, targets = parts.fit_transformers(X, y)
         self._check_outcome_of(parts, features, targets)
         self.unit_names_, self.n_units_ = names, len(names)
+        self.tasks_ = None if tasks is None else names[codes]
         self._has_names = tasks is not None or getattr(index, "is_unique", False)
         self._score_seed, self._fit_seed = int(seeds[1] >> 1), int(seeds[2] >> 1)
         self._unit_of_row, self._row_weights = codes, weights
         self._before_training(parts.model, features, targets)
-        with config_context(enable_metadata_routing=False):
-            rows, labels, model_params = rows_that_count(
-                as_model(parts.model), features, targets, model_params
-            )
-            parts.fit_model(rows, labels, **model_params)
-        check_repeatable(as_model(parts.model), features)
-        check_finite(as_model(parts.model), features)
-        self.estimator_ = parts.whole if search is None else search
-        # copies: changed in place by the user, they would not be what was trained on
-        self.X_train_, self.y_train_ = X.copy(), y.copy()
-        self._parts = parts
-        self._features = features if parts.has_transformers else self.X_train_
-        self._targets = self.y_train_ if parts.units is None else targets
-        self.tasks_ = None if tasks is None else names[codes]
-        self._fit_attributor()
+        return _Job(X, y, parts, search, features, targets, model_params)
 
     def _check_outcome_of(self, parts, features, y):
         """Raise on an outcome, or on targets, that the model cannot have."""
@@ -370,13 +399,17 @@ class BaseAttributor(
                 f"Found array with {n_rows} sample(s) (n_samples={n_rows}) while a "
                 "minimum of 2 is required: 1 sample has no other to be compared with."
             )
-        return np.arange(n_rows), row_names(index, n_rows, stacklevel=6)
+        return np.arange(n_rows), row_names(index, n_rows, stacklevel=7)
 
     def _check_estimator(self, estimator):
         """Raise unless this attributor can use the estimator; before any training."""
 
     def _before_training(self, estimator, X, y):
         """Prepare, and refuse, what needs the units but no trained estimator."""
+
+    def _cost(self, estimator, X, y, n_queries):
+        """Return what fit and attributing queries will take; asked before training."""
+        return Cost("", way=f"{type(self).__name__} does not tell what it takes")
 
     # ---------------------------------------------------------------- queries
     def _check_query(self, X, y):

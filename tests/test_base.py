@@ -651,7 +651,7 @@ def test_a_wrapped_module_that_is_not_frozen_is_pointed_out():
 def test_a_kernel_over_the_cap_says_what_to_do():
     X, y, *_ = data()
     with sklearn.config_context(working_memory=0.01):
-        with pytest.raises(ValueError, match=r"solver='dual' needs .*'auto' or 'cg'"):
+        with pytest.raises(ValueError, match=r"solver='dual' needs .*Use solver='cg'"):
             attributor(solver="dual").fit(X, y)
         dual = attributor(removal="influence").fit(X, y)
     assert dual.solver_ == "cg"

@@ -69,6 +69,7 @@ ROOMS = [
     "surrogate",
     "retrieval",
     "_make",
+    "_plan",
     "_task_sets",
     "feature_selection",
     "plotting",

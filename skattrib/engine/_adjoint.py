@@ -118,7 +118,7 @@ def differentiate_run(
     """
     probe = check_differentiable(model, loss, X, targets)
     n_runs, n_queries = cotangents.shape[:2]
-    plan = _Plan.of(model, recipe, X, n_runs, n_queries, memory_bytes)
+    plan = sweep_sizes(model, recipe, X, n_runs, n_queries, memory_bytes)
     stacks = not probe.one_by_one and can_stack(model, loss, X, targets)
     if n_runs > 1 and not stacks:
         plan = replace(plan, n_runs=1)
@@ -451,43 +451,51 @@ def _stride(n_steps: int, room: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """Numbers of runs, queries and states that are held at a time."""
+class SweepSizes:
+    """Numbers of runs, queries and states that are held at a time.
+
+    Attributes
+    ----------
+    numbers : float
+        Held in all, about.
+    """
 
     n_runs: int
     n_queries: int
     n_states: int
+    numbers: float
 
-    @classmethod
-    def of(
-        cls,
-        model: FunctionalModule,
-        recipe: Recipe,
-        X: Tensor,
-        n_runs: int,
-        n_queries: int,
-        memory_bytes: float,
-    ) -> _Plan:
-        numbers = memory_bytes / X.element_size()
-        batch = len(X) if recipe.batches is None else len(recipe.batches[0])
-        activations = batch * activation_size(model.module, X)
-        moments = recipe.optimizer.initial_state(recipe.initial)
-        state = model.n_params + sum(m.numel() for m in moments)
-        query = (
-            _COPIES_PER_PARAM * model.n_params + _COPIES_PER_ACTIVATION * activations
-        )
-        # a run without queries: a step, and the fewest states with which every step is
-        # replayed at most twice
-        run = query + 2 * math.sqrt(recipe.n_steps) * state
 
-        fits = int((numbers - run) / query)
-        n_queries = max(1, min(n_queries, fits))
-        if X.device.type == "cpu":
-            best = _LARGEST_ARRAY // (model.n_params * X.element_size())
-            n_queries = min(n_queries, max(best, _FEWEST_QUERIES))
-            n_runs = min(n_runs, max(1, best // n_queries))
+def sweep_sizes(
+    model: FunctionalModule,
+    recipe: Recipe,
+    X: Tensor,
+    n_runs: int,
+    n_queries: int,
+    memory_bytes: float,
+) -> SweepSizes:
+    """Return how many runs, queries and states fit the memory cap."""
+    numbers = memory_bytes / X.element_size()
+    batch = len(X) if recipe.batches is None else len(recipe.batches[0])
+    activations = batch * activation_size(model.module, X)
+    moments = recipe.optimizer.initial_state(recipe.initial)
+    state = model.n_params + sum(m.numel() for m in moments)
+    query = _COPIES_PER_PARAM * model.n_params + _COPIES_PER_ACTIVATION * activations
+    # a run without queries: a step, and the fewest states with which every step is
+    # replayed at most twice
+    run = query + 2 * math.sqrt(recipe.n_steps) * state
 
-        fits = int(numbers / (run + n_queries * query))
-        n_runs = max(1, min(n_runs, fits))
-        left = numbers - n_runs * (n_queries + 1) * query
-        return cls(n_runs, n_queries, max(0, int(left / (n_runs * state))))
+    fits = int((numbers - run) / query)
+    n_queries = max(1, min(n_queries, fits))
+    if X.device.type == "cpu":
+        best = _LARGEST_ARRAY // (model.n_params * X.element_size())
+        n_queries = min(n_queries, max(best, _FEWEST_QUERIES))
+        n_runs = min(n_runs, max(1, best // n_queries))
+
+    fits = int(numbers / (run + n_queries * query))
+    n_runs = max(1, min(n_runs, fits))
+    left = numbers - n_runs * (n_queries + 1) * query
+    n_states = max(0, int(left / (n_runs * state)))
+    held = n_runs * (n_queries + 1) * query
+    held += n_runs * min(n_states, recipe.n_steps) * state
+    return SweepSizes(n_runs, n_queries, n_states, held)

@@ -29,7 +29,7 @@ _MANY_UNITS = 64
 # Weights that differ by more values than this have too many λ for one factor each.
 _FEW_WEIGHTS = 8
 # Products that conjugate gradients take, without a factor and with one nearby.
-_ITERATIONS, _NEAR_ITERATIONS = 100, 20
+_ITERATIONS, _NEAR_ITERATIONS = 40, 20
 # Subsets that `score` asks about.
 _SUBSETS = 32
 # Newton steps of a refit.
@@ -87,7 +87,11 @@ class SolverChoice:
     by_query : bool
         Whether systems are solved for queries, and steps of units never formed.
     work : float
-        Multiplications, about, until all units are left out.
+        Multiplications, about, of leaving out all units and some subsets.
+    unit_work : float
+        The same without queries and subsets.
+    query_work : float
+        Of solving for one query.
     n_bytes : float
         Memory needed at once, about.
     removal_reason : str
@@ -100,6 +104,8 @@ class SolverChoice:
     removal: str = "newton"
     by_query: bool = False
     work: float = 0.0
+    unit_work: float = 0.0
+    query_work: float = 0.0
     n_bytes: float = 0.0
     removal_reason: str = "as requested"
 
@@ -165,11 +171,18 @@ class ProblemSize:
                 numbers += 2 * size * n_params
         return self.gradients.n_bytes + self.itemsize * numbers
 
-    def work(self, solver: str, removal: str) -> float:
+    def product(self, solver: str) -> float:
+        """Return the multiplications of a product with the Hessian."""
+        if solver == "dual":
+            return float(self.size) ** 2
+        outer = self.n_rows if self.gradients.dense else self.size
+        return 2.0 * outer * self.n_params
+
+    def work(self, solver: str, removal: str, n_subsets: int = _SUBSETS) -> float:
         """Return the multiplications of leaving out units, and some subsets."""
         n, size, P = float(self.n_rows), float(self.size), float(self.n_params)
         outer = n if self.gradients.dense else size
-        product, count = 2 * outer * P, float(self.units.count)
+        product, count = self.product(solver), float(self.units.count)
         by_query = self.by_query(solver, removal)
         solves = float(_MANY_UNITS) if by_query else count
         if removal == "refit":
@@ -177,15 +190,15 @@ class ProblemSize:
 
         if solver == "cg":
             per_unit = self.n_outputs + 2 if removal == "newton" else 1
-            return _ITERATIONS * product * (solves * per_unit + _SUBSETS)
+            return _ITERATIONS * product * (solves * per_unit + n_subsets)
         if solver == "dual":
             build = n**2 * P + size**3 / 6
-            side, product = size, size**2
+            side = size
         else:
             # one triangle of a symmetric matrix
             build = outer * P**2 / 2 + P**3 / 6
             side = P
-        work = build + _SUBSETS * _NEAR_ITERATIONS * product
+        work = build + n_subsets * _NEAR_ITERATIONS * product
         if removal == "refit":
             return work + solves * _NEAR_ITERATIONS * product
         work += solves * side**2
@@ -305,8 +318,20 @@ def _cheapest(
     if chosen == "nystroem":
         reason = f"as requested: an approximation, {n_landmarks} of {problem.n_rows} "
         reason += "rows"
-    work = problem.work(chosen, removal)
-    return SolverChoice(chosen, reason, n_landmarks, removal, by_query, work, needed)
+    work, units_alone = (problem.work(chosen, removal, n) for n in (_SUBSETS, 0))
+    if chosen == "cg" and by_query:
+        units_alone = 0.0
+    return SolverChoice(
+        chosen,
+        reason,
+        n_landmarks,
+        removal,
+        by_query,
+        work,
+        units_alone,
+        _ITERATIONS * problem.product("cg"),
+        needed,
+    )
 
 
 def _limit(solver: str, memory_bytes: float) -> float:

@@ -23,6 +23,11 @@ from skattrib.influence._aggregation import (
     exploding,
     finite_mean,
 )
+from skattrib.influence._costs import (
+    sweep_megabytes,
+    sweep_seconds,
+    training_seconds,
+)
 from skattrib.influence._run_derivatives import (
     RunDerivatives,
     Runs,
@@ -36,6 +41,7 @@ from skattrib.influence._run_diagnosis import (
     warn_if_exploding,
 )
 from skattrib.models._as_model import as_model
+from skattrib.models._costs import Cost
 from skattrib.models._kept_models import trained_models
 from skattrib.models._network import check_seeds, untrained
 from skattrib.models._retraining import Trainer
@@ -267,6 +273,44 @@ class AdamWInfluence(BaseAttributor):
                 problem.model, problem.loss, problem.X, problem.targets
             )
 
+    def _cost(self, estimator, X, y, n_queries):
+        model = as_model(estimator)
+        if not model.stacks:
+            seconds = training_seconds(model, None, 1, X, y)
+            way = "the run is known once it is trained"
+            return Cost(self._estimand(), 1, seconds, way=way)
+        problem = untrained(model.network(self), X, y)
+        n_runs, seconds = len(self.weights_) * self.n_models, 0.0
+        repeated = self.inclusion_ < 1 or self.n_models > 1
+        n_trainings = (not model.frozen) + n_runs * repeated
+        if not model.frozen:
+            seconds += training_seconds(model, problem, 1, X, y)
+        if repeated:
+            seconds += training_seconds(model, problem, n_runs, X, y)
+        inert = _INERT if self.inclusion_ < 1 else 0.0
+        options = {**self._sweep_options(inert), "verbose": 0}
+        seconds += sweep_seconds(problem, n_runs, n_queries, **options)
+        steps = problem.recipe.n_steps
+        return Cost(
+            self._estimand(),
+            n_trainings,
+            seconds,
+            sweep_megabytes(problem, n_runs, n_queries),
+            f"sweeps through {n_runs} run{'s'[: n_runs != 1]} of {steps} steps, "
+            "for all queries together",
+        )
+
+    def _estimand(self):
+        if self.inclusion_ == 1:
+            return (
+                "derivative of the outcome in the weight of this unit, all others "
+                "present"
+            )
+        return (
+            "mean derivative of the outcome in the weight of this unit, others present "
+            f"with chance {self.inclusion_:g}"
+        )
+
     def _fit_attributor(self):
         model = as_model(self._model)
         if not model.stacks:
@@ -295,12 +339,7 @@ class AdamWInfluence(BaseAttributor):
             seeds = trainer.seeds(self.n_models)
             self._say(self._few_units_hint())
             self._runs = [self._train(trainer, rows, seed) for seed in seeds]
-        self.estimand_ = (
-            "derivative of the outcome in the weight of this unit, all others present"
-            if self.inclusion_ == 1
-            else "mean derivative of the outcome in the weight of this unit, others "
-            f"present with chance {self.inclusion_:g}"
-        )
+        self.estimand_ = self._estimand()
 
     def _design(self):
         n_units, inclusion = self.n_units_, self.inclusion_

@@ -14,6 +14,12 @@ from skattrib._validation import as_tensor, check_weights, float_dtype
 from skattrib._verdict import scale_hint
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._functional import spread
+from skattrib.influence._costs import (
+    attribution_bytes,
+    exact_cost,
+    tangent_seconds,
+    training_seconds,
+)
 from skattrib.influence._damping import (
     N_QUERIES,
     N_RETRAINED,
@@ -31,10 +37,19 @@ from skattrib.influence._linear_models import (
 from skattrib.influence._measures import measures
 from skattrib.influence._tangent_plans import check_has_head, plan_untrained
 from skattrib.models._as_model import as_model
+from skattrib.models._costs import Cost
 from skattrib.models._linear import Convex
 from skattrib.models._network import check_seeds, untrained
 
 __all__ = ["DualInfluence"]
+
+#: Meaning of an attribution, at first order or not.
+ESTIMANDS = {
+    True: "first-order change of the outcome when this unit is added to the rest",
+    False: "outcome with all units minus outcome without this one",
+}
+# Parameters that decide how a network is solved for.
+_PLANNED = "parameters", "solver", "removal"
 
 
 @fill_in(ATTRIBUTOR_DOCS)
@@ -291,14 +306,39 @@ class DualInfluence(BaseAttributor):
         if self.parameters == "head":
             check_has_head(model, X, y)
         if model.stacks:  # the sizes of other networks are known once they are trained
-            plan_untrained(
-                untrained(model.network(self), X, y),
-                self._row_weights,
-                self._units_left_out(),
-                parameters=self.parameters,
-                solver=self.solver,
-                removal=self.removal,
-            )
+            self._plan_network(untrained(model.network(self), X, y))
+
+    def _plan_network(self, problem):
+        """Choose how to solve for a network that is not trained yet, or refuse."""
+        options = {name: getattr(self, name) for name in _PLANNED}
+        units = self._units_left_out()
+        return plan_untrained(problem, self._row_weights, units, **options)
+
+    def _cost(self, estimator, X, y, n_queries):
+        model = as_model(estimator)
+        if isinstance(model, Convex):
+            return exact_cost(model, X, y, self._units_left_out(), n_queries)
+        problem = untrained(model.network(self), X, y) if model.stacks else None
+        n_trainings = self.n_models - model.frozen
+        seconds = training_seconds(model, problem, n_trainings, X, y)
+        if problem is None:
+            way = "solver and removal are known once it is trained"
+            return Cost("", n_trainings, seconds, way=way)
+        plan = self._plan_network(problem)
+        taken = tangent_seconds(plan, problem, self.n_units_, n_queries)
+        itemsize = problem.X.element_size()
+        size = attribution_bytes(n_queries, self.n_units_, itemsize)
+        if self.ridge == "calibrate":
+            seconds += training_seconds(model, problem, N_RETRAINED, X, y)
+            n_trainings += N_RETRAINED
+        return Cost(
+            ESTIMANDS[plan.removal == "influence"],
+            n_trainings,
+            seconds + self.n_models * taken,
+            (plan.n_bytes + size) / 2**20,
+            f"removal {plan.removal}: {plan.removal_reason}; "
+            f"solver {plan.solver}: {plan.reason}",
+        )
 
     def _units_left_out(self):
         return LeaveOneUnitOut(self._unit_of_row, self._row_weights, self.n_units_)
@@ -311,11 +351,7 @@ class DualInfluence(BaseAttributor):
             self._fit_tangents()
         share = 0.0 if self.removal_["attribute"] == "influence" else 1 / self.n_units_
         self.ridge_ = self.ridge_rule_(share)
-        self.estimand_ = (
-            "first-order change of the outcome when this unit is added to the rest"
-            if self.removal_["attribute"] == "influence"
-            else "outcome with all units minus outcome without this one"
-        )
+        self.estimand_ = ESTIMANDS[self.removal_["attribute"] == "influence"]
 
     def _fit_exact(self, model):
         self.estimators_ = [self.estimator_]

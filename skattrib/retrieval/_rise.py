@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 
 import numpy as np
+import torch
 from sklearn.base import _fit_context
 from sklearn.utils._param_validation import HasMethods, Hidden, Interval, StrOptions
 
@@ -13,7 +14,9 @@ from skattrib._validation import float_dtype
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._functional import chunks
 from skattrib.engine._last_layer import find_head
+from skattrib.influence._costs import attribution_bytes, training_seconds
 from skattrib.models._as_model import as_model
+from skattrib.models._costs import Cost, multiplications_per_second
 from skattrib.models._network import untrained
 from skattrib.models.language import CausalLanguageModel
 from skattrib.retrieval._indexing import (
@@ -34,6 +37,13 @@ from skattrib.retrieval._verdict import (
 )
 
 __all__ = ["RISEValuator"]
+
+_ESTIMAND = (
+    "similarity of the gradients of this unit and of the outcome in the last layer: no "
+    "effect of removal"
+)
+# A number of a sketch takes as long as so many multiplications.
+_SKETCH_WORK = 200
 
 
 @fill_in(ATTRIBUTOR_DOCS)
@@ -260,6 +270,24 @@ class RISEValuator(BaseAttributor):
         if self.index is not None:
             check_index(os.path.abspath(self.index), settings, self._fit_seed)
 
+    def _cost(self, estimator, X, y, n_queries):
+        model = as_model(estimator)
+        if model.takes_texts:
+            return Cost(_ESTIMAND, 0, way="one pass through the texts")
+        problem = untrained(model.network(self), X, y) if model.stacks else None
+        one = 0 if model.frozen else 1
+        seconds = training_seconds(model, problem, one, X, y)
+        settings, _ = resolve(self)
+        width = settings["n_components"] or 0
+        if not isinstance(width, int):
+            width = width["r"] * width["h"]
+        numbers = len(y) * width * len(settings["channels"]) * self.n_sketches
+        work = float(numbers) * (n_queries + _SKETCH_WORK)
+        seconds += work / multiplications_per_second(torch.float32)
+        size = attribution_bytes(n_queries, self.n_units_, 4) + 4 * numbers
+        way = "an index, one pass through the rows"
+        return Cost(_ESTIMAND, one, seconds, size / 2**20, way)
+
     def _fit_attributor(self):
         settings, weights = resolve(self)
         model = as_model(self._model)
@@ -284,10 +312,7 @@ class RISEValuator(BaseAttributor):
             self._neighbors = Neighbors(self._search(), *options)
             self.search_recall_ = self._neighbors.recall
 
-        self.estimand_ = (
-            "similarity of the gradients of this unit and of the outcome in the last "
-            "layer: no effect of removal"
-        )
+        self.estimand_ = _ESTIMAND
 
     @_fit_context(prefer_skip_nested_validation=False)
     def partial_fit(self, X, y):

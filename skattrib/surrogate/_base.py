@@ -6,6 +6,7 @@ from abc import abstractmethod
 from numbers import Integral, Real
 
 import numpy as np
+import torch
 from sklearn import config_context
 from sklearn.base import clone, is_classifier
 from sklearn.random_projection import BaseRandomProjection
@@ -22,7 +23,10 @@ from skattrib.base import BaseAttributor
 from skattrib.engine._functional import FunctionalModule
 from skattrib.evaluation import make_weightings
 from skattrib.exceptions import UnsupportedModelError
+from skattrib.influence._costs import training_seconds
 from skattrib.models._as_model import as_model
+from skattrib.models._costs import Cost, multiplications_per_second
+from skattrib.models._network import untrained
 from skattrib.models._retraining import as_retrainable
 from skattrib.random_projection import (
     CountSketchTransformer,
@@ -33,7 +37,9 @@ from skattrib.surrogate._closed_forms import check_at
 from skattrib.surrogate._estimation import (
     LinearizedSubsets,
     RetrainedSubsets,
+    cheaper_estimation,
     choose_estimation,
+    gradient_work,
     in_chunks,
 )
 from skattrib.surrogate._prior import AroundPrior
@@ -122,16 +128,62 @@ class SurrogateAttributor(BaseAttributor):
                 f"inclusion={self.inclusion} with n_subsets={self.n_subsets}: {error}"
             ) from error
 
-    def _fit_attributor(self):
+    def _cost(self, estimator, X, y, n_queries):
+        model, n_subsets = as_model(estimator), len(self.weights_)
+        problem = untrained(model.network(self), X, y) if model.stacks else None
+        estimation = self.estimation
+        if estimation == "auto":
+            estimation = "retrain" if problem is None else "gradient"
+            if problem is not None:
+                sizes = len(y), problem.loss.n_outputs(problem.targets)
+                rule = problem.recipe, *sizes, n_subsets, self._n_components()
+                estimation = cheaper_estimation(*rule)
+        one = 0 if model.frozen else 1
+        seconds = training_seconds(model, problem, one, X, y)
+        work = float(n_subsets) ** 2 * (self.n_units_ + n_queries)
+        if estimation == "retrain":
+            # of which about half of the rows take part, where others are deleted
+            n_models = n_subsets - 1
+            share = 1.0 if model.stacks else self.weights_[1:].mean()
+            seconds += share * training_seconds(model, problem, n_models, X, y)
+        else:
+            n_models = 0
+            sizes = len(y), problem.loss.n_outputs(problem.targets)
+            n_params = len(problem.recipe.initial)
+            work += gradient_work(*sizes, n_params, n_subsets, self._n_components())
+        seconds += work / multiplications_per_second(torch.float64)
+        numbers = n_subsets * (self.n_units_ + 2 * n_subsets + n_queries)
+        numbers += 3 * n_queries * self.n_units_
+        prior = "" if self.prior is None else "; the prior's own cost is not counted"
+        return Cost(
+            self._estimand(),
+            one + n_models,
+            seconds,
+            8 * numbers / 2**20,
+            f"outcomes of {n_subsets} subsets by {estimation}{prior}",
+        )
+
+    def _estimand(self):
+        return _ESTIMANDS.get(
+            self.at, f"mean effect of this unit, others present with chance {self.at}"
+        )
+
+    def _n_components(self):
+        """Return the components of the projection, None if they are not known."""
         n_components = self.projection
         if not isinstance(n_components, Integral | None):
             n_components = getattr(self.projection, "n_components", None)
-        n_components = n_components if isinstance(n_components, Integral) else None
+        return n_components if isinstance(n_components, Integral) else None
+
+    def _fit_attributor(self):
         self.estimation_ = self.estimation
 
         if self.estimation == "auto":
             self.estimation_ = choose_estimation(
-                self._model, len(self._targets), len(self.weights_), n_components
+                self._model,
+                len(self._targets),
+                len(self.weights_),
+                self._n_components(),
             )
 
         rows = self._unit_weightings(self.weights_)
@@ -158,9 +210,7 @@ class SurrogateAttributor(BaseAttributor):
                 verbose=self.verbose,
             )
 
-        self.estimand_ = _ESTIMANDS.get(
-            self.at, f"mean effect of this unit, others present with chance {self.at}"
-        )
+        self.estimand_ = self._estimand()
         self.prior_ = self._fit_prior()
 
     def _unfitted_prior(self, estimator):

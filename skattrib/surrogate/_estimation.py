@@ -101,7 +101,14 @@ def choose_estimation(estimator, n_rows, n_subsets, n_components):
     if not model.has_run:
         return "gradient"
 
-    recipe = model.trajectory.recipe
+    n_outputs = model.estimator.n_outputs_
+    return cheaper_estimation(
+        model.trajectory.recipe, n_rows, n_outputs, n_subsets, n_components
+    )
+
+
+def cheaper_estimation(recipe, n_rows, n_outputs, n_subsets, n_components):
+    """Return "retrain" or "gradient" for a network with this recipe."""
     n_params = len(recipe.initial)
     itemsize = recipe.initial.element_size()
     if n_subsets * n_params * itemsize > memory_cap():
@@ -109,12 +116,17 @@ def choose_estimation(estimator, n_rows, n_subsets, n_components):
 
     batch = n_rows if recipe.batches is None else len(recipe.batches[0])
     train = 6.0 * n_params * batch * recipe.n_steps * n_subsets * _STACK_SLOWDOWN
-    size = n_rows * model.estimator.n_outputs_
-    width = min(size, n_params, n_components or size)
-    solve = 2.0 * size * width**2 + width**3 / 3
-    gradient = 2.0 * n_rows**2 * n_params + n_subsets * _NEWTON_STEPS * solve
+    gradient = gradient_work(n_rows, n_outputs, n_params, n_subsets, n_components)
 
     return "retrain" if train <= gradient else "gradient"
+
+
+def gradient_work(n_rows, n_outputs, n_params, n_subsets, n_components):
+    """Return the multiplications of refitting the linearised model to subsets."""
+    size = n_rows * n_outputs
+    width = min(size, n_params, n_components or size)
+    solve = 2.0 * size * width**2 + width**3 / 3
+    return 2.0 * n_rows**2 * n_params + n_subsets * _NEWTON_STEPS * solve
 
 
 def in_chunks(source, X, y, outcome, n_subsets, n_outputs):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call, jacfwd
 
 from skattrib.engine import _adjoint, _training
-from skattrib.engine._adjoint import _Plan, differentiate_run
+from skattrib.engine._adjoint import SweepSizes, differentiate_run, sweep_sizes
 from skattrib.engine._dense_hessian import DenseGradient
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._losses import CrossEntropy, SquaredError
@@ -272,7 +272,8 @@ def test_replay_equals_stored_states(room, monkeypatch):
     keep = range(recipe.n_steps + 1)
     states = train(*arguments, weights, keep=keep).states
     stored = scores(arguments, weights, cotangents, states=states)
-    monkeypatch.setattr(_Plan, "of", lambda *_: _Plan(2, 3, room))
+    sizes = SweepSizes(2, 3, room, 0.0)
+    monkeypatch.setattr(_adjoint, "sweep_sizes", lambda *_: sizes)
     assert_array_equal(scores(arguments, weights, cotangents), stored)
     some = {t: states[t] for t in (0, 11, 12, 26)}
     found = scores(arguments, weights, cotangents, states=some)
@@ -298,7 +299,8 @@ def test_replay_holds_few_states_and_repeats_few_steps(
         return states
 
     monkeypatch.setattr(_adjoint, "replay", replay)
-    monkeypatch.setattr(_Plan, "of", lambda *_: _Plan(1, 3, room))
+    sizes = SweepSizes(1, 3, room, 0.0)
+    monkeypatch.setattr(_adjoint, "sweep_sizes", lambda *_: sizes)
     scores(arguments, weights, random_cotangents(1, arguments[2]))
     assert most[0] <= 1 + most_held
     assert sum(taken) <= most_steps
@@ -325,11 +327,11 @@ def test_chunks_under_a_memory_cap(megabytes):
 
 def test_less_memory_means_fewer_at_a_time():
     model, _, recipe, X, _ = problem()
-    plans = [_Plan.of(model, recipe, X, 64, 50, 10.0**k) for k in range(3, 10)]
+    plans = [sweep_sizes(model, recipe, X, 64, 50, 10.0**k) for k in range(3, 10)]
     for less, more in pairwise(plans):
         assert less.n_runs <= more.n_runs
         assert less.n_queries <= more.n_queries
-    assert plans[0] == _Plan(1, 1, 0)
+    assert (plans[0].n_runs, plans[0].n_queries, plans[0].n_states) == (1, 1, 0)
     assert (plans[-1].n_runs, plans[-1].n_queries) == (64, 50)
     assert plans[-1].n_states > N_STEPS
 
@@ -340,7 +342,7 @@ def test_no_array_is_so_large_that_the_allocator_takes_it_back(monkeypatch):
     cotangents, seen = random_cotangents(3, arguments[2], n_queries=6), []
     expected = scores(arguments, weights, cotangents)
     one_query = 8 * arguments[0].n_params
-    plan = partial(_Plan.of, arguments[0], arguments[2], arguments[3])
+    plan = partial(sweep_sizes, arguments[0], arguments[2], arguments[3])
     monkeypatch.setattr(_adjoint, "_LARGEST_ARRAY", 13 * one_query)
     assert (plan(3, 6, PLENTY).n_runs, plan(3, 6, PLENTY).n_queries) == (2, 6)
     monkeypatch.setattr(_adjoint, "_LARGEST_ARRAY", one_query)

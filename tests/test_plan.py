@@ -1,0 +1,227 @@
+"""What is told before work: trainings, the way taken, refusals."""
+
+import numpy as np
+import pytest
+import sklearn
+from sklearn.datasets import load_diabetes, load_iris
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.validation import check_is_fitted
+
+import skattrib.engine._plan
+from skattrib import (
+    AdamWInfluence,
+    DualInfluence,
+    KernelSurrogateAttributor,
+    RISEValuator,
+    TorchClassifier,
+    TorchRegressor,
+    plan,
+)
+from skattrib.extension import BaseAttributor
+
+COLUMNS = ["estimand", "trainings", "seconds", "megabytes", "way", "faithfulness"]
+
+
+def iris():
+    X, y = load_iris(return_X_y=True)
+    return X[::3], y[::3]
+
+
+def net(**options):
+    return TorchClassifier(max_epochs=5, random_state=0, **options)
+
+
+class Constant(BaseAttributor):
+    """An attributor of a third party that does not say what it costs."""
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        outcome="auto",
+        n_retrainings=32,
+        retrain_size=0.5,
+        memory=None,
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        self.estimator, self.outcome, self.memory = estimator, outcome, memory
+        self.n_retrainings, self.retrain_size = n_retrainings, retrain_size
+        self.n_jobs, self.random_state, self.verbose = n_jobs, random_state, verbose
+
+    def fit(self, X, y, tasks=None, **fit_params):
+        return self._fit(X, y, tasks, fit_params)
+
+    def _fit_attributor(self):
+        self.estimand_ = "nothing"
+
+    def _attribute(self, X, y, outcome):
+        return np.zeros((len(X), self.n_units_)), None
+
+    def _predict_outcomes(self, X, y, weights, outcome):
+        return np.zeros((len(weights), len(X)))
+
+
+# --------------------------------------------------------------------------- tables
+def test_a_row_for_each_attributor_that_takes_the_model():
+    X, y = iris()
+    model = make_pipeline(StandardScaler(), net())
+    table = plan(model, X, y)
+    assert list(table.columns) == COLUMNS
+    assert list(table.index) == [
+        "AdamWInfluence",
+        "DualInfluence",
+        "KernelSurrogateAttributor",
+        "LinearSurrogateAttributor",
+        "RISEValuator",
+    ]
+    assert (table[["seconds", "megabytes"]] > 0).all(axis=None)
+    assert (table["faithfulness"] != "").all()
+    with pytest.raises(NotFittedError):
+        check_is_fitted(model)
+
+
+@pytest.mark.parametrize(
+    "attributor",
+    [
+        AdamWInfluence(n_trajectories=4),
+        AdamWInfluence(inclusion=1),
+        DualInfluence(n_models=2),
+        DualInfluence(removal="influence"),
+        KernelSurrogateAttributor(n_subsets=20, estimation="retrain"),
+        KernelSurrogateAttributor(n_subsets=20, estimation="gradient"),
+        RISEValuator(),
+    ],
+    ids=str,
+)
+def test_estimand_and_trainings_are_those_of_fit(attributor, monkeypatch):
+    X, y = iris()
+    attributor.set_params(estimator=net(), random_state=0)
+    row = plan(attributor, X, y).iloc[0]
+    assert not hasattr(attributor, "n_units_")
+    attributor.fit(X, y)
+    assert row["estimand"] == attributor.estimand_
+    n_models = {
+        "AdamWInfluence": lambda: 1 + len(attributor.weights_),
+        "DualInfluence": lambda: len(attributor.estimators_),
+        "KernelSurrogateAttributor": lambda: (
+            len(attributor.weights_) if attributor.estimation_ == "retrain" else 1
+        ),
+        "RISEValuator": lambda: 1,
+    }[type(attributor).__name__]()
+    if getattr(attributor, "inclusion", None) == 1:
+        n_models = 1  # the run of the model itself
+    assert row["trainings"] == n_models
+
+
+@pytest.mark.parametrize(
+    ("model", "trainings"),
+    [
+        (LogisticRegression(), 1),
+        (MLPClassifier(max_iter=5, random_state=0), 1),
+        (FrozenEstimator(LogisticRegression().fit(*iris())), 0),
+        (FrozenEstimator(net().fit(*iris())), 0),
+    ],
+    ids=["linear", "perceptron", "frozen", "frozen network"],
+)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_models_that_are_trained_or_not(model, trainings):
+    table = plan(DualInfluence(model, random_state=0), *iris())
+    assert table["trainings"].tolist() == [trainings]
+    assert table["seconds"].notna().all()
+
+
+def test_other_estimators_are_retrained():
+    table = plan(RandomForestClassifier(2, random_state=0), *iris())
+    expected = ["KernelSurrogateAttributor", "LinearSurrogateAttributor"]
+    assert list(table.index) == expected
+    assert (table["trainings"] > 100).all()
+    assert table["way"].str.contains("subsets by retrain").all()
+
+
+def test_regression_and_tasks():
+    X, y = load_diabetes(return_X_y=True)
+    tasks = np.arange(len(y)) % 12
+    network = TorchRegressor(max_epochs=5, random_state=0)
+    for model in (Ridge(), network):
+        kernel = KernelSurrogateAttributor(model, n_subsets=16, random_state=0)
+        rows, units = plan(kernel, X, y), plan(kernel, X, y, tasks=tasks)
+        assert rows["trainings"].iloc[0] <= units["trainings"].iloc[0]
+        assert rows["megabytes"].iloc[0] > units["megabytes"].iloc[0]
+
+
+def test_more_queries_and_runs_take_longer():
+    X, y = load_iris(return_X_y=True)
+    memory = [
+        plan(
+            AdamWInfluence(net(), n_trajectories=runs, random_state=0),
+            X,
+            y,
+            n_queries=queries,
+        )
+        for runs, queries in [(2, 10), (8, 10), (8, 1000)]
+    ]
+    few, more, most = (table["megabytes"].iloc[0] for table in memory)
+    assert few < more < most
+
+
+# ------------------------------------------------------------------ refusals, printing
+def test_what_is_refused_is_a_row_with_the_reason(monkeypatch):
+    X, y = load_iris(return_X_y=True)
+    monkeypatch.setattr(skattrib.engine._plan, "_NEVER_REFUSED", 0.0)
+    with sklearn.config_context(working_memory=0.01):
+        table = plan(net(), X, y)
+        assert table["way"]["DualInfluence"].startswith("refused: solver='cg' needs")
+        assert np.isnan(table["seconds"]["DualInfluence"])
+        assert table["seconds"]["RISEValuator"] > 0
+        with pytest.raises(ValueError, match="AdamWInfluence"):
+            plan(DualInfluence(net(), random_state=0), X, y)
+
+
+def test_fit_says_what_it_will_take_before_it_trains(capsys, monkeypatch):
+    X, y = iris()
+    said = []
+
+    def fit(self, *args, **options):
+        said.append(capsys.readouterr().out)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TorchClassifier, "fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        DualInfluence(net(), random_state=0, verbose=1).fit(X, y)
+    assert "[DualInfluence] 1 training, about" in said[0]
+    assert "removal newton" in said[0]
+    with pytest.raises(KeyboardInterrupt):
+        DualInfluence(net(), random_state=0).fit(X, y)
+    assert said[1] == ""
+
+
+def test_an_attributor_that_cannot_be_timed():
+    table = plan(Constant(net(), random_state=0), *iris())
+    assert table.loc["Constant", ["trainings", "seconds", "megabytes"]].isna().all()
+    assert "Constant does not tell" in table["way"]["Constant"]
+    assert table["faithfulness"].tolist() == [""]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"n_queries": 0}, ValueError, "'n_queries' parameter"),
+        ({"model": "net"}, ValueError, "'model' parameter"),
+        ({"y": np.zeros(3)}, ValueError, "inconsistent numbers of samples"),
+        ({"model": StandardScaler()}, ValueError, "neither a classifier nor"),
+    ],
+    ids=str,
+)
+def test_bad_input(change, error, message):
+    X, y = iris()
+    options = {"model": net(), "X": X, "y": y, **change}
+    with pytest.raises(error, match=message):
+        plan(**options)

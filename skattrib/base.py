@@ -44,6 +44,7 @@ from skattrib._frames import (
     top_form,
 )
 from skattrib._inputs import ValidatedInputs, takes_tables
+from skattrib._questions import NOT_COMPUTED, FurtherQuestions
 from skattrib._scoring import FEWEST_RETRAININGS, ScoredByRetraining
 from skattrib._validation import (
     check_fits,
@@ -125,11 +126,10 @@ ATTRIBUTOR_DOCS = {
         attributions too.
     """,
 }
-# What a query whose outcome is not finite may raise.
-_NOT_COMPUTED = ValueError, ArithmeticError, np.linalg.LinAlgError
 
 
 class BaseAttributor(
+    FurtherQuestions,
     ScoredByRetraining,
     ValidatedInputs,
     MetaEstimatorMixin,
@@ -551,7 +551,7 @@ class BaseAttributor(
             with np.errstate(all="ignore"):
                 if kept is None or len(kept):
                     found = self._attribute(*some_queries(X, y, kept), outcome)
-        except _NOT_COMPUTED:
+        except NOT_COMPUTED:
             kept = self._finite_queries(X, y, outcome)
             if kept is None:
                 raise
@@ -641,7 +641,7 @@ class BaseAttributor(
                     found = self._predict_outcomes(
                         *some_queries(X, y, kept), weights, outcome
                     )
-        except _NOT_COMPUTED:
+        except NOT_COMPUTED:
             kept = self._finite_queries(X, y, outcome)
             if kept is None:
                 raise

@@ -62,6 +62,7 @@ ROOMS = [
     "evaluation",
     "_scoring",
     "_inputs",
+    "_questions",
     "base",
     "extension",
     "influence",

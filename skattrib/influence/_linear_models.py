@@ -137,13 +137,13 @@ class LinearModel:
         Training rows.
     weights : ndarray of shape (n_samples,)
         Of the rows in training.
-    ridge : float or str
+    ridge : float, str or RidgeRule
         Damping, as `choose_rule` takes it.
     removal : {"newton", "influence", "refit"}
         How rows are left out.
     units : LeaveOneUnitOut or None
         What `without_each_unit` leaves out.
-    metric : {"optimizer", "identity"}
+    metric : {"optimizer", "identity"}, or a name and the metric
     parameters : {"all", "head"}
         What moves.
     regularization : {"per_sample", "fixed"}
@@ -194,6 +194,15 @@ class LinearModel:
         n_outputs = trained.outputs(X[:2]).shape[1]  # also of a wrapped module's width
         self.trained, self.removal, self.units = trained, removal, units
         self.verbose = verbose
+        self._kept = {
+            "removal": removal,
+            "parameters": parameters,
+            "regularization": regularization,
+            "solver": solver,
+            "stationary": stationary,
+            "seed": seed,
+            "verbose": verbose,
+        }
         module = trained.module
         X = as_tensor(X, next(module.parameters()))
         model = FunctionalModule(module)
@@ -211,6 +220,7 @@ class LinearModel:
             self.plan = _plan(model, X, n_outputs, solver, **demand)
 
         self.metric, metric = choose_metric(metric, trained, model, X, targets)
+        self._scaling = self.metric, metric
         scale = None if metric is None else metric.rsqrt()
         kernel_cache = partial(_cached_kernel, memory, module, model.names, X, scale)
         tangent = LinearizedModel(
@@ -293,6 +303,14 @@ class LinearModel:
         )
         few_rows = units_alone and cheap and not self.solves_queries
         return self._with(self.tangent.for_many_ridges(few_rows=few_rows))
+
+    def with_rows(self, X, y, weights, _):
+        """Return the tangent of these rows, in the same metric and as damped.
+
+        Other than units left out, what is asked of it is not prepared.
+        """
+        options = {"ridge": self.ridge, "metric": self._scaling, **self._kept}
+        return type(self)(self.trained, X, y, weights, **options)
 
     # ------------------------------------------------------------------- removals
     def steps(self, row_weights):

@@ -6,7 +6,6 @@ import torch
 from sklearn.base import is_classifier
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import _safe_indexing
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from skattrib._frames import among_all, some_queries, units_named
@@ -21,16 +20,6 @@ from skattrib.models._protocol import protocols
 NOT_COMPUTED = ValueError, ArithmeticError, np.linalg.LinAlgError
 # Arrays of queries and units that a method may hold at a time.
 _COPIES = 32
-
-
-def _model_has(name):
-    """Return a check that the model, fitted or not, has a method."""
-
-    def check(attributor):
-        getattr(getattr(attributor, "estimator_", attributor.estimator), name)
-        return True
-
-    return check
 
 
 class FurtherQuestions:
@@ -53,34 +42,9 @@ class FurtherQuestions:
         ndarray of shape (n_queries,) or (n_queries, n_outputs)
             ``estimator_.predict(X)``.
         """
-        return self.estimator_.predict(self._as_fitted(X))
-
-    @available_if(_model_has("predict_proba"))
-    def predict_proba(self, X):
-        """Predict probabilities with the model that was fitted to all units.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_queries, n_features)
-            Queries.
-
-        Returns
-        -------
-        ndarray of shape (n_queries, n_classes)
-            ``estimator_.predict_proba(X)``.
-        """
-        return self.estimator_.predict_proba(self._as_fitted(X))
-
-    @property
-    def classes_(self):
-        """Classes of the fitted model; only if it is a classifier."""
-        return self.estimator_.classes_
-
-    def _as_fitted(self, X):
-        """Validate rows, and leave them as ``estimator_`` takes them."""
         check_is_fitted(self, "n_units_")
         table = isinstance(self.X_train_, pd.DataFrame)
-        return self._validated(X, table=table, reset=False)
+        return self.estimator_.predict(self._validated(X, table=table, reset=False))
 
     # ------------------------------------------------------- a row and its own unit
     def self_attribution(self):

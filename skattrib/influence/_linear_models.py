@@ -193,16 +193,7 @@ class LinearModel:
     ):
         n_outputs = trained.outputs(X[:2]).shape[1]  # also of a wrapped module's width
         self.trained, self.removal, self.units = trained, removal, units
-        self.verbose = verbose
-        self._kept = {
-            "removal": removal,
-            "parameters": parameters,
-            "regularization": regularization,
-            "solver": solver,
-            "stationary": stationary,
-            "seed": seed,
-            "verbose": verbose,
-        }
+        self.verbose, self._kept = verbose, (parameters, solver, seed)
         module = trained.module
         X = as_tensor(X, next(module.parameters()))
         model = FunctionalModule(module)
@@ -219,8 +210,8 @@ class LinearModel:
             demand = {"n_steps": n_units, "by_query": by_query and additive}
             self.plan = _plan(model, X, n_outputs, solver, **demand)
 
-        self.metric, metric = choose_metric(metric, trained, model, X, targets)
-        self._scaling = self.metric, metric
+        self._scaling = choose_metric(metric, trained, model, X, targets)
+        self.metric, metric = self._scaling
         scale = None if metric is None else metric.rsqrt()
         kernel_cache = partial(_cached_kernel, memory, module, model.names, X, scale)
         tangent = LinearizedModel(
@@ -239,8 +230,7 @@ class LinearModel:
             project=make_projector(projection, kernel_cache, X),
             landmarks=_landmarks(len(X), self.plan.n_landmarks, seed, X.device),
         )
-        rule = choose_rule(ridge, trained, tangent, metric)
-        self.tangent = tangent.at_ridge(rule)
+        self.tangent = tangent.at_ridge(choose_rule(ridge, trained, tangent, metric))
 
         can_solve = self.plan.solver in ("cg", "primal") and projection is None
         self.solves_queries = by_query and can_solve and self.weighting.additive
@@ -309,8 +299,22 @@ class LinearModel:
 
         Other than units left out, what is asked of it is not prepared.
         """
-        options = {"ridge": self.ridge, "metric": self._scaling, **self._kept}
-        return type(self)(self.trained, X, y, weights, **options)
+        parameters, solver, seed = self._kept
+        return type(self)(
+            self.trained,
+            X,
+            y,
+            weights,
+            ridge=self.ridge,
+            removal=self.removal,
+            metric=self._scaling,
+            parameters=parameters,
+            regularization=self.tangent.regularization,
+            solver=solver,
+            stationary=self.tangent.stationary,
+            seed=seed,
+            verbose=self.verbose,
+        )
 
     # ------------------------------------------------------------------- removals
     def steps(self, row_weights):

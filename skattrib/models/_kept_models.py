@@ -168,8 +168,8 @@ def retrained_once(
     if frozen is not None:
         _check_first_rows(frozen, trainer, X, y, whole)
     first = trainer.seeds(1)[0]
-    if trainer.stacked:
-        return trainer.model.retrain(trainer.X, trainer.y, weights, first)
+    if trainer.stacked:  # as it is given: a table has names
+        return trainer.model.retrain(X, trainer.y, weights, first)
     return trainer.models(weights[None], first)[0]
 
 

@@ -1,5 +1,7 @@
 """The questions after "which rows": each row on itself, a new row, none of these."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import torch
@@ -11,7 +13,11 @@ from sklearn.utils.validation import _num_samples, check_is_fitted
 from skattrib._frames import among_all, some_queries, units_named
 from skattrib._validation import first_labels, float_dtype, memory_cap
 from skattrib.engine._functional import chunks
-from skattrib.exceptions import TrajectoryError, UnsupportedModelError
+from skattrib.exceptions import (
+    FaithfulnessWarning,
+    TrajectoryError,
+    UnsupportedModelError,
+)
 from skattrib.models._as_model import as_model
 from skattrib.models._kept_models import recipe_of, retrained_once
 from skattrib.models._protocol import protocols
@@ -97,7 +103,7 @@ class FurtherQuestions:
         return self._own_entries(X, y, outcome, np.arange(len(y)))
 
     def _own_entries(self, X, y, outcome, rows):
-        """Return entries of `_attribute`, for a few of these training rows at a time."""
+        """Return entries of `_attribute`, for a few of these rows at a time."""
         found = np.empty(len(rows))
         at_once = int(memory_cap() / (8 * _COPIES * self.n_units_))
         for part in chunks(len(rows), at_once):
@@ -128,6 +134,11 @@ class FurtherQuestions:
         ndarray of shape (n_new,)
             Mean outcome of the queries with the row, of weight 1, minus that without
             it; each row is added by itself. Positive: the outcome is higher with it.
+            `DualInfluence` refits linear and kernel models with the row, exactly, and
+            moves the tangent of a network as its ``removal_`` says. `AdamWInfluence`
+            has the derivative in the weight of the row where that is 0; in minibatches
+            it counts for the chance of the row to be in them. `RISEValuator` has the
+            mean similarity to the queries.
 
         Raises
         ------
@@ -143,23 +154,32 @@ class FurtherQuestions:
             values of some rows are not finite.
         """
         check_is_fitted(self, "n_units_")
+        if type(self)._value_new is FurtherQuestions._value_new:
+            raise self._unknown_rows("it knows of the units that it was fitted to only")
         self._check_new_rows()
         X_new, y_new = self._checked_new(X_new, y_new)
         X, y, outcome = self._check_finite_query(X, y)
         self._encoded(y)
-        kept, found = self._finite_queries(X_new), np.empty(0)
+        # also a target that the loss, as that of counts, cannot have
+        kept = self._finite_queries(X_new, y_new, "log_likelihood")
+        found = np.empty(0)
         with np.errstate(all="ignore"):
             if kept is None or len(kept):
                 rows = some_queries(X_new, y_new, kept)
                 found = self._value_new(*rows, X, y, outcome)
         values = among_all(found, _num_samples(X_new), kept, float_dtype(X_new))
-        self._warn_not_finite(values[:, None], stacklevel=3)
+        if len(bad := np.flatnonzero(~np.isfinite(values))):
+            warnings.warn(
+                f"The values of the new rows {bad[:10].tolist()} are not finite: the "
+                "model's outputs, or their targets, are not, or are none that it could "
+                "be trained on. Look at these rows.",
+                FaithfulnessWarning,
+                stacklevel=2,
+            )
         return values
 
     def _check_new_rows(self):
-        """Raise if this attributor cannot value rows that it was not fitted to."""
-        if type(self)._value_new is FurtherQuestions._value_new:
-            raise self._unknown_rows("it knows of the units that it was fitted to only")
+        """Raise if rows that the model was not fitted to cannot be valued."""
 
     def _unknown_rows(self, reason):
         """Return the error that names who can value new rows."""
@@ -216,8 +236,10 @@ class FurtherQuestions:
         estimator
             Fitted; a pipeline if there was one, with its transformers, which are kept,
             and a new last step; of a search, what it chose. It shares nothing with
-            ``estimator_``. Here it is trained by the model's own recipe, as in
-            `evaluation.retrain_outcomes`.
+            ``estimator_``. It is really trained, by the model's own recipe, as
+            `evaluation.retrain_outcomes` does. Not so by `DualInfluence` on a network,
+            of which it has the first: there it is a copy whose parameters are moved by
+            the step that `predict_outcomes` takes, without training or a record of it.
 
         Raises
         ------

@@ -184,6 +184,20 @@ class BaseAttributor(
         Return the outcomes (n_weightings, n_queries) of models that are trained with
         these weights (n_weightings, n_units) of the units.
 
+    It may write these, too:
+
+    ``_self_attribution(X, y, outcome)``
+        Return what `self_attribution` does, cheaper than by ``_attribute``. X and y
+        are all training rows.
+    ``_value_new(X_new, y_new, X, y, outcome)``
+        Return the change (n_new,) of the mean outcome of the queries by each new row.
+        Without it, `value_new` refuses.
+    ``_check_new_rows()``
+        Raise if ``_value_new`` cannot answer for this model.
+    ``_model_without(row_weights)``
+        Return the fitted model, without the transformers, for weights (n_samples,) of
+        the rows. Without it, `model_without` retrains.
+
     It may read these from ``_fit_attributor`` on:
 
     ``_model``

@@ -351,9 +351,6 @@ class AdamWInfluence(BaseAttributor):
             warn_if_exploding(exploded, np.isfinite(each_run).all(axis=2))
         return aggregate(each_run, self.aggregation, exploded)
 
-    def _check_new_rows(self):
-        """Do nothing: a run has a derivative in the weight of any row."""
-
     def _value_new(self, X_new, y_new, X, y, outcome):
         queries = self._derivatives.queries(X, y, outcome)
         options = self._sweep_options(_INERT if self.inclusion_ < 1 else 0.0)

@@ -39,9 +39,7 @@ class AnswersBySteps:
     def _value_new(self, X_new, y_new, X, y, outcome):
         rows = self._features, self._targets, self._row_weights
         new_rows, queries = (X_new, y_new), (X, y)
-        return values_of_new_rows(
-            self._linear_models, rows, new_rows, queries, outcome
-        )
+        return values_of_new_rows(self._linear_models, rows, new_rows, queries, outcome)
 
     def _model_without(self, row_weights):
         linear = self._linear_models[0]

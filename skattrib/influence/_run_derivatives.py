@@ -171,7 +171,6 @@ class RunDerivatives:
             )
         return problem.weighting.pullback(row_weights, torch.cat(derivatives, dim=1))
 
-
     def of_new_rows(
         self, runs: Runs, queries: Queries, X: Any, y: Any, **options: Any
     ) -> Tensor:

@@ -109,7 +109,7 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
         return blank.fit(X, y, weights)
 
     def moved(self, change):
-        """Return a copy whose parameters are moved, without a record of its training."""
+        """Return a copy, without a record, whose parameters are moved."""
         estimator = copy.copy(self.estimator)
         estimator.trajectory_ = None
         vars(estimator).pop("loss_curve_", None)

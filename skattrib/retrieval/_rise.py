@@ -374,9 +374,6 @@ class RISEValuator(BaseAttributor):
             return super()._self_attribution(X, y, outcome)
         return self._search().own_scores(X, y, outcome) * self._row_weights
 
-    def _check_new_rows(self):
-        """Do nothing: an index can compare any row."""
-
     def _value_new(self, X_new, y_new, X, y, outcome):
         return self._search().scores_of_new((X_new, y_new), (X, y), outcome)
 

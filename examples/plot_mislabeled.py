@@ -46,8 +46,9 @@ y_train = y_clean.where(~flipped, 1 - y_clean)
 # *Effect on trusted rows.* Attributions of the 60 trusted rows, averaged: a row whose
 # removal is predicted to raise their log-likelihood is suspicious.
 #
-# *Effect on itself.* The attribution of a training row to itself. A row that the
-# network gets right only because it was trained on it has a large one.
+# *Effect on itself.* The attribution of a training row to itself, which
+# ``self_attribution`` has for all rows. A row that the network gets right only because
+# it was trained on it has a large one.
 #
 # *Loss.* The training loss of the row. It needs no attribution and no trusted rows.
 #
@@ -61,7 +62,7 @@ def suspicions(max_epochs):
     )
     dual = DualInfluence(network, random_state=0).fit(X_train, y_train)
     on_trusted = dual.attribute(X_trusted, y_trusted).mean(axis=0)
-    on_itself = np.diag(dual.attribute(X_train, y_train))
+    on_itself = dual.self_attribution()
     log_p = dual.estimator_.predict_log_proba(X_train.to_numpy())
     loss = -log_p[np.arange(len(X_train)), y_train]
     table = pd.DataFrame(

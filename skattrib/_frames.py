@@ -159,6 +159,44 @@ def rows_of_units(data, names, named):
     )
 
 
+def units_named(units, names, named):
+    """Return the positions (m,) of some units.
+
+    Parameters
+    ----------
+    units : label or array-like of shape (m,)
+        Names, or positions if the units have none.
+    names : array (n_units,)
+    named : bool
+        Whether the names are labels, and not positions.
+
+    Raises
+    ------
+    ValueError
+        If there are none, or one is unknown.
+    """
+    single = isinstance(units, str | bytes) or np.ndim(units) == 0
+    wanted = pd.Index([units] if single else list(units), tupleize_cols=False)
+    if not len(wanted):
+        raise ValueError("units is empty: name at least one.")
+    names = pd.Index(names if named else np.arange(len(names)), tupleize_cols=False)
+    if wanted.dtype.kind == "b" and names.dtype.kind != "b":
+        raise ValueError(
+            "units is a mask: pass unit_names_[mask], or np.flatnonzero(mask) if the "
+            "units have no names."
+        )
+    places = names.get_indexer(wanted)
+    if (places < 0).any():
+        unknown = wanted[places < 0][:5].tolist()
+        what = (
+            f"names such as {names[:3].tolist()} (unit_names_)"
+            if named
+            else f"no names: pass positions, from 0 to {len(names) - 1}"
+        )
+        raise ValueError(f"units holds {unknown}, and units have {what}.")
+    return places
+
+
 def some_queries(X, y, kept):
     """Return some of the queries, all if ``kept`` is None."""
     return (X, y) if kept is None else (_safe_indexing(X, kept), y[kept])

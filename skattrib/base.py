@@ -45,6 +45,7 @@ from skattrib._frames import (
     top_form,
 )
 from skattrib._inputs import ValidatedInputs, takes_tables
+from skattrib._questions import NOT_COMPUTED, FurtherQuestions
 from skattrib._scoring import FEWEST_RETRAININGS, ScoredByRetraining
 from skattrib._validation import (
     check_fits,
@@ -127,8 +128,6 @@ ATTRIBUTOR_DOCS = {
         attributions too.
     """,
 }
-# What a query whose outcome is not finite may raise.
-_NOT_COMPUTED = ValueError, ArithmeticError, np.linalg.LinAlgError
 
 
 #: Queries that a plan counts on.
@@ -148,6 +147,7 @@ class _Job(NamedTuple):
 
 
 class BaseAttributor(
+    FurtherQuestions,
     ScoredByRetraining,
     ValidatedInputs,
     MetaEstimatorMixin,
@@ -204,6 +204,20 @@ class BaseAttributor(
     ``_predict_outcomes(X, y, weights, outcome)``
         Return the outcomes (n_weightings, n_queries) of models that are trained with
         these weights (n_weightings, n_units) of the units.
+
+    It may write these, too:
+
+    ``_self_attribution(X, y, outcome)``
+        Return what `self_attribution` does, cheaper than by ``_attribute``. X and y
+        are all training rows.
+    ``_value_new(X_new, y_new, X, y, outcome)``
+        Return the change (n_new,) of the mean outcome of the queries by each new row.
+        Without it, `value_new` refuses.
+    ``_check_new_rows()``
+        Raise if ``_value_new`` cannot answer for this model.
+    ``_model_without(row_weights)``
+        Return the fitted model, without the transformers, for weights (n_samples,) of
+        the rows. Without it, `model_without` retrains.
 
     It may read these from ``_fit_attributor`` on:
 
@@ -583,7 +597,7 @@ class BaseAttributor(
             with np.errstate(all="ignore"):
                 if kept is None or len(kept):
                     found = self._attribute(*some_queries(X, y, kept), outcome)
-        except _NOT_COMPUTED:
+        except NOT_COMPUTED:
             kept = self._finite_queries(X, y, outcome)
             if kept is None:
                 raise
@@ -673,7 +687,7 @@ class BaseAttributor(
                     found = self._predict_outcomes(
                         *some_queries(X, y, kept), weights, outcome
                     )
-        except _NOT_COMPUTED:
+        except NOT_COMPUTED:
             kept = self._finite_queries(X, y, outcome)
             if kept is None:
                 raise

@@ -63,6 +63,7 @@ ROOMS = [
     "evaluation",
     "_scoring",
     "_inputs",
+    "_questions",
     "base",
     "extension",
     "influence",

@@ -65,6 +65,14 @@ class RowRemovals:
     constants : Tensor of shape (n,)
         c of each row.
     memory_bytes : float
+
+    Attributes
+    ----------
+    own_changes : Tensor of shape (n, C)
+        Changes of the outputs of each row without it.
+    has_all_outputs : bool
+        Whether `own_changes` are known in all directions of the outputs: not in the one
+        that a softmax does not depend on.
     """
 
     def __init__(
@@ -79,9 +87,11 @@ class RowRemovals:
     ) -> None:
         self._space, self._memory = space, memory_bytes
         self._cotangents = torch.zeros_like(residuals)
+        self.own_changes = torch.zeros_like(residuals)
         self._groups: list[_Alike] = []
         total = space.mixed_gradient(amounts[None], residuals)
         basis = _used_outputs(residuals, roots)
+        self.has_all_outputs = basis.shape[0] == basis.shape[1]
         systems = space.full_systems(shifts)
         present = amounts.nonzero()[:, 0]
 
@@ -102,7 +112,10 @@ class RowRemovals:
             complements = minus_from_one(root.to(blocks).mT @ blocks @ root.to(blocks))
             right = (root.mT @ moved[..., None]).double()
             lifted = root @ Factor(complements).solve(right).to(root)
-            self._cotangents[rows] = (gradient + lifted[..., 0]) @ basis.T
+            gradient += lifted[..., 0]
+            self._cotangents[rows] = gradient @ basis.T
+            moved = (blocks.to(gradient) @ gradient[..., None])[..., 0] - back @ basis
+            self.own_changes[rows] = moved @ basis.T
 
     def __len__(self) -> int:
         return len(self._cotangents)

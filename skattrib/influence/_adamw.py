@@ -398,6 +398,16 @@ class AdamWInfluence(BaseAttributor):
             warn_if_exploding(exploded, np.isfinite(each_run).all(axis=2))
         return aggregate(each_run, self.aggregation, exploded)
 
+    def _value_new(self, X_new, y_new, X, y, outcome):
+        queries = self._derivatives.queries(X, y, outcome)
+        options = self._sweep_options(_INERT if self.inclusion_ < 1 else 0.0)
+        found = [
+            self._derivatives.of_new_rows(runs, queries, X_new, y_new, **options)
+            for runs in self._runs
+        ]
+        each_run = torch.cat(found).cpu().numpy()[:, None]
+        return aggregate(each_run, self.aggregation, exploding(each_run))[0][0]
+
     def _run_outcomes(self, queries):
         """Return the outcomes of every run, (n_models, n_runs, q)."""
         outcomes = [self._derivatives.outcomes(runs, queries) for runs in self._runs]

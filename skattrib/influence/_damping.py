@@ -80,7 +80,7 @@ def optimizer_scale(trained: Differentiable, model: FunctionalModule) -> Tensor:
 
 
 def choose_metric(
-    kind: str,
+    kind: str | tuple[str, Tensor | None],
     trained: Differentiable,
     model: FunctionalModule,
     X: Tensor,
@@ -89,8 +89,10 @@ def choose_metric(
     """Return the name of the metric used and the metric (P,), None for the identity.
 
     An unrecorded run has no second moments: those of its rows' gradients at the end
-    replace them.
+    replace them. What was returned before is taken as it is.
     """
+    if not isinstance(kind, str):
+        return kind
     if kind == "identity":
         return "identity", None
     if trained.trajectory is not None:
@@ -101,12 +103,14 @@ def choose_metric(
 
 
 def choose_rule(
-    ridge: float | str,
+    ridge: float | str | RidgeRule,
     trained: Differentiable,
     linearized: LinearizedModel,
     metric: Tensor | None,
 ) -> RidgeRule:
     """Return the damping: the one given, that of the record, or a guess."""
+    if isinstance(ridge, RidgeRule):
+        return ridge
     if not isinstance(ridge, str):
         return RidgeRule(float(ridge))
     if trained.trajectory is not None:

@@ -14,6 +14,7 @@ from skattrib._validation import as_tensor, check_weights, float_dtype
 from skattrib._verdict import scale_hint
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._functional import spread
+from skattrib.influence._answers import AnswersBySteps
 from skattrib.influence._costs import (
     attribution_bytes,
     exact_cost,
@@ -53,7 +54,7 @@ _PLANNED = "parameters", "solver", "removal"
 
 
 @fill_in(ATTRIBUTOR_DOCS)
-class DualInfluence(BaseAttributor):
+class DualInfluence(AnswersBySteps, BaseAttributor):
     """Leave-one-out effects from the model linearised at its trained weights.
 
     A network is replaced by its tangent, whose damped refit without a unit has a

@@ -93,7 +93,7 @@ class ExactModel:
     ):
         self.trained, self.units, self.verbose = trained, units, verbose
         self._X, self._y, self._weights = X, y, np.asarray(weights, dtype=np.float64)
-        self._seed = seed
+        self._seed, self._solver = seed, solver
         self.refits = trained.refits(X, y, self._weights, solver, memory_cap())
         self.plan = self.refits.plan
         self.removal = chosen_removal(removal, self.refits, units)
@@ -114,10 +114,25 @@ class ExactModel:
                 stacklevel=7,
             )
 
+    def with_rows(self, X, y, weights, units):
+        """Return what refits the model to these rows, as to subsets.
+
+        ``units`` has the weights that it will be refitted to.
+        """
+        other = copy.copy(self)
+        other._X, other._y, other._weights = X, y, np.asarray(weights, dtype=float)
+        args = X, y, other._weights, self._solver, memory_cap()
+        other.refits, other.units = self.trained.refits(*args), units
+        other.plan, other.solves_queries = other.refits.plan, False
+        other.removal = dict.fromkeys(self.removal, self.removal["predict_outcomes"])
+        if self._classes is not None:
+            other._codes = np.searchsorted(self._classes, y)
+        return other
+
     # ---------------------------------------------------------------- removals
     def steps(self, row_weights, method="predict_outcomes", *, checked=True):
         """Return where weights (k, n) of the rows lead."""
-        if checked:
+        if checked and isinstance(row_weights, np.ndarray):
             self.trained.check_weights(row_weights)
         solve = getattr(self.refits, f"{self.removal[method]}_steps")
         parts, other_models = [], {}

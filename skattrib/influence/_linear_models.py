@@ -91,13 +91,13 @@ class LinearModel:
         Training rows.
     weights : ndarray of shape (n_samples,)
         Of the rows in training.
-    ridge : float or str
+    ridge : float, str or RidgeRule
         Damping, as `choose_rule` takes it.
     removal : {"auto", "newton", "influence", "refit"}
         How rows are left out.
     units : LeaveOneUnitOut or None
         What `without_each_unit` leaves out.
-    metric : {"optimizer", "identity"}
+    metric : {"optimizer", "identity"}, or a name and the metric
     parameters : {"all", "head"}
         What moves.
     regularization : {"per_sample", "fixed"}
@@ -146,6 +146,7 @@ class LinearModel:
     ):
         n_outputs = trained.outputs(X[:2]).shape[1]  # also of a wrapped module's width
         self.trained, self.units, self.verbose = trained, units, verbose
+        self._kept = parameters, solver, seed
         module = trained.module
         X = as_tensor(X, next(module.parameters()))
         model = FunctionalModule(module)
@@ -161,7 +162,8 @@ class LinearModel:
             self.plan = plan_tangent(model, rows, solver, removal, recipe)
         self.removal = self.plan.removal if removal == "auto" else removal
 
-        self.metric, metric = choose_metric(metric, trained, model, X, targets)
+        self._scaling = choose_metric(metric, trained, model, X, targets)
+        self.metric, metric = self._scaling
         scale = None if metric is None else metric.rsqrt()
         kernel_cache = partial(_cached_kernel, memory, module, model.names, X, scale)
         tangent = LinearizedModel(
@@ -180,8 +182,7 @@ class LinearModel:
             project=make_projector(projection, kernel_cache, X),
             landmarks=_landmarks(len(X), self.plan.n_landmarks, seed, X.device),
         )
-        rule = choose_rule(ridge, trained, tangent, metric)
-        self.tangent = tangent.at_ridge(rule)
+        self.tangent = tangent.at_ridge(choose_rule(ridge, trained, tangent, metric))
 
     @property
     def solves_queries(self):
@@ -249,6 +250,28 @@ class LinearModel:
         if few_rows:  # steps of its units are short
             other.plan = replace(self.plan, by_query=False)
         return other
+
+    def with_rows(self, X, y, weights, _):
+        """Return the tangent of these rows, in the same metric and as damped.
+
+        Other than units left out, what is asked of it is not prepared.
+        """
+        parameters, solver, seed = self._kept
+        return type(self)(
+            self.trained,
+            X,
+            y,
+            weights,
+            ridge=self.ridge,
+            removal=self.removal,
+            metric=self._scaling,
+            parameters=parameters,
+            regularization=self.tangent.regularization,
+            solver=solver,
+            stationary=self.tangent.stationary,
+            seed=seed,
+            verbose=self.verbose,
+        )
 
     # ------------------------------------------------------------------- removals
     def steps(self, row_weights):

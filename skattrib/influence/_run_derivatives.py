@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from joblib import effective_n_jobs
 from torch import Tensor
@@ -15,6 +17,7 @@ from skattrib._validation import as_tensor, memory_cap
 from skattrib.engine._adjoint import RowCallback, differentiate_run
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._losses import OutcomeFunction
+from skattrib.engine._modules import activation_size
 from skattrib.engine._parallel import batches, call_each
 from skattrib.engine._plain_gradients import vector_jacobian
 from skattrib.engine._training import stacked_outputs, train
@@ -25,6 +28,8 @@ from skattrib.models._protocol import Differentiable
 
 # Of the memory cap, what the gradients of queries may take: 1 / _SHARE.
 _SHARE = 8
+# Numbers alive per activation of a row in a step of the sweep.
+_COPIES_PER_ACTIVATION = 8
 
 
 def derivatives_by_workers(
@@ -213,6 +218,100 @@ class RunDerivatives:
                 )
             )
         return problem.weighting.pullback(row_weights, torch.cat(derivatives, dim=1))
+
+    def of_new_rows(
+        self, runs: Runs, queries: Queries, X: Any, y: Any, **options: Any
+    ) -> Tensor:
+        """Return derivatives (M, k) of the mean outcome in weights of further rows.
+
+        They are in every minibatch, with weight 0, so that the run is the same, and the
+        derivatives in their weights come out of one sweep for all queries and all of
+        these rows. A row that is really trained on is in some minibatches only: in a
+        run that draws them by shuffling, in one of each epoch, and in that of |B| of
+        the n rows with chance |B| / n. The derivative of each step counts for so much;
+        with full batches for all, with equal ones that divides the sum by their number
+        in an epoch.
+        """
+        problem = self.problem
+        rows = as_tensor(X, problem.X)
+        targets = self._model.targets(y, rows)
+        gradients = _mean_gradients(problem, runs, queries)
+        found = [
+            self._of_few_new_rows(
+                problem, runs, gradients, rows[part], targets[part], options
+            )
+            for part in chunks(len(rows), _new_at_once(problem))
+        ]
+        return torch.cat(found, dim=1)
+
+    def _of_few_new_rows(
+        self,
+        problem: TrainingProblem,
+        runs: Runs,
+        gradients: Tensor,
+        X: Tensor,
+        targets: Tensor,
+        options: dict[str, Any],
+    ) -> Tensor:
+        n_rows, n_new = len(problem.X), len(X)
+        recipe, places = runs.recipe, np.arange(n_rows, n_rows + n_new)
+        chances = np.ones(recipe.n_steps)
+        if recipe.batches is not None:
+            sizes = np.array([len(batch) for batch in recipe.batches])
+            chances = sizes / len(np.unique(np.concatenate(recipe.batches)))
+            batches = [np.concatenate([batch, places]) for batch in recipe.batches]
+            recipe = replace(recipe, batches=batches)
+
+        everything = torch.cat([problem.targets, targets])
+        weighting = self._model.weighting(everything)
+        absent = problem.X.new_zeros(len(runs.params), n_new)
+        weights = torch.cat([runs.weights.to(problem.X), absent], dim=1)
+        of_new = torch.zeros_like(absent)
+
+        def add(t: int, _: Tensor, scores: Tensor, which: slice, __: slice) -> None:
+            of_new[which] += chances[t - 1] * scores[:, 0, -n_new:]
+
+        derivatives = differentiate_run(
+            problem.model,
+            problem.loss,
+            recipe,
+            torch.cat([problem.X, X]),
+            everything,
+            weighting(weights),
+            gradients,
+            on_rows=add,
+            memory_bytes=memory_cap(),
+            **options,
+        )
+        derivatives[:, 0, -n_new:] = of_new
+        return weighting.pullback(weights, derivatives)[:, 0, -n_new:]
+
+
+def _new_at_once(problem: TrainingProblem) -> int:
+    """Return how many further rows fit the minibatches."""
+    numbers = _COPIES_PER_ACTIVATION * activation_size(problem.model.module, problem.X)
+    size = numbers * problem.X.element_size()
+    if problem.recipe.batches is not None:
+        size += 8 * problem.recipe.n_steps  # their places in each
+    return max(1, int(memory_cap() / (_SHARE * size)))
+
+
+def _mean_gradients(problem: TrainingProblem, runs: Runs, queries: Queries) -> Tensor:
+    """Return gradients (M, 1, P) of the mean outcome in the parameters at the end."""
+    model, n_queries = problem.model, len(queries.X)
+
+    def share(vector: Tensor, some: Queries) -> Tensor:
+        outputs = model.outputs(vector, some.X)
+        return queries.outcome(outputs, some.targets).sum()[None] / n_queries
+
+    gradients = []
+    for vector in runs.params.to(problem.X):
+        total = torch.zeros_like(vector)[None]
+        for part in chunks(n_queries, _new_at_once(problem)):
+            of_part = partial(share, some=queries.part(part))
+            total = total + vector_jacobian(model, of_part, vector)
+        gradients.append(total)
+    return torch.stack(gradients)
 
 
 def _outcome_gradients(

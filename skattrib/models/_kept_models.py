@@ -12,11 +12,19 @@ import joblib
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
 from sklearn.exceptions import EfficiencyWarning
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
-from skattrib._validation import DTYPES, as_tensor, dense, memory_cap, validate_data
+from skattrib._validation import (
+    DTYPES,
+    as_tensor,
+    dense,
+    memory_cap,
+    seed_unset,
+    validate_data,
+)
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._losses import OutcomeFunction
 from skattrib.engine._training import stacked_outputs
@@ -130,6 +138,49 @@ def check_reproduced(fitted: Any, runner: Runner, base: FloatArray) -> None:
         )
 
 
+def retrained_once(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    weights: FloatArray,
+    *,
+    whole: FloatArray,
+    seed: int,
+    n_jobs: int | None = None,
+    verbose: int = 0,
+) -> Any:
+    """Return an estimator trained for one weighting (n_samples,), as outcomes are.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+        A frozen one is unwrapped, and must be reproduced.
+    whole : ndarray of shape (n_samples,)
+        Weights that it was trained with.
+    seed : int
+        For what it leaves unseeded.
+    """
+    frozen, recipe = unwrap(estimator)
+    recipe = clone(recipe_of(recipe))
+    seed_unset(recipe, seed)
+    trainer = Trainer(recipe, X, y, n_jobs, verbose)
+    trainer.model.check_weights(weights[None])
+    if frozen is not None:
+        _check_first_rows(frozen, trainer, X, y, whole)
+    first = trainer.seeds(1)[0]
+    if trainer.stacked:  # as it is given: a table has names
+        return trainer.model.retrain(X, trainer.y, weights, first)
+    return trainer.models(weights[None], first)[0]
+
+
+def _check_first_rows(
+    frozen: Any, trainer: Trainer, X: Any, y: Any, whole: FloatArray
+) -> None:
+    """Warn unless training again gives a frozen estimator's outcomes of a few rows."""
+    queries = _safe_indexing(X, slice(_N_CHECKED)), y[:_N_CHECKED]
+    check_reproduced(frozen, Runner(trainer, *queries, "auto"), whole)
+
+
 class RetrainedModels:
     """The models of weightings of the rows.
 
@@ -166,8 +217,7 @@ class RetrainedModels:
         trainer.model.check_weights(weights)
         self._classes = trainer.model.classes
         if frozen is not None:
-            queries = _safe_indexing(X, slice(_N_CHECKED)), y[:_N_CHECKED]
-            check_reproduced(frozen, Runner(trainer, *queries, "auto"), whole)
+            _check_first_rows(frozen, trainer, X, y, whole)
         if not trainer.stacked:
             _warn_if_large(self._fitted, len(weights))
         models = trained_models(trainer, weights, trainer.seeds(1)[0], memory)

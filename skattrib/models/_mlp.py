@@ -148,6 +148,19 @@ class MLPModel(EstimatorModel, Differentiable):
             setattr(estimator, name, [np.asarray(v, dtype=np.float64) for v in values])
         return type(self)(estimator, frozen=self.frozen)
 
+    def moved(self, change: Any) -> Any:
+        """Return a copy of the estimator whose weights are moved."""
+        estimator = copy.deepcopy(self.estimator)
+        places = iter(np.split(change, np.cumsum(self._sizes())[:-1]))
+        for weights, bias in zip(estimator.coefs_, estimator.intercepts_, strict=True):
+            weights += next(places).reshape(weights.T.shape).T.astype(weights.dtype)
+            bias += next(places).astype(bias.dtype)
+        return estimator
+
+    def _sizes(self) -> list[int]:
+        """Return how many numbers each parameter of the module has."""
+        return [parameter.numel() for parameter in self.module.parameters()]
+
     def outputs(self, X: Any) -> Tensor:
         """Return outputs (q, C) as the loss takes them: those of the module.
 

@@ -6,6 +6,7 @@ import numpy as np
 from sklearn.base import clone
 
 from skattrib._validation import as_tensor
+from skattrib.engine._functional import FunctionalModule
 from skattrib.exceptions import TrajectoryError
 from skattrib.models._module_checks import FEW, check_module
 from skattrib.models._protocol import Differentiable, Recorded, Retrainable
@@ -102,7 +103,21 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
 
     def retrain(self, X, y, weights, seed):
         """Return a clone trained on weighted rows; many are trained as a stack."""
-        return self.clone().set_params(random_state=seed).fit(X, y, weights)
+        blank = self.clone()
+        if not self.one_run:
+            blank.set_params(random_state=seed)
+        return blank.fit(X, y, weights)
+
+    def moved(self, change):
+        """Return a copy, without a record, whose parameters are moved."""
+        estimator = copy.copy(self.estimator)
+        estimator.trajectory_ = None
+        vars(estimator).pop("loss_curve_", None)
+        estimator = copy.deepcopy(estimator)
+        module = FunctionalModule(estimator.module_)
+        end = module.flatten()
+        module.load(end + as_tensor(change, end))
+        return estimator
 
     def network(self, user):
         """Return the estimator, which has gradients."""

@@ -169,6 +169,14 @@ class Parts:
         else:
             self._holder.regressor_ = fitted
 
+    def with_copy_of(self, fitted: Any) -> Any:
+        """Return a copy of the whole with a fitted model in the place of the model."""
+        if self._holder is None:
+            return fitted
+        copied = Parts(copy.deepcopy(self.whole))
+        copied.replace_model(fitted)
+        return copied.whole
+
 
 def _regressor_of(regressor: TransformedTargetRegressor) -> Any:
     """Return what is fitted to the transformed targets, or was."""

@@ -484,6 +484,21 @@ class Differentiable(Model, ABC):
         """
         return None
 
+    def moved(self, change: Any) -> Any:
+        """Return a fitted copy of the estimator whose parameters are moved.
+
+        Parameters
+        ----------
+        change : ndarray of shape (P,)
+            P counts the parameters of `module` that are trained.
+
+        Returns
+        -------
+        estimator or None
+            Here None: there is no general way.
+        """
+        return None
+
     def loss_gradients(self, X: Any, y: Any) -> torch.Tensor:
         """Return the gradient of each row's loss in the parameters.
 

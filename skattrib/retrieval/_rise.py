@@ -394,6 +394,14 @@ class RISEValuator(BaseAttributor):
             return mean, None
         return mean, scores.std(axis=0, ddof=1) / len(scores) ** 0.5
 
+    def _self_attribution(self, X, y, outcome):
+        if self.tasks_ is not None:
+            return super()._self_attribution(X, y, outcome)
+        return self._search().own_scores(X, y, outcome) * self._row_weights
+
+    def _value_new(self, X_new, y_new, X, y, outcome):
+        return self._search().scores_of_new((X_new, y_new), (X, y), outcome)
+
     def _predict_outcomes(self, X, y, weights, outcome):
         return weights @ self._attribute(X, y, outcome)[0].T
 

@@ -197,6 +197,41 @@ class Search:
         ]
         return torch.cat(chunk_means).cpu().numpy()
 
+    def own_scores(
+        self, X: Any, y: Any, outcome: str | OutcomeFunction
+    ) -> NDArray[np.floating]:
+        """Return the mean score (q,) of each query with the row at its own position."""
+        own = []
+        for chunk in self._query_chunks(len(X), 1):
+            queries = self._vectors(X[chunk], y[chunk], outcome)
+            each_sketch = [
+                (vectors * similarity.vectors(self._index, chunk, vectors)).sum(dim=1)
+                for vectors, similarity in zip(queries, self.similarities, strict=True)
+            ]
+            own.append(torch.stack(each_sketch).mean(dim=0))
+        return torch.cat(own).cpu().numpy()
+
+    def scores_of_new(
+        self,
+        new_rows: tuple[Any, Any],
+        queries: tuple[Any, Any],
+        outcome: str | OutcomeFunction,
+    ) -> NDArray[np.floating]:
+        """Return the mean scores (n_new,) of rows like those of the index."""
+        X, y = queries
+        means: list[Any] = [0.0] * len(self.similarities)
+        for chunk in self._query_chunks(len(X), 1):
+            vectors = self._vectors(X[chunk], y[chunk], outcome)
+            sums = [of_sketch.sum(dim=0) for of_sketch in vectors]
+            means = [a + b / len(X) for a, b in zip(means, sums, strict=True)]
+        X, y = new_rows
+        found = []
+        for chunk in self._query_chunks(len(X), 1):
+            rows = self._vectors(X[chunk], y[chunk], "log_likelihood")
+            scores = [a @ b for a, b in zip(rows, means, strict=True)]
+            found.append(torch.stack(scores).mean(dim=0))
+        return torch.cat(found).cpu().numpy()
+
     def _means(self, queries: Sequence[Tensor]) -> Tensor:
         total = queries[0].new_zeros(len(queries[0]))
         for vectors, similarity in zip(queries, self.similarities, strict=True):

@@ -1079,6 +1079,12 @@ def test_newton_steps_by_queries_are_those_by_units(problem, monkeypatch):
     )
     again = pickle.loads(pickle.dumps(ours))
     assert_array_equal(again.attribute(Xq, yq), ours.attribute(Xq, yq))
+    for outcome in ("auto", lambda outputs, y: outputs[..., 0]):
+        own = [
+            dual.set_params(outcome=outcome).self_attribution()
+            for dual in (ours, by_units)
+        ]
+        assert_allclose(*own, atol=1e-7 * abs(own[1]).max())
 
 
 # ----------------------------------------------------------------- removal="auto"

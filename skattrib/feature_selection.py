@@ -56,6 +56,7 @@ from skattrib._validation import (
     unchanged_on_error,
     validate_data,
 )
+from skattrib.engine._losses import SetOutcome
 from skattrib.exceptions import ConstantOutcomeWarning, FaithfulnessWarning
 from skattrib.models._as_model import as_model
 
@@ -435,6 +436,16 @@ class TaskWeightSelector(
 
         return self
 
+    def _refuse_sets(self):
+        outcome = getattr(self.attributor, "outcome", None)
+        if isinstance(outcome, SetOutcome):
+            raise ValueError(
+                f"attributor has outcome={outcome!r}, which is of all queries together:"
+                " tasks are judged by the outcomes of single rows. Use an outcome such "
+                "as 'log_likelihood'; for a set, rank tasks by "
+                "attributor.fit(X, y, tasks=tasks).attribute(X_val, y_val)."
+            )
+
     def _fit_tasks(self, X, y, tasks, X_val, y_val, fit_params):
         if y is None:
             raise ValueError(
@@ -454,6 +465,7 @@ class TaskWeightSelector(
         else:
             codes, names = check_tasks(tasks, n)
         self._n_wanted(len(names))
+        self._refuse_sets()
         if _routing_enabled():
             fit_params = process_routing(self, "fit", **fit_params).attributor.fit
         rng = check_random_state(self.random_state)

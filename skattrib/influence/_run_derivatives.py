@@ -12,9 +12,10 @@ from torch import Tensor
 from skattrib._validation import as_tensor, memory_cap
 from skattrib.engine._adjoint import RowCallback, differentiate_run
 from skattrib.engine._functional import FunctionalModule, chunks
-from skattrib.engine._losses import OutcomeFunction
+from skattrib.engine._losses import OutcomeFunction, SetMeasure
 from skattrib.engine._plain_gradients import vector_jacobian
-from skattrib.engine._training import stacked_outputs, train
+from skattrib.engine._set_gradients import all_outputs, set_gradient
+from skattrib.engine._training import train
 from skattrib.engine._trajectory import Recipe
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._network import TrainingProblem, replay_error
@@ -61,11 +62,19 @@ def check_reproduced(problem: TrainingProblem, run: Runs) -> None:
 
 
 class Queries(NamedTuple):
-    """Queries as a module takes them, their targets encoded, and the outcome."""
+    """Queries as a module takes them, their targets encoded, and the outcome.
+
+    Their number of outcomes is 1 if they have one for all of them.
+    """
 
     X: Tensor
     targets: Tensor
     outcome: OutcomeFunction
+
+    @property
+    def n_outcomes(self) -> int:
+        """How many outcomes, and so gradients, there are."""
+        return 1 if isinstance(self.outcome, SetMeasure) else len(self.X)
 
     def part(self, rows: slice) -> Queries:
         """Return some of them."""
@@ -128,7 +137,7 @@ class RunDerivatives:
         """Return the outcomes (M, q)."""
         problem, targets = self.problem, queries.targets
         params = runs.params.to(problem.X)
-        outputs = stacked_outputs(problem.model, params, queries.X, memory_cap())
+        outputs = all_outputs(problem.model, params, queries.X, memory_cap())
         return queries.outcome(outputs, targets.expand(len(outputs), *targets.shape))
 
     def derivatives(
@@ -148,8 +157,8 @@ class RunDerivatives:
         row_weights, derivatives = runs.weights.to(problem.X), []
         weights = problem.weighting(row_weights)
 
-        for part in chunks(len(queries.X), size):
-            gradients = _outcome_gradients(problem, runs, queries.part(part))
+        for part in chunks(queries.n_outcomes, size):
+            gradients = _outcome_gradients(problem, runs, queries, part)
             derivatives.append(
                 differentiate_run(
                     problem.model,
@@ -168,15 +177,21 @@ class RunDerivatives:
 
 
 def _outcome_gradients(
-    problem: TrainingProblem, runs: Runs, queries: Queries
+    problem: TrainingProblem, runs: Runs, queries: Queries, part: slice
 ) -> Tensor:
-    """Return gradients (M, q, P) of outcomes in the parameters at the end."""
-    model = problem.model
+    """Return gradients (M, q, P) of some outcomes in the parameters at the end."""
+    model, params = problem.model, runs.params.to(problem.X)
+    measure = queries.outcome
+    if isinstance(measure, SetMeasure):
+        rows = queries.X, queries.targets, measure, memory_cap()
+        return torch.stack([set_gradient(model, vector, *rows) for vector in params])[
+            :, None
+        ]
+    queries = queries.part(part)
 
     def outcomes(vector: Tensor) -> Tensor:
         return queries.outcome(model.outputs(vector, queries.X), queries.targets)
 
-    params = runs.params.to(problem.X)
     return torch.stack([vector_jacobian(model, outcomes, vector) for vector in params])
 
 

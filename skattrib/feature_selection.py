@@ -39,6 +39,7 @@ from skattrib._task_sets import (
     greedy,
     judge,
     largest,
+    refuse_sets,
     spread,
 )
 from skattrib._validation import (
@@ -56,7 +57,6 @@ from skattrib._validation import (
     unchanged_on_error,
     validate_data,
 )
-from skattrib.engine._losses import SetOutcome
 from skattrib.exceptions import ConstantOutcomeWarning, FaithfulnessWarning
 from skattrib.models._as_model import as_model
 
@@ -170,7 +170,7 @@ class _Fold(NamedTuple):
 
 def _attributions(folds, n_tasks):
     """Return attributions of rows to tasks, NaN where a row's attributor lacks one."""
-    parts, raised = [], {}
+    parts = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for fold in folds:
@@ -179,8 +179,7 @@ def _attributions(folds, n_tasks):
             part[:, fold.units] = found
             parts.append(part)
     # each fold warns of the same
-    for warning in caught:
-        raised[warning.category, str(warning.message)] = warning
+    raised = {(warning.category, str(warning.message)): warning for warning in caught}
     for warning in raised.values():
         warnings.warn(warning.message, stacklevel=2)
     return np.concatenate(parts)
@@ -436,16 +435,6 @@ class TaskWeightSelector(
 
         return self
 
-    def _refuse_sets(self):
-        outcome = getattr(self.attributor, "outcome", None)
-        if isinstance(outcome, SetOutcome):
-            raise ValueError(
-                f"attributor has outcome={outcome!r}, which is of all queries together:"
-                " tasks are judged by the outcomes of single rows. Use an outcome such "
-                "as 'log_likelihood'; for a set, rank tasks by "
-                "attributor.fit(X, y, tasks=tasks).attribute(X_val, y_val)."
-            )
-
     def _fit_tasks(self, X, y, tasks, X_val, y_val, fit_params):
         if y is None:
             raise ValueError(
@@ -465,7 +454,7 @@ class TaskWeightSelector(
         else:
             codes, names = check_tasks(tasks, n)
         self._n_wanted(len(names))
-        self._refuse_sets()
+        refuse_sets(self.attributor)
         if _routing_enabled():
             fit_params = process_routing(self, "fit", **fit_params).attributor.fit
         rng = check_random_state(self.random_state)

@@ -212,7 +212,7 @@ def _groups(groups: ArrayLike) -> tuple[list[Any], NDArray[np.intp]]:
             "(n_queries,)."
         )
     names, codes = sorted_labels(labels, "groups")
-    return list(np.asarray(names)), codes
+    return np.asarray(names).tolist(), codes
 
 
 def _classes(
@@ -257,6 +257,9 @@ def _means(values: Tensor, codes: Tensor, n_groups: int) -> Tensor:
 @dataclass(frozen=True)
 class _SoftAUROC:
     temperature: float
+
+    def __repr__(self) -> str:
+        return f"soft_auroc(temperature={self.temperature:g})"
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         log_p, codes = _classes("soft_auroc", outputs, targets, two=True)
@@ -321,6 +324,9 @@ class _GroupGap:
     codes: NDArray[np.intp]
     kind: str
 
+    def __repr__(self) -> str:
+        return f"group_gap(groups={self.names}, kind={self.kind!r})"
+
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         log_p, classes = _classes("group_gap", outputs, targets, two=True)
         _check_length("group_gap", self.codes, classes)
@@ -347,6 +353,9 @@ class _WorstGroup:
     codes: NDArray[np.intp]
     temperature: float
 
+    def __repr__(self) -> str:
+        return f"worst_group(groups={self.names}, temperature={self.temperature:g})"
+
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         log_p, classes = _classes("worst_group", outputs, targets)
         _check_length("worst_group", self.codes, classes)
@@ -364,6 +373,11 @@ class _WorstGroup:
 class _SoftCalibrationError:
     n_bins: int
     temperature: float
+
+    def __repr__(self) -> str:
+        return (
+            f"soft_calibration_error({self.n_bins}, temperature={self.temperature:g})"
+        )
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         log_p, codes = _classes("soft_calibration_error", outputs, targets)

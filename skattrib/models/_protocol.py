@@ -521,12 +521,12 @@ class Differentiable(Model, ABC):
             Their targets.
         outcome : str or callable, default="auto"
             One that the loss has, a function (outputs, targets) -> outcome, or a
-            `SetOutcome`.
+            `SetOutcome`, which has one gradient.
 
         Returns
         -------
         Tensor of shape (q, P)
-            P counts the parameters that are trained. (1, P) for a `SetOutcome`.
+            P counts the parameters that are trained.
         """
         measure = self.loss.outcome(outcome)
         if not isinstance(measure, SetMeasure):
@@ -548,13 +548,12 @@ class Differentiable(Model, ABC):
         y : ndarray of shape (q,) or (q, n_outputs)
             Their targets.
         outcome : str or callable, default="auto"
-            One that the loss has, a function (outputs, targets) -> outcome, or a
-            `SetOutcome`.
+            As `outcome_gradients` takes it.
 
         Returns
         -------
         Tensor of shape (q,)
-            Higher is better. (1,) for a `SetOutcome`.
+            Higher is better; (1,) of a `SetOutcome`.
         """
         outputs = self._module_outputs(X)
         return self.loss.outcome(outcome)(outputs, self.targets(y, outputs))

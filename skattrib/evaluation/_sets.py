@@ -5,6 +5,7 @@ All are smooth in the outputs almost everywhere, and higher is better.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -272,8 +273,24 @@ class _SoftAUROC:
         scores = log_p[..., 1] - log_p[..., 0]
         flat = scores.reshape(-1, scores.shape[-1])
         pairs = flat[:, positive], flat[:, ~positive], self.temperature
-        mean: Tensor = _Pairs.apply(*pairs)[0]
+        differs = torch.is_grad_enabled() and scores.requires_grad
+        mean: Tensor = _Pairs.apply(*pairs)[0] if differs else _compared(*pairs)
         return mean.reshape(scores.shape[:-1])
+
+
+def _shares(ahead: Tensor, behind: Tensor, temperature: float) -> Iterator[Tensor]:
+    """Yield the logistic function of pairs (k, some of p, m), a piece at a time."""
+    for part in chunks(ahead.shape[1], _AT_ONCE // max(1, behind.numel())):
+        differences = ahead[:, part, None] - behind[:, None]
+        yield differences.div_(temperature).sigmoid_()
+
+
+def _compared(ahead: Tensor, behind: Tensor, temperature: float) -> Tensor:
+    """Return the means (k,) over pairs."""
+    total = ahead.new_zeros(len(ahead))
+    for shares in _shares(ahead, behind, temperature):
+        total = total + shares.sum(dim=(1, 2))
+    return total / (ahead.shape[1] * behind.shape[1])
 
 
 class _Pairs(torch.autograd.Function):
@@ -291,9 +308,7 @@ class _Pairs(torch.autograd.Function):
         """Return means (k,), and slopes in scores ahead (k, p) and behind (k, m)."""
         total = ahead.new_zeros(len(ahead))
         of_ahead, of_behind = [], torch.zeros_like(behind)
-        for part in chunks(ahead.shape[1], _AT_ONCE // max(1, behind.numel())):
-            differences = ahead[:, part, None] - behind[:, None]
-            shares = (differences / temperature).sigmoid()
+        for shares in _shares(ahead, behind, temperature):
             total = total + shares.sum(dim=(1, 2))
             slopes = shares * (1 - shares) / temperature
             of_ahead.append(slopes.sum(dim=2))

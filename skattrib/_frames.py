@@ -59,31 +59,47 @@ def row_names(index, n_rows, stacklevel=3):
     return np.arange(n_rows)
 
 
-def long_form(queries, units, **values):
+def long_form(queries, units, places=None, **values):
     """Return a data frame with one row per query and unit.
 
     Parameters
     ----------
-    queries : array (n_queries,)
+    queries : array (n_queries,) or None
+        Labels; None for a single row that is of no query.
     units : array (n_units,)
         Names.
-    **values : array (n_queries, n_units) or None
+    places : int array (n_queries, k) or None
+        Which units the columns of the values are of; None for all, in their order.
+    **values : array (n_queries, n_units or k) or None
         A column each; None is left out.
     """
+    values = {name: column for name, column in values.items() if column is not None}
+    if places is None:
+        n_rows = len(next(iter(values.values())))
+        places = np.tile(np.arange(len(units)), n_rows)
+    else:
+        n_rows, places = len(places), places.ravel()
+    rows = {}
     # positions first: names may be tuples, of an index with several levels
-    rows = {
-        "query": pd.Index(queries, tupleize_cols=False).repeat(len(units)),
-        "unit": pd.Index(units, tupleize_cols=False).take(
-            np.tile(np.arange(len(units)), len(queries))
-        ),
-    }
-    rows |= {
-        name: column.ravel() for name, column in values.items() if column is not None
-    }
+    if queries is not None:
+        repeats = len(places) // n_rows
+        rows["query"] = pd.Index(queries, tupleize_cols=False).repeat(repeats)
+    rows["unit"] = pd.Index(units, tupleize_cols=False).take(places)
+    rows |= {name: column.ravel() for name, column in values.items()}
     return pd.DataFrame(rows)
 
 
-def top_form(queries, units, n_top, data=None, **values):
+def ends(values, n_best, n_worst):
+    """Return the positions (n, n_best + n_worst) of the largest and smallest values.
+
+    From the largest to the smallest; of equal values the first comes first. NaN is
+    last, as if it were the smallest.
+    """
+    order = np.argsort(-values, axis=1, kind="stable")
+    return np.hstack([order[:, :n_best], order[:, order.shape[1] - n_worst :]])
+
+
+def top_form(queries, units, places, n_best, data=None, **values):
     """Return a data frame of the units that raise and lower each query most.
 
     Parameters
@@ -91,32 +107,21 @@ def top_form(queries, units, n_top, data=None, **values):
     queries : array (n_queries,)
     units : array (n_units,)
         Names.
-    n_top : int
-        How many of either.
+    places : int array (n_queries, k)
+        Which units the values are of, in the order of `ends`.
+    n_best : int
+        How many of them raise the outcome most.
     data : DataFrame with a row for each unit, in their order, or None
-    **values : array (n_queries, n_units) or None
-        A column each; the first one is ranked.
+    **values : array (n_queries, k) or None
+        A column each; None is left out.
     """
-    values = {name: v for name, v in values.items() if v is not None}
-    ranked = next(iter(values.values()))
-    n_best = min(n_top, (len(units) + 1) // 2)
-    n_worst = min(n_top, len(units) - n_best)
-    order = np.argsort(-ranked, axis=1, kind="stable")
-    order = np.hstack([order[:, :n_best], order[:, len(units) - n_worst :]])
+    n_worst = places.shape[1] - n_best
     ranks = np.concatenate([np.arange(n_best) + 1, np.arange(-n_worst, 0)])
-    taken = order.ravel()
-    table = pd.DataFrame(
-        {
-            "query": pd.Index(queries, tupleize_cols=False).repeat(len(ranks)),
-            "rank": np.tile(ranks, len(queries)),
-            "unit": pd.Index(units, tupleize_cols=False).take(taken),
-        }
-    )
-    for name, v in values.items():
-        table[name] = np.take_along_axis(v, order, axis=1).ravel()
+    table = long_form(queries, units, places, **values)
+    table.insert(1, "rank", np.tile(ranks, len(places)))
     if data is None:
         return table
-    rows = data.iloc[taken].reset_index(drop=True)
+    rows = data.iloc[places.ravel()].reset_index(drop=True)
     return pd.concat([table, rows], axis=1)
 
 
@@ -198,7 +203,7 @@ def units_named(units, names, named):
 
 
 def some_queries(X, y, kept):
-    """Return some of the queries, all if ``kept`` is None."""
+    """Return some of the queries, positions or a slice; all if ``kept`` is None."""
     return (X, y) if kept is None else (_safe_indexing(X, kept), y[kept])
 
 

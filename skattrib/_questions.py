@@ -10,9 +10,11 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
+from skattrib._attributing import NOT_COMPUTED
 from skattrib._frames import among_all, some_queries, units_named
 from skattrib._validation import first_labels, float_dtype, memory_cap
 from skattrib.engine._functional import chunks
+from skattrib.engine._losses import SetOutcome
 from skattrib.exceptions import (
     FaithfulnessWarning,
     TrajectoryError,
@@ -22,8 +24,6 @@ from skattrib.models._as_model import as_model
 from skattrib.models._kept_models import recipe_of, retrained_once
 from skattrib.models._protocol import protocols
 
-# What a query whose outcome is not finite may raise.
-NOT_COMPUTED = ValueError, ArithmeticError, np.linalg.LinAlgError
 # Arrays of queries and units that a method may hold at a time.
 _COPIES = 32
 
@@ -71,8 +71,19 @@ class FurtherQuestions:
         -----
         FaithfulnessWarning
             If the results for some rows are not finite.
+
+        Raises
+        ------
+        ValueError
+            If the outcome is a `skattrib.evaluation.SetOutcome`.
         """
         check_is_fitted(self, "n_units_")
+        if isinstance(self.outcome, SetOutcome):
+            raise ValueError(
+                "self_attribution is of the outcome of each row, and outcome="
+                f"{self.outcome!r} is of all rows together. Use an outcome of single "
+                "rows, such as 'log_likelihood'."
+            )
         X, y = self._parts.features(self.X_train_), self._targets
         outcome, kept = self._checked_outcome(self.outcome), self._finite_queries(X)
         with np.errstate(all="ignore"):  # what overflows is named

@@ -92,8 +92,9 @@ class ScoredByRetraining:
         )
         return np.array([w for w in drawn if w.tobytes() not in seen])[:n_wanted]
 
-    def _truth(self, row_weights, X, y):
-        """Retrain on weighted rows; return the outcomes of queries."""
+    def _truth(self, row_weights, X, y, outcome=None):
+        """Retrain on weighted rows; return the outcomes of queries, None: its own."""
+        outcome = self._checked_outcome(self.outcome) if outcome is None else outcome
         return retrain_outcomes(
             recipe_of(self._model),
             self._features,
@@ -101,7 +102,7 @@ class ScoredByRetraining:
             row_weights,
             X,
             y,
-            outcome=self._checked_outcome(self.outcome),
+            outcome=outcome,
             sample_weight=self._row_weights,
             n_seeds=self._n_seeds(),
             memory=self.memory,

@@ -11,10 +11,24 @@ from typing import NamedTuple
 
 import numpy as np
 
+from skattrib.engine._losses import SetOutcome
+
 # Of the rows of a task, this share is cut off at either end before the mean: a few rows
 # that are answered wrongly with confidence outweigh the others. Chosen, as the median
 # over the other tasks was, by `python -m benchmarks.surrogates.selection`.
 TRIMMED = 0.1
+
+
+def refuse_sets(attributor):
+    """Raise if the outcome that an attributor has is no outcome of single rows."""
+    outcome = getattr(attributor, "outcome", None)
+    if isinstance(outcome, SetOutcome):
+        raise ValueError(
+            f"attributor has outcome={outcome!r}, which is of all queries together: "
+            "tasks are judged by outcomes of single rows, such as 'log_likelihood'. "
+            "For a set, rank them by "
+            "attributor.fit(X, y, tasks=tasks).attribute(X_val, y_val)."
+        )
 
 
 def are_rows(codes):

@@ -1,7 +1,6 @@
 """What every attributor shares: the contract."""
 
 import os
-import warnings
 from abc import abstractmethod
 from functools import partial
 from numbers import Integral, Real
@@ -21,7 +20,6 @@ from sklearn.utils._param_validation import (
     HasMethods,
     Interval,
     StrOptions,
-    validate_params,
 )
 from sklearn.utils.metadata_routing import (
     MetadataRouter,
@@ -35,17 +33,15 @@ from sklearn.utils.validation import (
     check_is_fitted,
 )
 
+from skattrib._attributing import NOT_COMPUTED, AttributesQueries
 from skattrib._frames import (
     among_all,
     index_of,
-    long_form,
     row_names,
-    rows_of_units,
     some_queries,
-    top_form,
 )
 from skattrib._inputs import ValidatedInputs, takes_tables
-from skattrib._questions import NOT_COMPUTED, FurtherQuestions
+from skattrib._questions import FurtherQuestions
 from skattrib._scoring import FEWEST_RETRAININGS, ScoredByRetraining
 from skattrib._validation import (
     check_fits,
@@ -58,8 +54,7 @@ from skattrib._validation import (
     has_columns,
     unchanged_on_error,
 )
-from skattrib.engine._losses import LabelLoss
-from skattrib.exceptions import FaithfulnessWarning
+from skattrib.engine._losses import LabelLoss, SetOutcome
 from skattrib.models._any import is_pairwise
 from skattrib.models._as_model import as_model, check_recipe
 from skattrib.models._costs import Cost
@@ -75,11 +70,7 @@ from skattrib.models._outcomes import (
     check_own_outcome,
 )
 from skattrib.models._parts import Parts, searched
-from skattrib.models._repeatable import (
-    check_finite,
-    check_repeatable,
-    finite_rows,
-)
+from skattrib.models._repeatable import check_finite, check_repeatable
 from skattrib.models.neural import TorchClassifier, make_estimator
 
 __all__ = ["BaseAttributor"]
@@ -90,7 +81,8 @@ ATTRIBUTOR_DOCS = {
     outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
             callable, default="auto"
         What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is
-        the log-likelihood of the predicted class, or the raw prediction.
+        the log-likelihood of the predicted class, or the raw prediction. An
+        `evaluation.SetOutcome` is one number of all queries together.
     """,
     "retraining": """
     n_retrainings : int, default=32
@@ -148,6 +140,7 @@ class _Job(NamedTuple):
 
 class BaseAttributor(
     FurtherQuestions,
+    AttributesQueries,
     ScoredByRetraining,
     ValidatedInputs,
     MetaEstimatorMixin,
@@ -204,6 +197,11 @@ class BaseAttributor(
     ``_predict_outcomes(X, y, weights, outcome)``
         Return the outcomes (n_weightings, n_queries) of models that are trained with
         these weights (n_weightings, n_units) of the units.
+
+    If both return one row, or column, where the outcome is a
+    `skattrib.evaluation.SetOutcome`, it sets ``_measures_sets = True`` in the class:
+    then ``attribute(reduce="mean")`` asks for the mean outcome as such a set, in place
+    of averaging the rows of all queries.
 
     It may write these, too:
 
@@ -460,111 +458,6 @@ class BaseAttributor(
         outcome = check_outcome(outcome, self._model, self._n_outputs())
         return self._parts.outcome(outcome, as_model(self._model).loss)
 
-    def attribute(self, X, y=None, *, return_std=False, as_frame=False):
-        """Attribute the outcome of each query to the training units.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_queries, n_features)
-            Queries.
-        y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
-            Their targets. None: the model's own predictions (class), or the
-            prediction itself (regressor).
-        return_std : bool, default=False
-            Also return standard errors.
-        as_frame : bool, default=False
-            Return a pandas DataFrame in long form instead of arrays.
-
-        Returns
-        -------
-        attributions : ndarray of shape (n_queries, n_units)
-            Outcome with the unit minus outcome without it, as `estimand_` says, in
-            the unit of the outcome. Positive: the outcome is higher with the unit.
-            To first order rows sum to 0, as only ratios of weights matter in
-            training: 0 is the average unit, not "no effect".
-        standard_errors : ndarray of shape (n_queries, n_units)
-            Only with `return_std`.
-        frame : DataFrame of n_queries * n_units rows
-            Only with `as_frame`, instead of the arrays: columns "query" (the label in
-            the index of X if unique, else the position), "unit" (of `unit_names_`),
-            "attribution" and, with `return_std`, "standard_error".
-
-        Raises
-        ------
-        ValueError
-            If the queries do not fit the training data, the outcome needs y, or there
-            is nothing to estimate a standard error from.
-        """
-        index = index_of(X, y)
-        X, y, outcome = self._check_query(X, y)
-        attributions, errors = self._attribute_finite(X, y, outcome)
-        if return_std and errors is None:
-            raise ValueError(
-                "return_std=True needs an ensemble of models to compare: see the "
-                f"parameters of {type(self).__name__}."
-            )
-        errors = errors if return_std else None
-        if as_frame:
-            return long_form(
-                row_names(index, _num_samples(X)),
-                self.unit_names_,
-                attribution=attributions,
-                standard_error=errors,
-            )
-        return (attributions, errors) if return_std else attributions
-
-    @validate_params(
-        {
-            "X": "no_validation",
-            "y": "no_validation",
-            "n": [Interval(Integral, 1, None, closed="left")],
-            "data": "no_validation",
-        },
-        prefer_skip_nested_validation=False,
-    )
-    def top_units(self, X, y=None, *, n=5, data=None):
-        """Return the units that raise and lower the outcome of each query most.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_queries, n_features)
-            Queries.
-        y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
-            Their targets; None as in `attribute`.
-        n : int, default=5
-            How many units of either kind; fewer if there are fewer than two times `n`.
-        data : DataFrame or None, default=None
-            What to show of the units, for example the rows as they were before they
-            were encoded. Its rows are found by the names of the units in its index,
-            else it has one for each unit, in their order.
-
-        Returns
-        -------
-        DataFrame of at most n_queries * 2 * n rows
-            Columns "query" and "unit" as in `attribute`, "rank" (1 raises the outcome
-            most, -1 lowers it most), "attribution", "standard_error" if there is one,
-            and those of `data`.
-
-        Raises
-        ------
-        ValueError
-            If the queries do not fit the training data, or `data` not the units.
-        """
-        check_is_fitted(self, "n_units_")
-        if data is not None:
-            data = rows_of_units(data, self.unit_names_, self._has_names)
-        index = index_of(X, y)
-        X, y, outcome = self._check_query(X, y)
-        attributions, errors = self._attribute_finite(X, y, outcome)
-        return top_form(
-            row_names(index, _num_samples(X)),
-            self.unit_names_,
-            n,
-            data,
-            attribution=attributions,
-            standard_error=errors,
-        )
-
     def transform(self, X):
         """Attribute the model's own predictions.
 
@@ -581,64 +474,20 @@ class BaseAttributor(
         Raises
         ------
         ValueError
-            If the result is larger than scikit-learn's ``working_memory``.
+            If the result is larger than scikit-learn's ``working_memory``, or the
+            outcome is one of all queries together.
         """
+        check_is_fitted(self, "n_units_")
+        if isinstance(self.outcome, SetOutcome):
+            raise ValueError(
+                f"transform returns a row for each query, and outcome={self.outcome!r} "
+                "has one for all of them. Use attribute(X), or an outcome of single "
+                "queries."
+            )
         X, y, outcome = self._check_query(X, None)
         cure = "Attribute fewer rows at a time, group rows by tasks="
         check_fits(_num_samples(X), self.n_units_, float_dtype(X), cure)
-        return self._attribute_finite(X, y, outcome)[0]
-
-    def _attribute_finite(self, X, y, outcome):
-        """Attribute queries, with a warning; one that is not finite has NaN."""
-        kept, dtype = self._finite_queries(X), float_dtype(X)
-        found = np.empty((0, self.n_units_)), None
-        try:
-            # what overflows is named; no frame between: warnings count them
-            with np.errstate(all="ignore"):
-                if kept is None or len(kept):
-                    found = self._attribute(*some_queries(X, y, kept), outcome)
-        except NOT_COMPUTED:
-            kept = self._finite_queries(X, y, outcome)
-            if kept is None:
-                raise
-            with np.errstate(all="ignore"):
-                if len(kept):
-                    found = self._attribute(*some_queries(X, y, kept), outcome)
-        attributions, errors = (
-            among_all(values, _num_samples(X), kept, dtype) for values in found
-        )
-        bad = attributions if errors is None else np.hstack([attributions, errors])
-        self._warn_not_finite(bad)
-        return attributions, errors
-
-    @staticmethod
-    def _warn_not_finite(values, stacklevel=4):
-        """Name the queries, of which there is a row each, with values not finite."""
-        finite = np.isfinite(values)
-        finite = finite.all(axis=tuple(range(1, finite.ndim)))
-        if len(bad := np.flatnonzero(~finite)):
-            warnings.warn(
-                f"The results for queries {bad[:10].tolist()} are not finite: the "
-                "model's outputs, their targets or the weights are not, or are too "
-                "large. Look at these rows.",
-                FaithfulnessWarning,
-                stacklevel=stacklevel,
-            )
-
-    def _finite_queries(self, X, y=None, outcome=None):
-        """Return which queries have finite outputs, and outcomes; None: all have."""
-        model = as_model(self._model)
-        if model.takes_texts or not hasattr(model, "outputs"):
-            return None
-        with torch.no_grad():
-            outputs = model.outputs(X)
-            finite = finite_rows(outputs)
-            if outcome is not None:
-                encode = model.encode if hasattr(model, "encode") else model.targets
-                values = model.loss.outcome(outcome)(outputs, encode(y, outputs))
-                finite &= torch.isfinite(values)
-        finite = finite.cpu().numpy()
-        return None if finite.all() else np.flatnonzero(finite)
+        return self._attribute_finite(X, y, outcome)[1]
 
     def _check_finite_query(self, X, y):
         """Validate queries; leave out those whose outputs are not finite."""
@@ -646,6 +495,13 @@ class BaseAttributor(
         kept = self._finite_queries(X)
         if kept is None:
             return X, y, outcome
+        if isinstance(outcome, SetOutcome):
+            bad = np.setdiff1d(np.arange(_num_samples(X)), kept)[:10].tolist()
+            raise ValueError(
+                f"The model's outputs for queries {bad} are NaN or infinite, and the "
+                f"outcome {outcome!r} is of all queries together: leave these rows "
+                "out."
+            )
         nothing = np.zeros(len(kept))
         self._warn_not_finite(among_all(nothing, _num_samples(X), kept, float))
         if not len(kept):
@@ -671,7 +527,7 @@ class BaseAttributor(
         -------
         ndarray of shape (n_weightings, n_queries)
             Predicted outcomes. At weights of 1 the model's own, up to what a
-            surrogate smooths.
+            surrogate smooths. One column where the outcome is of all queries together.
 
         Raises
         ------
@@ -681,6 +537,8 @@ class BaseAttributor(
         X, y, outcome = self._check_query(X, y)
         weights = check_weights(weights, self.n_units_, float_dtype(X))
         kept, found = self._finite_queries(X), np.empty((len(weights), 0))
+        if isinstance(outcome, SetOutcome):
+            return self._predict_set(X, y, weights, outcome, kept)
         try:
             with np.errstate(all="ignore"):  # what overflows is named
                 if kept is None or len(kept):
@@ -699,6 +557,18 @@ class BaseAttributor(
         predicted = among_all(found.T, _num_samples(X), kept, float_dtype(X)).T
         self._warn_not_finite(predicted.T, stacklevel=3)
         return predicted
+
+    def _predict_set(self, X, y, weights, outcome, kept):
+        """Predict one outcome of all queries, of which those kept are finite."""
+        try:
+            with np.errstate(all="ignore"):
+                found = self._predict_outcomes(X, y, weights, outcome)
+        except NOT_COMPUTED:
+            if kept is None:
+                raise
+            found = np.full((len(weights), 1), np.nan)
+        self._warn_of_set(kept, found, _num_samples(X))
+        return found.astype(float_dtype(X), copy=False)
 
     def _unit_weightings(self, weights):
         """Spread weights of units over rows and multiply by the rows' own."""

@@ -39,6 +39,7 @@ from skattrib._task_sets import (
     greedy,
     judge,
     largest,
+    refuse_sets,
     spread,
 )
 from skattrib._validation import (
@@ -169,7 +170,7 @@ class _Fold(NamedTuple):
 
 def _attributions(folds, n_tasks):
     """Return attributions of rows to tasks, NaN where a row's attributor lacks one."""
-    parts, raised = [], {}
+    parts = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for fold in folds:
@@ -178,8 +179,7 @@ def _attributions(folds, n_tasks):
             part[:, fold.units] = found
             parts.append(part)
     # each fold warns of the same
-    for warning in caught:
-        raised[warning.category, str(warning.message)] = warning
+    raised = {(warning.category, str(warning.message)): warning for warning in caught}
     for warning in raised.values():
         warnings.warn(warning.message, stacklevel=2)
     return np.concatenate(parts)
@@ -454,6 +454,7 @@ class TaskWeightSelector(
         else:
             codes, names = check_tasks(tasks, n)
         self._n_wanted(len(names))
+        refuse_sets(self.attributor)
         if _routing_enabled():
             fit_params = process_routing(self, "fit", **fit_params).attributor.fit
         rng = check_random_state(self.random_state)

@@ -32,6 +32,7 @@ from skattrib._validation import (
     validate_data,
 )
 from skattrib.engine._functional import FunctionalModule, chunks
+from skattrib.engine._losses import SetOutcome
 from skattrib.engine._parallel import batches, call_each
 from skattrib.engine._sketch import (
     draw_tables,
@@ -408,6 +409,12 @@ class GradientTransformer(
                 "make_pipeline(StandardScaler(), GradientTransformer(...))."
             )
 
+        if isinstance(self.outcome, SetOutcome):
+            raise ValueError(
+                f"outcome={self.outcome!r} is of all rows together, and "
+                "GradientTransformer returns a gradient for each: use an outcome of "
+                "single rows, such as 'log_likelihood'."
+            )
         projection = self._make_projection(int(seeds[1] >> 1))
         loss = model.future_loss(X, y)
         n_outputs = y.shape[1] if several else 1

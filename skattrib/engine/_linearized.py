@@ -450,7 +450,6 @@ class LinearizedModel:
         The effect of `influence_steps` on outcomes is minus their sum, weighted by
         `_amounts`. ``system`` is the full one, solved for queries, not for weightings.
         """
-        space = cast(SolvesQueries, self.space)
         outputs, query = row_gradients(self.model, X, self.scale)
         slopes = slope_of(outputs)
         size = 4 * self.outputs.numel()
@@ -462,11 +461,21 @@ class LinearizedModel:
             chunk_query = query.of_rows(chunk)
             cotangents = torch.zeros(len(slopes[chunk]), *chunk_query.shape).to(outputs)
             cotangents.diagonal(dim1=0, dim2=1).copy_(slopes[chunk].T)
-            solved = space.solve_in_parameters(chunk_query.vjp(cotangents), system)
-            images = space.images(solved).view(-1, *self.outputs.shape)
-            out[chunk] = torch.einsum("qnc,nc->qn", images, self.residuals)
+            out[chunk] = self.effects_of(chunk_query.vjp(cotangents), system)
 
         return out
+
+    def pulled(self, X: Tensor, slope: Tensor) -> Tensor:
+        """Return Σ_q J_qᵀ slope_q (P,) of query rows, slopes being (q, C)."""
+        gradient: Tensor = row_gradients(self.model, X, self.scale)[1].vjp(slope[None])
+        return gradient[0]
+
+    def effects_of(self, gradients: Tensor, system: FullSystem) -> Tensor:
+        """Return Σ_c r_ic (J_i H⁻¹ g)_c of rows on gradients g (k, P), (k, n)."""
+        space = cast(SolvesQueries, self.space)
+        solved = space.solve_in_parameters(gradients, system)
+        images = space.images(solved).view(-1, *self.outputs.shape)
+        return torch.einsum("qnc,nc->qn", images, self.residuals)
 
     def summed(self, effects: Tensor, units: Tensor, n_units: int) -> Tensor:
         """Return by how much steps without each unit lower outcomes, (q, n_units).

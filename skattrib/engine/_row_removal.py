@@ -12,6 +12,7 @@ output of these, however many rows there are.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +87,7 @@ class RowRemovals:
         memory_bytes: float,
     ) -> None:
         self._space, self._memory = space, memory_bytes
+        self._asked = torch.arange(len(amounts), device=amounts.device)
         self._cotangents = torch.zeros_like(residuals)
         self.own_changes = torch.zeros_like(residuals)
         self._groups: list[_Alike] = []
@@ -118,7 +120,12 @@ class RowRemovals:
             self.own_changes[rows] = moved @ basis.T
 
     def __len__(self) -> int:
-        return len(self._cotangents)
+        return len(self._asked)
+
+    def __getitem__(self, which: slice) -> RowRemovals:
+        out = copy.copy(self)
+        out._asked = self._asked[which]
+        return out
 
     def output_change(self, query: Tensor) -> Tensor:
         """Return the changes (n, q, C) of the outputs of queries without each row.
@@ -126,19 +133,20 @@ class RowRemovals:
         ``query`` (q, C, P) are the gradients of these outputs.
         """
         n, C = self._cotangents.shape
-        out = query.new_zeros(n, *query.shape[:2])
+        out = query.new_zeros(len(self), *query.shape[:2])
         numbers = query.shape[1] * (n * C + 4 * query.shape[2])
         size = int(self._memory / (SHARE * numbers * query.element_size()))
         for part in chunks(len(query), size):
             vectors = query[part].flatten(0, 1)
             for alike in self._groups:
+                asked = torch.isin(self._asked, alike.rows).nonzero()[:, 0]
+                rows = self._asked[asked]
                 solved = self._space.solve_in_parameters(vectors, alike.system)
-                images = self._space.images(solved).view(-1, n, C)[:, alike.rows]
-                cotangents = self._cotangents[alike.rows]
-                change = torch.einsum("mnc,nc->nm", images, cotangents)
+                images = self._space.images(solved).view(-1, n, C)[:, rows]
+                change = torch.einsum("mnc,nc->nm", images, self._cotangents[rows])
                 change -= vectors @ alike.constant
-                shape = len(alike.rows), -1, query.shape[1]
-                out[alike.rows, part] = change.view(shape)
+                shape = len(rows), -1, query.shape[1]
+                out[asked, part] = change.view(shape)
         return out
 
 

@@ -106,7 +106,8 @@ def retrain_outcomes(
         GammaRegressor and TweedieRegressor minus half the deviance; of LinearSVC and
         RidgeClassifier, without probabilities, minus their own loss. "margin":
         log p_y / (1 − p_y); without probabilities the signed decision value.
-        "prediction": the output of a regressor. A callable takes tensors (outputs
+        "prediction": the output of a regressor. A `SetOutcome` is one number of all
+        queries together. Another callable takes tensors (outputs
         (..., n_queries, n_outputs), targets) and returns (..., n_queries); targets are
         class codes or values (n_queries, n_outputs), and outputs are log-probabilities
         or decision values if the estimator is not a torch one.
@@ -136,7 +137,8 @@ def retrain_outcomes(
     Returns
     -------
     ndarray of shape (n_weightings, n_queries)
-        Outcomes; with `return_seeds`, (n_seeds, n_weightings, n_queries).
+        Outcomes; with `return_seeds`, (n_seeds, n_weightings, n_queries). One column
+        for a `SetOutcome`.
 
     Raises
     ------

@@ -166,6 +166,8 @@ class AdamWInfluence(BaseAttributor):
         "n_models": [Interval(Integral, 1, None, closed="left")],
     }
 
+    _measures_sets = True
+
     def __init__(
         self,
         estimator=None,
@@ -455,13 +457,14 @@ class AdamWInfluence(BaseAttributor):
             If the result is larger than scikit-learn's ``working_memory``.
         """
         X, y, outcome = self._check_query(X, y)
+        queries = self._derivatives.queries(X, y, outcome)
         weights = self._weights_in_batches()
         recipe = self._own_run.recipe
         batches = recipe.batches
         per_step = [len(self._features)] * recipe.n_steps
         if batches is not None:
             per_step = [len(batch) for batch in batches]
-        needed = sum(per_step) * len(X) * X.dtype.itemsize
+        needed = sum(per_step) * queries.n_outcomes * X.dtype.itemsize
         if needed > memory_cap():
             raise ValueError(
                 f"{sum(per_step)} rows in {recipe.n_steps} steps for {len(X)} queries "
@@ -471,16 +474,16 @@ class AdamWInfluence(BaseAttributor):
             )
         ends = np.cumsum(per_step)
         rows = np.empty(ends[-1], dtype=np.intp)
-        scores_of_rows = np.empty((len(X), ends[-1]), dtype=X.dtype)
+        scores_of_rows = np.empty((queries.n_outcomes, ends[-1]), dtype=X.dtype)
 
-        def note(t, step_rows, scores, _, queries):
+        def note(t, step_rows, scores, _, part):
             where = slice(ends[t - 1] - len(step_rows), ends[t - 1])
             rows[where] = step_rows.cpu().numpy()
-            scores_of_rows[queries, where] = scores[0].cpu().numpy()
+            scores_of_rows[part, where] = scores[0].cpu().numpy()
 
         self._derivatives.derivatives(
             self._own_run,
-            self._derivatives.queries(X, y, outcome),
+            queries,
             on_rows=note,
             **self._sweep_options(),
         )

@@ -14,6 +14,7 @@ from skattrib._validation import as_tensor, check_weights, float_dtype
 from skattrib._verdict import scale_hint
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._functional import spread
+from skattrib.engine._losses import SetOutcome
 from skattrib.influence._answers import AnswersBySteps
 from skattrib.influence._costs import (
     attribution_bytes,
@@ -84,7 +85,8 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         removals than for single rows. "calibrate" multiplies it by the factors, from
         1/16 to 16, that best rank 16 models retrained on half of the units: one
         factor for single units, by `attribute`, and one for halves, by
-        `predict_outcomes`. A linear model has its own penalty, and takes "auto" only.
+        `predict_outcomes`; for a set outcome by log-likelihoods of single rows. A
+        linear model has its own penalty, and takes "auto" only.
     metric : {"optimizer", "identity"}, default="optimizer"
         Norm of the damping. "optimizer": every parameter is damped in proportion to
         what the optimizer divides its steps by (the root of the second moment for
@@ -197,6 +199,8 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         "solver": [StrOptions({"auto", "dual", "primal", "cg", "nystroem"})],
         "n_models": [Interval(Integral, 1, None, closed="left")],
     }
+
+    _measures_sets = True
 
     def __init__(
         self,
@@ -434,7 +438,10 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         rows[:, held_out] = 0
         X, y = self._features[held_out], self._targets[held_out]
         weighted = (rows * self._row_weights).astype(self._features.dtype)
-        truth, outcome = self._truth(rows, X, y), self._checked_outcome(self.outcome)
+        # a set outcome is of the user's queries, with their groups perhaps
+        of_set = isinstance(self.outcome, SetOutcome)
+        outcome = self._checked_outcome("auto" if of_set else self.outcome)
+        truth = self._truth(rows, X, y, outcome)
 
         # one eigendecomposition serves units, halves, and the fit
         models = [linear.for_many_ridges() for linear in self._linear_models]

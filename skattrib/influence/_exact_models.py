@@ -13,6 +13,7 @@ import torch
 from skattrib._progress import tqdm
 from skattrib._validation import memory_cap
 from skattrib.engine._functional import chunks, spread
+from skattrib.engine._losses import SetMeasure, set_slope
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.influence._damping import RidgeRule
 from skattrib.models._retraining import retrained
@@ -348,9 +349,10 @@ class ExactQueries:
         self._rows = trained.query_rows(exact.refits, X)
         self._targets = trained.encode(y, self._linear)
         self._outcome = trained.loss.outcome(outcome)
+        self._of_set = isinstance(self._outcome, SetMeasure)
 
     def _measure(self, outputs):
-        """Return outcomes (..., q) of outputs (..., q, C)."""
+        """Return outcomes (..., q) of outputs (..., q, C); (..., 1) of a set."""
         targets = self._targets
         return self._outcome(
             outputs, targets.expand(*outputs.shape[:-2], *targets.shape)
@@ -374,6 +376,8 @@ class ExactQueries:
     def _slopes(self):
         """Return the gradients (q, C) of the outcomes in the linear outputs."""
         link = self._exact.trained.link
+        if self._of_set:
+            return set_slope(self._outcome, self._targets, self._linear, link)
         return torch.func.grad(lambda f: self._measure(link(f)).sum())(self._linear)
 
     def attributions(self, without_each):
@@ -391,8 +395,9 @@ class ExactQueries:
         for part in chunks(n_units, size):
             moved = without_each[part] if without_each else exact.without_units(part)
             if first_order:
-                changes = output_changes(self._rows, moved.steps)
-                parts.append(-(changes * slopes).sum(dim=-1).numpy())
+                lost = -(output_changes(self._rows, moved.steps) * slopes).sum(dim=-1)
+                lost = lost.sum(dim=-1, keepdim=True) if self._of_set else lost
+                parts.append(lost.numpy())
             else:
                 parts.append(present - self.outcomes(moved))
         return np.concatenate(parts).T
@@ -401,13 +406,16 @@ class ExactQueries:
         """Return attributions at first order without any unit's step."""
         exact, refits, slopes = self._exact, self._exact.refits, self._slopes()
         units, shape = exact.units, refits.objective.params.shape
-        attributions = np.empty((len(self._linear), len(units)))
+        n_outcomes = 1 if self._of_set else len(self._linear)
+        attributions = np.empty((n_outcomes, len(units)))
         per_query = 8 * 12 * (refits.outputs.numel() + shape.numel())
         at_once = max(1, int(memory_cap() / 4 / per_query))
-        for part in chunks(len(attributions), at_once):
-            index = torch.arange(len(attributions))[part]
-            rows, slope = self._rows.take(index), slopes[index]
-            cotangents = torch.diag_embed(slope.T).permute(1, 2, 0)
+        for part in chunks(n_outcomes, at_once):
+            rows, cotangents = self._rows, slopes[None]
+            if not self._of_set:
+                index = torch.arange(n_outcomes)[part]
+                rows = rows.take(index)
+                cotangents = torch.diag_embed(slopes[index].T).permute(1, 2, 0)
             solved = refits.solve_without_factor(
                 rows.gradient(cotangents), refits.row_weights, 1.0
             )

@@ -12,11 +12,13 @@ from skattrib._progress import tqdm
 from skattrib._validation import as_tensor, draw_seeds, memory_cap
 from skattrib.engine._functional import FunctionalModule, chunks, spread
 from skattrib.engine._linearized import LinearizedModel
+from skattrib.engine._losses import SetMeasure
 from skattrib.engine._plan import SolverChoice
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.influence._damping import RidgeRule, choose_metric, choose_rule
 from skattrib.influence._projection import make_projector
 from skattrib.influence._tangent_plans import Rows, head_parameters, plan_tangent
+from skattrib.influence._tangent_sets import TangentSet
 from skattrib.models._memory import as_memory, cached_array, digest
 
 # Relative errors by rounding above this are warned of.
@@ -351,7 +353,9 @@ class LinearModel:
     # -------------------------------------------------------------------- queries
     def ask(self, X, y, outcome, n_steps):
         """Prepare queries for at most so many steps at once, at any ridge."""
-        return QueryBatches(self, X, y, outcome, n_steps)
+        measure = self.trained.loss.outcome(outcome)
+        kind = TangentSet if isinstance(measure, SetMeasure) else QueryBatches
+        return kind(self, X, y, measure, n_steps)
 
 
 class QueryBatches:
@@ -365,14 +369,15 @@ class QueryBatches:
     linear : LinearModel
     X, y : ndarray
         Queries.
-    outcome : str or callable
+    measure : callable
+        The outcome, as the loss has it.
     n_steps : int
         Steps that they will be multiplied by, at most.
     """
 
-    def __init__(self, linear, X, y, outcome, n_steps):
+    def __init__(self, linear, X, y, measure, n_steps):
         self._linear, self._tangent, self._X = linear, linear.tangent, X
-        self._outcome = linear.trained.loss.outcome(outcome)
+        self._outcome = measure
         self._targets = linear.trained.targets(y, self._tangent.outputs)
         self._parts = list(chunks(len(X), self._tangent.query_batch(n_steps)))
         self._single = None

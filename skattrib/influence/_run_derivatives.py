@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,11 +15,12 @@ from skattrib._progress import tqdm
 from skattrib._validation import as_tensor, memory_cap
 from skattrib.engine._adjoint import RowCallback, differentiate_run
 from skattrib.engine._functional import FunctionalModule, chunks
-from skattrib.engine._losses import OutcomeFunction
+from skattrib.engine._losses import MeanOfRows, OutcomeFunction, SetMeasure
 from skattrib.engine._modules import activation_size
 from skattrib.engine._parallel import batches, call_each
 from skattrib.engine._plain_gradients import vector_jacobian
-from skattrib.engine._training import stacked_outputs, train
+from skattrib.engine._set_gradients import all_outputs, set_gradient
+from skattrib.engine._training import train
 from skattrib.engine._trajectory import Recipe
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._network import TrainingProblem, replay_error
@@ -109,11 +109,19 @@ def check_reproduced(problem: TrainingProblem, run: Runs) -> None:
 
 
 class Queries(NamedTuple):
-    """Queries as a module takes them, their targets encoded, and the outcome."""
+    """Queries as a module takes them, their targets encoded, and the outcome.
+
+    Their number of outcomes is 1 if they have one for all of them.
+    """
 
     X: Tensor
     targets: Tensor
     outcome: OutcomeFunction
+
+    @property
+    def n_outcomes(self) -> int:
+        """How many outcomes, and so gradients, there are."""
+        return 1 if isinstance(self.outcome, SetMeasure) else len(self.X)
 
     def part(self, rows: slice) -> Queries:
         """Return some of them."""
@@ -181,7 +189,7 @@ class RunDerivatives:
         """Return the outcomes (M, q)."""
         problem, targets = self.problem, queries.targets
         params = runs.params.to(problem.X)
-        outputs = stacked_outputs(problem.model, params, queries.X, memory_cap())
+        outputs = all_outputs(problem.model, params, queries.X, memory_cap())
         return queries.outcome(outputs, targets.expand(len(outputs), *targets.shape))
 
     def derivatives(
@@ -201,8 +209,8 @@ class RunDerivatives:
         row_weights, derivatives = runs.weights.to(problem.X), []
         weights = problem.weighting(row_weights)
 
-        for part in chunks(len(queries.X), size):
-            gradients = _outcome_gradients(problem, runs, queries.part(part))
+        for part in chunks(queries.n_outcomes, size):
+            gradients = _outcome_gradients(problem, runs, queries, part)
             derivatives.append(
                 differentiate_run(
                     problem.model,
@@ -235,7 +243,8 @@ class RunDerivatives:
         problem = self.problem
         rows = as_tensor(X, problem.X)
         targets = self._model.targets(y, rows)
-        gradients = _mean_gradients(problem, runs, queries)
+        measure = _of_set(queries.outcome)
+        gradients = _set_gradients(problem, runs, queries, measure)
         found = [
             self._of_few_new_rows(
                 problem, runs, gradients, rows[part], targets[part], options
@@ -296,34 +305,37 @@ def _new_at_once(problem: TrainingProblem) -> int:
     return max(1, int(memory_cap() / (_SHARE * size)))
 
 
-def _mean_gradients(problem: TrainingProblem, runs: Runs, queries: Queries) -> Tensor:
-    """Return gradients (M, 1, P) of the mean outcome in the parameters at the end."""
-    model, n_queries = problem.model, len(queries.X)
+def _of_set(outcome: OutcomeFunction) -> SetMeasure:
+    """Return an outcome of a set, or the mean of one of single queries."""
+    if isinstance(outcome, SetMeasure):
+        return outcome
+    return SetMeasure(MeanOfRows(outcome), "the mean outcome", outcome)
 
-    def share(vector: Tensor, some: Queries) -> Tensor:
-        outputs = model.outputs(vector, some.X)
-        return queries.outcome(outputs, some.targets).sum()[None] / n_queries
 
-    gradients = []
-    for vector in runs.params.to(problem.X):
-        total = torch.zeros_like(vector)[None]
-        for part in chunks(n_queries, _new_at_once(problem)):
-            of_part = partial(share, some=queries.part(part))
-            total = total + vector_jacobian(model, of_part, vector)
-        gradients.append(total)
-    return torch.stack(gradients)
+def _set_gradients(
+    problem: TrainingProblem, runs: Runs, queries: Queries, measure: SetMeasure
+) -> Tensor:
+    """Return gradients (M, 1, P) of one outcome in the parameters at the end."""
+    rows = queries.X, queries.targets, measure, memory_cap()
+    gradients = [
+        set_gradient(problem.model, vector, *rows)
+        for vector in runs.params.to(problem.X)
+    ]
+    return torch.stack(gradients)[:, None]
 
 
 def _outcome_gradients(
-    problem: TrainingProblem, runs: Runs, queries: Queries
+    problem: TrainingProblem, runs: Runs, queries: Queries, part: slice
 ) -> Tensor:
-    """Return gradients (M, q, P) of outcomes in the parameters at the end."""
-    model = problem.model
+    """Return gradients (M, q, P) of some outcomes in the parameters at the end."""
+    if isinstance(queries.outcome, SetMeasure):
+        return _set_gradients(problem, runs, queries, queries.outcome)
+    model, params = problem.model, runs.params.to(problem.X)
+    queries = queries.part(part)
 
     def outcomes(vector: Tensor) -> Tensor:
         return queries.outcome(model.outputs(vector, queries.X), queries.targets)
 
-    params = runs.params.to(problem.X)
     return torch.stack([vector_jacobian(model, outcomes, vector) for vector in params])
 
 

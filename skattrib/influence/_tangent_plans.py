@@ -10,6 +10,7 @@ from skattrib.engine._functional import as_rows
 from skattrib.engine._gradients import gradient_size
 from skattrib.engine._last_layer import find_head
 from skattrib.engine._plan import NO_UNITS, ProblemSize, Units, plan_solver
+from skattrib.engine._trajectory import Recipe
 from skattrib.models._network import untrained
 
 # A small network's matrices take so many times longer than large ones.
@@ -79,7 +80,7 @@ def plan_tangent(model, rows, solver, removal, recipe=None):
         rows.X.element_size(),
         gradient_size(model, rows.X),
         units,
-        0.0 if recipe is None else training_work(recipe, len(rows.X)),
+        training_work(recipe, len(rows.X)),
     )
     plan = plan_solver(problem, memory_cap(), solver, removal)
     return replace(plan, reason="; ".join([plan.reason, *model.said]))
@@ -88,8 +89,11 @@ def plan_tangent(model, rows, solver, removal, recipe=None):
 def training_work(recipe, n_rows):
     """Return the multiplications of a training, as many as large matrices would take.
 
-    Small matrices take longer by the factor that is counted.
+    Small matrices take longer by the factor that is counted. 0 if only its length is
+    known, or nothing.
     """
+    if not isinstance(recipe, Recipe):
+        return 0.0
     rows = recipe.n_steps * n_rows
     if recipe.batches is not None:
         rows = sum(map(len, recipe.batches))

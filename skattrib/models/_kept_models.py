@@ -25,9 +25,9 @@ from skattrib._validation import (
     seed_unset,
     validate_data,
 )
-from skattrib.engine._functional import FunctionalModule
-from skattrib.engine._losses import OutcomeFunction
-from skattrib.engine._training import stacked_outputs
+from skattrib.engine._functional import FunctionalModule, chunks
+from skattrib.engine._losses import OutcomeFunction, SetMeasure
+from skattrib.engine._set_gradients import all_outputs
 from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
 from skattrib.models._as_model import as_model
 from skattrib.models._memory import as_memory, cached_rows, digest
@@ -39,6 +39,8 @@ from skattrib.models._targets import OriginalUnits
 #: Models trained between two writes: an interruption loses at most these.
 CHUNK = 32
 _N_CHECKED = 100
+# Copies in memory of the outputs of a set of queries, in double precision.
+_COPIES = 16
 
 
 def unwrap(estimator: Any) -> tuple[Any | None, Any]:
@@ -237,19 +239,38 @@ class RetrainedModels:
     def outcomes(
         self, X: NDArray[Any], y: NDArray[Any], outcome: str | OutcomeFunction
     ) -> FloatArray:
-        """Return the outcomes (m, q) of queries."""
+        """Return the outcomes (m, q) of queries, those of a set (m, 1)."""
+        model = as_retrainable(self._fitted)
+        if not isinstance(model.loss.outcome(outcome), SetMeasure):
+            return self._outcomes_of(slice(None), X, y, outcome)
+        # the outputs of all queries at once, of as many models as they fit the memory
+        numbers = model.outputs(X).numel()
+        size = int(memory_cap() / (_COPIES * 8 * max(1, numbers)))
+        found = [
+            self._outcomes_of(part, X, y, outcome)
+            for part in chunks(len(self._models), size)
+        ]
+        return np.concatenate(found)
+
+    def _outcomes_of(
+        self,
+        part: slice,
+        X: NDArray[Any],
+        y: NDArray[Any],
+        outcome: str | OutcomeFunction,
+    ) -> FloatArray:
         model = as_retrainable(self._fitted)
         if not self._stacked:
             model.classes = self._classes
-            retrained = [model.of(fitted) for fitted in self._models]
+            retrained = [model.of(fitted) for fitted in self._models[part]]
             outputs = torch.stack([one.outputs(X) for one in retrained])
             targets = retrained[0].encode(y, outputs)
             return measure(outputs, targets, outcome, model.loss)
 
         module = FunctionalModule(self._fitted.module_).apart()
         like = next(self._fitted.module_.parameters())
-        params, queries = as_tensor(self._models, like), as_tensor(X, like)
-        outputs = stacked_outputs(module, params, queries, memory_cap())
+        params, queries = as_tensor(self._models[part], like), as_tensor(X, like)
+        outputs = all_outputs(module, params, queries, memory_cap())
         return measure(outputs, model.encode(y, outputs), outcome, model.loss)
 
 

@@ -7,6 +7,7 @@ its own fit, on the rows that are left.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +28,14 @@ from skattrib._validation import (
     first_labels,
     label_positions,
 )
-from skattrib.engine._losses import CrossEntropy, Loss, OutcomeFunction, SquaredError
+from skattrib.engine._losses import (
+    CrossEntropy,
+    Loss,
+    MeanOutcome,
+    OutcomeFunction,
+    SetMeasure,
+    SquaredError,
+)
 from skattrib.engine._losses._labels import BinaryCrossEntropies, BinaryCrossEntropy
 from skattrib.engine._losses._values import PoissonError
 from skattrib.exceptions import UnsupportedModelError
@@ -54,7 +62,11 @@ class _Shown(Loss):
     def outcome(self, outcome: str | OutcomeFunction) -> OutcomeFunction:
         """Return an outcome of the module's outputs."""
         function = super().outcome(outcome)
-        return partial(self._of_shown, function) if callable(outcome) else function
+        if not callable(outcome) or isinstance(outcome, MeanOutcome):
+            return function
+        if isinstance(function, SetMeasure):
+            return replace(function, function=partial(self._of_shown, outcome))
+        return partial(self._of_shown, function)
 
     def _of_shown(
         self, function: OutcomeFunction, outputs: Tensor, targets: Tensor

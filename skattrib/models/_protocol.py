@@ -25,8 +25,15 @@ from skattrib._validation import (
 )
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._gradients import row_gradients
-from skattrib.engine._losses import CrossEntropy, Loss, OutcomeFunction, SquaredError
+from skattrib.engine._losses import (
+    CrossEntropy,
+    Loss,
+    OutcomeFunction,
+    SetMeasure,
+    SquaredError,
+)
 from skattrib.engine._row_weights import RowWeighting
+from skattrib.engine._set_gradients import set_gradient
 from skattrib.exceptions import UnsupportedModelError
 
 #: Attributors, and the protocols of which each needs one, in the order of what to try
@@ -528,14 +535,21 @@ class Differentiable(Model, ABC):
         y : ndarray of shape (q,) or (q, n_outputs)
             Their targets.
         outcome : str or callable, default="auto"
-            One that the loss has, or a function (outputs, targets) -> outcome.
+            One that the loss has, a function (outputs, targets) -> outcome, or a
+            `SetOutcome`, which has one gradient.
 
         Returns
         -------
         Tensor of shape (q, P)
             P counts the parameters that are trained.
         """
-        return self._gradients(X, y, self.loss.outcome(outcome))
+        measure = self.loss.outcome(outcome)
+        if not isinstance(measure, SetMeasure):
+            return self._gradients(X, y, measure)
+        model = FunctionalModule(self.module).apart()
+        rows = as_tensor(X, next(self.module.parameters()))
+        queries = rows, self.targets(y, rows), measure
+        return set_gradient(model, model.flatten(), *queries, memory_cap())[None]
 
     def outcomes(
         self, X: Any, y: Any, outcome: str | OutcomeFunction = "auto"
@@ -549,12 +563,12 @@ class Differentiable(Model, ABC):
         y : ndarray of shape (q,) or (q, n_outputs)
             Their targets.
         outcome : str or callable, default="auto"
-            One that the loss has, or a function (outputs, targets) -> outcome.
+            As `outcome_gradients` takes it.
 
         Returns
         -------
         Tensor of shape (q,)
-            Higher is better.
+            Higher is better; (1,) of a `SetOutcome`.
         """
         outputs = self._module_outputs(X)
         return self.loss.outcome(outcome)(outputs, self.targets(y, outputs))

@@ -23,14 +23,14 @@ from skattrib._validation import (
     sorted_labels,
     validate_data,
 )
-from skattrib.engine._losses import Loss, OutcomeFunction
+from skattrib.engine._losses import Loss, OutcomeFunction, SetMeasure
 from skattrib.engine._parallel import call_all
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._any import EstimatorModel
 from skattrib.models._as_model import as_model
 from skattrib.models._parts import Parts, is_search
 from skattrib.models._protocol import Retrainable, label_codes
-from skattrib.models._repeatable import check_repeatable
+from skattrib.models._repeatable import check_repeatable, finite_rows
 
 FloatArray = NDArray[np.float64]
 #: Iterations that a tighter tolerance may take.
@@ -185,7 +185,7 @@ def measure(
     outcome: str | OutcomeFunction,
     loss: Loss,
 ) -> FloatArray:
-    """Turn outputs (k, q, C) of trained models into outcomes (k, q)."""
+    """Turn outputs (k, q, C) of models into outcomes (k, q), of a set (k, 1)."""
     if targets.ndim > 1 and loss.n_outputs(targets) != outputs.shape[-1]:
         raise ValueError(
             f"y_query has {targets.shape[-1]} columns, the estimator predicts "
@@ -196,10 +196,13 @@ def measure(
     result = outcomes.double().cpu().numpy()
     finite = np.isfinite(result).all(axis=0)
     if not finite.all():
+        whose = f"queries {np.flatnonzero(~finite)[:10].tolist()}"
+        if isinstance(function, SetMeasure):
+            rows = finite_rows(outputs.transpose(0, 1).flatten(1)).cpu().numpy()
+            whose = f"set, with its queries {np.flatnonzero(~rows)[:10].tolist()}"
         warnings.warn(
-            "Some retrained outcomes are not finite, of the queries "
-            f"{np.flatnonzero(~finite)[:10].tolist()}: training diverged, a "
-            "probability is exactly 0, or these queries are too large.",
+            f"Some retrained outcomes are not finite, of the {whose}: training "
+            "diverged, a probability is exactly 0, or these queries are too large.",
             FaithfulnessWarning,
             stacklevel=5,
         )

@@ -19,7 +19,7 @@ from sklearn.compose import TransformedTargetRegressor
 from sklearn.dummy import DummyRegressor
 from torch import Tensor
 
-from skattrib.engine._losses import Loss, OutcomeFunction
+from skattrib.engine._losses import Loss, OutcomeFunction, SetOutcome
 
 # Central differences: rounding and curvature are in balance at the cube root.
 _STEP = np.finfo(np.float64).eps ** (1 / 3)
@@ -151,7 +151,8 @@ class OriginalUnits:
                 "predictions that TransformedTargetRegressor could turn back into the "
                 "unit of y. Use outcome='prediction' or 'log_likelihood'."
             )
-        return _InOriginalUnits(self, loss, name)
+        measured = _InOriginalUnits(self, loss, name)
+        return SetOutcome(measured) if isinstance(name, SetOutcome) else measured
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,8 @@ class _InOriginalUnits:
         if self.name == "prediction":
             prediction: Tensor = self.units(self.loss.predict(outputs))[..., 0]
             return prediction
-        measured = self.loss.outcome(self.name)
+        of_set = isinstance(self.name, SetOutcome)
+        measured = self.name if of_set else self.loss.outcome(self.name)
         if not _predicts(self.loss):
             # a density: in another unit, the same but for a constant of each query
             return measured(outputs, targets)

@@ -14,6 +14,7 @@ from skattrib._validation import float_dtype
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._functional import chunks
 from skattrib.engine._last_layer import find_head
+from skattrib.engine._losses import SetOutcome
 from skattrib.influence._costs import attribution_bytes, training_seconds
 from skattrib.models._as_model import as_model
 from skattrib.models._costs import Cost, multiplications_per_second
@@ -251,7 +252,17 @@ class RISEValuator(BaseAttributor):
         """
         return self._fit(X, y, tasks, fit_params)
 
+    def _refuse_sets(self):
+        if isinstance(self.outcome, SetOutcome):
+            raise ValueError(
+                f"RISEValuator compares a query with rows, and outcome={self.outcome!r}"
+                " is of all queries together. Use attribute(reduce='mean'), or "
+                "DualInfluence, AdamWInfluence or KernelSurrogateAttributor, which "
+                "take it."
+            )
+
     def _check_estimator(self, estimator):
+        self._refuse_sets()
         model = as_model(estimator)
         if not model.takes_texts:
             model.differentiable(self)
@@ -366,6 +377,7 @@ class RISEValuator(BaseAttributor):
 
     # ---------------------------------------------------------------- queries
     def _check_query(self, X, y):
+        self._refuse_sets()
         query = super()._check_query(X, y)
         model = as_model(self._model)
         if model.takes_texts:
@@ -382,7 +394,14 @@ class RISEValuator(BaseAttributor):
         return Search(self._signer(), *options)
 
     def _attribute(self, X, y, outcome):
-        scores = self._search().scores(X, y, outcome)
+        return self._of_units(self._search().scores(X, y, outcome))
+
+    def _mean_of_rows(self, X, y, outcome):
+        # scores are products with a query's vector: their mean is that of the mean
+        return self._of_units(self._search().mean_scores(X, y, outcome))
+
+    def _of_units(self, scores):
+        """Return means and errors (q, n_units) of the scores of rows, by sketch."""
         if len(self._row_weights) < self.n_units_:  # rows were added
             weights = np.ones(self.n_units_, dtype=scores.dtype)
             weights[: len(self._row_weights)] = self._row_weights

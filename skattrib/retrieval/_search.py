@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -131,6 +131,18 @@ class Search:
     ) -> NDArray[np.floating]:
         """Return scores (n_sketches, q, n_rows)."""
         return self.scores_of(self._vectors(X, y, outcome)).cpu().numpy()
+
+    def mean_scores(
+        self, X: Any, y: Any, outcome: str | OutcomeFunction
+    ) -> NDArray[np.floating]:
+        """Return the mean scores (n_sketches, 1, n_rows) over queries."""
+        totals: list[Tensor | float] = [0.0] * len(self.similarities)
+        for chunk in self._query_chunks(len(X), 1):
+            vectors = self._vectors(X[chunk], y[chunk], outcome)
+            for k, of_sketch in enumerate(vectors):
+                totals[k] += of_sketch.sum(dim=0, keepdim=True)
+        means = [cast(Tensor, total) / len(X) for total in totals]
+        return self.scores_of(means).cpu().numpy()
 
     def scores_of(self, queries: Sequence[Tensor]) -> Tensor:
         """Return scores (n_sketches, q, n_rows) of the signatures of queries."""

@@ -21,6 +21,7 @@ from skattrib._validation import float_dtype, memory_cap
 from skattrib._verdict import few_units_hint
 from skattrib.base import BaseAttributor
 from skattrib.engine._functional import FunctionalModule
+from skattrib.engine._losses import SetOutcome
 from skattrib.evaluation import make_weightings
 from skattrib.exceptions import UnsupportedModelError
 from skattrib.influence._costs import training_seconds
@@ -81,6 +82,7 @@ class SurrogateAttributor(BaseAttributor):
         ],
         "prior": [BaseAttributor, None],
     }
+    _measures_sets = True
 
     def _validate_params(self):
         try:
@@ -376,7 +378,8 @@ class SurrogateAttributor(BaseAttributor):
             scikit-learn's ``working_memory``.
         """
         X, y, outcome = self._check_query(X, y)
-        needed = (1 if average else len(y)) * self.n_units_**2 * 8
+        of_one = average or isinstance(outcome, SetOutcome)
+        needed = (1 if of_one else len(y)) * self.n_units_**2 * 8
         if needed > memory_cap():
             raise ValueError(
                 f"interactions of {len(y)} queries take {needed / 2**20:.0f} MiB, over "

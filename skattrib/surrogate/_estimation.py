@@ -6,6 +6,7 @@ from sklearn.utils import _safe_indexing
 
 from skattrib._validation import as_tensor, memory_cap
 from skattrib.engine._functional import chunks
+from skattrib.engine._losses import SetOutcome
 from skattrib.influence._linear_models import LinearModel
 from skattrib.models._as_model import as_model
 from skattrib.models._kept_models import CHUNK, RetrainedModels
@@ -130,7 +131,12 @@ def gradient_work(n_rows, n_outputs, n_params, n_subsets, n_components):
 
 
 def in_chunks(source, X, y, outcome, n_subsets, n_outputs):
-    """Return outcomes, computed for as many queries at a time as fit the memory."""
+    """Return outcomes, computed for as many queries at a time as fit the memory.
+
+    One of all queries together is computed by the source, which then does as much.
+    """
+    if isinstance(outcome, SetOutcome):
+        return source.outcomes(X, y, outcome).astype(np.float64)
     bytes_per_query = 4 * n_subsets * n_outputs * 8
     query_chunks = chunks(len(y), int(memory_cap() / bytes_per_query))
     outcomes = [

@@ -15,6 +15,13 @@ from skattrib.engine._losses._labels import (
     LabelLoss,
 )
 from skattrib.engine._losses._protocol import Loss, OutcomeFunction
+from skattrib.engine._losses._sets import (
+    MeanOfRows,
+    MeanOutcome,
+    SetMeasure,
+    SetOutcome,
+    set_slope,
+)
 from skattrib.engine._losses._values import (
     GaussianError,
     PoissonError,
@@ -27,11 +34,16 @@ __all__ = [
     "CrossEntropy",
     "LabelLoss",
     "Loss",
+    "MeanOfRows",
+    "MeanOutcome",
     "OutcomeFunction",
+    "SetMeasure",
+    "SetOutcome",
     "SquaredError",
     "as_loss",
     "check_loss",
     "cross_log_odds",
+    "set_slope",
 ]
 
 #: Losses that "auto" stands for, for classes, labels and numbers.

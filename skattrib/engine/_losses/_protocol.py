@@ -14,6 +14,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from skattrib.engine._losses._sets import (
+    MeanOfRows,
+    MeanOutcome,
+    SetMeasure,
+    SetOutcome,
+)
 from skattrib.engine._solvers import positive_root
 
 #: (outputs (..., C), targets) → outcome (...), higher is better.
@@ -232,18 +238,25 @@ class Loss(ABC):
         Parameters
         ----------
         outcome : str or callable
-            One of `outcomes`, "auto", or a function (outputs, targets) -> outcome.
+            One of `outcomes`, "auto", a function (outputs, targets) -> outcome, or a
+            `SetOutcome`.
 
         Returns
         -------
         callable
-            Maps outputs (..., C) and targets to outcomes (...).
+            Maps outputs (..., C) and targets to outcomes (...), those of a set of
+            queries (..., q, C) to (..., 1).
 
         Raises
         ------
         ValueError
             If there is no outcome of that name.
         """
+        if isinstance(outcome, MeanOutcome):
+            rows = self.outcome(outcome.rows)
+            return SetMeasure(MeanOfRows(rows), repr(outcome.rows), rows)
+        if isinstance(outcome, SetOutcome):
+            return SetMeasure(outcome, repr(outcome))
         if callable(outcome):
             return partial(_checked, outcome)
         known = self.outcomes()

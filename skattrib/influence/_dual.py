@@ -38,6 +38,7 @@ from skattrib.influence._linear_models import (
 )
 from skattrib.influence._measures import measures
 from skattrib.influence._tangent_plans import check_has_head, plan_untrained
+from skattrib.models._answers import LastAnswer
 from skattrib.models._as_model import as_model
 from skattrib.models._costs import Cost
 from skattrib.models._linear import Convex
@@ -349,7 +350,7 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         return LeaveOneUnitOut(self._unit_of_row, self._row_weights, self.n_units_)
 
     def _fit_attributor(self):
-        self._left_out = self._units_left_out()
+        self._left_out, self._last_solved = self._units_left_out(), LastAnswer()
         if isinstance(as_model(self._model), Convex):
             self._fit_exact(as_model(self._model))
         else:
@@ -484,6 +485,9 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         ]
 
     def _attribute(self, X, y, outcome):
+        return self._last_solved((X, y, outcome), lambda: self._solved(X, y, outcome))
+
+    def _solved(self, X, y, outcome):
         each_seed = _attributions(self._ask(X, y, outcome), self._without_each)
         if len(each_seed) == 1:
             return each_seed[0], None
@@ -563,7 +567,7 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         if self.removal_["predict_outcomes"] == "influence":
             batches = self._ask(X, y, outcome)
             present = np.mean([batch.present_outcomes() for batch in batches], axis=0)
-            effects = _attributions(batches, self._without_each).mean(axis=0)
+            effects, _ = self._attribute(X, y, outcome)
             return present - (1 - weights) @ effects.T
         return self._predict_rows(X, y, self._unit_weightings(weights), outcome)
 

@@ -52,6 +52,7 @@ def plan_untrained(problem, weights, units, *, parameters, solver, removal):
     n_outputs = as_rows(network.module(X[:2]), len(X[:2])).shape[1]
     if parameters == "head":
         network = network.of_parameters(head_parameters(network.module, X))
+    network.silent = True
     rows = Rows(X, n_outputs, problem.weighting, weights, units)
     return plan_tangent(network, rows, solver, removal, problem.recipe)
 

@@ -10,7 +10,9 @@ measured on 3,000 other rows, mean over three training seeds. They are compared 
 rows of the highest training loss and, five draws of each, with random rows and with as
 many random rows of either class. A win: a larger gain than the mean over the random
 draws has. All of it over six splits of the table. A soft AUROC also rises where
-log-odds only become larger, so the area itself is measured beside it.
+log-odds only become larger, so the area itself is measured beside it. A gap has an
+optimum: its last row leaves out as many rows as are predicted to close that of the
+validation rows, if these are fewer, and is compared with the same random rows.
 
     OMP_NUM_THREADS=1 python -m benchmarks.ranking.sets
 """
@@ -38,6 +40,10 @@ N_TRAIN, N_VALIDATION, N_TEST, N_HALVES = 1000, 500, 3000, 100
 N_SPLITS, N_DRAWS, N_SEEDS, DROPPED = 6, 5, 3, 0.05
 
 
+AREA, WHOLE = "AUROC itself, soft one attributed", "with all rows"
+GAP, CLOSED = "minus gap, senior citizens", "minus gap, rows until it is closed"
+
+
 def mean_log_likelihood(outputs, targets):
     log_p = outputs.log_softmax(-1)
     return log_p.gather(-1, targets[..., None])[..., 0].mean(-1)
@@ -51,9 +57,8 @@ def area(outputs, targets):
 OUTCOMES = {
     "mean log-likelihood": lambda seniors: SetOutcome(mean_log_likelihood),
     "soft AUROC": lambda seniors: soft_auroc(),
-    "minus gap, senior citizens": group_gap,
+    GAP: group_gap,
 }
-AREA, WHOLE = "AUROC itself, soft one attributed", "with all rows"
 ATTRIBUTORS = {"DualInfluence": DualInfluence, "AdamWInfluence": AdamWInfluence}
 DRAWN = {"random": "random", "balanced": "random, as many of either class"}
 LOSS = "highest loss"
@@ -108,13 +113,21 @@ def measure(seed, train, validation, test):
     ranks, gains = {}, {}
     for name, make in OUTCOMES.items():
         outcome, measured = make(validation[2]), make(test[2])
-        truth = retrain_outcomes(net, X, y, halves, *validation[:2], outcome=outcome)
+        weights = np.vstack([np.ones((1, N_TRAIN)), halves])
+        present, *truth = retrain_outcomes(
+            net, X, y, weights, *validation[:2], outcome=outcome
+        )
         dropped = dict(others)
         for method, attributor in fitted.items():
             attributor.set_params(outcome=outcome)
             attributions = attributor.attribute(*validation[:2])[0]
             ranks[name, method] = lds_score(truth, halves @ attributions[:, None])
-            dropped[method] = [without(np.argsort(attributions)[:n])]
+            order = np.argsort(attributions)[:n]
+            dropped[method] = [without(order)]
+            if name == GAP:
+                gained = -attributions[order].cumsum()
+                n_closing = np.searchsorted(gained, -present[0]) + 1
+                dropped[method, CLOSED] = [without(order[:n_closing])]
         weights = np.vstack([np.ones((1, N_TRAIN)), *map(np.array, dropped.values())])
         asked = {name: measured}
         if name == "soft AUROC":
@@ -127,7 +140,11 @@ def measure(seed, train, validation, test):
             gains[what, WHOLE] = outcomes[0]
             of_each = np.split(outcomes, places[:-1])[1:]
             for method, values in zip(dropped, of_each, strict=True):
-                gains[what, method] = np.mean(values) - outcomes[0]
+                row = method if isinstance(method, tuple) else (method, what)
+                gains[row[::-1]] = np.mean(values) - outcomes[0]
+        if name == GAP:
+            same = (WHOLE, LOSS, *DRAWN)
+            gains |= {(CLOSED, method): gains[GAP, method] for method in same}
     return ranks, gains
 
 
@@ -154,7 +171,7 @@ def main():
         ["outcome", WHOLE, *ATTRIBUTORS, LOSS, *DRAWN.values()],
     )
     names = list(OUTCOMES)
-    for name in [*names[:2], AREA, *names[2:]]:
+    for name in [*names[:2], AREA, *names[2:], CLOSED]:
         cells = [f"{np.mean([found[name, WHOLE] for found in gains]):.3f}"]
         chance = np.array([found[name, "random"] for found in gains])
         for method in [*ATTRIBUTORS, LOSS, *DRAWN]:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.base import _fit_context
+from sklearn.utils import _safe_indexing
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 from sklearn.utils.validation import check_is_fitted
 
@@ -101,19 +102,23 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         "newton": one exact Newton step on what is kept, outcome evaluated again.
         "influence": first order, additive in the units. "refit": the linearised model
         fitted until convergence, for linear models retraining itself; slower for many
-        units. "auto" is "newton" for networks; for linear models "newton" in
-        `attribute`, exact if the loss is squared, and "refit" for subsets. Where their
-        Hessian does not fit the memory, it is "influence" in `attribute`.
+        units. "auto" counts the multiplications, in `fit`: networks take "newton" where
+        that needs at most 1e12, a minute or so, or four trainings, else "influence",
+        in all methods alike. Linear models take "newton" in `attribute`, exact if the
+        loss is squared, and "refit" for subsets; where their Hessian does not fit the
+        memory, "influence" in `attribute`. See `removal_`, and `skattrib.plan`
+        beforehand.
     regularization : {"per_sample", "fixed"}, default="per_sample"
         Whether rows take their share of the damping along when they leave.
     solver : {"auto", "dual", "primal", "cg", "nystroem"}, default="auto"
         "primal" factors P x P matrices, "dual" n·C x n·C ones, "cg" none (conjugate
-        gradients). "auto" takes the cheapest of these that fits scikit-learn's
-        ``working_memory``. At first order, with more than 64 units, "primal" and "cg"
-        solve for queries, in `attribute`, instead of units. "nystroem" is an
-        approximation, many times cheaper than "cg": the parameters move in the span of
-        the gradients of at most a quarter of the rows, as many as fit; `diagnose` says
-        how far off that is. For linear models "dual" needs one l2 penalty for all
+        gradients). "auto" takes the one with the fewest multiplications that fits
+        scikit-learn's ``working_memory``; what fits none is refused before training.
+        With more than 64 units, "primal" and, at first order, "cg" solve for queries
+        in `attribute` instead of units: tasks at first order, single rows also by
+        Newton steps. "nystroem" is an approximation, many times cheaper than "cg": the
+        parameters move in the span of the gradients of at most a quarter of the rows,
+        as many as fit; `diagnose` says how far off that is. For linear models "dual" needs one l2 penalty for all
         coefficients, and "cg" keeps sparse rows sparse.
     n_models : int, default=1
         Training seeds to average over: the outcome is then the mean over these seeds,
@@ -437,8 +442,8 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         weights = self._draw_weightings(N_RETRAINED, 0.5, rng)
         rows = weights[:, self._unit_of_row]
         rows[:, held_out] = 0
-        X, y = self._features[held_out], self._targets[held_out]
-        weighted = (rows * self._row_weights).astype(self._features.dtype)
+        X, y = _safe_indexing(self._features, held_out), self._targets[held_out]
+        weighted = (rows * self._row_weights).astype(float_dtype(self._features))
         # a set outcome is of the user's queries, with their groups perhaps
         of_set = isinstance(self.outcome, SetOutcome)
         outcome = self._checked_outcome("auto" if of_set else self.outcome)

@@ -80,7 +80,9 @@ def main():
     )
     questions(table, X, y, Xq, yq)
     taken, error = workers(X, y, Xq, yq)
-    both = Table("16 runs, wall seconds", "workers | fit (s) | attribute 10 queries (s)")
+    both = Table(
+        "16 runs, wall seconds", "workers | fit (s) | attribute 10 queries (s)"
+    )
     for n_jobs, (fit, attribute) in taken.items():
         both.add(n_jobs, f"{fit:.1f}", f"{attribute:.1f}")
     speedup = sum(taken[1]) / sum(taken[2])

@@ -118,8 +118,8 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         in `attribute` instead of units: tasks at first order, single rows also by
         Newton steps. "nystroem" is an approximation, many times cheaper than "cg": the
         parameters move in the span of the gradients of at most a quarter of the rows,
-        as many as fit; `diagnose` says how far off that is. For linear models "dual" needs one l2 penalty for all
-        coefficients, and "cg" keeps sparse rows sparse.
+        as many as fit; `diagnose` says how far off that is. For linear models "dual"
+        needs one l2 penalty for all coefficients, and "cg" keeps sparse rows sparse.
     n_models : int, default=1
         Training seeds to average over: the outcome is then the mean over these seeds,
         in `score` too.

@@ -1,10 +1,10 @@
-"""Does `plan` tell what attributing takes? Its seconds and megabytes over measured ones.
+"""Does `plan` tell what attributing takes? What it says over what was measured.
 
-Default parameters but for those named. Networks: two hidden layers of 64, minibatches of
-256, ten epochs; "small": one hidden layer of 16, full batch, 100 epochs. Measured are
-`fit`, the training included, and one call of `attribute`, in a process of its own, after
-the same on a few rows: CPU seconds, and the peak of resident memory above what the
-imports and the rows take.
+Default parameters but for those named. Networks: two hidden layers of 64, minibatches
+of 256, ten epochs; "small": one hidden layer of 16, full batch, 100 epochs. Measured
+are `fit`, the training included, and one call of `attribute`, in a process of its own,
+after the same on a few rows: CPU seconds, and the peak of resident memory above what
+the imports and the rows take.
 
     OMP_NUM_THREADS=1 python -m benchmarks.costs.plans [part of a setting's name]
 """
@@ -42,7 +42,7 @@ def forest():
 
 #: name: (attributor, rows, how many, queries)
 SETTINGS = {
-    "DualInfluence, churn": (DualInfluence(network()), churn, 1000, 100),
+    "DualInfluence, 1,000 rows": (DualInfluence(network()), churn, 1000, 100),
     "DualInfluence, 5,000 rows": (DualInfluence(network()), churn, 5000, 100),
     "DualInfluence, 10,000 rows": (DualInfluence(network()), churn, 10_000, 100),
     'DualInfluence, removal="influence"': (
@@ -90,7 +90,7 @@ SETTINGS = {
         500,
         10,
     ),
-    "RISEValuator": (RISEValuator(network()), churn, 5000, 10),
+    "RISEValuator, churn": (RISEValuator(network()), churn, 5000, 10),
 }
 
 

@@ -1,7 +1,6 @@
 """What attributing a model will take: counted work, and a few steps of it timed."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -142,7 +141,7 @@ def refits_seconds(problem, n_subsets, n_components):
     n_params = n_components or problem.model.n_params
     gradients = gradient_size(problem.model, problem.X)
     if n_components is not None:
-        gradients = replace(gradients, dense=False)
+        gradients = gradients._replace(dense=False)
     itemsize = problem.X.element_size()
     sizes = len(problem.X), n_outputs, n_params, itemsize, gradients
     solver = "primal"

@@ -1,5 +1,7 @@
 """What is told before work: trainings, the way taken, refusals."""
 
+import pickle
+
 import numpy as np
 import pytest
 import sklearn
@@ -24,6 +26,8 @@ from skattrib import (
     plan,
 )
 from skattrib.extension import BaseAttributor
+from skattrib.influence import _costs
+from skattrib.models._network import untrained
 
 COLUMNS = ["estimand", "trainings", "seconds", "megabytes", "way", "faithfulness"]
 
@@ -154,7 +158,40 @@ def test_regression_and_tasks():
         kernel = KernelSurrogateAttributor(model, n_subsets=16, random_state=0)
         rows, units = plan(kernel, X, y), plan(kernel, X, y, tasks=tasks)
         assert rows["trainings"].iloc[0] <= units["trainings"].iloc[0]
+        # with as many subsets: those without one task are further models to hold
+        kernel.set_params(include_loo=False)
+        rows, units = plan(kernel, X, y), plan(kernel, X, y, tasks=tasks)
         assert rows["megabytes"].iloc[0] > units["megabytes"].iloc[0]
+
+
+def test_models_that_are_kept_or_trained_together_take_memory():
+    X, y = iris()
+    for model in (RandomForestClassifier(5, random_state=0), net()):
+        few, many = (
+            plan(KernelSurrogateAttributor(model, n_subsets=n, random_state=0), X, y)
+            for n in (16, 100)
+        )
+        trained = [pickle.dumps(model.fit(X, y))] * 100
+        assert many["megabytes"].iloc[0] > 3 * few["megabytes"].iloc[0]
+        if isinstance(model, RandomForestClassifier):
+            kept = sum(map(len, trained)) / 2**20
+            assert kept / 3 < many["megabytes"].iloc[0] < 3 * kept
+
+
+def test_refits_of_tangents_are_counted_by_their_products(monkeypatch):
+    X, y = iris()
+    problem = untrained(net(), X.astype(np.float32), y)
+    monkeypatch.setattr(_costs, "multiplications_per_second", lambda dtype: 1.0)
+    for n_components in (None, 20):
+        few, more, many = (
+            _costs.refits_seconds(problem, n, n_components) for n in (10, 20, 40)
+        )
+        assert many - more == pytest.approx(2 * (more - few))
+        # six Newton steps of twenty products and solutions; 150 rows and classes
+        product, side = 150**2, 150
+        if n_components is not None:
+            product, side = 2 * 150 * 20, 20
+        assert (more - few) / 10 == pytest.approx(120 * (product + side**2))
 
 
 def test_more_queries_and_runs_take_longer():

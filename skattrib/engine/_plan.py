@@ -275,10 +275,12 @@ def plan_solver(
     """
     if removal != "auto":
         return _cheapest(problem, memory_bytes, solver, removal)
-    newton, first = (
-        _cheapest(problem, memory_bytes, solver, kind)
-        for kind in ("newton", "influence")
-    )
+    first = _cheapest(problem, memory_bytes, solver, "influence")
+    try:
+        newton = _cheapest(problem, memory_bytes, solver, "newton")
+    except ValueError:  # their steps are kept, those of first order need not be
+        why = "Newton steps do not fit the memory"
+        return replace(first, removal_reason=why)
     affordable = max(_AFFORDABLE, _TRAININGS * problem.training)
     chosen = newton if newton.work <= affordable else first
     why = "Newton steps are affordable"

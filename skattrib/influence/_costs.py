@@ -4,32 +4,53 @@ import math
 
 import numpy as np
 import torch
+from torch import nn
 
 from skattrib._validation import memory_cap
 from skattrib.engine._adjoint import differentiate_run, sweep_sizes
+from skattrib.engine._gradients import gradient_size
+from skattrib.engine._plan import ProblemSize, Units, plan_solver
+from skattrib.influence._tangent_plans import SMALL_MATRICES
 from skattrib.models._costs import (
     Cost,
-    fit_seconds,
+    fit_cost,
     multiplications_per_second,
+    numbers_per_second,
     per_step,
     shortened,
+    stack_bytes,
     stack_seconds,
 )
 
 # Arrays as large as the attributions that exist at once.
 _COPIES = 3
+# The same of outputs of queries without each unit, from which outcomes are computed.
+_OUTPUT_COPIES = 6
+# Such outcomes of linear models are computed so many at a time, in so many arrays.
+_AT_ONCE, _ARRAYS = 2**20, 5
+# Of the memory cap, what temporary arrays of one step may take: 1 / _SHARE.
+_SHARE = 4
+# Bytes for each entry of the inverse of a Hessian while leverages are read off.
+_INVERSE_BYTES = 24
+
+
+def training_cost(model, problem, n_models, X, y):
+    """Return the CPU seconds of training a model so many times, and the bytes.
+
+    Those of a stack of networks while it is trained, or of all other models, which are
+    kept. ``problem`` is None if the steps of the training are not known.
+    """
+    if n_models == 0:
+        return 0.0, 0.0
+    if problem is None:
+        seconds, size = fit_cost(model, X, y)
+        return n_models * seconds, n_models * size
+    return stack_seconds(problem, n_models), stack_bytes(problem, n_models)
 
 
 def training_seconds(model, problem, n_models, X, y):
-    """Return the CPU seconds of training a network so many times.
-
-    ``problem`` is None if the steps of its training are not known.
-    """
-    if n_models == 0:
-        return 0.0
-    if problem is None:
-        return n_models * fit_seconds(model, X, y)
-    return stack_seconds(problem, n_models)
+    """Return the first of `training_cost`."""
+    return training_cost(model, problem, n_models, X, y)[0]
 
 
 def tangent_seconds(plan, problem, n_units, n_queries):
@@ -43,9 +64,16 @@ def tangent_seconds(plan, problem, n_units, n_queries):
     """
     n_rows, n_params = len(problem.X), float(problem.model.n_params)
     n_outputs = problem.loss.n_outputs(problem.targets)
-    rows = float(n_rows * n_outputs)
+    rows, dtype = float(n_rows * n_outputs), problem.X.dtype
     queried = float(n_queries * n_outputs)
     work = plan.unit_work + 2 * queried * n_params * n_rows
+    seconds = 0.0
+    if plan.solver == "dual":
+        # a half of the kernel in each of the layers' outputs; and for each system
+        # what the curvature does not see, a product with the kernel
+        written = n_rows**2 / 2 * _numbers_per_row(problem)
+        seconds += written / numbers_per_second(dtype)
+        work += (2 if plan.removal == "newton" else 1) * n_units * rows**2
     if not plan.by_query:
         width = n_params if plan.solver == "primal" else rows
         work += queried * n_units * width
@@ -53,7 +81,97 @@ def tangent_seconds(plan, problem, n_units, n_queries):
         work += queried * n_params**2
     else:
         work += n_queries * plan.query_work
+    return seconds + work / multiplications_per_second(dtype)
+
+
+def tangent_bytes(plan, problem, n_units, n_queries):
+    """Return the bytes of solving for steps and of queries at once.
+
+    Arrays that are made a few rows at a time take what they need, and a part of the
+    memory cap at most.
+    """
+    itemsize, n_rows = problem.X.element_size(), float(len(problem.X))
+    n_outputs = problem.loss.n_outputs(problem.targets)
+    n_params, share = problem.model.n_params, memory_cap() / _SHARE
+    if plan.solver == "dual":
+        temporary = itemsize * n_rows**2 * _numbers_per_row(problem)
+    else:
+        temporary = itemsize * n_rows * _pairs(problem.model.module, n_params)
+    asked = 0.0
+    if plan.removal != "influence":
+        asked = itemsize * _OUTPUT_COPIES * n_queries * n_units * n_outputs
+    if plan.by_query:
+        changed = n_rows * n_outputs + 4 * n_params
+        asked += min(itemsize * n_queries * n_outputs * changed, share)
+    fitting = min(temporary, share)
+    pays = n_rows * (n_outputs / 2 - 1) > n_params
+    if plan.by_query and plan.removal == "newton" and pays:
+        fitting += _INVERSE_BYTES * n_params**2
+    return (
+        plan.n_bytes
+        + max(fitting, asked)
+        + attribution_bytes(n_queries, n_units, itemsize)
+    )
+
+
+def _numbers_per_row(problem):
+    """Return the numbers of the gradients of a row, in factors."""
+    size = gradient_size(problem.model, problem.X).n_bytes
+    return size / len(problem.X) / problem.X.element_size()
+
+
+def _pairs(module, n_params):
+    """Return the pairs of inputs, and twice those of outputs, of the widest layer."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    sizes = [(m.in_features + 1) ** 2 + 2 * m.out_features**2 for m in layers]
+    return max(sizes, default=n_params)
+
+
+def refits_seconds(problem, n_subsets, n_components):
+    """Return the CPU seconds of refitting the tangent to subsets.
+
+    Parameters
+    ----------
+    problem : TrainingProblem
+    n_subsets : int
+    n_components : int or None
+        Of the subspace that steps are in.
+    """
+    n_outputs = problem.loss.n_outputs(problem.targets)
+    n_params = n_components or problem.model.n_params
+    gradients = gradient_size(problem.model, problem.X)
+    if n_components is not None:
+        gradients = gradients._replace(dense=False)
+    itemsize = problem.X.element_size()
+    sizes = len(problem.X), n_outputs, n_params, itemsize, gradients
+    solver = "primal"
+    if n_components is None:
+        solver = plan_solver(ProblemSize(*sizes), memory_cap(), removal="refit").solver
+    build = ProblemSize(*sizes).work(solver, "refit", 0)
+    subsets = Units(n_subsets, len(problem.X))
+    products = ProblemSize(*sizes, subsets).work(solver, "refit", 0) - build
+    # each is a product with the Hessian, by layers unless a matrix is stored, and a
+    # solution with the factor of all rows
+    n_products = products / ProblemSize(*sizes).product(solver)
+    side = {"primal": n_params, "dual": len(problem.X) * n_outputs}.get(solver, 0)
+    if solver != "dual" and n_components is None:
+        products *= SMALL_MATRICES
+    if n_components is not None:
+        build += 2.0 * len(problem.X) ** 2 * problem.model.n_params
+    work = build + products + n_products * float(side) ** 2
     return work / multiplications_per_second(problem.X.dtype)
+
+
+def refits_bytes(problem, n_subsets):
+    """Return the bytes of refitting the tangent to subsets, all at once."""
+    n_outputs = problem.loss.n_outputs(problem.targets)
+    numbers = n_subsets * (_numbers_per_row(problem) + n_outputs**2)
+    temporary = problem.X.element_size() * len(problem.X) * numbers
+    gradients = gradient_size(problem.model, problem.X)
+    sizes = len(problem.X), n_outputs, problem.model.n_params
+    size = ProblemSize(*sizes, problem.X.element_size(), gradients)
+    plan = plan_solver(size, memory_cap(), removal="refit")
+    return plan.n_bytes + min(temporary, memory_cap() / _SHARE)
 
 
 def exact_cost(model, X, y, units, n_queries):
@@ -66,9 +184,10 @@ def exact_cost(model, X, y, units, n_queries):
     # one Hessian and its factor, a step for each row, and their effect on queries
     work = n * n_outputs * n_columns * side + side**3 + len(units) * side**2
     work += float(n_queries) * len(units) * n_columns * n_outputs
-    seconds = 0.0 if model.frozen else fit_seconds(model, X, y)
+    seconds = 0.0 if model.frozen else fit_cost(model, X, y)[0]
     seconds += work / multiplications_per_second(torch.float64)
     numbers = 6 * side**2 + n * (n_columns + 4 * n_outputs) + len(units) * side
+    numbers += _ARRAYS * min(_AT_ONCE, n_queries * len(units) * n_outputs)
     size = 8.0 * numbers + attribution_bytes(n_queries, len(units), 8)
     return Cost(
         "outcome with all units minus outcome without this one",

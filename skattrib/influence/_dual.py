@@ -18,8 +18,8 @@ from skattrib.engine._functional import spread
 from skattrib.engine._losses import SetOutcome
 from skattrib.influence._answers import AnswersBySteps
 from skattrib.influence._costs import (
-    attribution_bytes,
     exact_cost,
+    tangent_bytes,
     tangent_seconds,
     training_seconds,
 )
@@ -337,8 +337,7 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
             return Cost("", n_trainings, seconds, way=way)
         plan = self._plan_network(problem)
         taken = tangent_seconds(plan, problem, self.n_units_, n_queries)
-        itemsize = problem.X.element_size()
-        size = attribution_bytes(n_queries, self.n_units_, itemsize)
+        size = tangent_bytes(plan, problem, self.n_units_, n_queries)
         if self.ridge == "calibrate":
             seconds += training_seconds(model, problem, N_RETRAINED, X, y)
             n_trainings += N_RETRAINED
@@ -346,7 +345,7 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
             ESTIMANDS[plan.removal == "influence"],
             n_trainings,
             seconds + self.n_models * taken,
-            (plan.n_bytes + size) / 2**20,
+            size / 2**20,
             f"removal {plan.removal}: {plan.removal_reason}; "
             f"solver {plan.solver}: {plan.reason}",
         )

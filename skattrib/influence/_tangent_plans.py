@@ -14,8 +14,8 @@ from skattrib.engine._plan import NO_UNITS, ProblemSize, Units, plan_solver
 from skattrib.engine._trajectory import Recipe
 from skattrib.models._network import untrained
 
-# A small network's matrices take so many times longer than large ones.
-_SMALL_MATRICES = 8
+#: A small network's matrices take so many times longer than large ones.
+SMALL_MATRICES = 8
 
 
 class Rows(NamedTuple):
@@ -101,7 +101,7 @@ def training_work(recipe, n_rows):
     rows = recipe.n_steps * n_rows
     if recipe.batches is not None:
         rows = sum(map(len, recipe.batches))
-    return _SMALL_MATRICES * 3.0 * len(recipe.initial) * rows
+    return SMALL_MATRICES * 3.0 * len(recipe.initial) * rows
 
 
 def head_parameters(module, X):

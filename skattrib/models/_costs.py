@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from skattrib.models._retraining import Trainer
 _N_STEPS, _N_ROWS = 3, 4096
 # Side of the matrices that tell multiplications per second.
 _SIDE = 768
+# Numbers that tell how many are written per second.
+_N_WRITTEN = 2**22
 # Rows that other estimators are fitted to.
 _N_FITTED = 1000
 # One step that takes longer than this is not repeated.
@@ -81,6 +84,15 @@ def multiplications_per_second(dtype: torch.dtype) -> float:
     return _SIDE**3 / max(taken, 1e-4)
 
 
+def numbers_per_second(dtype: torch.dtype) -> float:
+    """Return how many numbers of products a second writes to new memory."""
+    column = torch.ones(_N_WRITTEN // _SIDE, 1, dtype=dtype)
+    row = torch.ones(1, _SIDE, dtype=dtype)
+    column * row
+    taken = cpu_seconds(lambda: column * row)
+    return _N_WRITTEN / max(taken, 1e-4)
+
+
 def shortened(problem: TrainingProblem, n_steps: int) -> tuple[TrainingProblem, float]:
     """Return a problem of the first steps, with the rows these need, and a factor.
 
@@ -136,8 +148,18 @@ def stack_seconds(problem: TrainingProblem, n_models: int = 1) -> float:
     return n_stacks * (before + step * factor * problem.recipe.n_steps)
 
 
-def fit_seconds(model: Retrainable, X: Any, y: Any, seed: int = 0) -> float:
-    """Return about the CPU seconds of one fit, as if they grew with the rows."""
+def stack_bytes(problem: TrainingProblem, n_models: int = 1) -> float:
+    """Return the memory that a stack of so many models takes while it is trained."""
+    cap = memory_cap()
+    size = stack_size(problem.model, problem.recipe, problem.X, cap)
+    return cap * min(size, n_models) / size
+
+
+def fit_cost(model: Retrainable, X: Any, y: Any, seed: int = 0) -> tuple[float, float]:
+    """Return about the CPU seconds of one fit, and the bytes of the fitted model.
+
+    As if both grew with the rows.
+    """
     n = _num_samples(X)
     rows = np.arange(n)
     if n > _N_FITTED:
@@ -147,5 +169,11 @@ def fit_seconds(model: Retrainable, X: Any, y: Any, seed: int = 0) -> float:
             rows = np.union1d(rows, first)
     trainer = Trainer(model.estimator, _safe_indexing(X, rows), y[rows])
     weights = np.ones((1, len(rows)))
-    taken = cpu_seconds(lambda: trainer.models(weights, seed))
-    return taken * n / len(rows)
+    fitted: list[Any] = []
+    taken = cpu_seconds(lambda: fitted.extend(trainer.models(weights, seed)))
+    share = n / len(rows)
+    try:
+        size = len(pickle.dumps(fitted))
+    except (pickle.PicklingError, AttributeError, TypeError):
+        size = 0
+    return taken * share, size * share

@@ -24,7 +24,12 @@ from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._losses import SetOutcome
 from skattrib.evaluation import make_weightings
 from skattrib.exceptions import UnsupportedModelError
-from skattrib.influence._costs import training_seconds
+from skattrib.influence._costs import (
+    refits_bytes,
+    refits_seconds,
+    training_cost,
+    training_seconds,
+)
 from skattrib.models._as_model import as_model
 from skattrib.models._costs import Cost, multiplications_per_second
 from skattrib.models._network import untrained
@@ -40,7 +45,6 @@ from skattrib.surrogate._estimation import (
     RetrainedSubsets,
     cheaper_estimation,
     choose_estimation,
-    gradient_work,
     in_chunks,
 )
 from skattrib.surrogate._prior import AroundPrior
@@ -147,12 +151,12 @@ class SurrogateAttributor(BaseAttributor):
             # of which about half of the rows take part, where others are deleted
             n_models = n_subsets - 1
             share = 1.0 if model.stacks else self.weights_[1:].mean()
-            seconds += share * training_seconds(model, problem, n_models, X, y)
+            taken, size = training_cost(model, problem, n_models, X, y)
+            seconds += share * taken
+            size *= share
         else:
-            n_models = 0
-            sizes = len(y), problem.loss.n_outputs(problem.targets)
-            n_params = len(problem.recipe.initial)
-            work += gradient_work(*sizes, n_params, n_subsets, self._n_components())
+            n_models, size = 0, refits_bytes(problem, n_subsets)
+            seconds += refits_seconds(problem, n_subsets, self._n_components())
         seconds += work / multiplications_per_second(torch.float64)
         numbers = n_subsets * (self.n_units_ + 2 * n_subsets + n_queries)
         numbers += 3 * n_queries * self.n_units_
@@ -161,7 +165,7 @@ class SurrogateAttributor(BaseAttributor):
             self._estimand(),
             one + n_models,
             seconds,
-            8 * numbers / 2**20,
+            (8 * numbers + size) / 2**20,
             f"outcomes of {n_subsets} subsets by {estimation}{prior}",
         )
 

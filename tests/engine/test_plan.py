@@ -105,6 +105,15 @@ def test_removal_is_chosen_by_counted_work(n_rows, n_outputs, n_params, expected
     assert plan.n_bytes < PLENTY
 
 
+def test_what_fits_at_first_order_only_is_not_refused():
+    size = problem(20_000, 3, 10**5, count=20_000)
+    with pytest.raises(ValueError, match="'cg' needs"):
+        plan_solver(size, 2.0**27, removal="newton")
+    plan = plan_solver(size, 2.0**27, removal="auto")
+    assert (plan.solver, plan.removal) == ("cg", "influence")
+    assert plan.removal_reason == "Newton steps do not fit the memory"
+
+
 def test_newton_steps_are_taken_where_training_takes_longer():
     dense = GradientSize(2.0**20, dense=True)
     size = dict(count=50_000, gradients=dense)

@@ -406,8 +406,9 @@ class AdamWInfluence(BaseAttributor):
         States (n_runs, q) are 0, 1 where a run explodes, 2 where it is not finite. The
         sweep is remembered: all that is asked of the same queries costs one.
         """
+        how = self.dynamics, self.hessian, self.aggregation
         return self._last_sweep(
-            (X, y, outcome), lambda: self._swept_by_query(X, y, outcome)
+            (X, y, outcome, how), lambda: self._swept_by_query(X, y, outcome)
         )
 
     def _swept_by_query(self, X, y, outcome):

@@ -640,6 +640,8 @@ def test_the_same_queries_cost_one_sweep(sweeps):
     again = pickle.loads(pickle.dumps(influence))
     again.attribute(Xq[:4], yq[:4], reduce="mean")
     assert len(sweeps) == 7  # a pickle holds no answers
+    again.set_params(aggregation="median").attribute(Xq[:4], yq[:4], reduce="mean")
+    assert len(sweeps) == 8
 
 
 def test_what_does_not_fit_is_not_remembered(sweeps):

@@ -43,11 +43,11 @@ _ESTIMAND = (
     "similarity of the gradients of this unit and of the outcome in the last layer: no "
     "effect of removal"
 )
-# A number of a sketch takes as long as so many multiplications: it is summed up, scaled,
-# rounded to two bytes, which takes half of the time, and appended.
+# A number of a sketch takes as long as so many multiplications: it is summed up,
+# scaled, rounded to two bytes, which takes half of the time, and appended.
 _SKETCH_WORK = 600
-# Its bytes in the index, which is copied as it grows, and in float32, of as many rows as
-# are sketched at once.
+# Its bytes in the index, which is copied as it grows, and in float32, of as many rows
+# as are sketched at once.
 _KEPT, _MADE = 2 * 2, 3 * 4
 
 

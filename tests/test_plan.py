@@ -182,9 +182,11 @@ def test_refits_of_tangents_are_counted_by_their_products(monkeypatch):
     X, y = iris()
     problem = untrained(net(), X.astype(np.float32), y)
     monkeypatch.setattr(_costs, "multiplications_per_second", lambda dtype: 1.0)
+    monkeypatch.setattr(_costs, "numbers_per_second", lambda dtype: 1.0)
     for n_components in (None, 20):
-        few, more, many = (
-            _costs.refits_seconds(problem, n, n_components) for n in (10, 20, 40)
+        few, more, many, blocks = (
+            _costs.refits_seconds(problem, removed, n_components)
+            for removed in (*(np.full(n, 20) for n in (10, 20, 40)), np.full(40, 2))
         )
         assert many - more == pytest.approx(2 * (more - few))
         # six Newton steps of twenty products and solutions; 150 rows and classes
@@ -192,6 +194,10 @@ def test_refits_of_tangents_are_counted_by_their_products(monkeypatch):
         if n_components is not None:
             product, side = 2 * 150 * 20, 20
         assert (more - few) / 10 == pytest.approx(120 * (product + side**2))
+        # a few rows leave by a matrix of their six outputs
+        double = 2 if n_components is None else 1
+        block = side**2 * 6 / 2 + double * side * 6**2 + 2 * 6**3 / 3
+        assert (blocks - many) / 40 == pytest.approx(block)
 
 
 def test_more_queries_and_runs_take_longer():

@@ -52,8 +52,12 @@ def cells(name, n):
         try:
             said[q] = plan(attributor, X, y, n_queries=q).iloc[0]
         except ValueError as error:
-            return [(f"refused: {error}", None, None, "")] * len(QUERIES)
-    numbers = {q: f"{row['seconds']:.2g} s" for q, row in said.items()}
+            print(f"  {error}")
+            return [("refused: over the memory cap", None, None, "")] * len(QUERIES)
+    numbers = {
+        q: f"{row['seconds']:,.0f} s, {row['megabytes']:,.0f} MB"
+        for q, row in said.items()
+    }
     affordable = [
         q
         for q, row in said.items()
@@ -61,8 +65,7 @@ def cells(name, n):
     ]
     way = {q: row["way"] for q, row in said.items()}
     if not affordable:
-        sizes = {q: f"{row['megabytes']:.2g} MB" for q, row in said.items()}
-        return [(f"{numbers[q]}, {sizes[q]}", None, None, way[q]) for q in QUERIES]
+        return [(numbers[q], None, None, way[q]) for q in QUERIES]
 
     clone(attributor).fit(X[:N_WARM], y[:N_WARM]).attribute(*few)
     training, _ = seconds(clone(attributor.estimator).fit, X, y)
@@ -75,9 +78,7 @@ def cells(name, n):
     found = []
     for q in QUERIES:
         if q not in affordable:
-            row = said[q]
-            text = f"{numbers[q]}, {row['megabytes']:.2g} MB"
-            found.append((text, None, None, way[q]))
+            found.append((numbers[q], None, None, way[q]))
             continue
         taken, _ = seconds(attributor.attribute, *(part[:q] for part in queries))
         beyond = max(fitting - training, 0) + taken
@@ -105,7 +106,8 @@ def main(names):
             for n, (said, taken, size, way) in zip(ROWS, row, strict=True):
                 print(f"  {name}, {n:,} rows, {q} queries: plan {said}; {way}")
                 if taken is None:
-                    texts.append(f"not run ({said})")
+                    refused = said.startswith("refused")
+                    texts.append(said if refused else f"not run ({said})")
                 else:
                     texts.append(f"{taken:.2g} s, {size:.0f} MB")
                     ran.append((n, taken))

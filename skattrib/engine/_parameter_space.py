@@ -252,8 +252,10 @@ class BySubtraction:
     def group_complement(
         self, rows: Tensor, amounts: Tensor, system: FullSystem
     ) -> Tensor:
-        root = torch.block_diag(*weighted_roots(self._roots[rows], amounts))
-        return minus_from_one(root.T @ self.group_block(rows, system) @ root)
+        block = self.group_block(rows, system)
+        roots = weighted_roots(self._roots[rows], amounts).to(block)
+        half = multiply_blocks(roots, block, transpose=True)
+        return minus_from_one(multiply_blocks(roots, half.T, transpose=True))
 
 
 def apply_output_hessians(images: Tensor, roots: Tensor, weights: Tensor) -> Tensor:

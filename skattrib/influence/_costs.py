@@ -67,12 +67,14 @@ def tangent_seconds(plan, problem, n_units, n_queries):
     rows, dtype = float(n_rows * n_outputs), problem.X.dtype
     queried = float(n_queries * n_outputs)
     work = plan.unit_work + 2 * queried * n_params * n_rows
-    seconds = 0.0
+    # products of queries with rows in each layer, and their outputs without units
+    written = float(n_queries) * n_rows * _numbers_per_row(problem)
+    if plan.removal != "influence":
+        written += _OUTPUT_COPIES * queried * n_units
     if plan.solver == "dual":
-        # a half of the kernel in each of the layers' outputs; and for each system
-        # what the curvature does not see, a product with the kernel
-        written = n_rows**2 / 2 * _numbers_per_row(problem)
-        seconds += written / numbers_per_second(dtype)
+        # a half of the kernel in each layer; and for each system what the curvature
+        # does not see, a product with the kernel
+        written += n_rows**2 / 2 * _numbers_per_row(problem)
         work += (2 if plan.removal == "newton" else 1) * n_units * rows**2
     if not plan.by_query:
         width = n_params if plan.solver == "primal" else rows
@@ -81,6 +83,7 @@ def tangent_seconds(plan, problem, n_units, n_queries):
         work += queried * n_params**2
     else:
         work += n_queries * plan.query_work
+    seconds = written / numbers_per_second(dtype)
     return seconds + work / multiplications_per_second(dtype)
 
 
@@ -127,39 +130,49 @@ def _pairs(module, n_params):
     return max(sizes, default=n_params)
 
 
-def refits_seconds(problem, n_subsets, n_components):
+def refits_seconds(problem, removed, n_components):
     """Return the CPU seconds of refitting the tangent to subsets.
 
     Parameters
     ----------
     problem : TrainingProblem
-    n_subsets : int
+    removed : ndarray of shape (m,)
+        Rows that each subset lacks.
     n_components : int or None
-        Of the subspace that steps are in.
+        Principal directions of the kernel that steps are in.
     """
+    n_rows, dtype = len(problem.X), problem.X.dtype
     n_outputs = problem.loss.n_outputs(problem.targets)
+    size, seconds = float(n_rows * n_outputs), 0.0
     n_params = n_components or problem.model.n_params
     gradients = gradient_size(problem.model, problem.X)
     if n_components is not None:
         gradients = gradients._replace(dense=False)
-    itemsize = problem.X.element_size()
-    sizes = len(problem.X), n_outputs, n_params, itemsize, gradients
-    solver = "primal"
+    sizes = n_rows, n_outputs, n_params, problem.X.element_size(), gradients
+    tangent, solver = ProblemSize(*sizes), "primal"
     if n_components is None:
-        solver = plan_solver(ProblemSize(*sizes), memory_cap(), removal="refit").solver
-    build = ProblemSize(*sizes).work(solver, "refit", 0)
-    subsets = Units(n_subsets, len(problem.X))
-    products = ProblemSize(*sizes, subsets).work(solver, "refit", 0) - build
+        solver = plan_solver(tangent, memory_cap(), removal="refit").solver
+    work = tangent.work(solver, "refit", 0)
+    with_subsets = ProblemSize(*sizes, Units(len(removed), n_rows))
+    products = with_subsets.work(solver, "refit", 0) - work
     # each is a product with the Hessian, by layers unless a matrix is stored, and a
     # solution with the factor of all rows
-    n_products = products / ProblemSize(*sizes).product(solver)
-    side = {"primal": n_params, "dual": len(problem.X) * n_outputs}.get(solver, 0)
-    if solver != "dual" and n_components is None:
-        products *= SMALL_MATRICES
+    side = {"primal": float(n_params), "dual": size}.get(solver, 0.0)
+    work += products / tangent.product(solver) * side**2
+    by_layers = solver != "dual" and n_components is None
+    work += products * (SMALL_MATRICES if by_layers else 1)
     if n_components is not None:
-        build += 2.0 * len(problem.X) ** 2 * problem.model.n_params
-    work = build + products + n_products * float(side) ** 2
-    return work / multiplications_per_second(problem.X.dtype)
+        # the kernel twice, and its eigenvectors
+        work += 2.0 * n_rows**2 * problem.model.n_params + 9 * size**3
+        written = 2.0 * n_rows**2 * _numbers_per_row(problem)
+        seconds += written / numbers_per_second(dtype)
+    if solver != "cg":
+        # few rows leave as a block of their outputs, twice as slow in float64
+        group = n_outputs * removed[removed <= n_rows // 4].astype(float)
+        double = 2 if solver == "dual" else 1
+        each = side**2 * group / 2 + double * side * group**2 + 2 * group**3 / 3
+        work += each.sum()
+    return seconds + work / multiplications_per_second(dtype)
 
 
 def refits_bytes(problem, n_subsets):
@@ -180,13 +193,17 @@ def exact_cost(model, X, y, units, n_queries):
     n_outputs = max(len(np.unique(y)) if y.ndim == 1 else y.shape[1], 1)
     if y.dtype.kind == "f":
         n_outputs = 1 if y.ndim == 1 else y.shape[1]
-    side = float(min(n_columns, n) * n_outputs)
-    # one Hessian and its factor, a step for each row, and their effect on queries
-    work = n * n_outputs * n_columns * side + side**3 + len(units) * side**2
+    # outputs that bend each other make one block, of which a row leaves by all of them
+    n_joint = 1 if n_outputs <= 2 or model.loss.separable else n_outputs
+    n_blocks, side = n_outputs / n_joint, float(min(n_columns, n) * n_joint)
+    # Hessians and their factors, a step for each row, and their effect on queries
+    work = n_blocks * (n * n_joint * n_columns * side + side**3)
+    work += n_blocks * len(units) * side**2 * (n_joint + 1)
     work += float(n_queries) * len(units) * n_columns * n_outputs
     seconds = 0.0 if model.frozen else fit_cost(model, X, y)[0]
     seconds += work / multiplications_per_second(torch.float64)
-    numbers = 6 * side**2 + n * (n_columns + 4 * n_outputs) + len(units) * side
+    numbers = n_blocks * (6 * side**2 + len(units) * side)
+    numbers += n * (n_columns + 4 * n_outputs)
     numbers += _ARRAYS * min(_AT_ONCE, n_queries * len(units) * n_outputs)
     size = 8.0 * numbers + attribution_bytes(n_queries, len(units), 8)
     return Cost(

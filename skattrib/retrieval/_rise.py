@@ -10,7 +10,7 @@ from sklearn.base import _fit_context
 from sklearn.utils._param_validation import HasMethods, Hidden, Interval, StrOptions
 
 from skattrib._docstrings import fill_in
-from skattrib._validation import float_dtype
+from skattrib._validation import float_dtype, memory_cap
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._functional import chunks
 from skattrib.engine._last_layer import find_head
@@ -43,8 +43,12 @@ _ESTIMAND = (
     "similarity of the gradients of this unit and of the outcome in the last layer: no "
     "effect of removal"
 )
-# A number of a sketch takes as long as so many multiplications.
-_SKETCH_WORK = 200
+# A number of a sketch takes as long as so many multiplications: it is summed up,
+# scaled, rounded to two bytes, which takes half of the time, and appended.
+_SKETCH_WORK = 600
+# Its bytes in the index, which is copied as it grows, and in float32, of as many rows
+# as are sketched at once.
+_KEPT, _MADE = 2 * 2, 3 * 4
 
 
 @fill_in(ATTRIBUTOR_DOCS)
@@ -295,7 +299,8 @@ class RISEValuator(BaseAttributor):
         numbers = len(y) * width * len(settings["channels"]) * self.n_sketches
         work = float(numbers) * (n_queries + _SKETCH_WORK)
         seconds += work / multiplications_per_second(torch.float32)
-        size = attribution_bytes(n_queries, self.n_units_, 4) + 4 * numbers
+        size = attribution_bytes(n_queries, self.n_units_, 4) + _KEPT * numbers
+        size += min(_MADE * numbers, memory_cap() / 2)
         way = "an index, one pass through the rows"
         return Cost(_ESTIMAND, one, seconds, size / 2**20, way)
 

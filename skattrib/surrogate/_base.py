@@ -156,7 +156,9 @@ class SurrogateAttributor(BaseAttributor):
             size *= share
         else:
             n_models, size = 0, refits_bytes(problem, n_subsets)
-            seconds += refits_seconds(problem, n_subsets, self._n_components())
+            rows = self._unit_weightings(self.weights_)
+            removed = (rows != rows[0]).sum(axis=1)
+            seconds += refits_seconds(problem, removed, self._n_components())
         seconds += work / multiplications_per_second(torch.float64)
         numbers = n_subsets * (self.n_units_ + 2 * n_subsets + n_queries)
         numbers += 3 * n_queries * self.n_units_

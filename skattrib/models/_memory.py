@@ -114,13 +114,17 @@ def _recipe(value: Recipe, above: tuple[int, ...]) -> Any:
 
 
 def _function(value: types.FunctionType, above: tuple[int, ...]) -> Any:
-    return [_alone(value, above), _globals(value, above)]
+    found = _alone(value, above)
+    return found if _NO_FURTHER in above else [found, _globals(value, above)]
 
 
 def _alone(value: types.FunctionType, above: tuple[int, ...]) -> Any:
-    closure = [cell.cell_contents for cell in value.__closure__ or ()]
-    values = [value.__defaults__, value.__kwdefaults__, closure]
+    values = [value.__defaults__, value.__kwdefaults__, _enclosed(value)]
     return [_name(value), _code(value.__code__), _content(values, above)]
+
+
+def _enclosed(value: types.FunctionType) -> list[Any]:
+    return [cell.cell_contents for cell in value.__closure__ or ()]
 
 
 def _globals(value: types.FunctionType, above: tuple[int, ...]) -> Any:
@@ -129,21 +133,37 @@ def _globals(value: types.FunctionType, above: tuple[int, ...]) -> Any:
     Each is looked into once, as they may call each other.
     """
     found: dict[tuple[str, str], Any] = {}
-    functions = [value]
-    for function in functions:
+    functions, within = {id(value): value}, (*above, _NO_FURTHER)
+    waiting = [value]
+    while waiting:
+        function = waiting.pop()
         if _installed(function.__module__):
             continue
+        held = _enclosed(function)
         for name in sorted(_names(function.__code__) & function.__globals__.keys()):
-            held, place = function.__globals__[name], (function.__module__, name)
-            if place in found:
-                continue
-            found[place] = "recursion"
-            if isinstance(held, types.FunctionType):
-                functions.append(held)
-                found[place] = _alone(held, above)
-            else:
-                found[place] = _content(held, above)
+            if (place := (function.__module__, name)) not in found:
+                held.append(function.__globals__[name])
+                found[place] = _content(held[-1], within)
+        for called in (one for value in held for one in _functions_of(value)):
+            if id(called) not in functions:
+                functions[id(called)] = called
+                waiting.append(called)
     return list(found.items())
+
+
+def _functions_of(value: Any) -> list[types.FunctionType]:
+    """Return a function, or those of a class of the user, or of its instance."""
+    if isinstance(value, types.FunctionType):
+        return [value]
+    kinds = (value if isinstance(value, type) else type(value)).__mro__
+    members = [
+        _plain(member)
+        for kind in kinds
+        if not _installed(kind.__module__)
+        for member in vars(kind).values()
+    ]
+    flat = [one for m in members for one in (m if isinstance(m, list) else [m])]
+    return [one for one in flat if isinstance(one, types.FunctionType)]
 
 
 def _names(code: types.CodeType) -> set[str]:
@@ -195,7 +215,9 @@ def _class(value: type, above: tuple[int, ...]) -> Any:
     held = {
         name: _content(_plain(member), above)
         for name, member in vars(value).items()
-        if not isinstance(member, _OF_CLASSES) and name not in _NOT_CODE
+        if not isinstance(member, _OF_CLASSES)
+        # Python, pickle and abc note things under such names
+        and (not name.startswith(("__", "_abc_")) or callable(member))
     }
     return [_name(value), list(held.items()), bases]
 
@@ -241,12 +263,10 @@ def _sequence(value: Iterable[Any], above: tuple[int, ...]) -> Any:
 
 # Modules whose versions are part of a key, or whose results do not change a value.
 _KNOWN = {"skattrib", "numpy", "scipy", "sklearn", "torch", "pandas", "joblib"}
-# What a class has beside its methods and values.
+# Among what is above: globals are not followed from here.
+_NO_FURTHER = 0
+# What a class has for its slots.
 _OF_CLASSES = types.MemberDescriptorType | types.GetSetDescriptorType
-_NOT_CODE = {"__module__", "__doc__", "__annotations__", "__annotate_func__"}
-_NOT_CODE |= {"__abstractmethods__", "_abc_impl", "__firstlineno__", "__slots__"}
-_NOT_CODE |= {"__weakref__", "__dict__", "__static_attributes__", "__orig_bases__"}
-_NOT_CODE |= {"__dataclass_fields__", "__dataclass_params__", "__parameters__"}
 
 _DESCRIPTIONS: list[tuple[Any, Callable[..., Any]]] = [
     (nn.Module, _module),

@@ -2,7 +2,10 @@
 
 import copy
 import pickle
+import sys
+from dataclasses import dataclass
 from functools import cache, partial
+from operator import itemgetter
 
 import numpy as np
 import pandas as pd
@@ -729,6 +732,72 @@ def test_sets_are_copied_and_told_apart(tmp_path):
     options["outcome"] = soft_auroc(2.0)
     other = retrain_outcomes(net(), X, y, weights, *queries, **options)
     assert (other != first).all()
+
+
+SIZE = 1.0
+
+
+def scaled(outputs, targets):
+    return SIZE * widths(outputs).mean(-1)
+
+
+def widths(outputs):
+    return outputs.amax(-1) - outputs.amin(-1)
+
+
+class Scaled:
+    size = 1.0
+
+    def __call__(self, outputs, targets):
+        return self.size * self.widths(outputs).mean(-1)
+
+    def widths(self, outputs):
+        return widths(outputs)
+
+
+class Inherits(Scaled):
+    @property
+    def double(self):
+        return 2 * self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    size: float
+
+    def __call__(self, outputs, targets):
+        return self.size * widths(outputs).mean(-1)
+
+
+@pytest.mark.parametrize("changed", ["global", "function", "class", "inherited"])
+def test_what_a_function_reads_tells_it_from_others(changed, monkeypatch):
+    function = {"class": Scaled(), "inherited": Inherits()}.get(changed, scaled)
+    before = digest(SetOutcome(function))
+    assert digest(SetOutcome(function)) == before
+    here = sys.modules[__name__]
+    if changed == "global":
+        monkeypatch.setattr(here, "SIZE", 2.0)
+    elif changed == "function":
+        monkeypatch.setattr(here, "widths", lambda outputs: outputs.amax(-1))
+    elif changed == "class":
+        monkeypatch.setattr(Scaled, "size", 2.0)
+    else:
+        monkeypatch.setattr(Scaled, "widths", lambda _, outputs: outputs.amax(-1))
+    assert digest(SetOutcome(function)) != before
+
+
+def test_attributes_without_a_dict_tell_functions_apart():
+    alike = [Slots(1.0), Slots(2.0), itemgetter(0), itemgetter(1)]
+    assert len({digest(function) for function in alike}) == 4
+    assert digest(Slots(1.0)) == digest(Slots(1.0))
+
+
+def test_an_answer_is_not_given_again_for_another_global(monkeypatch):
+    _, _, *queries = data()
+    attributor = fitted("newton", SetOutcome(scaled))
+    before = attributor.attribute(*queries)
+    monkeypatch.setattr(sys.modules[__name__], "SIZE", 2.0)
+    assert_allclose(attributor.attribute(*queries), 2 * before)
 
 
 def test_damping_is_calibrated_by_single_rows():

@@ -406,10 +406,12 @@ class AdamWInfluence(BaseAttributor):
         States (n_runs, q) are 0, 1 where a run explodes, 2 where it is not finite. The
         sweep is remembered: all that is asked of the same queries costs one.
         """
-        how = self.dynamics, self.hessian, self.aggregation
-        return self._last_sweep(
-            (X, y, outcome, how), lambda: self._swept_by_query(X, y, outcome)
-        )
+        question = X, y, outcome, *self._how()
+        return self._last_sweep(question, lambda: self._swept_by_query(X, y, outcome))
+
+    def _how(self):
+        """Return what is read when queries come, and may be set anew by then."""
+        return self.dynamics, self.hessian, self.aggregation
 
     def _swept_by_query(self, X, y, outcome):
         whole = isinstance(outcome, SetOutcome)
@@ -436,7 +438,7 @@ class AdamWInfluence(BaseAttributor):
         problem = self._derivatives.problem
         rows = problem.model.module, problem.X, problem.targets, problem.weighting
         units = self._unit_of_row, self._row_weights
-        how = self.dynamics, self.hessian, self.aggregation, self.inclusion_
+        how = *self._how(), self.inclusion_, problem.loss
         runs = [(runs.recipe, runs.weights, runs.params) for runs in self._runs]
         return "sweep", rows, units, how, runs, outcome
 

@@ -41,13 +41,14 @@ def derivatives_by_workers(
 ) -> Tensor:
     """Return `RunDerivatives.derivatives`, the runs divided among joblib's workers.
 
-    Where there are fewer runs than workers, the queries are divided.
+    Where there are fewer runs than workers, the queries are divided, unless they have
+    one outcome together.
     """
     n_workers = effective_n_jobs(n_jobs)
     if n_workers == 1 or not derivatives.on_cpu:
         return derivatives.derivatives(runs, queries, **options)
     verbose, options["verbose"] = options.get("verbose", 0), 0
-    by_run = len(runs.params) >= n_workers or len(queries.X) == 1
+    by_run = len(runs.params) >= n_workers or queries.n_outcomes == 1
     tasks = [
         (derivatives, runs.part(part), queries, options)
         if by_run

@@ -6,8 +6,10 @@ import contextlib
 import functools
 import os
 import pickle
+import sys
 import types
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import joblib
@@ -112,9 +114,74 @@ def _recipe(value: Recipe, above: tuple[int, ...]) -> Any:
 
 
 def _function(value: types.FunctionType, above: tuple[int, ...]) -> Any:
-    closure = [cell.cell_contents for cell in value.__closure__ or ()]
-    values = [value.__defaults__, value.__kwdefaults__, closure]
+    found = _alone(value, above)
+    return found if _NO_FURTHER in above else [found, _globals(value, above)]
+
+
+def _alone(value: types.FunctionType, above: tuple[int, ...]) -> Any:
+    values = [value.__defaults__, value.__kwdefaults__, _enclosed(value)]
     return [_name(value), _code(value.__code__), _content(values, above)]
+
+
+def _enclosed(value: types.FunctionType) -> list[Any]:
+    return [cell.cell_contents for cell in value.__closure__ or ()]
+
+
+def _globals(value: types.FunctionType, above: tuple[int, ...]) -> Any:
+    """Return what a function of the user reads of its module, and those that it calls.
+
+    Each is looked into once, as they may call each other.
+    """
+    found: dict[tuple[str, str], Any] = {}
+    functions, within = {id(value): value}, (*above, _NO_FURTHER)
+    waiting = [value]
+    while waiting:
+        function = waiting.pop()
+        if _installed(function.__module__):
+            continue
+        held = _enclosed(function)
+        for name in sorted(_names(function.__code__) & function.__globals__.keys()):
+            if (place := (function.__module__, name)) not in found:
+                held.append(function.__globals__[name])
+                found[place] = _content(held[-1], within)
+        for called in (one for value in held for one in _functions_of(value)):
+            if id(called) not in functions:
+                functions[id(called)] = called
+                waiting.append(called)
+    return list(found.items())
+
+
+def _functions_of(value: Any) -> list[types.FunctionType]:
+    """Return a function, or those of a class of the user, or of its instance."""
+    if isinstance(value, types.FunctionType):
+        return [value]
+    kinds = (value if isinstance(value, type) else type(value)).__mro__
+    members = [
+        _plain(member)
+        for kind in kinds
+        if not _installed(kind.__module__)
+        for member in vars(kind).values()
+    ]
+    flat = [one for m in members for one in (m if isinstance(m, list) else [m])]
+    return [one for one in flat if isinstance(one, types.FunctionType)]
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Return the names of globals, and of attributes, in code and what it defines."""
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= _names(constant)
+    return names
+
+
+def _installed(module: str | None) -> bool:
+    """Say whether a module is not the user's: its version tells what it does."""
+    root = str(module).split(".")[0]
+    if root in _KNOWN or (root in sys.stdlib_module_names and root != "__main__"):
+        return True
+    place = getattr(sys.modules.get(str(module)), "__file__", None) or ""
+    return bool({"site-packages", "dist-packages"} & {*Path(place).parts})
 
 
 def _code(code: types.CodeType) -> Any:
@@ -137,21 +204,52 @@ def _class(value: type, above: tuple[int, ...]) -> Any:
     """Return name and code; that of the libraries is known by their versions."""
     if value.__module__.split(".")[0] in {"torch", "sklearn", "numpy", "builtins"}:
         return _name(value)
-    methods = [
-        (method.__name__, _code(method.__code__))
-        for method in vars(value).values()
-        if isinstance(method, types.FunctionType)
-    ]
-    return [_name(value), methods]
+    if _installed(value.__module__):
+        methods = [
+            (method.__name__, _code(method.__code__))
+            for method in vars(value).values()
+            if isinstance(method, types.FunctionType)
+        ]
+        return [_name(value), methods]
+    bases = [_class(base, above) for base in value.__bases__]
+    held = {
+        name: _content(_plain(member), above)
+        for name, member in vars(value).items()
+        if not isinstance(member, _OF_CLASSES)
+        # Python, pickle and abc note things under such names
+        and (not name.startswith(("__", "_abc_")) or callable(member))
+    }
+    return [_name(value), list(held.items()), bases]
+
+
+def _plain(member: Any) -> Any:
+    """Return the functions in what a class makes of them."""
+    if isinstance(member, property):
+        return [member.fget, member.fset]
+    if isinstance(member, staticmethod | classmethod):
+        return member.__func__
+    return member.func if isinstance(member, functools.cached_property) else member
 
 
 def _object(value: Any, above: tuple[int, ...]) -> Any:
     """Return class, code included, and attributes."""
     attributes = getattr(value, "__dict__", None)
     kind = _class(type(value), above)
-    if attributes is None:  # a built-in function
-        return [kind, _name(value)]
-    return [kind, _content(attributes, above)]
+    slots = [vars(part).get("__slots__", ()) for part in type(value).__mro__]
+    names = [name for of in slots for name in ([of] if isinstance(of, str) else of)]
+    held = {name: getattr(value, name) for name in names if hasattr(value, name)}
+    held.pop("__weakref__", None)
+    held |= attributes or {}
+    if isinstance(value, types.BuiltinFunctionType):
+        return [kind, _name(value), _content(value.__self__, above)]
+    if attributes is None and not names:
+        # known by how it is pickled, as an operator.itemgetter is
+        return [kind, value]
+    return [kind, _content(held, above)]
+
+
+def _module_name(value: types.ModuleType, above: tuple[int, ...]) -> Any:
+    return value.__name__
 
 
 def _mapping(value: dict[Any, Any], above: tuple[int, ...]) -> Any:
@@ -163,12 +261,20 @@ def _sequence(value: Iterable[Any], above: tuple[int, ...]) -> Any:
     return [_content(item, above) for item in value]
 
 
+# Modules whose versions are part of a key, or whose results do not change a value.
+_KNOWN = {"skattrib", "numpy", "scipy", "sklearn", "torch", "pandas", "joblib"}
+# Among what is above: globals are not followed from here.
+_NO_FURTHER = 0
+# What a class has for its slots.
+_OF_CLASSES = types.MemberDescriptorType | types.GetSetDescriptorType
+
 _DESCRIPTIONS: list[tuple[Any, Callable[..., Any]]] = [
     (nn.Module, _module),
     (torch.Tensor, _tensor),
     (np.ndarray, _array),
     (Recipe, _recipe),
     (Optimizer, _object),
+    (types.ModuleType, _module_name),
     (types.FunctionType, _function),
     (types.MethodType, _method),
     (functools.partial, _partial),

@@ -22,7 +22,13 @@ import skattrib.influence._run_derivatives
 import skattrib.models._answers
 import skattrib.models._network
 from skattrib import AdamWInfluence, TorchClassifier, TorchRegressor
-from skattrib.evaluation import lds_score, loo_score, make_weightings, retrain_outcomes
+from skattrib.evaluation import (
+    SetOutcome,
+    lds_score,
+    loo_score,
+    make_weightings,
+    retrain_outcomes,
+)
 from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
 from skattrib.influence._aggregation import AGGREGATIONS, aggregate, exploding
 from skattrib.influence._run_derivatives import RunDerivatives
@@ -193,6 +199,41 @@ def test_workers_share_runs_or_queries(inclusion, monkeypatch):
     assert sorted(parts) == sorted([(1, 3)] * 6 if inclusion == 1 else [(2, 6)] * 2)
     for ours, theirs in zip(found, expected, strict=True):
         assert_allclose(ours, theirs, rtol=1e-7, atol=1e-10)
+
+
+def test_workers_do_not_share_queries_that_have_one_outcome():
+    X, y, *queries = data()
+    options = {"outcome": SetOutcome(lowest), "inclusion": 1}
+    expected = [
+        make().fit(X, y).attribute(*queries, reduce="mean"),
+        make(**options).fit(X, y).attribute(*queries),
+    ]
+    with joblib.parallel_config("threading"):
+        found = [
+            make(n_jobs=2).fit(X, y).attribute(*queries, reduce="mean"),
+            make(n_jobs=2, **options).fit(X, y).attribute(*queries),
+        ]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_allclose(ours, theirs, rtol=1e-7, atol=1e-10)
+
+
+def lowest(outputs, targets):
+    return outputs.gather(-1, targets[..., None])[..., 0].amin(-1)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"dynamics": "sgd"}, {"hessian": "empirical_fisher"}, {"aggregation": "mean"}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_remembered_sweep_is_not_that_of_other_parameters(changed):
+    X, y, *queries = data()
+    options = {"inclusion": 0.5, "n_trajectories": 4}
+    influence = make(**options).fit(X, y)
+    before = influence.attribute(*queries)
+    found = influence.set_params(**changed).attribute(*queries)
+    assert_allclose(found, make(**options, **changed).fit(X, y).attribute(*queries))
+    assert np.abs(found - before).max() > 1e-6
 
 
 def test_several_seeds_are_averaged():

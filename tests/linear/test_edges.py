@@ -18,6 +18,7 @@ from sklearn.linear_model import (
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.svm import LinearSVC
 
+from skattrib import DualInfluence
 from skattrib.evaluation import make_weightings, retrain_outcomes
 from skattrib.exceptions import FaithfulnessWarning, UnsupportedModelError
 from tests.linear.cases import SVM, fitted, logistic, relative, table, truth
@@ -27,6 +28,17 @@ def numbers(n=40, columns=2, seed=0):
     rng = np.random.RandomState(seed)
     X = rng.randn(n, columns)
     return X, X @ np.arange(1, columns + 1) + rng.randn(n)
+
+
+def test_counts_of_zero_have_a_slope():
+    X, y = numbers()
+    y = np.round(np.exp(y / 3))
+    model, found = PoissonRegressor(tol=1e-12, max_iter=1000), {}
+    for removal in ("influence", "newton"):
+        dual = DualInfluence(model, removal=removal, random_state=0).fit(X, y)
+        found[removal] = dual.attribute(X, y)
+    assert (y == 0).any()
+    assert relative(found["influence"], found["newton"]) < 0.3
 
 
 @pytest.mark.parametrize("alone", ["one of three", "one of two"])

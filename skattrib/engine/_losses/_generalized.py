@@ -33,7 +33,9 @@ class HalfDeviance(Loss):
         if p == 0:
             deviance = (mean - y).square() / 2
         elif p == 1:
-            deviance = torch.xlogy(y, y / mean) - y + mean
+            # the derivative of 0 log 0 is NaN
+            ratio = torch.where(y > 0, y / mean, 1.0)
+            deviance = torch.xlogy(y, ratio) - y + mean
         elif p == 2:
             deviance = (mean / y).log() + y / mean - 1
         else:

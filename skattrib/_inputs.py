@@ -78,3 +78,8 @@ class ValidatedInputs:
 def takes_tables(estimator):
     """Say whether a data frame is passed unchanged to transformers or the model."""
     return Parts(estimator).has_transformers or as_model(estimator).takes_tables
+
+
+def in_memory(rows):
+    """Return a copy of rows or targets, that of a file mapped to memory in memory."""
+    return np.array(rows) if isinstance(rows, np.memmap) else rows.copy()

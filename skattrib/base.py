@@ -40,7 +40,7 @@ from skattrib._frames import (
     row_names,
     some_queries,
 )
-from skattrib._inputs import ValidatedInputs, takes_tables
+from skattrib._inputs import ValidatedInputs, in_memory, takes_tables
 from skattrib._questions import FurtherQuestions
 from skattrib._scoring import FEWEST_RETRAININGS, ScoredByRetraining
 from skattrib._validation import (
@@ -337,8 +337,7 @@ class BaseAttributor(
         check_repeatable(as_model(parts.model), features)
         check_finite(as_model(parts.model), features)
         self.estimator_ = parts.whole if job.search is None else job.search
-        # copies: changed in place by the user, they would not be what was trained on
-        self.X_train_, self.y_train_ = job.X.copy(), job.y.copy()
+        self.X_train_, self.y_train_ = job.X, job.y
         self._parts = parts
         self._features = features if parts.has_transformers else self.X_train_
         self._targets = self.y_train_ if parts.units is None else targets
@@ -355,6 +354,9 @@ class BaseAttributor(
         several = not self._takes_texts and has_columns(y)
         table = self.estimator is not None and takes_tables(self.estimator)
         X, y = self._validated(X, y, several=several, table=table)
+        # copies: changed meanwhile, by the user or on disk, they would not be what is
+        # trained on
+        X, y = in_memory(X), in_memory(y)
         if _routing_enabled():
             fit_params = process_routing(self, "fit", **fit_params).estimator.fit
         if self.memory is not None and self.random_state is None:

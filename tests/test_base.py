@@ -671,3 +671,22 @@ def test_a_failed_fit_leaves_the_estimator_as_it_was():
         with pytest.raises(ValueError, match=r"one label|NaN|one class"):
             dual.fit(**arguments)
         assert_array_equal(dual.attribute(*queries), before)
+
+
+def test_a_file_mapped_to_memory_is_read_once(tmp_path, monkeypatch):
+    X, y, *queries = data()
+    mapped = np.memmap(tmp_path / "X", dtype=X.dtype, mode="w+", shape=X.shape)
+    mapped[:] = X
+    expected = attributor().fit(X, y).attribute(*queries)
+    train = TorchClassifier.fit
+
+    def changed_meanwhile(self, *args, **options):
+        fitted = train(self, *args, **options)
+        mapped[:] = 0
+        return fitted
+
+    monkeypatch.setattr(TorchClassifier, "fit", changed_meanwhile)
+    dual = attributor().fit(mapped, y)
+    assert_array_equal(dual.X_train_, X)
+    assert type(dual.X_train_) is np.ndarray
+    assert_array_equal(dual.attribute(*queries), expected)

@@ -9,7 +9,10 @@ the validation outcome most, as each attributor says, are left out; the outcome 
 measured on 3,000 other rows, mean over three training seeds. They are compared with the
 rows of the highest training loss and, five draws of each, with random rows and with as
 many random rows of either class. A win: a larger gain than the mean over the random
-draws has. All of it over six splits of the table.
+draws has. All of it over six splits of the table. A soft AUROC also rises where
+log-odds only become larger, so the area itself is measured beside it. A gap has an
+optimum: its last row leaves out as many rows as are predicted to close that of the
+validation rows, if these are fewer, and is compared with the same random rows.
 
     OMP_NUM_THREADS=1 python -m benchmarks.ranking.sets
 """
@@ -37,15 +40,24 @@ N_TRAIN, N_VALIDATION, N_TEST, N_HALVES = 1000, 500, 3000, 100
 N_SPLITS, N_DRAWS, N_SEEDS, DROPPED = 6, 5, 3, 0.05
 
 
+AREA, WHOLE = "AUROC itself, soft one attributed", "with all rows"
+GAP, CLOSED = "minus gap, senior citizens", "minus gap, rows until it is closed"
+
+
 def mean_log_likelihood(outputs, targets):
     log_p = outputs.log_softmax(-1)
     return log_p.gather(-1, targets[..., None])[..., 0].mean(-1)
 
 
+def area(outputs, targets):
+    """The limit of the soft AUROC, which larger log-odds do not raise."""
+    return soft_auroc(1e-6)(outputs, targets)
+
+
 OUTCOMES = {
     "mean log-likelihood": lambda seniors: SetOutcome(mean_log_likelihood),
     "soft AUROC": lambda seniors: soft_auroc(),
-    "minus gap, senior citizens": group_gap,
+    GAP: group_gap,
 }
 ATTRIBUTORS = {"DualInfluence": DualInfluence, "AdamWInfluence": AdamWInfluence}
 DRAWN = {"random": "random", "balanced": "random, as many of either class"}
@@ -101,21 +113,38 @@ def measure(seed, train, validation, test):
     ranks, gains = {}, {}
     for name, make in OUTCOMES.items():
         outcome, measured = make(validation[2]), make(test[2])
-        truth = retrain_outcomes(net, X, y, halves, *validation[:2], outcome=outcome)
+        weights = np.vstack([np.ones((1, N_TRAIN)), halves])
+        present, *truth = retrain_outcomes(
+            net, X, y, weights, *validation[:2], outcome=outcome
+        )
         dropped = dict(others)
         for method, attributor in fitted.items():
             attributor.set_params(outcome=outcome)
             attributions = attributor.attribute(*validation[:2])[0]
             ranks[name, method] = lds_score(truth, halves @ attributions[:, None])
-            dropped[method] = [without(np.argsort(attributions)[:n])]
+            order = np.argsort(attributions)[:n]
+            dropped[method] = [without(order)]
+            if name == GAP:
+                gained = -attributions[order].cumsum()
+                n_closing = np.searchsorted(gained, -present[0]) + 1
+                dropped[method, CLOSED] = [without(order[:n_closing])]
         weights = np.vstack([np.ones((1, N_TRAIN)), *map(np.array, dropped.values())])
-        outcomes = retrain_outcomes(
-            net, X, y, weights, *test[:2], outcome=measured, n_seeds=N_SEEDS
-        )[:, 0]
+        asked = {name: measured}
+        if name == "soft AUROC":
+            asked[AREA] = SetOutcome(area)
         places = np.cumsum([1, *map(len, dropped.values())])
-        of_each = np.split(outcomes, places[:-1])[1:]
-        for method, values in zip(dropped, of_each, strict=True):
-            gains[name, method] = np.mean(values) - outcomes[0]
+        for what, function in asked.items():
+            outcomes = retrain_outcomes(
+                net, X, y, weights, *test[:2], outcome=function, n_seeds=N_SEEDS
+            )[:, 0]
+            gains[what, WHOLE] = outcomes[0]
+            of_each = np.split(outcomes, places[:-1])[1:]
+            for method, values in zip(dropped, of_each, strict=True):
+                row = method if isinstance(method, tuple) else (method, what)
+                gains[row[::-1]] = np.mean(values) - outcomes[0]
+        if name == GAP:
+            same = (WHOLE, LOSS, *DRAWN)
+            gains |= {(CLOSED, method): gains[GAP, method] for method in same}
     return ranks, gains
 
 
@@ -139,10 +168,11 @@ def main():
     loop = Table(
         f"Change on new rows without {DROPPED:.0%} of the training rows, in "
         f"thousandths, mean ± standard error (wins over random of {N_SPLITS})",
-        ["outcome", *ATTRIBUTORS, LOSS, *DRAWN.values()],
+        ["outcome", WHOLE, *ATTRIBUTORS, LOSS, *DRAWN.values()],
     )
-    for name in OUTCOMES:
-        cells = []
+    names = list(OUTCOMES)
+    for name in [*names[:2], AREA, *names[2:], CLOSED]:
+        cells = [f"{np.mean([found[name, WHOLE] for found in gains]):.3f}"]
         chance = np.array([found[name, "random"] for found in gains])
         for method in [*ATTRIBUTORS, LOSS, *DRAWN]:
             values = np.array([found[name, method] for found in gains])

@@ -37,6 +37,8 @@ class FunctionalModule:
         self.transformed: dict[tuple[str, ...], bool] = {}
         # where they are not: what is done instead, which is said once, also of copies
         self.said: list[str] = []
+        # whether it is only tried, and what is slow is said later
+        self.silent = False
         # whether its backward pass runs layers again, as checkpoints do
         self.recomputes: bool | None = None
 
@@ -135,7 +137,7 @@ class FunctionalModule:
         """Return another module, of which the same is known."""
         copied = FunctionalModule(module)
         copied.transformed, copied.said = dict(self.transformed), self.said
-        copied.recomputes = self.recomputes
+        copied.recomputes, copied.silent = self.recomputes, self.silent
         return copied
 
 

@@ -201,6 +201,8 @@ def warn_slow(model: FunctionalModule, reason: str, what: str) -> None:
     if what in model.said:
         return
     model.said.append(what)
+    if model.silent:
+        return
     warnings.warn(
         f"{type(model.module).__name__}: {reason}. So {what}, by plain autograd, which "
         "is exact but slower.",

@@ -15,6 +15,7 @@ from skattrib._verdict import calibration_slope, few_units_hint, scale_hint
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._adjoint import check_differentiable
 from skattrib.engine._functional import spread
+from skattrib.engine._losses import SetOutcome
 from skattrib.evaluation import make_weightings
 from skattrib.evaluation._weightings import count_weightings
 from skattrib.influence._aggregation import (
@@ -40,6 +41,7 @@ from skattrib.influence._run_diagnosis import (
     run_verdict,
     warn_if_exploding,
 )
+from skattrib.models._answers import LastAnswer, answered_by_query
 from skattrib.models._as_model import as_model
 from skattrib.models._costs import Cost
 from skattrib.models._kept_models import trained_models
@@ -54,6 +56,8 @@ _ABSENT = 0.05
 # In these runs, parameters whose second moment is this small relative to the usual one
 # count as unmoved.
 _INERT = 0.01
+# State of a run of which a derivative is not finite.
+_NOT_FINITE = 2
 
 
 @fill_in(ATTRIBUTOR_DOCS)
@@ -321,6 +325,7 @@ class AdamWInfluence(BaseAttributor):
             self._parts = self._parts.with_model(model.replayed(*rows))
             model = as_model(self._model)
         self._derivatives = RunDerivatives(model, self._features, self._targets)
+        self._last_sweep = LastAnswer()
         problem = self._derivatives.problem
         whole = as_tensor(self._row_weights, problem.X)[None]
         end = problem.model.flatten()[None]
@@ -390,15 +395,57 @@ class AdamWInfluence(BaseAttributor):
         return self._by_unit(torch.cat(of_rows).cpu().numpy())
 
     def _attribute(self, X, y, outcome):
-        return self._averaged(self._derivatives.queries(X, y, outcome))
+        attributions, errors, state = self._swept(X, y, outcome)
+        if len(state) > 1:
+            warn_if_exploding(state > 0, state < _NOT_FINITE)
+        return attributions, errors
+
+    def _swept(self, X, y, outcome):
+        """Return attributions, their errors and the state of the runs, of one sweep.
+
+        States (n_runs, q) are 0, 1 where a run explodes, 2 where it is not finite. The
+        sweep is remembered: all that is asked of the same queries costs one.
+        """
+        how = self.dynamics, self.hessian, self.aggregation
+        return self._last_sweep(
+            (X, y, outcome, how), lambda: self._swept_by_query(X, y, outcome)
+        )
+
+    def _swept_by_query(self, X, y, outcome):
+        whole = isinstance(outcome, SetOutcome)
+        if self.memory is None or whole:
+            return self._averaged(self._derivatives.queries(X, y, outcome))
+
+        def answers(X, y):
+            found = self._averaged(self._derivatives.queries(X, y, outcome))
+            attributions, errors, state = found
+            if errors is None:
+                errors = np.full_like(attributions, np.nan)
+            return np.hstack([attributions, errors, state.T])
+
+        n, n_runs = self.n_units_, sum(len(runs.params) for runs in self._runs)
+        size = (2 * n + n_runs) * 8
+        rows = answered_by_query(
+            self.memory, self._identity(outcome), (X, y), answers, size
+        )
+        errors = rows[:, n : 2 * n] if n_runs > 1 else None
+        return rows[:, :n], errors, rows[:, 2 * n :].T
+
+    def _identity(self, outcome):
+        """Return what answers to queries depend on."""
+        problem = self._derivatives.problem
+        rows = problem.model.module, problem.X, problem.targets, problem.weighting
+        units = self._unit_of_row, self._row_weights
+        how = self.dynamics, self.hessian, self.aggregation, self.inclusion_
+        runs = [(runs.recipe, runs.weights, runs.params) for runs in self._runs]
+        return "sweep", rows, units, how, runs, outcome
 
     def _averaged(self, queries):
-        """Return attributions, averaged over the runs, and their standard error."""
+        """Return attributions, averaged over the runs, errors, and the runs' states."""
         each_run = self._each_run(queries)
         exploded = exploding(each_run)
-        if len(each_run) > 1:
-            warn_if_exploding(exploded, np.isfinite(each_run).all(axis=2))
-        return aggregate(each_run, self.aggregation, exploded)
+        state = np.where(np.isfinite(each_run).all(axis=2), exploded, _NOT_FINITE)
+        return *aggregate(each_run, self.aggregation, exploded), state
 
     def _value_new(self, X_new, y_new, X, y, outcome):
         queries = self._derivatives.queries(X, y, outcome)
@@ -420,7 +467,8 @@ class AdamWInfluence(BaseAttributor):
 
     def _prepare(self, X, y, outcome):
         queries = self._derivatives.queries(X, y, outcome)
-        return self._linear(self._averaged(queries)[0], self._run_outcomes(queries))
+        attributions, _ = self._attribute(X, y, outcome)
+        return self._linear(attributions, self._run_outcomes(queries))
 
     def _linear(self, slopes, run_outcomes):
         """Return outcomes as a linear function of weights, through the runs' mean."""
@@ -549,15 +597,13 @@ class AdamWInfluence(BaseAttributor):
         check_is_fitted(self, "n_units_")
         X, y, outcome = self._check_finite_query(X, y)
         queries = self._derivatives.queries(X, y, outcome)
-        each_run = self._each_run(queries)
-        exploded = exploding(each_run)
-        share = float(exploded.mean())
+        slopes, _, state = self._swept(X, y, outcome)
+        share = float((state > 0).mean())
         figures = Bunch(exploding_share=share, calibration_slope=None, lds=None)
 
         if n_retrainings:
             figures.update(self._calibrate(X, y, outcome, n_retrainings))
         elif len(self.weights_) > 1:
-            slopes, _ = aggregate(each_run, self.aggregation, exploded)
             actual = self._run_outcomes(queries)
             predicted = self._linear(slopes, actual)(self.weights_)
             figures.calibration_slope = calibration_slope(

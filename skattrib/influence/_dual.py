@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.base import _fit_context
+from sklearn.utils import _safe_indexing
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 from sklearn.utils.validation import check_is_fitted
 
@@ -38,6 +39,7 @@ from skattrib.influence._linear_models import (
 )
 from skattrib.influence._measures import measures
 from skattrib.influence._tangent_plans import check_has_head, plan_untrained
+from skattrib.models._answers import LastAnswer
 from skattrib.models._as_model import as_model
 from skattrib.models._costs import Cost
 from skattrib.models._linear import Convex
@@ -100,20 +102,24 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         "newton": one exact Newton step on what is kept, outcome evaluated again.
         "influence": first order, additive in the units. "refit": the linearised model
         fitted until convergence, for linear models retraining itself; slower for many
-        units. "auto" is "newton" for networks; for linear models "newton" in
-        `attribute`, exact if the loss is squared, and "refit" for subsets. Where their
-        Hessian does not fit the memory, it is "influence" in `attribute`.
+        units. "auto" counts the multiplications, in `fit`: networks take "newton" where
+        that needs at most 1e12, a minute or so, or four trainings, else "influence",
+        in all methods alike. Linear models take "newton" in `attribute`, exact if the
+        loss is squared, and "refit" for subsets; where their Hessian does not fit the
+        memory, "influence" in `attribute`. See `removal_`, and `skattrib.plan`
+        beforehand.
     regularization : {"per_sample", "fixed"}, default="per_sample"
         Whether rows take their share of the damping along when they leave.
     solver : {"auto", "dual", "primal", "cg", "nystroem"}, default="auto"
         "primal" factors P x P matrices, "dual" n·C x n·C ones, "cg" none (conjugate
-        gradients). "auto" takes the cheapest of these that fits scikit-learn's
-        ``working_memory``. At first order, with more than 64 units, "primal" and "cg"
-        solve for queries, in `attribute`, instead of units. "nystroem" is an
-        approximation, many times cheaper than "cg": the parameters move in the span of
-        the gradients of at most a quarter of the rows, as many as fit; `diagnose` says
-        how far off that is. For linear models "dual" needs one l2 penalty for all
-        coefficients, and "cg" keeps sparse rows sparse.
+        gradients). "auto" takes the one with the fewest multiplications that fits
+        scikit-learn's ``working_memory``; what fits none is refused before training.
+        With more than 64 units, "primal" and, at first order, "cg" solve for queries
+        in `attribute` instead of units: tasks at first order, single rows also by
+        Newton steps. "nystroem" is an approximation, many times cheaper than "cg": the
+        parameters move in the span of the gradients of at most a quarter of the rows,
+        as many as fit; `diagnose` says how far off that is. For linear models "dual"
+        needs one l2 penalty for all coefficients, and "cg" keeps sparse rows sparse.
     n_models : int, default=1
         Training seeds to average over: the outcome is then the mean over these seeds,
         in `score` too.
@@ -348,7 +354,7 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         return LeaveOneUnitOut(self._unit_of_row, self._row_weights, self.n_units_)
 
     def _fit_attributor(self):
-        self._left_out = self._units_left_out()
+        self._left_out, self._last_solved = self._units_left_out(), LastAnswer()
         if isinstance(as_model(self._model), Convex):
             self._fit_exact(as_model(self._model))
         else:
@@ -435,8 +441,8 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         weights = self._draw_weightings(N_RETRAINED, 0.5, rng)
         rows = weights[:, self._unit_of_row]
         rows[:, held_out] = 0
-        X, y = self._features[held_out], self._targets[held_out]
-        weighted = (rows * self._row_weights).astype(self._features.dtype)
+        X, y = _safe_indexing(self._features, held_out), self._targets[held_out]
+        weighted = (rows * self._row_weights).astype(float_dtype(self._features))
         # a set outcome is of the user's queries, with their groups perhaps
         of_set = isinstance(self.outcome, SetOutcome)
         outcome = self._checked_outcome("auto" if of_set else self.outcome)
@@ -483,6 +489,9 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         ]
 
     def _attribute(self, X, y, outcome):
+        return self._last_solved((X, y, outcome), lambda: self._solved(X, y, outcome))
+
+    def _solved(self, X, y, outcome):
         each_seed = _attributions(self._ask(X, y, outcome), self._without_each)
         if len(each_seed) == 1:
             return each_seed[0], None
@@ -562,7 +571,7 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         if self.removal_["predict_outcomes"] == "influence":
             batches = self._ask(X, y, outcome)
             present = np.mean([batch.present_outcomes() for batch in batches], axis=0)
-            effects = _attributions(batches, self._without_each).mean(axis=0)
+            effects, _ = self._attribute(X, y, outcome)
             return present - (1 - weights) @ effects.T
         return self._predict_rows(X, y, self._unit_weightings(weights), outcome)
 

@@ -37,7 +37,7 @@ def warn_if_exploding(exploded: NDArray[np.bool_], finite: NDArray[np.bool_]) ->
             "queries: these runs are left out for them. Lower the learning rate, or "
             "set clip_norm.",
             FaithfulnessWarning,
-            stacklevel=6,
+            stacklevel=5,
         )
     if share > _EXPLODING_LIMIT:
         warnings.warn(
@@ -45,7 +45,7 @@ def warn_if_exploding(exploded: NDArray[np.bool_], finite: NDArray[np.bool_]) ->
             "an average over them. Lower the learning rate, warm up, or use a smooth "
             "activation.",
             FaithfulnessWarning,
-            stacklevel=6,
+            stacklevel=5,
         )
 
 

@@ -9,6 +9,7 @@ from skattrib._validation import as_tensor, memory_cap
 from skattrib.engine._functional import as_rows
 from skattrib.engine._gradients import gradient_size
 from skattrib.engine._last_layer import find_head
+from skattrib.engine._modules import seeded
 from skattrib.engine._plan import NO_UNITS, ProblemSize, Units, plan_solver
 from skattrib.engine._trajectory import Recipe
 from skattrib.models._network import untrained
@@ -49,11 +50,14 @@ def plan_untrained(problem, weights, units, *, parameters, solver, removal):
         As `LinearModel` takes them.
     """
     network, X = problem.model, problem.X
-    n_outputs = as_rows(network.module(X[:2]), len(X[:2])).shape[1]
-    if parameters == "head":
-        network = network.of_parameters(head_parameters(network.module, X))
-    rows = Rows(X, n_outputs, problem.weighting, weights, units)
-    return plan_tangent(network, rows, solver, removal, problem.recipe)
+    network.silent = True
+    with seeded(0):  # a module that draws numbers is refused later
+        n_outputs = as_rows(network.module(X[:2]), len(X[:2])).shape[1]
+        if parameters == "head":
+            names = head_parameters(network.module, X)
+            network = network.of_parameters(names)
+        rows = Rows(X, n_outputs, problem.weighting, weights, units)
+        return plan_tangent(network, rows, solver, removal, problem.recipe)
 
 
 def plan_tangent(model, rows, solver, removal, recipe=None):

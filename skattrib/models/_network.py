@@ -34,6 +34,7 @@ from skattrib.engine._modules import (
     build_mlp,
     call_seeded,
     find_unsuitable_layers,
+    generator_kept,
     is_lazy,
     materialise,
     uncompiled_copy,
@@ -323,7 +324,8 @@ class TorchEstimator(BaseEstimator):
             module = uncompiled_copy(module)
         module = module.to(device=X.device, dtype=X.dtype)
         materialise(module, X[:FEW], seed)
-        check_module(module, X[:FEW], n_outputs, self.loss_function_)
+        with generator_kept():  # a module that draws numbers is refused
+            check_module(module, X[:FEW], n_outputs, self.loss_function_)
         return module
 
     def _check_rebuilt(self, module, X, seed):

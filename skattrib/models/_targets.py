@@ -167,8 +167,11 @@ class _InOriginalUnits:
         if self.name == "prediction":
             prediction: Tensor = self.units(self.loss.predict(outputs))[..., 0]
             return prediction
-        of_set = isinstance(self.name, SetOutcome)
-        measured = self.name if of_set else self.loss.outcome(self.name)
+        measured: OutcomeFunction
+        if isinstance(self.name, SetOutcome):
+            measured = self.name
+        else:
+            measured = self.loss.outcome(self.name)
         if not _predicts(self.loss):
             # a density: in another unit, the same but for a constant of each query
             return measured(outputs, targets)

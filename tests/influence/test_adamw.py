@@ -19,6 +19,7 @@ from torch import nn
 
 import skattrib.influence._adamw
 import skattrib.influence._run_derivatives
+import skattrib.models._answers
 import skattrib.models._network
 from skattrib import AdamWInfluence, TorchClassifier, TorchRegressor
 from skattrib.evaluation import lds_score, loo_score, make_weightings, retrain_outcomes
@@ -26,6 +27,7 @@ from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
 from skattrib.influence._aggregation import AGGREGATIONS, aggregate, exploding
 from skattrib.influence._run_derivatives import RunDerivatives
 from skattrib.influence._run_diagnosis import _median_ratio, run_verdict
+from skattrib.models._answers import LastAnswer
 
 
 def data(n=40, n_queries=6):
@@ -464,6 +466,7 @@ def test_averages_of_exploding_runs_warn(monkeypatch):
     influence = make(inclusion=0.5, n_trajectories=8).fit(X, y)
     runs = each_run(influence, Xq, yq, "margin")
     for n_wild, warns in ((1, False), (3, True)):
+        influence._last_sweep = LastAnswer()
         found = runs.copy()
         found[:n_wild] *= 1e4
         monkeypatch.setattr(influence, "_each_run", lambda *_, found=found: found)
@@ -579,7 +582,7 @@ def test_queries_copy_neither_weights_nor_training_rows(monkeypatch):
     assert_array_equal(found[1].attributions, expected[1].attributions)
     influence.predict_outcomes(Xq, yq, influence.weights_)
     assert set(sizes) == {len(Xq)}
-    assert len(sizes) == 3
+    assert len(sizes) == 2  # the sweep of attribute is remembered
 
 
 @pytest.mark.parametrize("aggregation", ["trimmed_mean", "median"])
@@ -597,7 +600,99 @@ def test_exploding_runs_are_looked_for_once(aggregation, monkeypatch):
     influence.attribute(Xq, yq)
     assert calls == [4]
     influence.diagnose(Xq, yq)
-    assert calls == [4, 4]
+    assert calls == [4]
+
+
+# ------------------------------------------------------------- answers are remembered
+@pytest.fixture
+def sweeps(monkeypatch):
+    """Numbers of queries of the sweeps that are done."""
+    found, derivatives = [], RunDerivatives.derivatives
+
+    def noted(self, runs, queries, **options):
+        found.append(len(queries.X))
+        return derivatives(self, runs, queries, **options)
+
+    monkeypatch.setattr(RunDerivatives, "derivatives", noted)
+    return found
+
+
+def test_the_same_queries_cost_one_sweep(sweeps):
+    X, y, Xq, yq = data()
+    influence = make(inclusion=0.5, n_trajectories=4).fit(X, y)
+    first = influence.attribute(Xq, yq)
+    kept = first.copy()
+    first[:] = 0  # it is the user's
+    assert_array_equal(influence.attribute(Xq, yq), kept)
+    influence.attribute(Xq, yq, return_std=True, as_frame=True)
+    influence.top_units(Xq, yq)
+    influence.predict_outcomes(Xq, yq, influence.weights_)
+    influence.diagnose(Xq, yq)
+    assert sweeps == [6]
+    influence.attribute(Xq[:4], yq[:4])
+    influence.attribute(Xq[:4], 1 - yq[:4].clip(0, 1))
+    assert sweeps == [6, 4, 4]
+    influence.set_params(outcome="margin").attribute(Xq[:4], yq[:4])
+    influence.attribute(Xq[:4], yq[:4], reduce="mean")
+    assert sweeps == [6, 4, 4, 4, 4]
+    influence.fit(X, y).attribute(Xq[:4], yq[:4], reduce="mean")
+    assert len(sweeps) == 6
+    again = pickle.loads(pickle.dumps(influence))
+    again.attribute(Xq[:4], yq[:4], reduce="mean")
+    assert len(sweeps) == 7  # a pickle holds no answers
+    again.set_params(aggregation="median").attribute(Xq[:4], yq[:4], reduce="mean")
+    assert len(sweeps) == 8
+
+
+def test_what_does_not_fit_is_not_remembered(sweeps):
+    X, y, Xq, yq = data()
+    influence = make(inclusion=1).fit(X, y)
+    with sklearn.config_context(working_memory=0.001):
+        for _ in range(2):
+            influence.attribute(Xq, yq)
+    assert len(sweeps) == 2
+
+
+@pytest.mark.parametrize("inclusion", [0.5, 1])
+def test_answers_are_found_on_disk(inclusion, tmp_path, sweeps, monkeypatch):
+    X, y, Xq, yq = data()
+    options = {"inclusion": inclusion, "n_trajectories": 4, "memory": tmp_path}
+    expected = make(inclusion=inclusion, n_trajectories=4).fit(X, y)
+    expected = expected.attribute(Xq, yq)
+    sweeps.clear()
+    monkeypatch.setattr(skattrib.models._answers, "CHUNK", 2)
+    first, kill = make(**options).fit(X, y), RunDerivatives.queries
+
+    def killed(self, X, y, outcome):
+        if len(sweeps) == 2:
+            raise KeyboardInterrupt
+        return kill(self, X, y, outcome)
+
+    monkeypatch.setattr(RunDerivatives, "queries", killed)
+    with pytest.raises(KeyboardInterrupt):
+        first.attribute(Xq, yq)
+    monkeypatch.setattr(RunDerivatives, "queries", kill)
+    assert sweeps == [2, 2]
+    # another process finds what was done; only the last two are missing
+    found = make(**options).fit(X, y).attribute(Xq, yq)
+    assert sweeps == [2, 2, 2]
+    assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    make(**options).fit(X, y).attribute(Xq[::-1], yq[::-1])
+    assert len(sweeps) == 3
+    make(**options).fit(X, y).attribute(Xq, yq, reduce="mean")
+    other = make(**options, dynamics="sgd").fit(X, y)
+    other.attribute(Xq[:2], yq[:2])
+    assert len(sweeps) == 5
+
+
+def test_a_full_disk_is_noticed_before_the_sweep(tmp_path, sweeps, monkeypatch):
+    X, y, Xq, yq = data()
+    influence = make(inclusion=1, memory=tmp_path / "new").fit(X, y)
+    usage = Bunch(free=100)
+    monkeypatch.setattr(skattrib.models._answers.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=r"left on its disk.*reduce='mean'.*memory=None"):
+        influence.attribute(Xq, yq)
+    assert not sweeps
 
 
 # ---------------------------------------------------------------------- errors

@@ -62,6 +62,18 @@ ATTRIBUTORS = {
 }
 
 
+def test_calibration_takes_tables_that_transformers_return():
+    X, y, Xq, yq = wine()
+    found = []
+    for output in ("pandas", "default"):
+        scaler = StandardScaler().set_output(transform=output)
+        dual = DualInfluence(
+            make_pipeline(scaler, network()), ridge="calibrate", random_state=0
+        )
+        found.append(dual.fit(X, y).attribute(Xq, yq))
+    assert_allclose(*found, rtol=1e-6)
+
+
 @pytest.mark.parametrize("attributor", ATTRIBUTORS.values(), ids=ATTRIBUTORS)
 def test_a_pipeline_is_its_last_step_after_the_others(attributor):
     X, y, Xq, yq = wine()

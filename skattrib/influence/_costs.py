@@ -26,6 +26,8 @@ from skattrib.models._costs import (
 _COPIES = 3
 # The same of outputs of queries without each unit, from which outcomes are computed.
 _OUTPUT_COPIES = 6
+# Of these, what a batch of queries is counted to need.
+_BATCH_COPIES = 3
 # Such outcomes of linear models are computed so many at a time, in so many arrays.
 _AT_ONCE, _ARRAYS = 2**20, 5
 # Of the memory cap, what temporary arrays of one step may take: 1 / _SHARE.
@@ -103,6 +105,8 @@ def tangent_bytes(plan, problem, n_units, n_queries):
     asked = 0.0
     if plan.removal != "influence":
         asked = itemsize * _OUTPUT_COPIES * n_queries * n_units * n_outputs
+        # queries are asked so many at a time that a part of them fits
+        asked = min(asked, memory_cap() * _OUTPUT_COPIES / _BATCH_COPIES)
     if plan.by_query:
         changed = n_rows * n_outputs + 4 * n_params
         asked += min(itemsize * n_queries * n_outputs * changed, share)

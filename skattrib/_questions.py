@@ -67,15 +67,15 @@ class FurtherQuestions:
             Where units are rows that is the diagonal of
             ``attribute(X_train_, y_train_)``, which is never formed.
 
-        Warns
-        -----
-        FaithfulnessWarning
-            If the results for some rows are not finite.
-
         Raises
         ------
         ValueError
             If the outcome is a `skattrib.evaluation.SetOutcome`.
+
+        Warns
+        -----
+        FaithfulnessWarning
+            If the results for some rows are not finite.
         """
         check_is_fitted(self, "n_units_")
         if isinstance(self.outcome, SetOutcome):

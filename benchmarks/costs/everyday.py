@@ -11,9 +11,9 @@ network of two hidden layers of 64.
 import numpy as np
 from joblib import Parallel, delayed
 
-from benchmarks.costs._rows import churn, rows
 from benchmarks._processes import seconds, wall_seconds
 from benchmarks._table import Table, write
+from benchmarks.costs._rows import churn, rows
 from skattrib import AdamWInfluence, DualInfluence, TorchClassifier
 
 N_ROWS = 3000

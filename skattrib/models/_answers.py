@@ -30,7 +30,8 @@ class LastAnswer:
     """
 
     def __init__(self) -> None:
-        self._lock, self._key, self._arrays = Lock(), "", ()
+        self._lock, self._key = Lock(), ""
+        self._arrays: Arrays = ()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -49,8 +50,8 @@ class LastAnswer:
         except ValueError:
             return compute()
         with self._lock:
-            known = self._arrays if key == self._key else None
-        if known is None:
+            found, known = key == self._key, self._arrays
+        if not found:
             known = compute()
             n_bytes = sum(array.nbytes for array in known if array is not None)
             if n_bytes <= memory_cap() / _SHARE:

@@ -112,8 +112,8 @@ def shortened(problem: TrainingProblem, n_steps: int) -> tuple[TrainingProblem, 
     factor = len(X) / len(rows) if recipe.batches is None else 1.0
     index = torch.as_tensor(rows, device=X.device)
     short: Recipe = replace(recipe, **changes)
-    kept = {"X": X[index], "targets": problem.targets[index], "recipe": short}
-    return replace(problem, **kept), factor
+    targets = problem.targets[index]
+    return replace(problem, recipe=short, X=X[index], targets=targets), factor
 
 
 def per_step(call: Callable[[int], object], n_steps: int) -> tuple[float, float]:

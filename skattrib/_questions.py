@@ -145,11 +145,11 @@ class FurtherQuestions:
         ndarray of shape (n_new,)
             Mean outcome of the queries with the row, of weight 1, minus that without
             it; each row is added by itself. Positive: the outcome is higher with it.
-            `DualInfluence` refits linear and kernel models with the row, exactly, and
-            moves the tangent of a network as its ``removal_`` says. `AdamWInfluence`
-            has the derivative in the weight of the row where that is 0; in minibatches
-            it counts for the chance of the row to be in them. `RISEValuator` has the
-            mean similarity to the queries.
+            `DualInfluence` refits linear and kernel models with the row, exactly (a
+            Gaussian process at its fitted kernel), and moves the tangent of a network
+            as its ``removal_`` says. `AdamWInfluence` has the derivative in the weight
+            of the row where that is 0; in minibatches it counts for the chance of the
+            row to be in them. `RISEValuator` has the mean similarity to the queries.
 
         Raises
         ------

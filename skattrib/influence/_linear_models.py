@@ -294,7 +294,7 @@ class LinearModel:
         if self.solves_queries:
             return self.tangent.full_system()
         if self.plan.by_query:
-            return self.tangent.without_each_row()
+            return self.tangent.without_each_row(self.verbose)
         return self.steps(self.units)
 
     def parameter_change(self, steps):

@@ -452,6 +452,7 @@ def fitted_from(cls, module, targets, device, loss, link, **fitted):
 def untrained(estimator, X, y, random_state=0):
     """Return what an estimator would be trained on, without training it."""
     blank = clone(estimator)
+    blank._validate_params()
     return blank._problem(X, blank._learn_target(y, X), random_state)
 
 

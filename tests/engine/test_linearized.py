@@ -397,7 +397,9 @@ def test_preconditioned_conjugate_gradients_are_exact(weights, monkeypatch):
 
 
 # ------------------------------------------------------------- several dampings
-@pytest.mark.parametrize("space", ["primal", "dual", "cg"])
+@pytest.mark.parametrize(
+    "space", ["primal", "dual", pytest.param("cg", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("memory_bytes", [PLENTY, 2e3])
 def test_a_decomposed_model_is_the_same_at_any_damping(space, memory_bytes):
     ours, _ = linearize("classification", space, "weighted", memory_bytes=memory_bytes)

@@ -59,6 +59,7 @@ def test_prefix_holds_up_to_exhaustion(kind, n_all):
     assert_array_equal(most, everything[: n_all - 2])
 
 
+@pytest.mark.slow
 def test_prefix_where_draws_hardly_differ():
     kwargs = {"size": 0.99, "kind": "bernoulli", "random_state": 0}
     everything = make_weightings(6, 63, **kwargs)
@@ -212,6 +213,7 @@ def brute_force_fixed(n_units, n_kept):
     }
 
 
+@pytest.mark.slow
 @given(st.integers(2, 8), st.integers(1, 7), st.sampled_from(KINDS), st.integers(0, 99))
 def test_all_weightings_that_exist_and_no_more(n_units, n_kept, kind, seed):
     assume(n_kept < n_units)

@@ -317,6 +317,7 @@ def test_halves_rank_retrained_subsets(digits):
     assert found.lds > 0.4
 
 
+@pytest.mark.slow
 def test_runs_calibrate_themselves():
     X, y, Xq, yq = data()
     influence = make(net(max_epochs=20), inclusion="auto").fit(X, y)

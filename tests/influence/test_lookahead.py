@@ -329,6 +329,7 @@ def test_progress(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 # ------------------------------------------------------------------- real gain
 def test_noisy_labels_do_less_harm():
     """Digits, 30 % of the training labels drawn anew: the mean of three seeds."""

@@ -147,8 +147,8 @@ def test_all_principal_directions_lose_nothing():
     "projection",
     [
         CountSketchTransformer(2000),
-        GaussianRandomProjection(2000),
-        SparseRandomProjection(2000),
+        pytest.param(GaussianRandomProjection(2000), marks=pytest.mark.slow),
+        pytest.param(SparseRandomProjection(2000), marks=pytest.mark.slow),
         30,
     ],
     ids=repr,
@@ -415,6 +415,7 @@ def test_estimation_is_chosen_by_size():
     assert (chosen[20, 100, None], chosen[20, 100, 4]) == ("retrain", "gradient")
 
 
+@pytest.mark.slow
 def test_models_over_the_memory_cap_are_linearised():
     X, y, *_ = data()
     with sklearn.config_context(working_memory=0.01):

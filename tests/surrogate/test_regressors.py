@@ -344,6 +344,7 @@ def test_lists_of_units_are_not_weightings(surrogate, recwarn):
     assert not recwarn.list
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma", [1 / 200, 0.1])
 def test_few_quadrature_points_serve_many_units(gamma, monkeypatch):
     rng = np.random.RandomState(0)

@@ -34,7 +34,7 @@ class HalfDeviance(Loss):
             deviance = (mean - y).square() / 2
         elif p == 1:
             # the derivative of 0 log 0 is NaN
-            ratio = torch.where(y > 0, y / mean, 1.0)
+            ratio = torch.where(y == 0, 1.0, y / mean)
             deviance = torch.xlogy(y, ratio) - y + mean
         elif p == 2:
             deviance = (mean / y).log() + y / mean - 1

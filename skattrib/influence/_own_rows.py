@@ -73,6 +73,7 @@ def of_exact(exact, without_each, X, y, outcome):
     def measured(outputs, index):
         return function(trained.link(outputs), targets[index])
 
+    slope_of = torch.func.grad(lambda outputs, index: measured(outputs, index).sum())
     for rows, own, units in _by_unit(unit_of_row, exact.refits.rows_at_once()):
         moved = without_each[units] if without_each else exact.without_units(units)
         index = torch.tensor(rows)
@@ -80,7 +81,7 @@ def of_exact(exact, without_each, X, y, outcome):
         changes = _own_changes(some, moved.steps, own)
         outputs = linear[index]
         if first_order:
-            slope = torch.func.grad(lambda f: measured(f, index).sum())(outputs)  # noqa: B023
+            slope = slope_of(outputs, index)
             found[index] = -(changes * slope).sum(dim=-1)
             continue
         found[index] = measured(outputs, index) - measured(outputs + changes, index)

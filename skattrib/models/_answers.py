@@ -30,14 +30,14 @@ class LastAnswer:
     """
 
     def __init__(self) -> None:
-        self._lock, self._key = Lock(), ""
-        self._arrays: Arrays = ()
+        self.__setstate__({})
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]
+        self._lock, self._key = Lock(), ""
+        self._arrays: Arrays = ()
 
     def __call__(self, question: Sequence[Any], compute: Callable[[], Arrays]) -> Any:
         """Return copies of the arrays that were computed for an equal question.

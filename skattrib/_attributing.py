@@ -18,6 +18,7 @@ from skattrib._frames import (
     some_queries,
     top_form,
 )
+from skattrib._posterior._gaussian import intervals
 from skattrib._validation import float_dtype, memory_cap
 from skattrib.engine._functional import chunks
 from skattrib.engine._losses import MeanOutcome, SetOutcome
@@ -59,7 +60,9 @@ class AttributesQueries:
             Return, for each query, only the units with the `top_k` largest and the
             `top_k` smallest attributions. Then any number of queries fits the memory.
         return_std : bool, default=False
-            Also return standard errors.
+            Also return standard errors: standard deviations of the truth around the
+            attributions where halves were retrained (``n_halves``), else only of what
+            another draw of runs or subsets would give.
         as_frame : bool, default=False
             Return a pandas DataFrame in long form instead of arrays.
 
@@ -82,7 +85,11 @@ class AttributesQueries:
             Only with `as_frame`, instead of the arrays: columns "query" (the label in
             the index of X if unique, else the position; "all" of a set outcome; left
             out with `reduce`), "unit" (of `unit_names_`), "attribution" and, with
-            `return_std`, "standard_error". With `top_k`, of these units only.
+            `return_std`, "standard_error"; where halves were retrained also
+            "lower_95" and "upper_95", the ends of an interval that has 95 % of true
+            effects. Errors of like units go together: intervals of a group's units say
+            nothing of their sum; pass the groups as `tasks` to ``fit``. With `top_k`,
+            of these units only.
 
         Raises
         ------
@@ -107,6 +114,8 @@ class AttributesQueries:
         X, y, outcome = self._check_query(X, y)
         way = self._way(outcome, reduce)
         places, attributions, errors = way(X, y, outcome, counts)
+        if return_std:
+            self._warn_if_not_calibrated()
         if return_std and errors is None:
             raise ValueError(
                 "return_std=True needs an ensemble of models to compare: see the "
@@ -115,7 +124,7 @@ class AttributesQueries:
         errors = errors if return_std else None
         if as_frame:
             names = None if reduce else self._names_of(outcome, index, X)
-            values = {"attribution": attributions, "standard_error": errors}
+            values = self._columns(attributions, errors)
             return long_form(names, self.unit_names_, places, **values)
         found = [a for a in (attributions, places, errors) if a is not None]
         found = [array[0] for array in found] if reduce else found
@@ -151,7 +160,7 @@ class AttributesQueries:
         DataFrame of at most n_queries * 2 * n rows
             Columns "query" and "unit" as in `attribute`, "rank" (1 raises the outcome
             most, -1 lowers it most), "attribution", "standard_error" if there is one,
-            and those of `data`.
+            "lower_95" and "upper_95" where halves were retrained, and those of `data`.
 
         Raises
         ------
@@ -172,9 +181,15 @@ class AttributesQueries:
             places,
             n_best,
             data,
-            attribution=attributions,
-            standard_error=errors,
+            **self._columns(attributions, errors),
         )
+
+    def _columns(self, attributions, errors):
+        """Return what a data frame has, by names."""
+        found = {"attribution": attributions, "standard_error": errors}
+        if errors is not None and self._trained_halves is not None:
+            found.update(intervals(attributions, errors))
+        return found
 
     def _names_of(self, outcome, index, X):
         """Return the names of the rows of attributions."""
@@ -210,14 +225,14 @@ class AttributesQueries:
             try:
                 with np.errstate(all="ignore"):  # what overflows is named
                     if kept is None or len(kept):
-                        found = self._attribute(*some_queries(*rows, kept), outcome)
+                        found = self._attributed(*some_queries(*rows, kept), outcome)
             except NOT_COMPUTED:
                 kept = self._finite_queries(*rows, outcome)
                 if kept is None:
                     raise
                 with np.errstate(all="ignore"):
                     if len(kept):
-                        found = self._attribute(*some_queries(*rows, kept), outcome)
+                        found = self._attributed(*some_queries(*rows, kept), outcome)
             values = (among_all(v, len(rows[1]), kept, dtype) for v in found)
             pieces.append(_some_units(*values, counts))
         places, attributions, errors = map(_stacked, zip(*pieces, strict=True))
@@ -238,7 +253,7 @@ class AttributesQueries:
         rows = some_queries(X, y, kept)
         with np.errstate(all="ignore"):
             if self._measures_sets:
-                found = self._attribute(*rows, MeanOutcome(outcome))
+                found = self._attributed(*rows, MeanOutcome(outcome))
             else:
                 found = self._mean_of_rows(*rows, outcome)
         values = [None if v is None else v.astype(dtype, copy=False) for v in found]
@@ -255,7 +270,7 @@ class AttributesQueries:
         """Return the mean (1, n_units) of the rows of queries, and of their errors."""
         total, errors = np.zeros((2, 1, self.n_units_))
         for part in self._at_once((), len(y)):
-            values, stds = self._attribute(*some_queries(X, y, part), outcome)
+            values, stds = self._attributed(*some_queries(X, y, part), outcome)
             total += np.sum(values, axis=0) / len(y)
             if stds is None:
                 errors = None
@@ -268,7 +283,7 @@ class AttributesQueries:
         dtype, kept = float_dtype(X), self._finite_queries(X)
         try:
             with np.errstate(all="ignore"):
-                found = self._attribute(X, y, outcome)
+                found = self._attributed(X, y, outcome)
         except NOT_COMPUTED:
             if kept is None:
                 raise

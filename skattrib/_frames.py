@@ -6,6 +6,17 @@ import numpy as np
 import pandas as pd
 from sklearn.utils import _safe_indexing
 
+# Of the tables that attributors return.
+_COLUMNS = {
+    "query",
+    "rank",
+    "unit",
+    "attribution",
+    "standard_error",
+    "lower_95",
+    "upper_95",
+}
+
 
 def index_of(X, y=None):
     """Return the index of X, else of y, None for positions.
@@ -145,7 +156,7 @@ def rows_of_units(data, names, named):
             f"data must be a DataFrame with a row for each unit, got a "
             f"{type(data).__name__}. Wrap it: pd.DataFrame(data)."
         )
-    taken = {"query", "rank", "unit", "attribution", "standard_error"} & {*data.columns}
+    taken = _COLUMNS & {*data.columns}
     if taken:
         raise ValueError(
             f"data has columns that the result has too: {sorted(taken)}. Rename them, "

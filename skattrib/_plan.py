@@ -115,7 +115,7 @@ def _planned(attributor, X, y, tasks, n_queries):
         warnings.simplefilter("ignore")  # they come when it is fitted
         job = attributor._prepared_fit(X, y, tasks, {})
         model, rows = job.parts.model, (job.features, job.targets)
-        return vars(attributor._cost(model, *rows, n_queries))
+        return vars(attributor._whole_cost(model, *rows, n_queries))
 
 
 def _table(rows):

@@ -100,8 +100,10 @@ class FurtherQuestions:
 
     def _own_effects(self, X, y, outcome, kept):
         """Return the effects on all training rows, or on those that are finite."""
-        if kept is None:
+        if kept is None and self._trained_halves is None:
             return self._self_attribution(X, y, outcome)
+        if kept is None:
+            kept = np.arange(len(y))
         if not len(kept):
             return np.empty(0)
         return self._own_entries(X, y, outcome, kept)
@@ -120,7 +122,7 @@ class FurtherQuestions:
         for part in chunks(len(rows), at_once):
             some = rows[part]
             queries = _safe_indexing(X, some), y[some]
-            attributions, _ = self._attribute(*queries, outcome)
+            attributions, _ = self._attributed(*queries, outcome)
             found[part] = attributions[np.arange(len(some)), self._unit_of_row[some]]
         return found
 

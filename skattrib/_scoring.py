@@ -47,7 +47,7 @@ class ScoredByRetraining:
         """
         X, y, outcome = self._check_finite_query(X, y)
         weights, truth = self._retrain(X, y, self.n_retrainings)
-        return lds_score(truth, self._predict_outcomes(X, y, weights, outcome))
+        return lds_score(truth, self._predicted(X, y, weights, outcome))
 
     def _check_retrainable(self):
         """Raise if retrained models would say nothing about these attributions."""
@@ -64,10 +64,6 @@ class ScoredByRetraining:
             n_retrainings, self.retrain_size, self._score_seed
         )
         return weights, self._truth(weights[:, self._unit_of_row], X, y)
-
-    def _seen_weightings(self):
-        """Return the weightings (m, n_units) whose outcomes were fitted, or None."""
-        return None
 
     def _draw_weightings(self, n_wanted, size, seed):
         """Draw different unseen subsets of the units; all there are, if fewer."""
@@ -113,6 +109,6 @@ class ScoredByRetraining:
     def _calibrate(self, X, y, outcome, n_retrainings):
         """Compare predictions with a handful of real retrainings."""
         weights, truth = self._retrain(X, y, n_retrainings)
-        predicted = self._predict_outcomes(X, y, weights, outcome)
+        predicted = self._predicted(X, y, weights, outcome)
         slope = calibration_slope(predicted, truth)
         return Bunch(calibration_slope=slope, lds=lds_score(truth, predicted))

@@ -33,7 +33,8 @@ from sklearn.utils.validation import (
     check_is_fitted,
 )
 
-from skattrib._attributing import NOT_COMPUTED, AttributesQueries
+from skattrib._attributing import AttributesQueries
+from skattrib._calibrated import CalibratedByHalves
 from skattrib._frames import (
     among_all,
     index_of,
@@ -41,6 +42,7 @@ from skattrib._frames import (
     some_queries,
 )
 from skattrib._inputs import ValidatedInputs, in_memory, takes_tables
+from skattrib._predicting import PredictsOutcomes
 from skattrib._questions import FurtherQuestions
 from skattrib._scoring import FEWEST_RETRAININGS, ScoredByRetraining
 from skattrib._validation import (
@@ -89,6 +91,28 @@ ATTRIBUTOR_DOCS = {
         Models trained by `score`; at least 8.
     retrain_size : float, default=0.5
         Fraction of the units that each of them is trained on.
+    """,
+    "halves": """
+    n_halves : "auto" or int, default="auto"
+        Random halves of the units, each with its complement, on which models are really
+        trained in `fit`. They correct attributions and give them their size and an
+        interval that holds (:ref:`posterior`). "auto": 16 for each run, 64 to 1,024,
+        where `inclusion` is 0.5; fewer where units have few halves or models do not fit
+        scikit-learn's ``working_memory`` (with `memory` they are kept there), 0 where
+        less than 8 pairs are left. 0: attributions by the runs alone.
+    """,
+    "asked_halves": """
+    n_halves : int, default=0
+        Random halves of the units, each with its complement, on which models are really
+        trained in `fit`. They correct attributions and give them their size and an
+        interval that holds (:ref:`posterior`); what is attributed is then the mean
+        effect of a unit, others present half the time. 0: none.
+    """,
+    "halves_found": """
+    n_halves_ : int
+        Halves that were retrained.
+    halves_ : ndarray of bool of shape (`n_halves_`, n_units)
+        Units in each, complements next to each other; not there if there are none.
     """,
     "units": """
     y_train_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
@@ -141,6 +165,8 @@ class _Job(NamedTuple):
 class BaseAttributor(
     FurtherQuestions,
     AttributesQueries,
+    PredictsOutcomes,
+    CalibratedByHalves,
     ScoredByRetraining,
     ValidatedInputs,
     MetaEstimatorMixin,
@@ -282,6 +308,7 @@ class BaseAttributor(
             StrOptions(set(OUTCOMES)),
             callable,
         ],
+        "n_halves": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
         "n_retrainings": [Interval(Integral, FEWEST_RETRAININGS, None, closed="left")],
         "retrain_size": [Interval(Real, 0, 1, closed="neither")],
         "memory": [str, os.PathLike, HasMethods(["cache"]), None],
@@ -328,7 +355,8 @@ class BaseAttributor(
         job = self._prepared_fit(X, y, tasks, fit_params)
         parts, features, targets = job.parts, job.features, job.targets
         if self.verbose:
-            self._say(self._cost(parts.model, features, targets, N_PLANNED).said())
+            cost = self._whole_cost(parts.model, features, targets, N_PLANNED)
+            self._say(cost.said())
         with config_context(enable_metadata_routing=False):
             rows, labels, model_params = rows_that_count(
                 as_model(parts.model), features, targets, job.model_params
@@ -342,12 +370,13 @@ class BaseAttributor(
         self._features = features if parts.has_transformers else self.X_train_
         self._targets = self.y_train_ if parts.units is None else targets
         self._fit_attributor()
+        self._learn_halves()
 
     def _prepared_fit(self, X, y, tasks, fit_params):
         """Check everything, fit transformers, and return what is to be trained."""
         check_recipe(self.estimator, stacklevel=6)
         if self.estimator is not None:  # before any number is drawn
-            self._check_estimator(Parts(self.estimator).model)
+            self._check_usable(Parts(self.estimator).model)
         check_names(fit_params)
         index = index_of(X, y)
         # an array of texts would give each the room of the longest
@@ -366,12 +395,12 @@ class BaseAttributor(
             )
         codes, names = self._units(tasks, index, _num_samples(X))
         # one generator per purpose: what one draws must not move the others
-        seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(3)
+        seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(4)
         estimator = make_estimator(self.estimator, y, int(seeds[0] >> 1))
         y = check_target(dense(y), estimator)
         parts = Parts(estimator)
         if self.estimator is None:
-            self._check_estimator(parts.model)
+            self._check_usable(parts.model)
         weights, model_params = row_weights(estimator, fit_params, X)
         with config_context(enable_metadata_routing=False):
             search, estimator = searched(estimator, X, y, **fit_params)
@@ -381,8 +410,11 @@ class BaseAttributor(
         self.unit_names_, self.n_units_ = names, len(names)
         self.tasks_ = None if tasks is None else names[codes]
         self._has_names = tasks is not None or getattr(index, "is_unique", False)
-        self._score_seed, self._fit_seed = int(seeds[1] >> 1), int(seeds[2] >> 1)
+        self._score_seed, self._fit_seed, self._halves_seed = (
+            int(seed >> 1) for seed in seeds[1:]
+        )
         self._unit_of_row, self._row_weights = codes, weights
+        self._check_distinct_halves()
         self._before_training(parts.model, features, targets)
         return _Job(X, y, parts, search, features, targets, model_params)
 
@@ -414,6 +446,10 @@ class BaseAttributor(
                 "minimum of 2 is required: 1 sample has no other to be compared with."
             )
         return np.arange(n_rows), row_names(index, n_rows, stacklevel=7)
+
+    def _check_usable(self, estimator):
+        self._check_estimator(estimator)
+        self._check_halves(estimator)
 
     def _check_estimator(self, estimator):
         """Raise unless this attributor can use the estimator; before any training."""
@@ -513,65 +549,6 @@ class BaseAttributor(
             )
         return *some_queries(X, y, kept), outcome
 
-    def predict_outcomes(self, X, y, weights):
-        """Predict the outcomes of models trained with other weights of the units.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_queries, n_features)
-            Queries.
-        y : array-like of shape (n_queries,) or (n_queries, n_outputs)
-            Their targets.
-        weights : array-like of shape (n_weightings, n_units)
-            0 is absent, 1 present.
-
-        Returns
-        -------
-        ndarray of shape (n_weightings, n_queries)
-            Predicted outcomes. At weights of 1 the model's own, up to what a
-            surrogate smooths. One column where the outcome is of all queries together.
-
-        Raises
-        ------
-        ValueError
-            If the queries or the weights do not fit the training data.
-        """
-        X, y, outcome = self._check_query(X, y)
-        weights = check_weights(weights, self.n_units_, float_dtype(X))
-        kept, found = self._finite_queries(X), np.empty((len(weights), 0))
-        if isinstance(outcome, SetOutcome):
-            return self._predict_set(X, y, weights, outcome, kept)
-        try:
-            with np.errstate(all="ignore"):  # what overflows is named
-                if kept is None or len(kept):
-                    found = self._predict_outcomes(
-                        *some_queries(X, y, kept), weights, outcome
-                    )
-        except NOT_COMPUTED:
-            kept = self._finite_queries(X, y, outcome)
-            if kept is None:
-                raise
-            with np.errstate(all="ignore"):
-                if len(kept):
-                    found = self._predict_outcomes(
-                        *some_queries(X, y, kept), weights, outcome
-                    )
-        predicted = among_all(found.T, _num_samples(X), kept, float_dtype(X)).T
-        self._warn_not_finite(predicted.T, stacklevel=3)
-        return predicted
-
-    def _predict_set(self, X, y, weights, outcome, kept):
-        """Predict one outcome of all queries, of which those kept are finite."""
-        try:
-            with np.errstate(all="ignore"):
-                found = self._predict_outcomes(X, y, weights, outcome)
-        except NOT_COMPUTED:
-            if kept is None:
-                raise
-            found = np.full((len(weights), 1), np.nan)
-        self._warn_of_set(kept, found, _num_samples(X))
-        return found.astype(float_dtype(X), copy=False)
-
     def _unit_weightings(self, weights):
         """Spread weights of units over rows and multiply by the rows' own."""
         return weights[:, self._unit_of_row] * self._row_weights
@@ -584,12 +561,6 @@ class BaseAttributor(
         out = np.zeros((*share.shape[:-1], self.n_units_), dtype=share.dtype)
         np.add.at(out, (..., self._unit_of_row), share)
         return out
-
-    def _outcome_predictor(self, X, y):
-        """Return `predict_outcomes` of these queries, prepared once."""
-        X, y, outcome = self._check_query(X, y)
-        predict = self._prepare(X, y, outcome)
-        return lambda weights: predict(check_weights(weights, self.n_units_))
 
     def _prepare(self, X, y, outcome):
         """Return a function of weights; a subclass may do work beforehand."""

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from skattrib._docstrings import fill_in
 from skattrib._validation import as_tensor, memory_cap
 from skattrib._verdict import calibration_slope, few_units_hint, scale_hint
+from skattrib._posterior._gaussian import Knowledge
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._adjoint import check_differentiable
 from skattrib.engine._functional import spread
@@ -27,7 +28,6 @@ from skattrib.influence._aggregation import (
 from skattrib.influence._costs import (
     sweep_megabytes,
     sweep_seconds,
-    training_seconds,
 )
 from skattrib.influence._run_derivatives import (
     RunDerivatives,
@@ -43,7 +43,7 @@ from skattrib.influence._run_diagnosis import (
 )
 from skattrib.models._answers import LastAnswer, answered_by_query
 from skattrib.models._as_model import as_model
-from skattrib.models._costs import Cost
+from skattrib.models._costs import Cost, training_seconds
 from skattrib.models._kept_models import trained_models
 from skattrib.models._network import check_seeds, untrained
 from skattrib.models._retraining import Trainer
@@ -56,6 +56,9 @@ _ABSENT = 0.05
 # In these runs, parameters whose second moment is this small relative to the usual one
 # count as unmoved.
 _INERT = 0.01
+# Halves that are retrained for each run: a sweep through it for ten queries is counted
+# as fifteen trainings.
+_HALVES_PER_RUN = 16
 # State of a run of which a derivative is not finite.
 _NOT_FINITE = 2
 
@@ -98,6 +101,7 @@ class AdamWInfluence(BaseAttributor):
         Training seeds to average over: the outcome is then the mean over these seeds,
         in `score` too. Each has `n_trajectories` runs.
     %(outcome)s
+    %(halves)s
     %(retraining)s
     memory : str, joblib.Memory or None, default=None
         Where the runs and retrained outcomes are remembered, so that an interrupted
@@ -120,6 +124,7 @@ class AdamWInfluence(BaseAttributor):
     weights_ : ndarray of shape (n_runs, n_units)
         Weights of the units in each run: 1 if present, 0.05 if absent; the same for
         all seeds.
+    %(halves_found)s
     X_train_ : ndarray of shape (n_samples, n_features)
         Training rows.
     %(units)s
@@ -171,6 +176,7 @@ class AdamWInfluence(BaseAttributor):
     }
 
     _measures_sets = True
+    _spread_is_no_error = True
 
     def __init__(
         self,
@@ -183,6 +189,7 @@ class AdamWInfluence(BaseAttributor):
         hessian="exact",
         n_models=1,
         outcome="auto",
+        n_halves="auto",
         n_retrainings=32,
         retrain_size=0.5,
         memory=None,
@@ -198,6 +205,7 @@ class AdamWInfluence(BaseAttributor):
         self.hessian = hessian
         self.n_models = n_models
         self.outcome = outcome
+        self.n_halves = n_halves
         self.n_retrainings = n_retrainings
         self.retrain_size = retrain_size
         self.memory = memory
@@ -257,7 +265,14 @@ class AdamWInfluence(BaseAttributor):
                 "batch_size=1 makes weights inert: a row alone in its batch has the "
                 "same gradient at any weight. Train with batch_size of at least 2."
             )
-        if self._inclusion(estimator) == 0.5 and self.n_trajectories % 2:
+        inclusion = self._inclusion(estimator)
+        if self.n_halves not in ("auto", 0) and inclusion != 0.5:
+            raise ValueError(
+                f"n_halves={self.n_halves} retrains halves, and says nothing of runs "
+                f"with inclusion={inclusion:g}. Use n_halves=0, or inclusion=0.5; for "
+                "intervals of leave-one-out see evaluation.loo_intervals."
+            )
+        if inclusion == 0.5 and self.n_trajectories % 2:
             raise ValueError(
                 f"n_trajectories={self.n_trajectories} must be even: runs on halves "
                 f"come in pairs. Use {self.n_trajectories + 1}, or inclusion=1 for "
@@ -368,6 +383,14 @@ class AdamWInfluence(BaseAttributor):
 
     def _n_seeds(self):
         return self.n_models
+
+    def _wanted_halves(self):
+        return _HALVES_PER_RUN * len(self.weights_) * (self.inclusion_ == 0.5)
+
+    def _knowledge(self):
+        if self.dynamics != "recorded":  # of any size
+            return Knowledge()
+        return Knowledge(slope=(0.9, 0.35), level=(1.7, 0.7))
 
     def _few_units_hint(self):
         if as_model(self._model).frozen:

@@ -18,8 +18,6 @@ from skattrib.models._costs import (
     numbers_per_second,
     per_step,
     shortened,
-    stack_bytes,
-    stack_seconds,
 )
 
 # Arrays as large as the attributions that exist at once.
@@ -34,25 +32,6 @@ _AT_ONCE, _ARRAYS = 2**20, 5
 _SHARE = 4
 # Bytes for each entry of the inverse of a Hessian while leverages are read off.
 _INVERSE_BYTES = 24
-
-
-def training_cost(model, problem, n_models, X, y):
-    """Return the CPU seconds of training a model so many times, and the bytes.
-
-    Those of a stack of networks while it is trained, or of all other models, which are
-    kept. ``problem`` is None if the steps of the training are not known.
-    """
-    if n_models == 0:
-        return 0.0, 0.0
-    if problem is None:
-        seconds, size = fit_cost(model, X, y)
-        return n_models * seconds, n_models * size
-    return stack_seconds(problem, n_models), stack_bytes(problem, n_models)
-
-
-def training_seconds(model, problem, n_models, X, y):
-    """Return the first of `training_cost`."""
-    return training_cost(model, problem, n_models, X, y)[0]
 
 
 def tangent_seconds(plan, problem, n_units, n_queries):

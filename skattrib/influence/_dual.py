@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from skattrib._docstrings import fill_in
 from skattrib._validation import as_tensor, check_weights, float_dtype
 from skattrib._verdict import scale_hint
+from skattrib._posterior._gaussian import Knowledge
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._functional import spread
 from skattrib.engine._losses import SetOutcome
@@ -21,7 +22,6 @@ from skattrib.influence._costs import (
     exact_cost,
     tangent_bytes,
     tangent_seconds,
-    training_seconds,
 )
 from skattrib.influence._damping import (
     N_QUERIES,
@@ -41,7 +41,7 @@ from skattrib.influence._measures import measures
 from skattrib.influence._tangent_plans import check_has_head, plan_untrained
 from skattrib.models._answers import LastAnswer
 from skattrib.models._as_model import as_model
-from skattrib.models._costs import Cost
+from skattrib.models._costs import Cost, training_seconds
 from skattrib.models._linear import Convex
 from skattrib.models._network import check_seeds, untrained
 
@@ -124,6 +124,7 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         Training seeds to average over: the outcome is then the mean over these seeds,
         in `score` too.
     %(outcome)s
+    %(asked_halves)s
     %(retraining)s
     memory : str, joblib.Memory or None, default=None
         Where retrained outcomes are remembered; needs an int `random_state`.
@@ -153,6 +154,7 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         Space used; `solver_reason_` says why.
     solver_reason_ : str
         Why.
+    %(halves_found)s
     X_train_ : ndarray of shape (n_samples, n_features)
         Training rows.
     %(units)s
@@ -220,6 +222,7 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         solver="auto",
         n_models=1,
         outcome="auto",
+        n_halves=0,
         n_retrainings=32,
         retrain_size=0.5,
         memory=None,
@@ -236,6 +239,7 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         self.solver = solver
         self.n_models = n_models
         self.outcome = outcome
+        self.n_halves = n_halves
         self.n_retrainings = n_retrainings
         self.retrain_size = retrain_size
         self.memory = memory
@@ -480,6 +484,9 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
 
     def _n_seeds(self):
         return self.n_models
+
+    def _knowledge(self):
+        return Knowledge(share=0.8)
 
     # ---------------------------------------------------------------- queries
     def _ask(self, X, y, outcome):

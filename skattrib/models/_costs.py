@@ -177,3 +177,26 @@ def fit_cost(model: Retrainable, X: Any, y: Any, seed: int = 0) -> tuple[float, 
     except (pickle.PicklingError, AttributeError, TypeError):
         size = 0
     return taken * share, size * share
+
+
+def training_cost(
+    model: Any, problem: TrainingProblem | None, n_models: int, X: Any, y: Any
+) -> tuple[float, float]:
+    """Return the CPU seconds of training a model so many times, and the bytes.
+
+    Those of a stack of networks while it is trained, or of all other models, which are
+    kept. ``problem`` is None if the steps of the training are not known.
+    """
+    if n_models == 0:
+        return 0.0, 0.0
+    if problem is None:
+        seconds, size = fit_cost(model, X, y)
+        return n_models * seconds, n_models * size
+    return stack_seconds(problem, n_models), stack_bytes(problem, n_models)
+
+
+def training_seconds(
+    model: Any, problem: TrainingProblem | None, n_models: int, X: Any, y: Any
+) -> float:
+    """Return the first of `training_cost`."""
+    return training_cost(model, problem, n_models, X, y)[0]

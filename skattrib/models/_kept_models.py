@@ -196,6 +196,8 @@ class RetrainedModels:
         Of the rows, one model each.
     whole : ndarray of shape (n_samples,)
         Of the rows, those the estimator was trained with.
+    seed_number : int
+        Which of the seeds that `retrain_outcomes` averages over, from 0.
     memory : str, joblib.Memory or None
         Where models are remembered, as outcomes are by `retrain_outcomes`.
     """
@@ -208,6 +210,7 @@ class RetrainedModels:
         weights: FloatArray,
         *,
         whole: FloatArray,
+        seed_number: int = 0,
         memory: str | os.PathLike[str] | joblib.Memory | None = None,
         n_jobs: int | None = None,
         verbose: int = 0,
@@ -222,7 +225,9 @@ class RetrainedModels:
             _check_first_rows(frozen, trainer, X, y, whole)
         if not trainer.stacked:
             _warn_if_large(self._fitted, len(weights))
-        models = trained_models(trainer, weights, trainer.seeds(1)[0], memory)
+        # an estimator without seeds has one only
+        seed = trainer.seeds(seed_number + 1)[-1]
+        models = trained_models(trainer, weights, seed, memory)
         self._models = np.array(models) if trainer.stacked else models
         self._stacked = trainer.stacked
 

@@ -157,7 +157,7 @@ class FaithfulnessDisplay:
         check_retrainable(estimator, y, f"{cls.__name__}.from_estimator")
         X, y, outcome = estimator._check_query(X, y)
         weights, outcomes = estimator._retrain(X, y, estimator.n_retrainings)
-        predicted = estimator._predict_outcomes(X, y, weights, outcome)
+        predicted = estimator._predicted(X, y, weights, outcome)
         display = cls(
             outcomes=outcomes,
             predicted=predicted,

@@ -178,7 +178,7 @@ class RemovalCurveDisplay:
             random_state = estimator._score_seed
         curve = removal_curve(
             partial(_outcomes, estimator, X, y),
-            estimator._attribute(X, y, outcome)[0].mean(axis=0),
+            estimator._attributed(X, y, outcome)[0].mean(axis=0),
             fractions=fractions,
             n_random=n_random,
             random_state=random_state,

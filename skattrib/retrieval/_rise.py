@@ -15,9 +15,13 @@ from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._functional import chunks
 from skattrib.engine._last_layer import find_head
 from skattrib.engine._losses import SetOutcome
-from skattrib.influence._costs import attribution_bytes, training_seconds
+from skattrib.influence._costs import attribution_bytes
 from skattrib.models._as_model import as_model
-from skattrib.models._costs import Cost, multiplications_per_second
+from skattrib.models._costs import (
+    Cost,
+    multiplications_per_second,
+    training_seconds,
+)
 from skattrib.models._network import untrained
 from skattrib.models.language import CausalLanguageModel
 from skattrib.retrieval._indexing import (
@@ -49,6 +53,9 @@ _SKETCH_WORK = 600
 # Its bytes in the index, which is copied as it grows, and in float32, of as many rows
 # as are sketched at once.
 _KEPT, _MADE = 2 * 2, 3 * 4
+# A similarity is no effect, which retrained halves could correct.
+_SHARED = {**BaseAttributor._parameter_constraints}
+del _SHARED["n_halves"]
 
 
 @fill_in(ATTRIBUTOR_DOCS)
@@ -164,7 +171,7 @@ class RISEValuator(BaseAttributor):
     """
 
     _parameter_constraints: dict = {
-        **BaseAttributor._parameter_constraints,
+        **_SHARED,
         "estimator": [
             *BaseAttributor._parameter_constraints["estimator"],
             CausalLanguageModel,

@@ -9,6 +9,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from skattrib._docstrings import fill_in
 from skattrib.base import ATTRIBUTOR_DOCS
 from skattrib.surrogate._base import SurrogateAttributor
+from skattrib.surrogate._halves import PosteriorOfPrior
 from skattrib.surrogate._regressors import KernelSurrogate, LinearSurrogate
 
 __all__ = ["KernelSurrogateAttributor", "LinearSurrogateAttributor"]
@@ -63,7 +64,7 @@ _DOCS = {
         uses this one's; `outcome`, and parameters that the prior leaves unset, are
         always taken from here. With an `AdamWInfluence`, a few subsets are enough where
         the surrogate alone needs hundreds; its attributions are used as they are, so
-        set its `inclusion` to suit `at`.
+        set its `inclusion` to suit `at`. Its own `n_halves` is not used.
     """,
     "retraining": """
     n_retrainings : int, default=32
@@ -123,11 +124,13 @@ class KernelSurrogateAttributor(SurrogateAttributor):
         Width of the Gaussian kernel on weightings; "auto" is √(n_units / 2).
     %(subsets)s
     %(outcome)s
+    %(asked_halves)s
     %(retraining)s
 
     Attributes
     ----------
     %(attributes)s
+    %(halves_found)s
     %(units)s
 
     See Also
@@ -182,6 +185,7 @@ class KernelSurrogateAttributor(SurrogateAttributor):
         at="loo",
         prior=None,
         outcome="auto",
+        n_halves=0,
         n_retrainings=32,
         retrain_size=0.5,
         memory=None,
@@ -203,6 +207,7 @@ class KernelSurrogateAttributor(SurrogateAttributor):
         self.at = at
         self.prior = prior
         self.outcome = outcome
+        self.n_halves = n_halves
         self.n_retrainings = n_retrainings
         self.retrain_size = retrain_size
         self.memory = memory
@@ -247,7 +252,7 @@ class KernelSurrogateAttributor(SurrogateAttributor):
 
 
 @fill_in(_DOCS)
-class LinearSurrogateAttributor(SurrogateAttributor):
+class LinearSurrogateAttributor(PosteriorOfPrior, SurrogateAttributor):
     """Task attribution by ridge regression on subsets: the additive baseline.
 
     Parameters
@@ -258,11 +263,13 @@ class LinearSurrogateAttributor(SurrogateAttributor):
         "loocv" selects for each query the one with the smallest leave-one-out error.
     %(subsets)s
     %(outcome)s
+    %(asked_halves)s
     %(retraining)s
 
     Attributes
     ----------
     %(attributes)s
+    %(halves_found)s
     %(units)s
 
     See Also
@@ -276,6 +283,11 @@ class LinearSurrogateAttributor(SurrogateAttributor):
     effect of the unit when the others are present with probability `inclusion`.
     Interactions are 0. Predicted outcomes are smoothed by the ridge, also at weights
     of 1.
+
+    With a `prior` and ``at="banzhaf"`` the subsets are halves with their complements,
+    really retrained, and the surrogate is the posterior that the prior itself has with
+    ``n_halves=n_subsets`` (:ref:`posterior`); `ridge` is not used then. As it does there,
+    ``estimation="gradient"`` keeps the ridge regression.
 
     Examples
     --------
@@ -310,6 +322,7 @@ class LinearSurrogateAttributor(SurrogateAttributor):
         at="loo",
         prior=None,
         outcome="auto",
+        n_halves=0,
         n_retrainings=32,
         retrain_size=0.5,
         memory=None,
@@ -330,6 +343,7 @@ class LinearSurrogateAttributor(SurrogateAttributor):
         self.at = at
         self.prior = prior
         self.outcome = outcome
+        self.n_halves = n_halves
         self.n_retrainings = n_retrainings
         self.retrain_size = retrain_size
         self.memory = memory

@@ -27,11 +27,14 @@ from skattrib.exceptions import UnsupportedModelError
 from skattrib.influence._costs import (
     refits_bytes,
     refits_seconds,
+)
+from skattrib.models._as_model import as_model
+from skattrib.models._costs import (
+    Cost,
+    multiplications_per_second,
     training_cost,
     training_seconds,
 )
-from skattrib.models._as_model import as_model
-from skattrib.models._costs import Cost, multiplications_per_second
 from skattrib.models._network import untrained
 from skattrib.models._retraining import as_retrainable
 from skattrib.random_projection import (
@@ -227,6 +230,8 @@ class SurrogateAttributor(BaseAttributor):
         defaults = {"estimator": clone(estimator), "random_state": self._fit_seed}
         defaults.update(memory=self.memory, n_jobs=self.n_jobs)
         unset = {k: v for k, v in defaults.items() if getattr(prior, k) is None}
+        if hasattr(prior, "n_halves"):  # no outcome counts twice
+            unset["n_halves"] = 0
         return prior.set_params(outcome=self.outcome, **unset)
 
     def _check_prior(self, estimator):
@@ -234,7 +239,7 @@ class SurrogateAttributor(BaseAttributor):
             return
         prior = self._unfitted_prior(estimator)
         prior._validate_params()
-        prior._check_estimator(prior.estimator)
+        prior._check_usable(prior.estimator)
         if is_classifier(prior.estimator) != is_classifier(estimator):
             raise ValueError(
                 f"prior attributes {type(prior.estimator).__name__}, but the surrogate "
@@ -314,8 +319,10 @@ class SurrogateAttributor(BaseAttributor):
         return np.delete(design, dropped, axis=0)
 
     def _seen_weightings(self):
-        seen = None if self.prior_ is None else self.prior_._seen_weightings()
-        return self.weights_ if seen is None else np.vstack([self.weights_, seen])
+        seen = [self.weights_, super()._seen_weightings()]
+        if self.prior_ is not None:
+            seen.append(self.prior_._seen_weightings())
+        return np.vstack([weights for weights in seen if weights is not None])
 
     # ---------------------------------------------------------------- queries
     def _fitted_surrogate(self, X, y, outcome):

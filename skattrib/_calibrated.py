@@ -1,0 +1,290 @@
+"""Attributions with sizes and intervals, from halves of the units really retrained."""
+
+import warnings
+
+import numpy as np
+from sklearn.base import is_classifier
+from sklearn.exceptions import EfficiencyWarning
+
+from skattrib._posterior._gaussian import (
+    FEWEST_PAIRS,
+    Halves,
+    Knowledge,
+    posterior,
+    query_posteriors,
+)
+from skattrib._posterior._halves import (
+    TrainedHalves,
+    automatic_halves,
+    count_halves,
+    draw_halves,
+)
+from skattrib._validation import memory_cap, sorted_labels
+from skattrib.exceptions import FaithfulnessWarning, UnsupportedModelError
+from skattrib.models._as_model import as_model
+from skattrib.models._costs import Cost, training_cost
+from skattrib.models._network import untrained
+from skattrib.models._protocol import protocols
+
+#: What an attribution is once halves were retrained.
+ESTIMAND = "mean effect of this unit on the outcome, others present half the time"
+# Groups of like targets of a regression, of which errors have a part in common.
+_N_GROUPS = 5
+
+
+class CalibratedByHalves:
+    """Methods of an attributor that give it a posterior, if it has ``n_halves``.
+
+    It has what `skattrib.base.BaseAttributor` learns in ``fit``.
+    """
+
+    #: Halves of the units that were retrained, None before that.
+    _trained_halves = None
+    #: Whether what `_attribute` gives as standard errors are of an average alone.
+    _spread_is_no_error = False
+
+    def _knowledge(self):
+        """Return what is known of the errors of these attributions beforehand."""
+        return Knowledge()
+
+    def _wanted_halves(self):
+        """Return how many halves ``n_halves="auto"`` should take; 0 for none."""
+        return 0
+
+    def _asks_for_halves(self):
+        """Return whether halves are to be retrained, if they can be."""
+        return getattr(self, "n_halves", 0) != 0
+
+    # -------------------------------------------------------------------- fit
+    def _check_halves(self, estimator):
+        """Raise, before anything is trained, if halves cannot be."""
+        n_halves = getattr(self, "n_halves", 0)
+        if n_halves in ("auto", 0):
+            return
+        if n_halves % 2:
+            raise ValueError(
+                f"n_halves={n_halves} must be even: each half comes with its "
+                f"complement. Use {n_halves + 1}, or 0 for none."
+            )
+        self._check_trainable(estimator, f"n_halves={n_halves}")
+
+    def _check_trainable(self, estimator, what):
+        """Raise if a model cannot be trained again."""
+        model = as_model(estimator)
+        unknown = model.frozen and "Recorded" in protocols(model) and not model.has_run
+        if unknown or not model.can_retrain:
+            raise UnsupportedModelError(
+                f"{what} trains {model.name} again, and "
+                f"{'its training was not recorded' if unknown else 'it cannot be'}. "
+                "Use n_halves=0, which retrains nothing."
+            )
+
+    def _check_distinct_halves(self):
+        """Raise if there are not so many; warn if there are few."""
+        n_halves = getattr(self, "n_halves", 0)
+        if n_halves in ("auto", 0):
+            return
+        n_possible = count_halves(self.n_units_)
+        if n_halves > n_possible:
+            raise ValueError(
+                f"n_halves={n_halves}, but {self.n_units_} units have {n_possible} "
+                f"different halves. Use n_halves={n_possible // 4 * 2} at most, which "
+                "leaves as many to `score`, or 0."
+            )
+        if n_halves < 2 * FEWEST_PAIRS:
+            warnings.warn(
+                f"n_halves={n_halves} are too few to say much: sizes and intervals are "
+                f"those of the prior. Use at least {2 * FEWEST_PAIRS}.",
+                FaithfulnessWarning,
+                stacklevel=7,
+            )
+
+    def _count_halves(self, n_bytes):
+        """Return how many halves to retrain, if a model takes so many bytes."""
+        n_halves = getattr(self, "n_halves", 0)
+        if n_halves != "auto":
+            return n_halves
+        wanted = self._wanted_halves()
+        if not wanted:
+            return 0
+        # what is too large goes to the memory on disk, if there is one
+        n_bytes = n_bytes * self._n_seeds() if self.memory is None else 0
+        return automatic_halves(self.n_units_, wanted, n_bytes)
+
+    def _learn_halves(self):
+        """Train the halves, and learn what the posterior needs."""
+        n_bytes = self._model_bytes()
+        n_halves = self._count_halves(n_bytes)
+        if hasattr(self, "n_halves"):
+            self.n_halves_ = n_halves
+        if not n_halves:
+            if getattr(self, "n_halves", 0) == "auto" and self._wanted_halves():
+                self._say(
+                    f"no halves: {self.n_units_} units have too few, or models are too "
+                    "large to keep; sizes and standard errors are not calibrated"
+                )
+            return
+        self.halves_ = draw_halves(self.n_units_, n_halves, self._halves_seed)
+        size = n_bytes * n_halves * self._n_seeds()
+        if size > memory_cap() and self.memory is None:
+            warnings.warn(
+                f"The models of n_halves={n_halves} halves take {size / 2**20:.0f} "
+                "MiB, over scikit-learn's working_memory of "
+                f"{memory_cap() / 2**20:.0f} MiB, and all are kept. Use fewer, or "
+                "memory=, which keeps them on disk.",
+                EfficiencyWarning,
+                stacklevel=6,
+            )
+        self._say(f"{n_halves} random halves retrained, for sizes and intervals")
+        self._trained_halves = TrainedHalves(
+            self._model,
+            self._features,
+            self._targets,
+            self.halves_,
+            unit_of_row=self._unit_of_row,
+            row_weights=self._row_weights,
+            n_seeds=self._n_seeds(),
+            n_bytes=n_bytes,
+            memory=self.memory,
+            n_jobs=self.n_jobs,
+            verbose=self.verbose,
+        )
+        self._evidence = Halves(self.halves_, self._classes_of_units())
+        self.estimand_ = ESTIMAND
+
+    def _model_bytes(self):
+        """Return the bytes of a kept model; 0 where they cannot be told."""
+        module = getattr(as_model(self._model), "module", None)
+        if module is None:
+            return 0
+        return sum(p.numel() * p.element_size() for p in module.parameters())
+
+    def _classes_of_units(self):
+        """Return the class, or the group of like targets, of each unit that is a row."""
+        y = self._targets
+        if self.tasks_ is not None or y.ndim > 1:
+            return None
+        if is_classifier(self._model):
+            return sorted_labels(y, "y")[1]
+        if y.dtype.kind not in "fiu":
+            return None
+        edges = np.quantile(y, np.arange(1, _N_GROUPS) / _N_GROUPS)
+        return np.searchsorted(np.unique(edges), y, side="right")
+
+    def _whole_cost(self, estimator, X, y, n_queries):
+        """Return `_cost`, with that of retrained halves."""
+        cost = self._cost(estimator, X, y, n_queries)
+        if not self._asks_for_halves():
+            return cost
+        model = as_model(estimator)
+        problem = untrained(model.network(self), X, y) if model.stacks else None
+        n_bytes = 0
+        if problem is not None:
+            n_bytes = problem.model.n_params * problem.X.element_size()
+        n_halves = self._count_halves(n_bytes)
+        if not n_halves:
+            return cost
+        n_models = n_halves * self._n_seeds()
+        seconds, size = training_cost(model, problem, n_models, X, y)
+        kept = size if problem is None else n_models * n_bytes
+        if problem is None:  # of other estimators, that are fitted to half of the rows
+            seconds, kept = seconds / 2, kept / 2
+        way = f"{n_halves} retrained halves, for sizes and intervals"
+        return Cost(
+            ESTIMAND,
+            cost.trainings + n_models,
+            cost.seconds + seconds,
+            cost.megabytes + min(kept, memory_cap()) / 2**20,
+            f"{cost.way}; {way}" if cost.way else way,
+        )
+
+    # ---------------------------------------------------------------- queries
+    def _seen_weightings(self):
+        """Return the weightings (m, n_units) whose outcomes were fitted, or None."""
+        return None if self._trained_halves is None else self.halves_.astype(float)
+
+    def _attributed(self, X, y, outcome):
+        """Return attributions (n_queries, n_units) and their deviations, or None.
+
+        Those of `_attribute`, or of the posterior that begins with them.
+        """
+        found = self._attribute(X, y, outcome)
+        if self._trained_halves is None:
+            return found
+        outcomes = self._half_outcomes(X, y, outcome)
+        if len(found[0]) != outcomes.shape[1]:
+            return found  # of an attributor that knows no sets, and is told so
+        after = posterior(*found, self._evidence, outcomes, self._knowledge())
+        return after.mean, after.std
+
+    def _half_outcomes(self, X, y, outcome):
+        """Return the outcomes (m, n_queries) of retrained halves; warn if some are bad."""
+        outcomes = self._trained_halves.outcomes(X, y, outcome)
+        lost = ~np.isfinite(outcomes).all(axis=1)
+        if lost.any():
+            warnings.warn(
+                f"Outcomes of {lost.sum()} of {len(lost)} retrained halves are not "
+                "finite: they are left out, with their complements.",
+                FaithfulnessWarning,
+                stacklevel=6,
+            )
+        equal = np.flatnonzero(np.ptp(outcomes[~lost], axis=0) == 0)
+        if len(equal):
+            warnings.warn(
+                f"The outcomes of queries {equal[:10].tolist()} are the same whichever "
+                "half of the units is trained on: nothing can be attributed there.",
+                FaithfulnessWarning,
+                stacklevel=6,
+            )
+        return outcomes
+
+    def _warn_if_not_calibrated(self):
+        """Warn if standard errors are no errors of the attributions."""
+        if self._spread_is_no_error and self._trained_halves is None:
+            warnings.warn(
+                "Standard errors are those of an average over runs: they are not "
+                "calibrated, and miss what all runs have in common. Pass n_halves=64 "
+                f"to {type(self).__name__} for intervals that hold.",
+                FaithfulnessWarning,
+                stacklevel=3,
+            )
+
+    def _posteriors(self, X, y, outcome):
+        """Yield the posterior of each query; see `QueryPosterior`."""
+        found = self._attribute(X, y, outcome)
+        outcomes = self._half_outcomes(X, y, outcome)
+        return query_posteriors(*found, self._evidence, outcomes, self._knowledge())
+
+    def _check_has_halves(self, what):
+        """Raise if no halves were retrained."""
+        if self._trained_halves is None:
+            raise ValueError(
+                f"{what} needs retrained halves, and there are none. Pass n_halves=64 "
+                f"to {type(self).__name__}, with an estimator that can be trained "
+                "again."
+            )
+
+    def _predicted(self, X, y, weights, outcome):
+        """Return predicted outcomes (n_weightings, n_queries)."""
+        if self._trained_halves is None:
+            return self._predict_outcomes(X, y, weights, outcome)
+        return self._predictor(X, y, outcome)(weights)
+
+    def _predictor(self, X, y, outcome):
+        """Return `_predicted` as a function of weights, prepared once."""
+        if self._trained_halves is None:
+            return self._prepare(X, y, outcome)
+        found = list(self._posteriors(X, y, outcome))
+        return lambda weights: _each_predicted(found, weights)[0]
+
+    def _predicted_with_std(self, X, y, weights, outcome):
+        """Return predicted outcomes (n_weightings, n_queries) and their deviations."""
+        return _each_predicted(self._posteriors(X, y, outcome), weights)
+
+
+def _each_predicted(posteriors, weights):
+    """Return predictions of posteriors, and deviations; NaN where there is none."""
+    nothing = np.full((2, len(weights)), np.nan)
+    found = [nothing if one is None else one.predicted(weights) for one in posteriors]
+    predicted, std = np.array(found).reshape(-1, 2, len(weights)).transpose(1, 2, 0)
+    return predicted, std

@@ -1,0 +1,1 @@
+"""Attributions, their sizes and intervals from models that were really retrained."""

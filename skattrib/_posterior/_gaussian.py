@@ -1,0 +1,341 @@
+"""The Gaussian posterior of attributions, given outcomes of retrained halves.
+
+On a random half w of the units an outcome is mean + Σ z b + interactions, z = w - 1/2.
+Half the difference to the complement, D, has no orders that are even. What is left of it
+after a slope s times the attributions, r = D - s z·a, has variance O, of which a share φ
+is additive: the errors of the attributions. So errors have a size that is known, and
+each difference tells something of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.special import digamma, polygamma
+from scipy.stats import t
+
+FloatArray = NDArray[np.float64]
+
+#: Fewest pairs of halves that a posterior is worth having from.
+FEWEST_PAIRS = 8
+# Of the variance of an error, the part that goes with the squared attribution.
+_BY_SIZE = 0.2
+# The part that units of one class have in common.
+_IN_CLASS = 0.05
+# Errors have the tails of Student's t with so many degrees of freedom.
+_TAILS = 4
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What is known of an attributor's errors, before anything is retrained.
+
+    Attributes
+    ----------
+    slope : tuple of float
+        Mean and standard deviation of the slope of true effects on attributions.
+    level : tuple of float or None
+        Median, and standard deviation of the logarithm, of the variance O over a
+        quarter of the sum of squared standard errors; None where these say nothing.
+    share : float
+        Additive share φ of O.
+    """
+
+    slope: tuple[float, float] = (1.0, 2.0)
+    level: tuple[float, float] | None = None
+    share: float = 0.55
+
+
+def half_width(std: NDArray[np.floating], level: float = 0.95) -> NDArray[np.floating]:
+    """Return half the width of intervals around the mean of a posterior.
+
+    Parameters
+    ----------
+    std : ndarray
+        Standard deviations.
+    level : float
+        Chance that the truth is inside: at 0.95 it is 1.96 standard deviations, at 0.68
+        0.80, as tails are those of Student's t with 4 degrees of freedom.
+    """
+    quantile = t(_TAILS).ppf((1 + level) / 2) / t(_TAILS).std()
+    return cast(NDArray[np.floating], quantile * std)
+
+
+def intervals(
+    mean: NDArray[np.floating], std: NDArray[np.floating]
+) -> dict[str, NDArray[np.floating]]:
+    """Return the ends of 95 % intervals, by the names of their columns."""
+    half = half_width(std)
+    return {"lower_95": mean - half, "upper_95": mean + half}
+
+
+class Halves:
+    """Random halves of the units, each followed by its complement.
+
+    Parameters
+    ----------
+    present : ndarray of shape (2 P, n_units)
+        Which units are in each.
+    classes : ndarray of int of shape (n_units,) or None
+        Class of each unit, of which errors have a part in common.
+    """
+
+    def __init__(
+        self, present: NDArray[np.bool_], classes: NDArray[np.intp] | None = None
+    ) -> None:
+        self.differences = (present[::2].astype(float) - present[1::2]) / 2
+        self.n_units = present.shape[1]
+        self._members: FloatArray | None = None
+        if classes is not None:
+            codes = np.arange(classes.max() + 1)
+            self._members = (classes[:, None] == codes).astype(float)
+
+    def scaled(self, weights: FloatArray, profile: FloatArray) -> FloatArray:
+        """Return rows (k, n_units + n_classes) whose products are prior covariances.
+
+        ``weights`` (k, n_units) are around 1/2, ``profile`` (n_units,) the relative
+        variances of errors.
+        """
+        members, scale = self._members, 4 / self.n_units
+        if members is None:
+            return weights * np.sqrt(scale * profile)
+        alone = weights * np.sqrt((1 - _IN_CLASS) * scale * profile)
+        common = weights @ members * np.sqrt(_IN_CLASS * scale)
+        return np.hstack([alone, common])
+
+    def covariances(self, scaled: FloatArray, profile: FloatArray) -> FloatArray:
+        """Return the prior covariances (k, n_units) of rows of `scaled` with errors."""
+        members, scale = self._members, 4 / self.n_units
+        if members is None:
+            return scaled * np.sqrt(scale * profile)
+        alone, common = np.split(scaled, [self.n_units], axis=1)
+        alone = alone * np.sqrt((1 - _IN_CLASS) * scale * profile)
+        return alone + common @ members.T * np.sqrt(_IN_CLASS * scale)
+
+    def variances(self, profile: FloatArray) -> FloatArray:
+        """Return the prior variances (n_units,) of errors."""
+        scale = 4 / self.n_units
+        if self._members is None:
+            return scale * profile
+        return scale * ((1 - _IN_CLASS) * profile + _IN_CLASS)
+
+
+@dataclass(frozen=True)
+class QueryPosterior:
+    """What retrained halves say of the attributions of one query.
+
+    Attributes
+    ----------
+    mean, std : ndarray of shape (n_units,)
+        Attributions, centred, and their standard deviations.
+    slope : float
+        Of true effects on the attributions that it began with; not above 0 where these
+        are worthless, and are not used.
+    variance : float
+        Of half the difference between complementary halves, after the slope.
+    share : float
+        Additive part of it.
+    middle, even : float
+        Mean outcome of the halves; variance of the means of pairs.
+    n_pairs : int
+    """
+
+    mean: FloatArray
+    std: FloatArray
+    slope: float
+    variance: float
+    share: float
+    middle: float
+    even: float
+    n_pairs: int
+    _halves: Halves
+    _profile: FloatArray
+    _scaled: FloatArray
+    _factor: FloatArray
+
+    def predicted(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return predicted outcomes (k,) for weights (k, n_units), and deviations.
+
+        Interactions, which no attribution has, are in the deviations.
+        """
+        around = weights - 0.5
+        outcomes = self.middle + around @ self.mean
+        asked = self._halves.scaled(around, self._profile)
+        with_pairs = asked @ self._scaled.T
+        known = solve_triangular(self._factor, with_pairs.T, lower=True)
+        additive = np.square(asked).sum(axis=1)
+        additive -= self.share * np.square(known).sum(axis=0)
+        variance = self.variance * (self.share * additive + 1 - self.share)
+        variance += self.even * (1 + 1 / self.n_pairs)
+        return outcomes, np.sqrt(np.maximum(variance, 0))
+
+
+def query_posterior(
+    attributions: FloatArray,
+    errors: FloatArray | None,
+    halves: Halves,
+    outcomes: FloatArray,
+    knowledge: Knowledge,
+    share: float | None = None,
+) -> QueryPosterior | None:
+    """Return the posterior of one query; None if too few outcomes are finite.
+
+    Parameters
+    ----------
+    attributions : ndarray of shape (n_units,)
+        What to begin with. Not finite: nothing.
+    errors : ndarray of shape (n_units,) or None
+        Their standard errors, of which only the relation to each other, and for a prior
+        of the level their size, counts.
+    halves : Halves
+    outcomes : ndarray of shape (2 P,)
+        Of the models retrained on them; pairs with one that is not finite are left out.
+    knowledge : Knowledge
+    share : float or None
+        In the place of that of ``knowledge``.
+    """
+    first, second = outcomes[::2], outcomes[1::2]
+    finite = np.isfinite(first) & np.isfinite(second)
+    n_pairs, Z = int(finite.sum()), halves.differences
+    if n_pairs < 2:
+        return None
+    if n_pairs < len(finite):
+        Z, first, second = Z[finite], first[finite], second[finite]
+    D, middles = (first - second) / 2, (first + second) / 2
+    if not np.isfinite(attributions).all():
+        attributions, errors = np.zeros(halves.n_units), None
+    a = attributions - attributions.mean()
+    slope = _slope(Z @ a, D, *knowledge.slope)
+    used = max(slope, 0.0)
+    r = D - used * (Z @ a)
+    variance = _level(r, errors, knowledge.level)
+    phi = knowledge.share if share is None else share
+    profile = _profile(a if used else np.zeros_like(a), errors)
+
+    scaled = halves.scaled(Z, profile)
+    kernel = phi * (scaled @ scaled.T)  # of equal factors: half the work
+    kernel.flat[:: n_pairs + 1] += 1 - phi
+    factor = np.tril(cho_factor(kernel, lower=True, check_finite=False)[0])
+    with_errors = halves.covariances(scaled, profile)
+    mean = used * a + phi * (cho_solve((factor, True), r) @ with_errors)
+    known = solve_triangular(factor, with_errors, lower=True, check_finite=False)
+    left = halves.variances(profile) - phi * np.square(known).sum(axis=0)
+    std = np.sqrt(np.maximum(phi * variance * left, 0))
+    return QueryPosterior(
+        mean - mean.mean(),
+        std,
+        slope,
+        variance,
+        phi,
+        float(middles.mean()),
+        float(middles.var(ddof=1)),
+        n_pairs,
+        halves,
+        profile,
+        scaled,
+        factor,
+    )
+
+
+def _slope(x: FloatArray, d: FloatArray, mean: float, sd: float) -> float:
+    """Return the slope of d on x, drawn to its prior."""
+    squares = float(x @ x)
+    if squares < np.finfo(float).tiny:
+        return mean
+    own = float(x @ d) / squares
+    noise = float(np.square(d - own * x).sum()) / (len(x) - 1) / squares
+    weight = sd**2 / (sd**2 + noise)
+    return weight * own + (1 - weight) * mean
+
+
+def _level(
+    r: FloatArray, errors: FloatArray | None, level: tuple[float, float] | None
+) -> float:
+    """Return the variance of residuals, drawn to what standard errors suggest."""
+    squares = float(r @ r)
+    if squares < np.finfo(float).tiny:
+        return 0.0
+    half = (len(r) - 1) / 2
+    # the logarithm of a chi-squared number: its mean and variance
+    log = np.log(squares / (len(r) - 1)) - digamma(half) + np.log(half)
+    noise = float(polygamma(1, half))
+    spread = 0.0 if errors is None else float(np.square(errors).sum()) / 4
+    if level is None or spread < np.finfo(float).tiny or not np.isfinite(spread):
+        return float(np.exp(log + noise / 2))
+    kept = level[1] ** 2 / (level[1] ** 2 + noise)
+    prior = np.log(level[0] * spread)
+    return float(np.exp(prior + kept * (log - prior) + kept * noise / 2))
+
+
+def _profile(a: FloatArray, errors: FloatArray | None) -> FloatArray:
+    """Return the relative variances (n_units,) of errors; their mean is 1."""
+    spread = np.ones_like(a)
+    if errors is not None and np.isfinite(errors).all() and errors.any():
+        spread = errors / errors.mean()
+    squares = np.square(a)
+    if not squares.any():
+        return spread
+    return (1 - _BY_SIZE) * spread + _BY_SIZE * squares / squares.mean()
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What retrained halves say of the attributions of several queries.
+
+    Attributes
+    ----------
+    mean, std : ndarray of shape (n_queries, n_units)
+        NaN for a query without outcomes that are finite.
+    slope, variance, share : ndarray of shape (n_queries,)
+        As in `QueryPosterior`.
+    """
+
+    mean: FloatArray
+    std: FloatArray
+    slope: FloatArray
+    variance: FloatArray
+    share: FloatArray
+
+
+def query_posteriors(
+    attributions: FloatArray,
+    errors: FloatArray | None,
+    halves: Halves,
+    outcomes: FloatArray,
+    knowledge: Knowledge,
+) -> Iterator[QueryPosterior | None]:
+    """Yield the posterior of each query, by itself; see `query_posterior`.
+
+    Attributions, and errors, are (n_queries, n_units), outcomes (2 P, n_queries).
+    """
+    for i, row in enumerate(attributions):
+        yield query_posterior(
+            np.asarray(row, dtype=float),
+            None if errors is None else np.asarray(errors[i], dtype=float),
+            halves,
+            np.asarray(outcomes[:, i], dtype=float),
+            knowledge,
+        )
+
+
+def posterior(
+    attributions: FloatArray,
+    errors: FloatArray | None,
+    halves: Halves,
+    outcomes: FloatArray,
+    knowledge: Knowledge,
+) -> Posterior:
+    """Return the posteriors of `query_posteriors`, without what predicts."""
+    mean, std = np.full((2, *attributions.shape), np.nan)
+    figures = np.full((3, len(attributions)), np.nan)
+    rows = attributions, errors, halves, outcomes, knowledge
+    for i, found in enumerate(query_posteriors(*rows)):
+        if found is not None:
+            mean[i], std[i] = found.mean, found.std
+            figures[:, i] = found.slope, found.variance, found.share
+    return Posterior(mean, std, *figures)

@@ -160,7 +160,7 @@ class CalibratedByHalves:
         return sum(p.numel() * p.element_size() for p in module.parameters())
 
     def _classes_of_units(self):
-        """Return the class, or the group of like targets, of each unit that is a row."""
+        """Return the class, or group of like targets, of units that are rows."""
         y = self._targets
         if self.tasks_ is not None or y.ndim > 1:
             return None
@@ -218,7 +218,7 @@ class CalibratedByHalves:
         return after.mean, after.std
 
     def _half_outcomes(self, X, y, outcome):
-        """Return the outcomes (m, n_queries) of retrained halves; warn if some are bad."""
+        """Return the outcomes (m, n_queries) of retrained halves; warn of bad ones."""
         outcomes = self._trained_halves.outcomes(X, y, outcome)
         lost = ~np.isfinite(outcomes).all(axis=1)
         if lost.any():

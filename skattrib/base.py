@@ -49,7 +49,6 @@ from skattrib._validation import (
     check_fits,
     check_not_single,
     check_tasks,
-    check_weights,
     dense,
     draw_seed,
     float_dtype,

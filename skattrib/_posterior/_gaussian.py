@@ -1,10 +1,10 @@
 """The Gaussian posterior of attributions, given outcomes of retrained halves.
 
 On a random half w of the units an outcome is mean + Σ z b + interactions, z = w - 1/2.
-Half the difference to the complement, D, has no orders that are even. What is left of it
-after a slope s times the attributions, r = D - s z·a, has variance O, of which a share φ
-is additive: the errors of the attributions. So errors have a size that is known, and
-each difference tells something of them.
+Half the difference to the complement, D, has no orders that are even. What is left of
+it after a slope s times the attributions, r = D - s z·a, has variance O, of which a
+share φ is additive: the errors of the attributions. So errors have a size that is
+known, and each difference tells something of them.
 """
 
 from __future__ import annotations

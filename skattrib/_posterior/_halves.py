@@ -72,8 +72,8 @@ class TrainedHalves:
     n_seeds : int
         Seeds that outcomes are averaged over; each has a model for every half.
     n_bytes : float
-        Of a model. If all are larger than the memory cap and there is a ``memory``, they
-        are left there, and read for every query.
+        Of a model. If all are larger than the memory cap and there is a ``memory``,
+        they are left there, and read for every query.
     memory, n_jobs, verbose
         As in `RetrainedModels`.
 
@@ -126,7 +126,7 @@ class TrainedHalves:
         self._lock, self._last = Lock(), LastAnswer()
 
     def _trained(self) -> Iterator[list[RetrainedModels]]:
-        """Yield the models of all seeds, of some halves at a time if they are not kept."""
+        """Yield the models of all seeds; if not kept, of some halves at a time."""
         m = len(self._present)
         for part in chunks(m, m if self._kept else CHUNK):
             weights = self._present[part][:, self._unit_of_row] * self._row_weights

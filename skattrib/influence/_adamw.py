@@ -10,9 +10,9 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skattrib._docstrings import fill_in
+from skattrib._posterior._gaussian import Knowledge
 from skattrib._validation import as_tensor, memory_cap
 from skattrib._verdict import calibration_slope, few_units_hint, scale_hint
-from skattrib._posterior._gaussian import Knowledge
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._adjoint import check_differentiable
 from skattrib.engine._functional import spread

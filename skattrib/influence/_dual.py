@@ -11,9 +11,9 @@ from sklearn.utils._param_validation import Interval, StrOptions, validate_param
 from sklearn.utils.validation import check_is_fitted
 
 from skattrib._docstrings import fill_in
+from skattrib._posterior._gaussian import Knowledge
 from skattrib._validation import as_tensor, check_weights, float_dtype
 from skattrib._verdict import scale_hint
-from skattrib._posterior._gaussian import Knowledge
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._functional import spread
 from skattrib.engine._losses import SetOutcome

@@ -286,8 +286,8 @@ class LinearSurrogateAttributor(PosteriorOfPrior, SurrogateAttributor):
 
     With a `prior` and ``at="banzhaf"`` the subsets are halves with their complements,
     really retrained, and the surrogate is the posterior that the prior itself has with
-    ``n_halves=n_subsets`` (:ref:`posterior`); `ridge` is not used then. As it does there,
-    ``estimation="gradient"`` keeps the ridge regression.
+    ``n_halves=n_subsets`` (:ref:`posterior`); `ridge` is not used then. With
+    ``estimation="gradient"``, or another `inclusion`, it is the ridge regression.
 
     Examples
     --------

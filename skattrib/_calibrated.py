@@ -6,6 +6,7 @@ import numpy as np
 from sklearn.base import is_classifier
 from sklearn.exceptions import EfficiencyWarning
 
+from skattrib._posterior._checks import held_out_figures
 from skattrib._posterior._gaussian import (
     FEWEST_PAIRS,
     Halves,
@@ -28,6 +29,8 @@ from skattrib.models._protocol import protocols
 
 #: What an attribution is once halves were retrained.
 ESTIMAND = "mean effect of this unit on the outcome, others present half the time"
+#: Figures of `diagnose` that come from retrained halves.
+HELD_OUT = "calibration_slope", "lds", "coverage", "prior_slope", "share"
 # Groups of like targets of a regression, of which errors have a part in common.
 _N_GROUPS = 5
 
@@ -217,7 +220,7 @@ class CalibratedByHalves:
         after = posterior(*found, self._evidence, outcomes, self._knowledge())
         return after.mean, after.std
 
-    def _half_outcomes(self, X, y, outcome):
+    def _half_outcomes(self, X, y, outcome, stacklevel=5):
         """Return the outcomes (m, n_queries) of retrained halves; warn of bad ones."""
         outcomes = self._trained_halves.outcomes(X, y, outcome)
         lost = ~np.isfinite(outcomes).all(axis=1)
@@ -226,7 +229,7 @@ class CalibratedByHalves:
                 f"Outcomes of {lost.sum()} of {len(lost)} retrained halves are not "
                 "finite: they are left out, with their complements.",
                 FaithfulnessWarning,
-                stacklevel=6,
+                stacklevel=stacklevel,
             )
         equal = np.flatnonzero(np.ptp(outcomes[~lost], axis=0) == 0)
         if len(equal):
@@ -234,7 +237,7 @@ class CalibratedByHalves:
                 f"The outcomes of queries {equal[:10].tolist()} are the same whichever "
                 "half of the units is trained on: nothing can be attributed there.",
                 FaithfulnessWarning,
-                stacklevel=6,
+                stacklevel=stacklevel,
             )
         return outcomes
 
@@ -249,10 +252,22 @@ class CalibratedByHalves:
                 stacklevel=3,
             )
 
+    def _held_out(self, X, y, outcome):
+        """Return figures of halves held out, None each if there are none."""
+        if self._trained_halves is None:
+            return dict.fromkeys(HELD_OUT)
+        classes = self._classes_of_units()
+        return held_out_figures(
+            *self._attribute(X, y, outcome),
+            lambda which: Halves(self.halves_[which], classes),
+            self._half_outcomes(X, y, outcome),
+            self._knowledge(),
+        )
+
     def _posteriors(self, X, y, outcome):
         """Yield the posterior of each query; see `QueryPosterior`."""
         found = self._attribute(X, y, outcome)
-        outcomes = self._half_outcomes(X, y, outcome)
+        outcomes = self._half_outcomes(X, y, outcome, stacklevel=8)
         return query_posteriors(*found, self._evidence, outcomes, self._knowledge())
 
     def _check_has_halves(self, what):

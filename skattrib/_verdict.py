@@ -27,9 +27,6 @@ def calibration_slope(predicted, truth):
 # Where no model was retrained: only that could show that it is right.
 UNTRIED = "Nothing speaks against it, but no model was retrained"
 SIZE_WRONG = "Trust the order, not the size"
-SIZE_WRONG_UNTRIED = (
-    "The size is wrong, and no model was retrained to see whether the order is right"
-)
 
 # Root mean square of the largest feature over that of the median one.
 _SPREAD_LIMIT = 100
@@ -63,6 +60,34 @@ def few_units_hint(n_units, n_trainings):
     )
 
 
+# Share of what retrained halves show that intervals have at least.
+_LEAST_COVERAGE = 0.85
+
+
+def halves_findings(figures, against):
+    """Return what retrained halves say for trust; add what they say against it.
+
+    Parameters
+    ----------
+    figures : dict
+        With "coverage" and "prior_slope", None without retrained halves.
+    against : list of str
+    """
+    coverage, slope = figures["coverage"], figures["prior_slope"]
+    if coverage is None:
+        return []
+    if not slope > 0:
+        against.append(
+            "retrained halves move against the attributions, which are worthless here: "
+            "only what the halves show is used"
+        )
+    found = f"95 % intervals have {coverage:.0%} of what halves held out show"
+    if coverage < _LEAST_COVERAGE:
+        against.append(found)
+        return []
+    return [found]
+
+
 def judged(figures, against, in_favour, trust="Trust", hint=""):
     """Add ``trustworthy`` and ``verdict`` to figures; warn the caller's caller if bad.
 
@@ -80,6 +105,6 @@ def judged(figures, against, in_favour, trust="Trust", hint=""):
         warnings.warn(sentence, FaithfulnessWarning, stacklevel=4)
     else:
         if figures["lds"] is None:
-            trust = UNTRIED if trust == "Trust" else SIZE_WRONG_UNTRIED
+            trust = UNTRIED
         sentence = f"{trust}: {'; '.join(in_favour)}.{hint}"
     return Bunch(**figures, trustworthy=not against, verdict=sentence)

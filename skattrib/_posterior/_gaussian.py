@@ -143,6 +143,8 @@ class QueryPosterior:
     middle, even : float
         Mean outcome of the halves; variance of the means of pairs.
     n_pairs : int
+    residuals : ndarray of shape (P,)
+        What the slope leaves of the differences.
     """
 
     mean: FloatArray
@@ -153,6 +155,7 @@ class QueryPosterior:
     middle: float
     even: float
     n_pairs: int
+    residuals: FloatArray
     _halves: Halves
     _profile: FloatArray
     _scaled: FloatArray
@@ -163,16 +166,31 @@ class QueryPosterior:
 
         Interactions, which no attribution has, are in the deviations.
         """
-        around = weights - 0.5
-        outcomes = self.middle + around @ self.mean
+        odd, std = self.differences(weights - 0.5)
+        return self.middle + odd, np.hypot(std, np.sqrt(self._even_variance))
+
+    @property
+    def _even_variance(self) -> float:
+        """Variance of what complements have in common, and of its mean."""
+        return self.even * (1 + 1 / self.n_pairs)
+
+    def differences(self, around: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return half differences (k,) to complements, and their deviations.
+
+        ``around`` (k, n_units) are weights minus 1/2.
+        """
         asked = self._halves.scaled(around, self._profile)
         with_pairs = asked @ self._scaled.T
         known = solve_triangular(self._factor, with_pairs.T, lower=True)
         additive = np.square(asked).sum(axis=1)
         additive -= self.share * np.square(known).sum(axis=0)
         variance = self.variance * (self.share * additive + 1 - self.share)
-        variance += self.even * (1 + 1 / self.n_pairs)
-        return outcomes, np.sqrt(np.maximum(variance, 0))
+        return around @ self.mean, np.sqrt(np.maximum(variance, 0))
+
+    @property
+    def kernel(self) -> FloatArray:
+        """Prior covariances (P, P) of what errors add to differences; mean about 1."""
+        return cast(FloatArray, self._scaled @ self._scaled.T)
 
 
 def query_posterior(
@@ -235,6 +253,7 @@ def query_posterior(
         float(middles.mean()),
         float(middles.var(ddof=1)),
         n_pairs,
+        r,
         halves,
         profile,
         scaled,

@@ -1,6 +1,7 @@
 """Outcomes of retrained models, and scores that compare attributions with them."""
 
 from skattrib.engine._losses import SetOutcome
+from skattrib.evaluation._intervals import loo_intervals
 from skattrib.evaluation._metrics import (
     lds_score,
     loo_score,
@@ -23,6 +24,7 @@ __all__ = [
     "group_gap",
     "lds_score",
     "lds_scorer",
+    "loo_intervals",
     "loo_score",
     "make_weightings",
     "mislabel_score",

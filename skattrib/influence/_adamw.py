@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from skattrib._docstrings import fill_in
 from skattrib._posterior._gaussian import Knowledge
 from skattrib._validation import as_tensor, memory_cap
-from skattrib._verdict import calibration_slope, few_units_hint, scale_hint
+from skattrib._verdict import few_units_hint, scale_hint
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._adjoint import check_differentiable
 from skattrib.engine._functional import spread
@@ -596,9 +596,15 @@ class AdamWInfluence(BaseAttributor):
 
             - exploding_share: share of runs and queries whose attributions are more
               than ten times as large as the median run's.
-            - calibration_slope: slope of the outcomes of the runs, or of retrained
-              models, on predicted ones (1 is right); None for a single run.
-            - lds: with `n_retrainings`, rank correlation with retrained outcomes.
+            - calibration_slope, lds: slope of retrained outcomes on predicted ones (1
+              is right) and their rank correlation: of `n_retrainings` new models, else
+              of the retrained halves, each predicted by the others; else None.
+            - coverage: share of differences between complementary halves that are in
+              their 95 % intervals, each predicted by the others.
+            - prior_slope: median slope of retrained outcomes on the attributions that
+              halves correct; not above 0 where these are worthless, and not used.
+            - share: what is additive of their errors, the rest being interactions.
+              These three are None without retrained halves.
             - second_order_error: along the run on all units, without retraining: how
               far the trained weights go beyond the straight line when a unit is
               removed, as a share of it, to second order. Median of up to 16 units.
@@ -621,19 +627,11 @@ class AdamWInfluence(BaseAttributor):
         """
         check_is_fitted(self, "n_units_")
         X, y, outcome = self._check_finite_query(X, y)
-        queries = self._derivatives.queries(X, y, outcome)
-        slopes, _, state = self._swept(X, y, outcome)
-        share = float((state > 0).mean())
-        figures = Bunch(exploding_share=share, calibration_slope=None, lds=None)
-
+        _, _, state = self._swept(X, y, outcome)
+        figures = Bunch(exploding_share=float((state > 0).mean()))
+        figures.update(self._held_out(X, y, outcome))
         if n_retrainings:
             figures.update(self._calibrate(X, y, outcome, n_retrainings))
-        elif len(self.weights_) > 1:
-            actual = self._run_outcomes(queries)
-            predicted = self._linear(slopes, actual)(self.weights_)
-            figures.calibration_slope = calibration_slope(
-                predicted, finite_mean(actual, axis=0)
-            )
         figures.update(self._removal_errors(retrain=n_retrainings > 0))
 
         hint = scale_hint(self._features) + self._few_units_hint()

@@ -8,7 +8,7 @@ import torch
 from sklearn.utils import Bunch
 from torch import Tensor
 
-from skattrib._verdict import SIZE_WRONG, judged
+from skattrib._verdict import SIZE_WRONG, halves_findings, judged
 from skattrib.engine._functional import chunks
 from skattrib.engine._linearized import LinearizedModel
 from skattrib.engine._losses import Loss
@@ -119,6 +119,7 @@ def verdict(
             f"the approximation by landmarks misses {missed:.0%} of an exact solution"
         )
 
+    in_favour.extend(halves_findings(calibration, against))
     slope, lds = calibration["calibration_slope"], calibration["lds"]
     trust = "Trust"
     if slope is not None:

@@ -753,8 +753,15 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
               is negative; both are left out of the steps.
             - approximation: with ``solver="nystroem"``, relative error of the predicted
               output changes of eight units against an exact solution; else None.
-            - calibration_slope, lds: with `n_retrainings`, slope of retrained on
-              predicted outcomes (1 is right) and their rank correlation; else None.
+            - calibration_slope, lds: slope of retrained outcomes on predicted ones (1
+              is right) and their rank correlation: of `n_retrainings` new models, else
+              of the retrained halves, each predicted by the others; else None.
+            - coverage: share of differences between complementary halves that are in
+              their 95 % intervals, each predicted by the others.
+            - prior_slope: median slope of retrained outcomes on the attributions that
+              halves correct; not above 0 where these are worthless, and not used.
+            - share: what is additive of their errors, the rest being interactions.
+              These three are None without retrained halves.
             - trustworthy, verdict: whether the order of attributions can be trusted, as
               far as these figures tell, and a sentence on order and size.
 
@@ -765,9 +772,9 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         """
         X, y, outcome = self._check_finite_query(X, y)
         linear = self._linear_models[0]
-        calibration = {"calibration_slope": None, "lds": None}
+        calibration = self._held_out(X, y, outcome)
         if n_retrainings:
-            calibration = self._calibrate(X, y, outcome, n_retrainings)
+            calibration.update(self._calibrate(X, y, outcome, n_retrainings))
         if isinstance(linear, ExactModel):
             without_each = self._without_each[0]
             return diagnose_exact(linear, without_each, X, calibration)

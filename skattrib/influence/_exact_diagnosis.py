@@ -3,7 +3,7 @@
 import torch
 from sklearn.utils import Bunch
 
-from skattrib._verdict import judged
+from skattrib._verdict import halves_findings, judged
 from skattrib.engine._functional import spread
 from skattrib.influence._exact_models import FAR, NOISY, output_changes
 
@@ -24,7 +24,8 @@ def diagnose_exact(exact, without_each, X, calibration):
     X : ndarray of shape (q, n_features)
         Queries.
     calibration : dict
-        With "calibration_slope" and "lds", None where nothing was retrained.
+        With "calibration_slope" and "lds", and figures of halves; None where nothing
+        was retrained.
 
     Returns
     -------
@@ -51,6 +52,7 @@ def diagnose_exact(exact, without_each, X, calibration):
             f"an l1 penalty sets {figures['sign_changes']:.0%} of the coefficients to "
             "0, or frees them, when one of 16 units is left out"
         )
+    in_favour.extend(halves_findings(calibration, against))
     lds, slope = calibration["lds"], calibration["calibration_slope"]
     if lds is not None:
         (in_favour if lds >= _LDS_LIMIT else against).append(

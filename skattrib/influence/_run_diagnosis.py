@@ -11,7 +11,7 @@ from sklearn.utils import Bunch
 from torch import Tensor
 
 from skattrib._validation import memory_cap
-from skattrib._verdict import SIZE_WRONG, judged
+from skattrib._verdict import SIZE_WRONG, halves_findings, judged
 from skattrib.engine._tangent import tangents
 from skattrib.engine._training import train_stack
 from skattrib.exceptions import FaithfulnessWarning
@@ -22,9 +22,6 @@ N_UNITS = 16
 # Past these the verdict is bad, or trust ends at the order.
 _EXPLODING_LIMIT, _LDS_LIMIT, _SECOND_ORDER_LIMIT = 0.25, 0.3, 0.5
 _SLOPES = (0.5, 2.0)
-# Where no model was retrained: outcomes that move by a smaller share of what is
-# predicted, or in the other direction, do not confirm the order either.
-_LEAST_SLOPE = 0.1
 
 
 def warn_if_exploding(exploded: NDArray[np.bool_], finite: NDArray[np.bool_]) -> None:
@@ -37,7 +34,7 @@ def warn_if_exploding(exploded: NDArray[np.bool_], finite: NDArray[np.bool_]) ->
             "queries: these runs are left out for them. Lower the learning rate, or "
             "set clip_norm.",
             FaithfulnessWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
     if share > _EXPLODING_LIMIT:
         warnings.warn(
@@ -45,7 +42,7 @@ def warn_if_exploding(exploded: NDArray[np.bool_], finite: NDArray[np.bool_]) ->
             "an average over them. Lower the learning rate, warm up, or use a smooth "
             "activation.",
             FaithfulnessWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
 
 
@@ -124,12 +121,7 @@ def run_verdict(figures: Bunch, *, at_full_data: bool, hint: str = "") -> Bunch:
         )
     if lds is not None and lds < _LDS_LIMIT:
         against.append(f"retrained outcomes rank with {lds:.2f}")
-    if lds is None and slope is not None and not slope >= _LEAST_SLOPE:
-        against.append(
-            f"outcomes of the runs move {slope:.2g} times as far as predicted "
-            "(lower the learning rate, or take more runs)"
-        )
-
+    in_favour.extend(halves_findings(figures, against))
     second_order, split = figures.second_order_error, figures.error_split
     if at_full_data and second_order is not None and second_order > _SECOND_ORDER_LIMIT:
         against.append(

@@ -34,7 +34,7 @@ class AroundPrior:
                 f"The prior's attributions of {(~is_finite).sum()} queries are not "
                 "finite: these queries have no prior.",
                 FaithfulnessWarning,
-                stacklevel=6,
+                stacklevel=7,
             )
             attributions = np.where(is_finite, attributions, 0.0)
         self._attributions, self._errors = attributions, errors

@@ -1,0 +1,126 @@
+"""Whether a posterior holds: predictions of halves that it was not told of."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import cast
+
+import numpy as np
+from scipy.linalg import eigh
+from scipy.special import logit
+from sklearn.utils import Bunch
+
+from skattrib._posterior._gaussian import (
+    FloatArray,
+    Halves,
+    Knowledge,
+    half_width,
+    query_posterior,
+    query_posteriors,
+)
+from skattrib.evaluation import lds_score
+from skattrib.exceptions import ConstantOutcomeWarning
+
+# Parts that the pairs are divided into; each is predicted by the others.
+_N_FOLDS = 4
+# Additive shares that are weighed, and the deviation of the prior of their logit.
+_SHARES, _SPREAD = np.linspace(0.05, 0.975, 38), 0.6
+
+
+def held_out_figures(
+    attributions: FloatArray,
+    errors: FloatArray | None,
+    halves: Callable[[slice | np.ndarray], Halves],
+    outcomes: FloatArray,
+    knowledge: Knowledge,
+) -> Bunch:
+    """Compare differences of complementary halves with predictions by the others.
+
+    Parameters
+    ----------
+    attributions, errors : ndarray of shape (n_queries, n_units), or None
+        What the posterior begins with.
+    halves : callable
+        Returns those of the positions that it gets.
+    outcomes : ndarray of shape (2 P, n_queries)
+    knowledge : Knowledge
+
+    Returns
+    -------
+    Bunch
+        With these entries.
+
+        - calibration_slope: slope of held-out differences on predicted ones.
+        - prior_slope: median slope of differences on the attributions that the
+          posterior begins with.
+        - coverage: share of held-out differences within their 95 % intervals.
+        - share: additive share of what the slope leaves, the most likely one.
+    """
+    n_pairs = len(outcomes) // 2
+    folds = np.arange(n_pairs) % min(_N_FOLDS, n_pairs)
+    predicted = np.full(outcomes.shape, np.nan)
+    differences, std = np.full((2, n_pairs, outcomes.shape[1]), np.nan)
+    slopes = []
+    for fold in range(folds.max() + 1):
+        left = folds == fold
+        both = np.repeat(left, 2)
+        known, asked = halves(~both), halves(both).differences
+        rows = attributions, errors, known, outcomes[~both], knowledge
+        for i, found in enumerate(query_posteriors(*rows)):
+            if found is None:
+                continue
+            mean, std[left, i] = found.differences(asked)
+            differences[left, i] = mean
+            predicted[both, i] = found.middle + np.column_stack([mean, -mean]).ravel()
+            slopes.append(found.slope)
+    truth = (outcomes[::2] - outcomes[1::2]) / 2
+    known = np.isfinite(truth) & np.isfinite(differences)
+    x, d = differences[known], truth[known]
+    rows = attributions, errors, halves(np.ones(2 * n_pairs, bool)), outcomes, knowledge
+    return Bunch(
+        calibration_slope=float(x @ d / max(x @ x, np.finfo(float).tiny)),
+        lds=_ranks(outcomes, predicted),
+        coverage=float((np.abs(d - x) <= half_width(std[known])).mean()),
+        prior_slope=float(np.median(slopes)) if slopes else float("nan"),
+        share=additive_share(*rows),
+    )
+
+
+def _ranks(outcomes: FloatArray, predicted: FloatArray) -> float:
+    """Return the rank correlation of what is finite, NaN if nothing differs."""
+    known = np.isfinite(outcomes).all(axis=1) & np.isfinite(predicted).all(axis=1)
+    outcomes, predicted = outcomes[known], predicted[known]
+    if not len(outcomes) or not np.ptp(outcomes, axis=0).any():
+        return float("nan")
+    with warnings.catch_warnings():  # of outcomes that do not differ, said elsewhere
+        warnings.simplefilter("ignore", ConstantOutcomeWarning)
+        return cast(float, lds_score(outcomes, predicted))
+
+
+def additive_share(
+    attributions: FloatArray,
+    errors: FloatArray | None,
+    halves: Halves,
+    outcomes: FloatArray,
+    knowledge: Knowledge,
+) -> float:
+    """Return the mean additive share by the likelihood of all queries together.
+
+    Errors that are additive make differences of halves covary as the halves do.
+    """
+    likelihood = -0.5 * np.square((logit(_SHARES) - logit(knowledge.share)) / _SPREAD)
+    likelihood += np.log(_SHARES * (1 - _SHARES))
+    for i, row in enumerate(attributions):
+        spread = None if errors is None else errors[i]
+        found = query_posterior(row, spread, halves, outcomes[:, i], knowledge)
+        if found is None or not found.variance:
+            continue
+        values, vectors = eigh(found.kernel)
+        squares = np.square(vectors.T @ found.residuals)
+        scales = _SHARES[:, None] * values + 1 - _SHARES[:, None]
+        # up to a scale, which is profiled out
+        likelihood -= 0.5 * np.log(scales).sum(axis=1)
+        likelihood -= 0.5 * len(values) * np.log((squares / scales).mean(axis=1))
+    weights = np.exp(likelihood - likelihood.max())
+    return float(weights @ _SHARES / weights.sum())

@@ -104,7 +104,6 @@ def judged(figures, against, in_favour, trust="Trust", hint=""):
         sentence = f"Do not trust: {'; '.join(against)}.{hint}"
         warnings.warn(sentence, FaithfulnessWarning, stacklevel=4)
     else:
-        if figures["lds"] is None:
-            trust = UNTRIED
+        trust = UNTRIED if figures["lds"] is None else trust
         sentence = f"{trust}: {'; '.join(in_favour)}.{hint}"
     return Bunch(**figures, trustworthy=not against, verdict=sentence)

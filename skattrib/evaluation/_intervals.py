@@ -76,8 +76,8 @@ def loo_intervals(
     Notes
     -----
     The intervals are conformal over queries and units left out: so many of their
-    residuals, in units of their root mean square within a query, are as large as the
-    half-width. A single retraining is the target, its chaos included. Where training is
+    residuals, in units of the root mean square of the others within a query, are at
+    most as large as the half-width. A single retraining is the target, its chaos included. Where training is
     chaotic the intervals are several times as wide as effects differ: the effect of a
     single unit is then hardly there to be known, and
     attributions at halves of the units (``n_halves``) have a mean effect that is.
@@ -113,8 +113,12 @@ def loo_intervals(
     share = prior / np.maximum(prior + noise, tiny)
     slope = share * own + (1 - share) * pooled
     residuals = effects - slope[:, None] * x
-    sizes = np.sqrt(np.square(residuals).sum(axis=1, keepdims=True) / (n_left - 1))
-    scores = np.abs(residuals / np.maximum(sizes, tiny)).ravel()
+    total = np.square(residuals).sum(axis=1, keepdims=True)
+    sizes = np.sqrt(total / (n_left - 1))
+    # each as if it had not been known: without its part in the slope and in the size
+    leverage = share[:, None] * np.square(x) / np.maximum(squares, tiny)[:, None]
+    others = np.sqrt(np.maximum(total - np.square(residuals), tiny) / (n_left - 2))
+    scores = (np.abs(residuals) / (1 - leverage).clip(0.1) / others).ravel()
     # one more, as the next one is not among them
     rank = min(np.ceil(level * (len(scores) + 1)) / len(scores), 1.0)
     half = np.quantile(scores, rank, method="higher") * sizes

@@ -43,8 +43,6 @@ class CalibratedByHalves:
 
     #: Halves of the units that were retrained, None before that.
     _trained_halves = None
-    #: Whether what `_attribute` gives as standard errors are of an average alone.
-    _spread_is_no_error = False
 
     def _knowledge(self):
         """Return what is known of the errors of these attributions beforehand."""
@@ -57,6 +55,10 @@ class CalibratedByHalves:
     def _asks_for_halves(self):
         """Return whether halves are to be retrained, if they can be."""
         return getattr(self, "n_halves", 0) != 0
+
+    def _missed_by_errors(self):
+        """Return what the standard errors of `_attribute` miss, or ""."""
+        return ""
 
     # -------------------------------------------------------------------- fit
     def _check_halves(self, estimator):
@@ -243,11 +245,11 @@ class CalibratedByHalves:
 
     def _warn_if_not_calibrated(self):
         """Warn if standard errors are no errors of the attributions."""
-        if self._spread_is_no_error and self._trained_halves is None:
+        missed = self._missed_by_errors()
+        if missed and self._trained_halves is None:
             warnings.warn(
-                "Standard errors are those of an average over runs: they are not "
-                "calibrated, and miss what all runs have in common. Pass n_halves=64 "
-                f"to {type(self).__name__} for intervals that hold.",
+                f"Standard errors are not calibrated: they miss {missed}. Pass "
+                f"n_halves=64 to {type(self).__name__} for intervals that hold.",
                 FaithfulnessWarning,
                 stacklevel=3,
             )

@@ -36,6 +36,7 @@ from skattrib.evaluation import (
 )
 from skattrib.plotting import (
     AttributionDisplay,
+    CalibrationDisplay,
     FaithfulnessDisplay,
     RemovalCurveDisplay,
     TaskInteractionDisplay,
@@ -297,6 +298,53 @@ def test_what_cannot_be_shown(options, message):
             **{"attributions": [1.0, 2.0, -3.0], **options}
         )
     assert plt.get_fignums() == []
+
+
+# --------------------------------------------------------------- CalibrationDisplay
+def test_calibration_of_an_estimator(dual):
+    halves = DualInfluence(NETWORK, n_halves=32, n_retrainings=8, random_state=0)
+    halves.fit(*TRAIN)
+    display = CalibrationDisplay.from_estimator(halves, *QUERY, name="dual")
+    weights, truth = halves._retrain(*QUERY, 8)
+    predicted, std = halves.predict_outcomes(*QUERY, weights, return_std=True)
+    np.testing.assert_allclose(display.predicted, predicted, atol=1e-6)
+    inside = (np.abs(truth - predicted) < 1.963 * std).mean()
+    assert display.coverage_ == pytest.approx(inside, abs=0.02)
+    (label,) = texts(display.ax_.get_legend().get_texts())
+    assert label.startswith(f"dual: {display.coverage_:.0%} in 95% intervals, slope ")
+    assert_nothing_overlaps(display.figure_)
+    with pytest.raises(ValueError, match=r"needs retrained halves.*n_halves=64"):
+        CalibrationDisplay.from_estimator(dual, *QUERY)
+
+
+def test_calibration_of_arrays():
+    rng = np.random.RandomState(0)
+    predicted = rng.randn(50, 6)
+    std = np.ones((50, 6))
+    outcomes = predicted + rng.standard_t(4, (50, 6)) / 2**0.5
+    display = CalibrationDisplay.from_predictions(
+        outcomes, predicted, std, level=0.68, n_points=40
+    )
+    assert display.coverage_ == pytest.approx(0.68, abs=0.06)
+    assert len(display.scatter_.get_offsets()) == 40
+    low, high = np.array(display.bars_.get_segments())[0, :, 1]
+    assert high - low == pytest.approx(2 * 0.80, abs=0.01)
+    # outside of the interval: of another colour
+    x, y = display.scatter_.get_offsets().T
+    colours = display.scatter_.get_facecolors()
+    outside = np.abs(y - x) > (high - low) / 2
+    assert (colours[outside] == colours[outside][0]).all()
+    assert (colours[~outside] != colours[outside][0]).any(axis=1).all()
+
+
+def test_calibration_of_what_does_not_fit():
+    ones = np.ones((3, 2))
+    with pytest.raises(ValueError, match="Shapes differ"):
+        CalibrationDisplay.from_predictions(ones, ones, ones[:, :1])
+    with pytest.raises(ValueError, match="std has negative numbers"):
+        CalibrationDisplay.from_predictions(ones, ones, -ones)
+    with pytest.raises(ValueError, match="'level' parameter"):
+        CalibrationDisplay.from_predictions(ones, ones, ones, level=1.0)
 
 
 # -------------------------------------------------------------- FaithfulnessDisplay
@@ -602,6 +650,9 @@ def test_no_steps(dual):
 # ----------------------------------------------------------------------- all of them
 MAKERS = {
     "attribution": lambda **o: AttributionDisplay.from_predictions([1.0, -1.0], **o),
+    "calibration": lambda **o: CalibrationDisplay.from_predictions(
+        np.eye(3), np.eye(3) + 0.1, np.full((3, 3), 0.2), **o
+    ),
     "faithfulness": lambda **o: FaithfulnessDisplay.from_predictions(
         np.eye(3), np.eye(3), **o
     ),
@@ -670,6 +721,7 @@ def test_small_axes_name_fewer_units():
     ("display", "estimator"),
     [
         (AttributionDisplay, DualInfluence(NETWORK)),
+        (CalibrationDisplay, DualInfluence(NETWORK)),
         (FaithfulnessDisplay, DualInfluence(NETWORK)),
         (RemovalCurveDisplay, DualInfluence(NETWORK)),
         (TaskInteractionDisplay, KernelSurrogateAttributor(NETWORK)),

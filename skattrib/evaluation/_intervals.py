@@ -77,10 +77,10 @@ def loo_intervals(
     -----
     The intervals are conformal over queries and units left out: so many of their
     residuals, in units of the root mean square of the others within a query, are at
-    most as large as the half-width. A single retraining is the target, its chaos included. Where training is
-    chaotic the intervals are several times as wide as effects differ: the effect of a
-    single unit is then hardly there to be known, and
-    attributions at halves of the units (``n_halves``) have a mean effect that is.
+    most as large as the half-width. A single retraining is the target, its chaos
+    included. Where training is chaotic the intervals are several times as wide as
+    effects differ: the effect of a single unit is then hardly there to be known, while
+    its mean effect where half of the others are there (``n_halves``) is.
 
     Examples
     --------

@@ -176,7 +176,6 @@ class AdamWInfluence(BaseAttributor):
     }
 
     _measures_sets = True
-    _spread_is_no_error = True
 
     def __init__(
         self,
@@ -386,6 +385,9 @@ class AdamWInfluence(BaseAttributor):
 
     def _wanted_halves(self):
         return _HALVES_PER_RUN * len(self.weights_) * (self.inclusion_ == 0.5)
+
+    def _missed_by_errors(self):
+        return "what all runs have in common"
 
     def _knowledge(self):
         if self.dynamics != "recorded":  # of any size

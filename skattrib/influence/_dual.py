@@ -485,6 +485,9 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
     def _n_seeds(self):
         return self.n_models
 
+    def _missed_by_errors(self):
+        return "what the tangents of all seeds have in common"
+
     def _knowledge(self):
         return Knowledge(share=0.8)
 

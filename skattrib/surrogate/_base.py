@@ -318,6 +318,11 @@ class SurrogateAttributor(BaseAttributor):
         dropped = rng.permutation(droppable)[: max(n_excess, 0)]
         return np.delete(design, dropped, axis=0)
 
+    def _missed_by_errors(self):
+        if self.estimation_ == "retrain":
+            return ""
+        return "the errors of outcomes that were linearised (estimation='retrain')"
+
     def _seen_weightings(self):
         seen = [self.weights_, super()._seen_weightings()]
         if self.prior_ is not None:

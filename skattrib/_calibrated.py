@@ -15,6 +15,7 @@ from skattrib._posterior._gaussian import (
     query_posteriors,
 )
 from skattrib._posterior._halves import (
+    BYTES,
     TrainedHalves,
     automatic_halves,
     count_halves,
@@ -154,8 +155,11 @@ class CalibratedByHalves:
             n_jobs=self.n_jobs,
             verbose=self.verbose,
         )
-        self._evidence = Halves(self.halves_, self._classes_of_units())
         self.estimand_ = ESTIMAND
+
+    def _evidence(self):
+        """Return the halves as the posterior takes them: larger, and not kept."""
+        return Halves(self.halves_, self._classes_of_units())
 
     def _model_bytes(self):
         """Return the bytes of a kept model; 0 where they cannot be told."""
@@ -192,6 +196,8 @@ class CalibratedByHalves:
         n_models = n_halves * self._n_seeds()
         seconds, size = training_cost(model, problem, n_models, X, y)
         kept = size if problem is None else n_models * n_bytes
+        if self.memory is not None:
+            kept = min(kept, memory_cap())
         if problem is None:  # of other estimators, that are fitted to half of the rows
             seconds, kept = seconds / 2, kept / 2
         way = f"{n_halves} retrained halves, for sizes and intervals"
@@ -199,7 +205,7 @@ class CalibratedByHalves:
             ESTIMAND,
             cost.trainings + n_models,
             cost.seconds + seconds,
-            cost.megabytes + min(kept, memory_cap()) / 2**20,
+            cost.megabytes + (kept + BYTES * n_halves * self.n_units_) / 2**20,
             f"{cost.way}; {way}" if cost.way else way,
         )
 
@@ -219,7 +225,7 @@ class CalibratedByHalves:
         outcomes = self._half_outcomes(X, y, outcome)
         if len(found[0]) != outcomes.shape[1]:
             return found  # of an attributor that knows no sets, and is told so
-        after = posterior(*found, self._evidence, outcomes, self._knowledge())
+        after = posterior(*found, self._evidence(), outcomes, self._knowledge())
         return after.mean, after.std
 
     def _half_outcomes(self, X, y, outcome, stacklevel=5):
@@ -270,7 +276,7 @@ class CalibratedByHalves:
         """Yield the posterior of each query; see `QueryPosterior`."""
         found = self._attribute(X, y, outcome)
         outcomes = self._half_outcomes(X, y, outcome, stacklevel=8)
-        return query_posteriors(*found, self._evidence, outcomes, self._knowledge())
+        return query_posteriors(*found, self._evidence(), outcomes, self._knowledge())
 
     def _check_has_halves(self, what):
         """Raise if no halves were retrained."""

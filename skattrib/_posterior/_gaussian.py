@@ -190,7 +190,7 @@ class QueryPosterior:
     @property
     def kernel(self) -> FloatArray:
         """Prior covariances (P, P) of what errors add to differences; mean about 1."""
-        return cast(FloatArray, self._scaled @ self._scaled.T)
+        return self._scaled @ self._scaled.T
 
 
 def query_posterior(

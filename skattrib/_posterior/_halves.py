@@ -22,6 +22,8 @@ from skattrib.models._kept_models import CHUNK, RetrainedModels
 
 # Fewest and most halves that are chosen, if nothing forbids it.
 _FEWEST, _MOST = 64, 1024
+#: Bytes that a unit of a half takes while a posterior is computed.
+BYTES = 16
 # A pickle has models of at most 1 / _SHARE of the memory cap.
 _SHARE = 16
 
@@ -40,11 +42,11 @@ def automatic_halves(n_units: int, wanted: int, n_bytes: float = 0) -> int:
         At most half of their halves are taken: others are left to compare with.
     wanted : int
     n_bytes : float
-        Of a model; all of them fit the memory cap.
+        Of a model; all of them fit the memory cap, and so does the posterior.
     """
     n_halves = min(max(wanted, _FEWEST), _MOST, count_halves(n_units) // 2)
-    if n_bytes > 0:
-        n_halves = min(n_halves, int(memory_cap() / n_bytes))
+    each = max(n_bytes, BYTES * n_units)
+    n_halves = min(n_halves, int(memory_cap() / each))
     n_halves -= n_halves % 2
     return n_halves if n_halves >= 2 * FEWEST_PAIRS else 0
 
@@ -102,7 +104,8 @@ class TrainedHalves:
         self._estimator, self._rows, self._present = estimator, (X, y), present
         self._unit_of_row, self._row_weights = unit_of_row, row_weights
         self._n_seeds, self._n_bytes = n_seeds, n_bytes
-        self._options = {"memory": memory, "n_jobs": n_jobs, "verbose": verbose}
+        self._options: dict[str, Any] = {"memory": memory, "n_jobs": n_jobs}
+        self._options["verbose"] = verbose
         self._lock, self._last = Lock(), LastAnswer()
         self._models: list[list[RetrainedModels]] = []
         size = n_bytes * len(present) * n_seeds

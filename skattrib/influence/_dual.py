@@ -316,14 +316,15 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         model = as_model(estimator)
         if self.parameters == "head":
             check_has_head(model, X, y)
+        self._planned = None
         if model.stacks:  # the sizes of other networks are known once they are trained
-            self._plan_network(untrained(model.network(self), X, y))
-
-    def _plan_network(self, problem):
-        """Choose how to solve for a network that is not trained yet, or refuse."""
-        options = {name: getattr(self, name) for name in _PLANNED}
-        units = self._units_left_out()
-        return plan_untrained(problem, self._row_weights, units, **options)
+            options = {name: getattr(self, name) for name in _PLANNED}
+            self._planned = plan_untrained(
+                untrained(model.network(self), X, y),
+                self._row_weights,
+                self._units_left_out(),
+                **options,
+            )
 
     def _cost(self, estimator, X, y, n_queries):
         model = as_model(estimator)
@@ -335,7 +336,7 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         if problem is None:
             way = "solver and removal are known once it is trained"
             return Cost("", n_trainings, seconds, way=way)
-        plan = self._plan_network(problem)
+        plan = self._planned
         taken = tangent_seconds(plan, problem, self.n_units_, n_queries)
         size = tangent_bytes(plan, problem, self.n_units_, n_queries)
         if self.ridge == "calibrate":
@@ -346,8 +347,7 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
             n_trainings,
             seconds + self.n_models * taken,
             size / 2**20,
-            f"removal {plan.removal}: {plan.removal_reason}; "
-            f"solver {plan.solver}: {plan.reason}",
+            _told(plan),
         )
 
     def _units_left_out(self):
@@ -394,6 +394,9 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         )
         self.estimators_ = [self.estimator_, *(model.estimator for model in models[1:])]
         first = self._linearize(models[0], self.removal)
+        planned = vars(self).pop("_planned", None)
+        if planned is None or _told(planned) != _told(first.plan):
+            self._say(_told(first.plan))
         others = [self._linearize(model, first.removal) for model in models[1:]]
         self._linear_models = [first, *others]
         ways = "attribute", "predict_outcomes"
@@ -426,8 +429,6 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         )
         self.solver_, self.solver_reason_ = linear.plan.solver, linear.plan.reason
         self.metric_ = linear.metric
-        self._say(f"solver {self.solver_}: {self.solver_reason_}")
-        self._say(f"removal {linear.removal}: {linear.plan.removal_reason}")
         return linear
 
     def _calibrate_ridge(self):
@@ -778,6 +779,12 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
 
         recorded = as_model(self._model).can_retrain
         return verdict(figures, calibration, recorded, scale_hint(self._features))
+
+
+def _told(plan):
+    """Return how a network is solved for and units are left out, and why."""
+    removal = f"removal {plan.removal}: {plan.removal_reason}"
+    return f"{removal}; solver {plan.solver}: {plan.reason}"
 
 
 def _attributions(batches, without_each):

@@ -25,9 +25,9 @@ from skattrib import (
     TorchRegressor,
     plan,
 )
-from skattrib.extension import BaseAttributor
 from skattrib.influence import _costs
 from skattrib.models._network import untrained
+from tests.cases import Same
 
 COLUMNS = ["estimand", "trainings", "seconds", "megabytes", "way", "faithfulness"]
 
@@ -39,38 +39,6 @@ def iris():
 
 def net(**options):
     return TorchClassifier(max_epochs=5, random_state=0, **options)
-
-
-class Constant(BaseAttributor):
-    """An attributor of a third party that does not say what it costs."""
-
-    def __init__(
-        self,
-        estimator=None,
-        *,
-        outcome="auto",
-        n_retrainings=32,
-        retrain_size=0.5,
-        memory=None,
-        n_jobs=None,
-        random_state=None,
-        verbose=0,
-    ):
-        self.estimator, self.outcome, self.memory = estimator, outcome, memory
-        self.n_retrainings, self.retrain_size = n_retrainings, retrain_size
-        self.n_jobs, self.random_state, self.verbose = n_jobs, random_state, verbose
-
-    def fit(self, X, y, tasks=None, **fit_params):
-        return self._fit(X, y, tasks, fit_params)
-
-    def _fit_attributor(self):
-        self.estimand_ = "nothing"
-
-    def _attribute(self, X, y, outcome):
-        return np.zeros((len(X), self.n_units_)), None
-
-    def _predict_outcomes(self, X, y, weights, outcome):
-        return np.zeros((len(weights), len(X)))
 
 
 # --------------------------------------------------------------------------- tables
@@ -247,9 +215,9 @@ def test_fit_says_what_it_will_take_before_it_trains(capsys, monkeypatch):
 
 
 def test_an_attributor_that_cannot_be_timed():
-    table = plan(Constant(net(), random_state=0), *iris())
-    assert table.loc["Constant", ["trainings", "seconds", "megabytes"]].isna().all()
-    assert "Constant does not tell" in table["way"]["Constant"]
+    table = plan(Same(net(), random_state=0), *iris())
+    assert table.loc["Same", ["trainings", "seconds", "megabytes"]].isna().all()
+    assert "Same does not tell" in table["way"]["Same"]
     assert table["faithfulness"].tolist() == [""]
 
 

@@ -1,4 +1,4 @@
-"""In a notebook: a quiet, light import, diagrams of estimators, bars without widgets."""
+"""In a notebook: what the import brings, diagrams of estimators, bars of text."""
 
 import warnings
 

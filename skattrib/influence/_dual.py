@@ -1,5 +1,6 @@
 """Influence by refitting the linearised model in closed form."""
 
+from dataclasses import replace
 from numbers import Integral, Real
 
 import numpy as np
@@ -316,23 +317,28 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         model = as_model(estimator)
         if self.parameters == "head":
             check_has_head(model, X, y)
-        self._planned = None
-        if model.stacks:  # the sizes of other networks are known once they are trained
+        self._planned, problem = None, self._problem(model, X, y)
+        if problem is not None:
             options = {name: getattr(self, name) for name in _PLANNED}
-            self._planned = plan_untrained(
-                untrained(model.network(self), X, y),
-                self._row_weights,
-                self._units_left_out(),
-                **options,
-            )
+            weights, units = self._row_weights, self._units_left_out()
+            self._planned = plan_untrained(problem, weights, units, **options)
+
+    def _problem(self, model, X, y):
+        """Return what is trained, or has its sizes; None if they are not known yet."""
+        if model.stacks:
+            return untrained(model.network(self), X, y)
+        network = model.alike(X, y)
+        # how long it will be trained is not known
+        return network and replace(untrained(network, X, y), recipe=None)
 
     def _cost(self, estimator, X, y, n_queries):
         model = as_model(estimator)
         if isinstance(model, Convex):
             return exact_cost(model, X, y, self._units_left_out(), n_queries)
-        problem = untrained(model.network(self), X, y) if model.stacks else None
+        problem = self._problem(model, X, y)
+        trained = problem if model.stacks else None
         n_trainings = self.n_models - model.frozen
-        seconds = training_seconds(model, problem, n_trainings, X, y)
+        seconds = training_seconds(model, trained, n_trainings, X, y)
         if problem is None:
             way = "solver and removal are known once it is trained"
             return Cost("", n_trainings, seconds, way=way)
@@ -340,7 +346,7 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         taken = tangent_seconds(plan, problem, self.n_units_, n_queries)
         size = tangent_bytes(plan, problem, self.n_units_, n_queries)
         if self.ridge == "calibrate":
-            seconds += training_seconds(model, problem, N_RETRAINED, X, y)
+            seconds += training_seconds(model, trained, N_RETRAINED, X, y)
             n_trainings += N_RETRAINED
         return Cost(
             ESTIMANDS[plan.removal == "influence"],

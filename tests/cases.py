@@ -1,4 +1,4 @@
-"""Modules and optimizers that several tests share, and dense references.
+"""Modules, optimizers and an attributor that several tests share; dense references.
 
 The references use nothing of the engine: they are plain autograd and NumPy.
 """
@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations
 
 from skattrib.engine._losses import CrossEntropy, SquaredError
 from skattrib.engine._optimizers import SGD, Adam, AdamW, Muon, RMSprop
+from skattrib.extension import BaseAttributor
 
 LOSSES = {"classification": CrossEntropy(), "regression": SquaredError()}
 
@@ -209,6 +210,40 @@ MUONS = {
         others=AdamW(betas=(0.8, 0.9), eps=1e-6),
     ),
 }
+
+
+class Same(BaseAttributor):
+    """A third party's attributor: of single queries only, and silent on its costs."""
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        outcome="auto",
+        n_retrainings=32,
+        retrain_size=0.5,
+        memory=None,
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        self.estimator, self.outcome = estimator, outcome
+        self.n_retrainings, self.retrain_size = n_retrainings, retrain_size
+        self.memory, self.n_jobs = memory, n_jobs
+        self.random_state, self.verbose = random_state, verbose
+
+    def fit(self, X, y, tasks=None, **fit_params):
+        return self._fit(X, y, tasks, fit_params)
+
+    def _fit_attributor(self):
+        self.estimand_ = "whether classes are the same"
+
+    def _attribute(self, X, y, outcome):
+        same = (y[:, None] == self.y_train_).astype(float)
+        return self._by_unit(same), self._by_unit(same + 1)
+
+    def _predict_outcomes(self, X, y, weights, outcome):
+        return weights @ self._attribute(X, y, outcome)[0].T
 
 
 def torch_optimizer(optimizer, params):

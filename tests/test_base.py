@@ -159,8 +159,9 @@ def test_pipeline_and_pandas_output():
 @pytest.mark.touches_global_rng
 def test_grid_search_trains_one_truth_per_fold(tmp_path, trainings):
     X, y, *_ = data()
+    module = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
     dual = DualInfluence(
-        TorchClassifier(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))),
+        TorchClassifier(module, max_epochs=20),
         n_retrainings=8,
         memory=str(tmp_path),
         random_state=0,

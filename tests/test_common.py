@@ -51,17 +51,17 @@ SKLEARN = parse_version(sklearn.__version__)
 
 MODELS = [TorchClassifier(max_epochs=60), TorchRegressor(max_epochs=60)]
 # Short trainings and few of them: `score` is called dozens of times.
-CLASSIFIER = TorchClassifier(hidden_layer_sizes=(8,), max_epochs=10)
-REGRESSOR = TorchRegressor(hidden_layer_sizes=(8,), max_epochs=10)
+CLASSIFIER = TorchClassifier(hidden_layer_sizes=(8,), max_epochs=4)
+REGRESSOR = TorchRegressor(hidden_layer_sizes=(8,), max_epochs=4)
 ATTRIBUTORS = [
-    DualInfluence(n_retrainings=8),
+    DualInfluence(CLASSIFIER, n_retrainings=8),
     DualInfluence(REGRESSOR, n_retrainings=8, removal="refit", solver="dual"),
     DualInfluence(CLASSIFIER, n_retrainings=8, removal="influence", n_models=2),
     DualInfluence(LogisticRegression(), n_retrainings=8),
     DualInfluence(Ridge(), n_retrainings=8, removal="influence"),
     DualInfluence(KernelRidge(), n_retrainings=8),
-    AdamWInfluence(CLASSIFIER, n_trajectories=2, n_retrainings=8),
     AdamWInfluence(REGRESSOR, inclusion=1.0, n_retrainings=8),
+    AdamWInfluence(CLASSIFIER, n_trajectories=2, n_retrainings=8),
     KernelSurrogateAttributor(CLASSIFIER, n_subsets=24, n_retrainings=8),
     KernelSurrogateAttributor(
         REGRESSOR, n_subsets=16, estimation="gradient", n_retrainings=8
@@ -113,7 +113,25 @@ TRANSFORMER_CHECKS = [
     check_transformer_get_feature_names_out,
     check_transformer_get_feature_names_out_pandas,
 ]
+# What `set_output` does is of a class, not of parameters: its first instance shows it.
+OUTPUT_CHECKS = [
+    check_global_output_transform_pandas,
+    check_global_set_output_transform_polars,
+    check_set_output_transform_pandas,
+    check_set_output_transform_polars,
+]
 GENERAL_CHECKS = [check_dataframe_column_names_consistency, check_param_validation]
+
+
+def transformer_checks():
+    """Pairs of an estimator and a check; those that repeat others are slow."""
+    seen = set()
+    for estimator in TRANSFORMERS:
+        for check in TRANSFORMER_CHECKS:
+            repeats = check in OUTPUT_CHECKS and type(estimator) in seen
+            marks = pytest.mark.slow if repeats else ()
+            yield pytest.param(estimator, check, marks=marks)
+        seen.add(type(estimator))
 
 
 def short_name(value):
@@ -130,8 +148,7 @@ def test_common_checks(estimator, check):
     check(estimator)
 
 
-@pytest.mark.parametrize("check", TRANSFORMER_CHECKS, ids=short_name)
-@pytest.mark.parametrize("estimator", TRANSFORMERS, ids=short_name)
+@pytest.mark.parametrize(("estimator", "check"), transformer_checks(), ids=short_name)
 def test_transformer_checks(estimator, check):
     check(type(estimator).__name__, estimator)
 

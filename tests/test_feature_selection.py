@@ -410,7 +410,8 @@ def test_the_scorer_finds_the_attributor():
 def test_fit_parameters_reach_the_attributor():
     X, y, tasks = data()
     weights = np.random.RandomState(0).uniform(0.5, 2, len(y))
-    selector = TaskWeightSelector(DualInfluence(net(), random_state=0), random_state=0)
+    options = {"n_tasks_to_select": 4, "random_state": 0}
+    selector = TaskWeightSelector(DualInfluence(net(), random_state=0), **options)
     plain = selector.fit(X, y, tasks=tasks).task_weights_
     weighted = selector.fit(X, y, tasks=tasks, sample_weight=weights)
     held = weighted.attributor_.estimator_.trajectory_.row_weights
@@ -423,7 +424,7 @@ def test_fit_parameters_reach_the_attributor():
             DualInfluence(
                 net().set_fit_request(sample_weight=True), random_state=0
             ).set_fit_request(tasks=True),
-            random_state=0,
+            **options,
         )
         routed.fit(X, y, tasks=tasks, sample_weight=weights)
     assert_allclose(routed.task_weights_, expected)
@@ -465,7 +466,7 @@ def test_surrogates_are_fitted_twice_and_warn_once(monkeypatch, recwarn):
 )
 def test_tasks_are_judged_next_to_those_that_at_says(at, own, options, expected):
     X, y, tasks = data()
-    attributor = kernel(at=own)
+    attributor = kernel(at=own).set_params(n_subsets=10)
     selector = TaskWeightSelector(attributor, at=at, random_state=0, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FaithfulnessWarning)
@@ -484,7 +485,7 @@ def test_at_needs_an_attributor_that_has_it():
 def test_tasks_that_do_not_arrive_are_pointed_out(recwarn):
     X, y, tasks = data(24)
     dual = DualInfluence(net(), removal="influence", random_state=0)
-    selector = TaskWeightSelector(dual, random_state=0)
+    selector = TaskWeightSelector(dual, n_tasks_to_select=0.5, random_state=0)
     with pytest.warns(UserWarning, match=r"every row is its own.*enable_metadata_rout"):
         make_imblearn_pipeline(selector, LogisticRegression()).fit(
             X, y, taskweightselector__tasks=tasks
@@ -504,7 +505,8 @@ def test_memory_needs_a_seed_of_the_selector_or_the_attributor(tmp_path):
     ):
         TaskWeightSelector(unseeded).fit(X, y, tasks=tasks)
     assert not list(tmp_path.iterdir())
-    TaskWeightSelector(unseeded, random_state=0).fit(X, y, tasks=tasks)
+    selector = TaskWeightSelector(unseeded, n_tasks_to_select=4, random_state=0)
+    selector.fit(X, y, tasks=tasks)
 
 
 @pytest.mark.touches_global_rng
@@ -513,7 +515,9 @@ def test_seeds_that_the_attributor_draws_are_its_own(tmp_path):
     seeded = DualInfluence(net().set_params(random_state=None), random_state=3)
     kept = {"X_val": X, "y_val": y}
     found = [
-        TaskWeightSelector(seeded).fit(X, y, tasks=tasks, **kept).task_weights_
+        TaskWeightSelector(seeded, n_tasks_to_select=4)
+        .fit(X, y, tasks=tasks, **kept)
+        .task_weights_
         for _ in range(2)
     ]
     assert_array_equal(*found)
@@ -593,7 +597,9 @@ def test_bad_input(params, given, message, monkeypatch):
 
 def test_tasks_of_one_row_are_rows_as_units():
     X, y, _ = data(24)
-    selector = TaskWeightSelector(DualInfluence(net()), random_state=0)
+    selector = TaskWeightSelector(
+        DualInfluence(net()), n_tasks_to_select=8, random_state=0
+    )
     assert selector.fit(X, y, tasks=np.arange(24)).attributor_.n_units_ == 16
 
 

@@ -466,7 +466,9 @@ TAKERS = {
     "kernel surrogate": KernelSurrogate(),
     "linear surrogate": LinearSurrogate(),
     "selector": TaskWeightSelector(
-        DualInfluence(network(), removal="influence"), random_state=0
+        DualInfluence(network(), removal="influence"),
+        n_tasks_to_select=0.5,
+        random_state=0,
     ),
 }
 

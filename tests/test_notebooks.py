@@ -1,4 +1,4 @@
-"""In a notebook: a quiet import, diagrams of estimators, progress without widgets."""
+"""In a notebook: what the import brings, diagrams of estimators, bars of text."""
 
 import warnings
 
@@ -8,6 +8,11 @@ from nbclient import NotebookClient
 
 # ipywidgets may be missing: then tqdm's bar for notebooks warns, or fails
 NO_WIDGETS = "import sys; sys.modules['ipywidgets'] = None"
+BROUGHT = """
+import skattrib.language, skattrib.plotting
+found = sorted({"matplotlib", "tqdm.auto", "transformers"} & sys.modules.keys())
+found, "skattrib.plotting" in sys.modules
+"""
 SHOW_ALL = """
 from sklearn.base import BaseEstimator
 found = [vars(skattrib).get(name) for name in skattrib.__all__]
@@ -28,7 +33,8 @@ attributor.fit(X[::5], y[::5])
 @pytest.fixture(scope="module")
 def cells():
     """Outputs of the cells of a notebook that was run."""
-    sources = [NO_WIDGETS, "import skattrib", SHOW_ALL, FITTED, "len(estimators)"]
+    imports = [NO_WIDGETS, "import skattrib", BROUGHT]
+    sources = [*imports, SHOW_ALL, FITTED, "len(estimators)"]
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(source) for source in sources]
     )
@@ -42,17 +48,21 @@ def test_the_import_prints_nothing(cells):
     assert cells[1] == []
 
 
+def test_packages_of_extras_and_the_progress_bar_are_not_imported(cells):
+    assert cells[2][0].data["text/plain"] == "([], True)"
+
+
 def test_every_estimator_is_drawn(cells):
-    shown = [output for output in cells[2] if output.output_type == "display_data"]
-    n_estimators = int(cells[4][0].data["text/plain"])
-    assert len(shown) == len(cells[2]) == n_estimators > 10
+    shown = [output for output in cells[3] if output.output_type == "display_data"]
+    n_estimators = int(cells[5][0].data["text/plain"])
+    assert len(shown) == len(cells[3]) == n_estimators > 10
     for output in shown:
         assert "sk-container" in output.data["text/html"]
         assert "text/plain" in output.data
 
 
 def test_progress_is_a_bar_of_text(cells):
-    *printed, result = cells[3]
+    *printed, result = cells[4]
     assert "sk-container" in result.data["text/html"]
     text = "".join(output.text for output in printed)
     assert "newton steps" in text

@@ -5,12 +5,13 @@ import pickle
 import numpy as np
 import pytest
 import sklearn
+from scipy import sparse
 from sklearn.datasets import load_diabetes, load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.neural_network import MLPClassifier
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
@@ -25,9 +26,10 @@ from skattrib import (
     TorchRegressor,
     plan,
 )
-from skattrib.extension import BaseAttributor
 from skattrib.influence import _costs
+from skattrib.models._as_model import as_model
 from skattrib.models._network import untrained
+from tests.cases import Same
 
 COLUMNS = ["estimand", "trainings", "seconds", "megabytes", "way", "faithfulness"]
 
@@ -39,38 +41,6 @@ def iris():
 
 def net(**options):
     return TorchClassifier(max_epochs=5, random_state=0, **options)
-
-
-class Constant(BaseAttributor):
-    """An attributor of a third party that does not say what it costs."""
-
-    def __init__(
-        self,
-        estimator=None,
-        *,
-        outcome="auto",
-        n_retrainings=32,
-        retrain_size=0.5,
-        memory=None,
-        n_jobs=None,
-        random_state=None,
-        verbose=0,
-    ):
-        self.estimator, self.outcome, self.memory = estimator, outcome, memory
-        self.n_retrainings, self.retrain_size = n_retrainings, retrain_size
-        self.n_jobs, self.random_state, self.verbose = n_jobs, random_state, verbose
-
-    def fit(self, X, y, tasks=None, **fit_params):
-        return self._fit(X, y, tasks, fit_params)
-
-    def _fit_attributor(self):
-        self.estimand_ = "nothing"
-
-    def _attribute(self, X, y, outcome):
-        return np.zeros((len(X), self.n_units_)), None
-
-    def _predict_outcomes(self, X, y, weights, outcome):
-        return np.zeros((len(weights), len(X)))
 
 
 # --------------------------------------------------------------------------- tables
@@ -140,6 +110,51 @@ def test_models_that_are_trained_or_not(model, trainings):
     table = plan(DualInfluence(model, random_state=0), *iris())
     assert table["trainings"].tolist() == [trainings]
     assert table["seconds"].notna().all()
+
+
+PERCEPTRONS = {
+    "two classes": (MLPClassifier, {}, lambda y: y > 0),
+    "three classes": (MLPClassifier, {"batch_size": 16}, lambda y: y),
+    "labels": (MLPClassifier, {}, lambda y: np.c_[y > 0, y > 1].astype(int)),
+    "lbfgs": (MLPClassifier, {"solver": "lbfgs"}, lambda y: y),
+    "numbers": (MLPRegressor, {}, lambda y: y + 0.5),
+    "columns": (MLPRegressor, {}, lambda y: np.c_[y, y * y] + 0.5),
+}
+
+
+@pytest.mark.parametrize("name", PERCEPTRONS)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_perceptrons_are_planned_by_the_sizes_that_they_will_have(name):
+    X, y = iris()
+    kind, options, target = PERCEPTRONS[name]
+    options = {"max_iter": 7, "random_state": 0, **options}
+    mlp, y = kind(hidden_layer_sizes=(5, 4), **options), target(y)
+    dual = DualInfluence(mlp, random_state=0)
+    row = plan(dual, X, y).iloc[0]
+    dual.fit(X, y)
+    assert row["way"].endswith(f"solver {dual.solver_}: {dual.solver_reason_}")
+    assert f"removal {dual.removal_['attribute']}:" in row["way"]
+    assert row["megabytes"] > 0
+    alike, fitted = as_model(mlp).alike(X, y), as_model(dual.estimator_)
+    sizes = [value.shape for value in fitted.module.parameters()]
+    module = untrained(alike, X, y).model.module
+    assert [value.shape for value in module.parameters()] == sizes
+    if "solver" not in options:
+        run = plan(AdamWInfluence(mlp, inclusion=1, random_state=0), X, y).iloc[0]
+        n_steps = 7 * (4 if "batch_size" in options else 1)
+        assert f"of at most {n_steps} steps" in run["way"]
+        assert run["megabytes"] > 0
+    # sparse rows are of no network
+    assert as_model(mlp).alike(sparse.csr_matrix(X), y) is None
+
+
+def test_copies_of_many_rows_are_counted():
+    X = np.random.RandomState(0).randn(40_000, 20)
+    y = (X[:, 0] > 0).astype(int)
+    model = net(hidden_layer_sizes=(4,), batch_size=8000)
+    row = plan(AdamWInfluence(model, inclusion=1, random_state=0), X, y, n_queries=1)
+    # the attributor's copy, and a tensor
+    assert row["megabytes"].iloc[0] > 2 * X.nbytes / 2**20
 
 
 def test_other_estimators_are_retrained():
@@ -247,9 +262,9 @@ def test_fit_says_what_it_will_take_before_it_trains(capsys, monkeypatch):
 
 
 def test_an_attributor_that_cannot_be_timed():
-    table = plan(Constant(net(), random_state=0), *iris())
-    assert table.loc["Constant", ["trainings", "seconds", "megabytes"]].isna().all()
-    assert "Constant does not tell" in table["way"]["Constant"]
+    table = plan(Same(net(), random_state=0), *iris())
+    assert table.loc["Same", ["trainings", "seconds", "megabytes"]].isna().all()
+    assert "Same does not tell" in table["way"]["Same"]
     assert table["faithfulness"].tolist() == [""]
 
 

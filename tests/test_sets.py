@@ -46,8 +46,8 @@ from skattrib.evaluation import (
     worst_group,
 )
 from skattrib.exceptions import FaithfulnessWarning
-from skattrib.extension import BaseAttributor
 from skattrib.models._memory import digest
+from tests.cases import Same
 from tests.test_finite import Overflows
 
 ATTRIBUTORS = {
@@ -579,40 +579,6 @@ def test_a_function_that_is_not_finite_is_named():
 
 
 # ------------------------------------------------------------------------ others
-class Same(BaseAttributor):
-    """Knows outcomes of single queries only, as the manual's example does."""
-
-    def __init__(
-        self,
-        estimator=None,
-        *,
-        outcome="auto",
-        n_retrainings=32,
-        retrain_size=0.5,
-        memory=None,
-        n_jobs=None,
-        random_state=None,
-        verbose=0,
-    ):
-        self.estimator, self.outcome = estimator, outcome
-        self.n_retrainings, self.retrain_size = n_retrainings, retrain_size
-        self.memory, self.n_jobs = memory, n_jobs
-        self.random_state, self.verbose = random_state, verbose
-
-    def fit(self, X, y, tasks=None, **fit_params):
-        return self._fit(X, y, tasks, fit_params)
-
-    def _fit_attributor(self):
-        self.estimand_ = "whether classes are the same"
-
-    def _attribute(self, X, y, outcome):
-        same = (y[:, None] == self.y_train_).astype(float)
-        return self._by_unit(same), self._by_unit(same + 1)
-
-    def _predict_outcomes(self, X, y, weights, outcome):
-        return weights @ self._attribute(X, y, outcome)[0].T
-
-
 @pytest.mark.parametrize("memory", [1024, 0.01])
 def test_attributors_of_others_have_means_and_ends(memory):
     X, y, *queries = data()

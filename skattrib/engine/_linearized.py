@@ -200,10 +200,6 @@ class LinearizedModel:
         total = self.weights.sum(dtype=torch.float64)
         return torch.round(weights.sum(dim=1, dtype=torch.float64) / total, decimals=12)
 
-    def removed_fraction(self, weights: Tensor) -> Tensor:
-        """Return 1 − Σw/Σs for weights (k, n), not below 0, as float64."""
-        return (1 - self._share(weights)).clamp(min=0)
-
     def _gradient_factor(self, weights: Tensor) -> Tensor:
         """Return κ', the factor on the constant gradient."""
         return self._gradient_factor_of(self._share(weights).to(weights))

@@ -16,7 +16,7 @@ from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._losses import Loss
 from skattrib.engine._minibatch import NO_BUFFERS, Minibatch, row_shares
 from skattrib.engine._modules import activation_size
-from skattrib.engine._optimizers import clip_gradient, map_state
+from skattrib.engine._optimizers import clip_gradient, map_state, with_values
 from skattrib.engine._parallel import batches, call_all, call_each
 from skattrib.engine._plain_gradients import (
     REFUSALS,
@@ -128,13 +128,39 @@ def replay(
     They are bit by bit those of `train` if M is the same.
     """
     states = {first: state} if first in keep else {}
+    shelf = _Shelf(len(keep))
     steps = train_steps(
         model, loss, recipe, X, targets, weights, state, first, max(keep)
     )
     for t, state, _ in steps:
         if t in keep:
-            states[t] = state
+            states[t] = shelf.put(state)
     return states
+
+
+class _Shelf:
+    """Room for states that are kept for a while, one array for each of their parts.
+
+    Left where the steps made them, small states would hold on to the memory of the
+    large arrays between them: several times their own size.
+    """
+
+    def __init__(self, n_states: int) -> None:
+        self._n_states, self._n_kept = n_states, 0
+        self._arrays: list[Tensor] = []
+
+    def put(self, state: TrainingState) -> TrainingState:
+        """Return the state, copied to its place."""
+        parts = [state.params, *state.optimizer]
+        if not self._arrays:
+            self._arrays = [
+                part.new_empty(self._n_states, *part.shape) for part in parts
+            ]
+        places = [array[self._n_kept] for array in self._arrays]
+        for place, part in zip(places, parts, strict=True):
+            place.copy_(part)
+        self._n_kept += 1
+        return TrainingState(places[0], with_values(state.optimizer, places[1:]))
 
 
 def train_steps(

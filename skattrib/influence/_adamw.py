@@ -295,28 +295,34 @@ class AdamWInfluence(BaseAttributor):
 
     def _cost(self, estimator, X, y, n_queries):
         model = as_model(estimator)
-        if not model.stacks:
+        network = model.network(self) if model.stacks else model.alike(X, y)
+        if network is None:
             seconds = training_seconds(model, None, 1, X, y)
             way = "the run is known once it is trained"
             return Cost(self._estimand(), 1, seconds, way=way)
-        problem = untrained(model.network(self), X, y)
+        problem = untrained(network, X, y)
         n_runs, seconds = len(self.weights_) * self.n_models, 0.0
         repeated = self.inclusion_ < 1 or self.n_models > 1
         n_trainings = (not model.frozen) + n_runs * repeated
         if not model.frozen:
+            own = problem if model.stacks else None
+            seconds += training_seconds(model, own, 1, X, y)
+        if not model.stacks:  # its training is repeated to be recorded
             seconds += training_seconds(model, problem, 1, X, y)
         if repeated:
             seconds += training_seconds(model, problem, n_runs, X, y)
         inert = _INERT if self.inclusion_ < 1 else 0.0
         options = {**self._sweep_options(inert), "verbose": 0}
         seconds += sweep_seconds(problem, n_runs, n_queries, **options)
-        steps = problem.recipe.n_steps
+        # of others it may end before max_iter
+        at_most = "" if model.stacks or model.frozen else "at most "
+        steps = f"{at_most}{problem.recipe.n_steps} steps"
         return Cost(
             self._estimand(),
             n_trainings,
             seconds,
             sweep_megabytes(problem, n_runs, n_queries),
-            f"sweeps through {n_runs} run{'s'[: n_runs != 1]} of {steps} steps, "
+            f"sweeps through {n_runs} run{'s'[: n_runs != 1]} of {steps}, "
             "for all queries together",
         )
 

@@ -26,6 +26,11 @@ _COPIES = 3
 _OUTPUT_COPIES = 6
 # Of these, what a batch of queries is counted to need.
 _BATCH_COPIES = 3
+# Copies of the rows while runs are differentiated: the attributor's own, and a tensor;
+# and of their weights in each run.
+_ROW_COPIES, _WEIGHT_COPIES = 2, 2
+# Others of each row, of 8 bytes: target, that as a tensor, unit, name, weight.
+_BESIDES = 5
 # Such outcomes of linear models are computed so many at a time, in so many arrays.
 _AT_ONCE, _ARRAYS = 2**20, 5
 # Of the memory cap, what temporary arrays of one step may take: 1 / _SHARE.
@@ -244,8 +249,12 @@ def sweep_megabytes(problem, n_runs, n_queries):
     sizes = sweep_sizes(
         problem.model, problem.recipe, problem.X, n_runs, n_queries, memory_cap()
     )
-    numbers = _COPIES * n_runs * n_queries * len(problem.X) + sizes.numbers
-    return numbers * problem.X.element_size() / 2**20
+    n_rows, recipe = len(problem.X), problem.recipe
+    numbers = _COPIES * n_runs * n_queries * n_rows + sizes.numbers
+    numbers += _ROW_COPIES * problem.X.numel() + _WEIGHT_COPIES * n_runs * n_rows
+    places = 0 if recipe.batches is None else sum(map(len, recipe.batches))
+    size = numbers * problem.X.element_size() + 8 * (places + _BESIDES * n_rows)
+    return size / 2**20
 
 
 def attribution_bytes(n_queries, n_units, itemsize):

@@ -1,5 +1,6 @@
 """Influence by refitting the linearised model in closed form."""
 
+from dataclasses import replace
 from numbers import Integral, Real
 
 import numpy as np
@@ -320,38 +321,43 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         model = as_model(estimator)
         if self.parameters == "head":
             check_has_head(model, X, y)
-        if model.stacks:  # the sizes of other networks are known once they are trained
-            self._plan_network(untrained(model.network(self), X, y))
+        self._planned, problem = None, self._problem(model, X, y)
+        if problem is not None:
+            options = {name: getattr(self, name) for name in _PLANNED}
+            weights, units = self._row_weights, self._units_left_out()
+            self._planned = plan_untrained(problem, weights, units, **options)
 
-    def _plan_network(self, problem):
-        """Choose how to solve for a network that is not trained yet, or refuse."""
-        options = {name: getattr(self, name) for name in _PLANNED}
-        units = self._units_left_out()
-        return plan_untrained(problem, self._row_weights, units, **options)
+    def _problem(self, model, X, y):
+        """Return what is trained, or has its sizes; None if they are not known yet."""
+        if model.stacks:
+            return untrained(model.network(self), X, y)
+        network = model.alike(X, y)
+        # how long it will be trained is not known
+        return network and replace(untrained(network, X, y), recipe=None)
 
     def _cost(self, estimator, X, y, n_queries):
         model = as_model(estimator)
         if isinstance(model, Convex):
             return exact_cost(model, X, y, self._units_left_out(), n_queries)
-        problem = untrained(model.network(self), X, y) if model.stacks else None
+        problem = self._problem(model, X, y)
+        trained = problem if model.stacks else None
         n_trainings = self.n_models - model.frozen
-        seconds = training_seconds(model, problem, n_trainings, X, y)
+        seconds = training_seconds(model, trained, n_trainings, X, y)
         if problem is None:
             way = "solver and removal are known once it is trained"
             return Cost("", n_trainings, seconds, way=way)
-        plan = self._plan_network(problem)
+        plan = self._planned
         taken = tangent_seconds(plan, problem, self.n_units_, n_queries)
         size = tangent_bytes(plan, problem, self.n_units_, n_queries)
         if self.ridge == "calibrate":
-            seconds += training_seconds(model, problem, N_RETRAINED, X, y)
+            seconds += training_seconds(model, trained, N_RETRAINED, X, y)
             n_trainings += N_RETRAINED
         return Cost(
             ESTIMANDS[plan.removal == "influence"],
             n_trainings,
             seconds + self.n_models * taken,
             size / 2**20,
-            f"removal {plan.removal}: {plan.removal_reason}; "
-            f"solver {plan.solver}: {plan.reason}",
+            _told(plan),
         )
 
     def _units_left_out(self):
@@ -398,6 +404,9 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         )
         self.estimators_ = [self.estimator_, *(model.estimator for model in models[1:])]
         first = self._linearize(models[0], self.removal)
+        planned = vars(self).pop("_planned", None)
+        if planned is None or _told(planned) != _told(first.plan):
+            self._say(_told(first.plan))
         others = [self._linearize(model, first.removal) for model in models[1:]]
         self._linear_models = [first, *others]
         ways = "attribute", "predict_outcomes"
@@ -430,8 +439,6 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         )
         self.solver_, self.solver_reason_ = linear.plan.solver, linear.plan.reason
         self.metric_ = linear.metric
-        self._say(f"solver {self.solver_}: {self.solver_reason_}")
-        self._say(f"removal {linear.removal}: {linear.plan.removal_reason}")
         return linear
 
     def _calibrate_ridge(self):
@@ -795,6 +802,12 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
 
         recorded = as_model(self._model).can_retrain
         return verdict(figures, calibration, recorded, scale_hint(self._features))
+
+
+def _told(plan):
+    """Return how a network is solved for and units are left out, and why."""
+    removal = f"removal {plan.removal}: {plan.removal_reason}"
+    return f"{removal}; solver {plan.solver}: {plan.reason}"
 
 
 def _attributions(batches, without_each):

@@ -48,6 +48,7 @@ from skattrib.models._mlp_run import (
     summary_of,
 )
 from skattrib.models._protocol import Differentiable, Retrainable
+from skattrib.models.neural import TorchClassifier, TorchRegressor
 
 # The probability of a class without rows, as in `Retrainable.outputs`.
 _ABSENT = float(np.log(np.finfo(np.float64).eps))
@@ -241,6 +242,25 @@ class MLPModel(EstimatorModel, Differentiable):
         return self.targets(y, like)
 
     # ------------------------------------------------------------------- training
+    def alike(self, X: Any, y: Any) -> Any:
+        """Return an untrained network of its sizes, trained for as long at most."""
+        if sparse.issparse(X):
+            return None
+        mlp, n_epochs = self.estimator, self.estimator.max_iter
+        if self.frozen:
+            n_epochs = mlp.n_iter_
+        batch = None
+        if mlp.solver != "lbfgs":
+            batch = min(200 if mlp.batch_size == "auto" else mlp.batch_size, len(X))
+        kind = TorchClassifier if is_classifier(mlp) else TorchRegressor
+        return kind(
+            hidden_layer_sizes=tuple(np.ravel(mlp.hidden_layer_sizes).tolist()),
+            loss=self.future_loss(X, y),
+            batch_size=batch,
+            max_epochs=n_epochs,
+            random_state=0,
+        )
+
     def retrain(self, X: Any, y: Any, weights: Any, seed: int) -> Any:
         """Return a clone fitted to the rows whose weight is not 0, from this seed."""
         kept = np.flatnonzero(weights)

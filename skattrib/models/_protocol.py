@@ -116,6 +116,23 @@ class Model:
         """
         return self.loss
 
+    def alike(self, X: Any, y: Any) -> Any:
+        """Return an untrained network of the sizes that it will have, to plan by.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+            Training rows.
+        y : ndarray of shape (n,) or (n, n_outputs)
+            Their targets.
+
+        Returns
+        -------
+        TorchClassifier, TorchRegressor or None
+            Here None: they are not known.
+        """
+        return None
+
     #: Attributors to begin with, the first that works.
     first_attributors: tuple[str, ...] = ("KernelSurrogateAttributor", "DualInfluence")
     #: Whether many are trained at once, as one stack.

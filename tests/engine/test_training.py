@@ -418,6 +418,20 @@ def test_replay_is_exact_from_any_state(optimizer, n_models):
         assert one.shape == other.shape
 
 
+def test_replayed_states_are_packed():
+    """Else each small state would keep large arrays of its step from being freed."""
+    model, recipe, X, y = problem()
+    arguments = (model, CLASSIFICATION, recipe, X, y, random_weights(2))
+    stored = train(*arguments, keep=[0]).states
+    found = replay(*arguments, stored[0], 0, range(1, 5))
+    assert len(found) == 4
+    for parts in zip(*((s.params, *s.optimizer) for s in found.values()), strict=True):
+        storages = {part.untyped_storage().data_ptr() for part in parts}
+        assert len(storages) == 1
+        size = parts[0].numel() * parts[0].element_size()
+        assert parts[0].untyped_storage().nbytes() == 4 * size
+
+
 def test_row_shares():
     weights = torch.tensor([[1.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
     expected = [[0.25, 0.75, 0.0], [0.0, 0.0, 0.0]]

@@ -95,11 +95,13 @@ def test_fixed_keeps_the_same_number(size, n_kept):
 def test_fixed_keeps_units_equally_often(stratify):
     # Half of 12 is a whole number for labels of 2, not for labels of 3 and 7: the
     # rounding is random so that no unit is favoured. 6 standard errors are allowed.
-    rows = [
-        make_weightings(12, 1, stratify=stratify, random_state=seed)[0]
-        for seed in range(2000)
-    ]
-    assert_allclose(np.mean(rows, axis=0), 0.5, atol=6 * 0.5 / math.sqrt(2000))
+    rows = np.vstack(
+        [
+            make_weightings(12, 20, stratify=stratify, random_state=seed)
+            for seed in range(100)
+        ]
+    )
+    assert_allclose(rows.mean(axis=0), 0.5, atol=6 * 0.5 / math.sqrt(len(rows)))
 
 
 def test_fixed_shares_in_proportion():

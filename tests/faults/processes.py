@@ -20,7 +20,9 @@ _PATIENCE = 120
 
 @functools.cache
 def _serve():
-    CONTEXT.set_forkserver_preload(["tests.faults.jobs", __name__])
+    # torch imports the second when vmap is first called, which takes seconds
+    modules = ["tests.faults.jobs", "torch._dynamo", __name__]
+    CONTEXT.set_forkserver_preload(modules)
     # its sys.path is not yet ours when it imports these
     path = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
     with mock.patch.dict(os.environ, PYTHONPATH=path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import EfficiencyWarning
 from sklearn.frozen import FrozenEstimator
@@ -20,6 +21,7 @@ from skattrib import (
     RISEValuator,
 )
 from skattrib.evaluation import make_weightings, retrain_outcomes
+from skattrib.influence import _run_derivatives
 from tests.faults.estimators import Doomed, DoomedCurious, DoomedModule
 from tests.faults.jobs import data, net
 
@@ -145,13 +147,11 @@ def test_a_worker_dies_while_a_surrogate_learns(cluster, tmp_path):
     assert_array_equal(*found)
 
 
-@pytest.mark.parametrize("dies", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("job", ["gradients", "index"])
-def test_gradients_and_an_index_on_the_cluster(cluster, tmp_path, job, dies):
+def compare(job, tmp_path, flag=None):
+    """Do a job with a frozen network on the cluster, and at home."""
     X, y, Xq, yq = data()
     X, Xq = np.repeat(X, 10, axis=1), np.repeat(Xq, 10, axis=1)
-    flag = tmp_path / "struck"
-    doom = {"flag": str(flag) if dies else None, "home": os.getpid()}
+    doom = {"flag": flag and str(flag), "home": os.getpid()}
     frozen = FrozenEstimator(net(module=partial(DoomedModule, **doom)).fit(X, y))
 
     def found(**options):
@@ -163,6 +163,33 @@ def test_gradients_and_an_index_on_the_cluster(cluster, tmp_path, job, dies):
         return rise.fit(X, y).attribute(Xq, yq)
 
     ours = found(n_jobs=2, **({"index": tmp_path / "index"} if job == "index" else {}))
-    assert flag.exists() == dies
     with joblib.parallel_config(backend="sequential"):
         assert_allclose(ours, found(), rtol=0, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", ["gradients", "index"])
+def test_a_worker_dies_while_rows_are_read(cluster, tmp_path, job):
+    compare(job, tmp_path, tmp_path / "struck")
+    assert (tmp_path / "struck").exists()
+
+
+# a cluster takes longer to start than to do all of these
+def test_gradients_an_index_and_sweeps_on_the_cluster(cluster, tmp_path, monkeypatch):
+    for job in ("gradients", "index"):
+        compare(job, tmp_path)
+
+    X, y, Xq, yq = data()
+    runs = AdamWInfluence(net(), n_trajectories=4, random_state=0, n_jobs=2)
+    parts, call_each = [], _run_derivatives.call_each
+
+    def seen(function, tasks, n_jobs, **options):
+        parts.append(len(tasks))
+        return call_each(function, tasks, n_jobs, **options)
+
+    monkeypatch.setattr(_run_derivatives, "call_each", seen)
+    found = runs.fit(X, y).attribute(Xq, yq)
+    assert parts == [2]
+    with joblib.parallel_config(backend="sequential"):
+        assert_allclose(found, clone(runs).fit(X, y).attribute(Xq, yq), atol=1e-12)
+    assert parts == [2]

@@ -20,6 +20,7 @@ from torch import nn
 
 import skattrib.engine._linearized
 import skattrib.engine._plan
+import skattrib.influence._dual
 from skattrib import DualInfluence, TorchClassifier, TorchRegressor
 from skattrib.engine._linearized import LinearizedModel
 from skattrib.engine._plan import SolverChoice
@@ -707,10 +708,31 @@ def test_queries_in_small_pieces_give_the_same(solver, monkeypatch):
         assert_allclose(one, other, rtol=0, atol=1e-10)
 
 
-def test_verbose_says_which_solver_and_why(capsys):
+def test_verbose_says_once_which_solver_and_why(capsys, monkeypatch):
     X, y, *_ = iris()
-    DualInfluence(small_net(), random_state=0, verbose=1).fit(X, y)
-    assert "solver primal: cheapest for n·C = 120" in capsys.readouterr().out
+    n_planned, plan = [], skattrib.influence._dual.plan_untrained
+
+    def counted(*args, **options):
+        n_planned.append(1)
+        return plan(*args, **options)
+
+    monkeypatch.setattr(skattrib.influence._dual, "plan_untrained", counted)
+    dual = DualInfluence(small_net(), n_models=2, random_state=0, verbose=1)
+    dual.fit(X, y)
+    said = capsys.readouterr().out
+    assert said.count("solver primal: cheapest for n·C = 120") == 1
+    assert said.count("removal newton: Newton steps are affordable") == 1
+    assert len(n_planned) == 1
+    # what training brought to light is said after it
+    single = X.astype(np.float32)
+    dual.set_params(ridge=1e-7, n_models=1).fit(single, y)
+    first, *others = capsys.readouterr().out.splitlines()
+    assert "double precision" not in first
+    assert ["in double precision" in line for line in others] == [True]
+    # of a module there is no plan before
+    module = TorchClassifier.from_module(dual.estimator_.module_, [0, 1, 2])
+    dual.set_params(estimator=FrozenEstimator(module), ridge=0.1).fit(X, y)
+    assert capsys.readouterr().out.count("solver primal: cheapest for") == 1
 
 
 def test_queries_write_nothing_and_may_come_from_any_thread(fitted):

@@ -1,8 +1,6 @@
 """Modules are built from random_state alone, and looked at when they are given."""
 
 import random
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -242,8 +240,3 @@ def test_conjugate_gradients_with_little_damping_are_in_double_precision():
     assert_allclose(found, expected, atol=1e-3 * abs(expected).max())
     plain = DualInfluence(net, solver="cg", ridge=0.1, random_state=0)
     assert "double" not in plain.fit(X.astype(np.float32), y).solver_reason_
-
-
-def test_import_brings_no_progress_bar():
-    code = "import sys, skattrib; sys.exit('tqdm.auto' in sys.modules)"
-    assert not subprocess.run([sys.executable, "-c", code], check=False).returncode

@@ -128,16 +128,16 @@ class Case:
             self.n_units, n_halves, kind="antithetic", random_state=3
         )
 
-    def retrain(self, weights, queries=None):
+    def retrain(self, weights, memory=MEMORY):
         """Return outcomes (m, q) of models trained with weights of the units."""
         return retrain_outcomes(
             self.net,
             *self.rows,
             weights,
-            *(queries or self.queries),
+            *self.queries,
             tasks=self.tasks,
             outcome=self.outcome,
-            memory=MEMORY,
+            memory=memory,
         )
 
     def fit(self, kind=AdamWInfluence, **options):

@@ -138,7 +138,7 @@ def main(names):
     table.add("mean", *pairs)
     others.add("mean", *_cells(mean))
     if len(names) == len(SETTINGS):
-        write("coverage", table, others)
+        write("posterior_coverage", table, others)
 
 
 def _cells(found):

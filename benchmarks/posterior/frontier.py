@@ -1,9 +1,10 @@
 """Runs that are differentiated, or halves that are retrained: what is a better buy?
 
 LDS on 1,000 retrained halves that nothing was fitted to, of 30 queries, mean of two
-fits of AdamWInfluence; fewer runs, or halves, are the first ones of the same. CPU seconds of each part are measured here, in one process: a run trained, swept for 10
-and for 300 queries, a half retrained, the posterior of a query. Then the defaults that
-one could have: so many runs, and so many halves for each. Last, DualInfluence with
+fits of AdamWInfluence; fewer runs, or halves, are the first ones of the same. CPU
+seconds of each part are measured here, in one process: a run trained, swept for 10 and
+for 300 queries, a half retrained, the posterior of a query. Then the defaults that one
+could have: so many runs, and so many halves for each. Last, DualInfluence with
 retrained halves beside AdamWInfluence as it is by default.
 
     OMP_NUM_THREADS=1 python -m benchmarks.posterior.frontier

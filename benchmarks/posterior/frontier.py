@@ -1,0 +1,218 @@
+"""Runs that are differentiated, or halves that are retrained: what is a better buy?
+
+LDS on 1,000 retrained halves that nothing was fitted to, of 30 queries, mean of two
+fits of AdamWInfluence; fewer runs, or halves, are the first ones of the same. CPU
+seconds of each part are measured here, in one process: a run trained, swept for 10 and
+for 300 queries, a half retrained, the posterior of a query. Then the defaults that one
+could have: so many runs, and so many halves for each. Last, DualInfluence with
+retrained halves beside AdamWInfluence as it is by default.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.posterior.frontier
+"""
+
+import time
+import warnings
+from itertools import product
+
+import numpy as np
+
+from benchmarks._table import Table, axes, write
+from benchmarks.posterior._settings import N_FITS, N_QUERIES, Case
+from skattrib import AdamWInfluence, DualInfluence
+from skattrib._posterior._gaussian import posterior
+from skattrib.evaluation import lds_score
+from skattrib.influence._aggregation import aggregate, exploding
+
+NAMES = ("wine", "diabetes", "digits", "digits 16x16")
+RUNS, HALVES = (2, 4, 8, 16, 32, 64), (0, 64, 128, 256, 512, 1024, 2048)
+N_HELD_OUT, N_TIMED, N_TIMED_HALVES = 1000, 8, 128
+ASKED = (10, 300)
+PER_RUN, FEW_RUNS, DEFAULT = (8, 16, 32, 64), (4, 8, 16), (16, 16)
+FEWEST, MOST = 64, 1024  # halves that n_halves="auto" takes
+DUAL = ("wine", "breast_cancer", "digits")
+
+
+def clock(do, *args, **options):
+    started = time.process_time()
+    found = do(*args, **options)
+    return time.process_time() - started, found
+
+
+class Measured:
+    """LDS by numbers of runs and halves, and the CPU seconds of their parts."""
+
+    def __init__(self, name):
+        self.case = case = Case(name)
+        halves = case.halves(max(HALVES) + N_HELD_OUT)
+        outcomes = case.retrain(halves)
+        ranked = halves[max(HALVES) :], outcomes[max(HALVES) :]
+        self.lds = {cell: [] for cell in product(RUNS, HALVES)}
+        self.posterior = {0: 0.0} | {m: [] for m in HALVES[1:]}
+        evidence = {m: case.evidence(halves[:m]) for m in HALVES[1:]}
+        for fit in range(N_FITS):
+            options = {"n_trajectories": max(RUNS), "n_halves": 0}
+            influence = case.fit(random_state=fit, **options)
+            queries = influence._derivatives.queries(*case.queries, case.outcome)
+            each_run = influence._each_run(queries).astype(np.float64)
+            knowledge = influence._knowledge()
+            for k, m in self.lds:
+                runs = each_run[:k]
+                a, errors = aggregate(runs, "trimmed_mean", exploding(runs))
+                if m:
+                    question = a, errors, evidence[m], outcomes[:m], knowledge
+                    seconds, after = clock(posterior, *question)
+                    self.posterior[m].append(seconds / N_QUERIES)
+                    a = after.mean
+                self.lds[k, m].append(lds_score(ranked[1], ranked[0] @ a.T))
+        self.lds = {cell: np.mean(values) for cell, values in self.lds.items()}
+        self.posterior = {m: np.mean(times) for m, times in self.posterior.items()}
+        self._time()
+
+    def _time(self):
+        """Measure a run, its sweeps, and a half: the mean of a few."""
+        case, (X, y) = self.case, self.case.others
+        options = {"n_trajectories": N_TIMED, "n_halves": 0}
+        case.fit(**options)  # what is slower at first
+        seconds, influence = clock(case.fit, **options)
+        self.run = seconds / N_TIMED
+        new = case.halves(max(HALVES) + N_HELD_OUT + N_TIMED_HALVES)[-N_TIMED_HALVES:]
+        seconds, _ = clock(case.retrain, new, memory=None)
+        self.half = seconds / N_TIMED_HALVES
+        self.sweep = {}
+        for q in ASKED:
+            rows = np.arange(q) % len(X)
+            queries = influence._derivatives.queries(X[rows], y[rows], case.outcome)
+            seconds, _ = clock(influence._each_run, queries)
+            self.sweep[q] = seconds / N_TIMED
+
+    def seconds(self, k, m, q):
+        """Return what k runs, m halves and q queries take."""
+        after = np.interp(m, list(self.posterior), list(self.posterior.values()))
+        return k * (self.run + self.sweep[q]) + m * self.half + q * after
+
+    def lds_of(self, k, m):
+        """Return LDS; between measured numbers of halves by their logarithm."""
+        known = np.log([max(h, 16) for h in HALVES])
+        return np.interp(np.log(m), known, [self.lds[k, h] for h in HALVES])
+
+    def frontier(self, q):
+        """Return the seconds and LDS of cells that nothing cheaper is better than."""
+        cells = [(self.seconds(*cell, q), lds) for cell, lds in self.lds.items()]
+        cells.sort()
+        best = np.maximum.accumulate([lds for _, lds in cells])
+        pairs = zip(cells, best, strict=True)
+        return np.array([cell for cell, highest in pairs if cell[1] == highest])
+
+    def shortfall(self, k, multiple, q):
+        """Return LDS of a default, seconds, and LDS below the best at its seconds."""
+        m = int(np.clip(multiple * k, FEWEST, MOST))
+        lds, seconds = self.lds_of(k, m), self.seconds(k, m, q)
+        frontier = self.frontier(q)
+        # a default may be between two cells, and the frontier is then as well
+        best = np.interp(np.log(seconds), np.log(frontier[:, 0]), frontier[:, 1])
+        return lds, seconds, best - lds
+
+
+def plot(measured):
+    with axes("posterior_frontier", len(measured), (3 * len(measured), 3.2)) as shown:
+        for axis, (name, one) in zip(shown, measured.items(), strict=True):
+            for q, style in zip(ASKED, ("o-C0", "s--C1"), strict=True):
+                axis.semilogx(*one.frontier(q).T, style, label=f"{q} queries", ms=4)
+                axis.plot(*one.shortfall(*DEFAULT, q)[1::-1], "*k", ms=9)
+            axis.set(title=name, xlabel="CPU seconds", ylabel="LDS")
+            axis.legend(frameon=False)
+
+
+def table_of(name, one):
+    """Return a table of LDS, with the seconds of each cell."""
+    table = Table(
+        f"{name}: LDS by runs and retrained halves (CPU seconds for "
+        f"{' / '.join(map(str, ASKED))} queries)",
+        ["runs", *map(str, HALVES)],
+    )
+    for k in RUNS:
+        cells = [
+            f"{one.lds[k, m]:.3f} "
+            f"({' / '.join(f'{one.seconds(k, m, q):.3g}' for q in ASKED)})"
+            for m in HALVES
+        ]
+        table.add(k, *cells)
+    return table
+
+
+def costs(measured):
+    """Return a table of what the parts cost."""
+    swept = [f"swept for {q} queries" for q in ASKED]
+    table = Table(
+        "CPU seconds of parts, over those of a retrained half",
+        ["set", "a half, ms", "a run trained", *swept],
+    )
+    for name, one in measured.items():
+        parts = [f"{x / one.half:.1f}" for x in (one.run, *one.sweep.values())]
+        table.add(name, f"{1e3 * one.half:.1f}", *parts)
+    return table
+
+
+def defaults(measured):
+    """Return a table of runs, and of halves for each, that could be the default."""
+    table = Table(
+        "LDS of possible defaults, and in brackets how far below the best for the same "
+        f"CPU seconds, at {' and at '.join(map(str, ASKED))} queries",
+        ["runs", "halves a run", *measured, "mean"],
+    )
+    for k, multiple in product(FEW_RUNS, PER_RUN):
+        found = []
+        for one in measured.values():
+            lds, _, few = one.shortfall(k, multiple, ASKED[0])
+            found.append((lds, few, one.shortfall(k, multiple, ASKED[1])[2]))
+        found.append(np.mean(found, axis=0))
+        table.add(k, multiple, *["{:.3f} ({:.3f}, {:.3f})".format(*x) for x in found])
+    return table
+
+
+def main():
+    warnings.simplefilter("ignore")
+    measured, tables = {}, []
+    for name in NAMES:
+        measured[name] = Measured(name)
+        tables.append(table_of(name, measured[name]))
+    plot(measured)
+    tables += costs(measured), defaults(measured), dual()
+    write("posterior_frontier", *tables)
+
+
+def dual():
+    """Return a table of DualInfluence with halves, and AdamWInfluence."""
+    table = Table(
+        f"LDS, and CPU seconds of fit and of attributing {N_QUERIES} queries",
+        ["attributor", *DUAL],
+    )
+    asked = {
+        "DualInfluence": (DualInfluence, {}),
+        "DualInfluence, 256 halves": (DualInfluence, {"n_halves": 256}),
+        "DualInfluence, 512 halves": (DualInfluence, {"n_halves": 512}),
+        "AdamWInfluence": (AdamWInfluence, {}),
+    }
+    cases = [Case(name) for name in DUAL]
+    for label, (kind, chosen) in asked.items():
+        cells = []
+        for case in cases:
+            halves = case.halves(max(HALVES) + N_HELD_OUT)[max(HALVES) :]
+            outcomes = case.retrain(halves)
+            found = []
+            for fit in range(N_FITS):
+                options = {**chosen, "random_state": fit}
+                seconds, a = clock(attributed, case, kind, options)
+                found.append((lds_score(outcomes, halves @ a.T), seconds))
+            lds, seconds = np.mean(found, axis=0)
+            cells.append(f"{lds:.3f} ({seconds:.2g})")
+        table.add(label, *cells)
+    return table
+
+
+def attributed(case, kind, options):
+    return case.fit(kind, **options).attribute(*case.queries)
+
+
+if __name__ == "__main__":
+    main()

@@ -119,6 +119,8 @@ class CalibratedByHalves:
 
     def _learn_halves(self):
         """Train the halves, and learn what the posterior needs."""
+        self._trained_halves = None  # those of an earlier fit
+        vars(self).pop("halves_", None)
         n_bytes = self._model_bytes()
         n_halves = self._count_halves(n_bytes)
         if hasattr(self, "n_halves"):
@@ -186,9 +188,10 @@ class CalibratedByHalves:
         if not self._asks_for_halves():
             return cost
         model = as_model(estimator)
-        problem = untrained(model.network(self), X, y) if model.stacks else None
-        n_bytes = 0
-        if problem is not None:
+        network = model.network(self) if model.stacks else model.alike(X, y)
+        problem, n_bytes = None, 0
+        if network is not None:
+            problem = untrained(network, X, y)
             n_bytes = problem.model.n_params * problem.X.element_size()
         n_halves = self._count_halves(n_bytes)
         if not n_halves:

@@ -151,7 +151,8 @@ class FurtherQuestions:
             Gaussian process at its fitted kernel), and moves the tangent of a network
             as its ``removal_`` says. `AdamWInfluence` has the derivative in the weight
             of the row where that is 0; in minibatches it counts for the chance of the
-            row to be in them. `RISEValuator` has the mean similarity to the queries.
+            row to be in them; retrained halves, which know nothing of the row, do not
+            correct it. `RISEValuator` has the mean similarity to the queries.
 
         Raises
         ------

@@ -105,7 +105,8 @@ ATTRIBUTOR_DOCS = {
         Random halves of the units, each with its complement, on which models are really
         trained in `fit`. They correct attributions and give them their size and an
         interval that holds (:ref:`posterior`); what is attributed is then the mean
-        effect of a unit, others present half the time. 0: none.
+        effect of a unit, others present half the time, around that of the average
+        unit. 0: none.
     """,
     "halves_found": """
     n_halves_ : int
@@ -200,7 +201,9 @@ class BaseAttributor(
     with the meaning that they have in `DualInfluence`: ``estimator``, ``outcome``,
     ``n_retrainings``, ``retrain_size``, ``memory``, ``n_jobs``, ``random_state`` and
     ``verbose``. Its ``fit(X, y, tasks=None, **fit_params)`` checks parameters of its
-    own and returns ``self._fit(X, y, tasks, fit_params)``.
+    own and returns ``self._fit(X, y, tasks, fit_params)``. One that has ``n_halves``,
+    too, has retrained halves where it is above 0: then `attribute` gives the posterior
+    that begins with what ``_attribute`` returns (:ref:`posterior`).
 
     A subclass writes these methods:
 

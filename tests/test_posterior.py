@@ -303,6 +303,14 @@ def test_without_halves_nothing_changes(fitted):
         before.predict_outcomes(Xq, yq, np.ones((1, 60)), return_std=True)
 
 
+def test_another_fit_forgets_the_halves_of_the_last():
+    X, y, Xq, yq = wine(30)
+    one = make(16).fit(X, y)
+    one.set_params(n_halves=0).fit(X, y)
+    assert not hasattr(one, "halves_")
+    assert_array_equal(one.attribute(Xq, yq), make(0).fit(X, y).attribute(Xq, yq))
+
+
 def test_queries_and_their_order_change_nothing(fitted):
     _, _, Xq, yq = wine()
     whole, std = fitted[0].attribute(Xq, yq, return_std=True)
@@ -432,6 +440,29 @@ def test_every_attributor_has_a_posterior_if_asked(attributor, model):
     D, Z = (truth[::2] - truth[1::2]) / 2, one.halves_[::2] - 0.5
     left = D - Z @ a.T
     assert (np.square(left).sum(axis=0) < np.square(D).sum(axis=0)).all()
+
+
+@pytest.mark.parametrize(
+    ("attributor", "options", "missed"),
+    [
+        (DualInfluence, {"n_models": 2}, "tangents of all seeds"),
+        (LinearSurrogateAttributor, {"estimation": "gradient"}, "that were linearised"),
+        (LinearSurrogateAttributor, {"estimation": "retrain"}, None),
+    ],
+)
+def test_errors_that_miss_something_say_so(attributor, options, missed):
+    X, y, Xq, yq = wine(30)
+    if attributor is LinearSurrogateAttributor:
+        options = {**options, "n_subsets": 16}
+    one = attributor(net(), random_state=0, **options).fit(X, y)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        one.attribute(Xq, yq, return_std=True)
+    said = [str(w.message) for w in caught if w.category is FaithfulnessWarning]
+    assert len(said) == (missed is not None)
+    if missed:
+        assert missed in said[0]
+        assert caught[0].filename == __file__
 
 
 class Nothing(BaseAttributor):

@@ -53,10 +53,20 @@ MODELS = [TorchClassifier(max_epochs=60), TorchRegressor(max_epochs=60)]
 # Short trainings and few of them: `score` is called dozens of times.
 CLASSIFIER = TorchClassifier(hidden_layer_sizes=(8,), max_epochs=4)
 REGRESSOR = TorchRegressor(hidden_layer_sizes=(8,), max_epochs=4)
+INFLUENCE = DualInfluence(CLASSIFIER, n_retrainings=8, removal="influence", n_models=2)
+PRIOR = LinearSurrogateAttributor(
+    CLASSIFIER,
+    n_subsets=16,
+    estimation="retrain",
+    prior=DualInfluence(),
+    n_retrainings=8,
+)
+# The slowest; others of their classes pass the same checks.
+REPEATED = [INFLUENCE, PRIOR]
 ATTRIBUTORS = [
     DualInfluence(CLASSIFIER, n_retrainings=8),
     DualInfluence(REGRESSOR, n_retrainings=8, removal="refit", solver="dual"),
-    DualInfluence(CLASSIFIER, n_retrainings=8, removal="influence", n_models=2),
+    INFLUENCE,
     DualInfluence(LogisticRegression(), n_retrainings=8),
     DualInfluence(Ridge(), n_retrainings=8, removal="influence"),
     DualInfluence(KernelRidge(), n_retrainings=8),
@@ -68,13 +78,7 @@ ATTRIBUTORS = [
     ),
     KernelSurrogateAttributor(LogisticRegression(), n_subsets=16, n_retrainings=8),
     LinearSurrogateAttributor(CLASSIFIER, n_subsets=24, n_retrainings=8),
-    LinearSurrogateAttributor(
-        CLASSIFIER,
-        n_subsets=16,
-        estimation="retrain",
-        prior=DualInfluence(),
-        n_retrainings=8,
-    ),
+    PRIOR,
     RISEValuator(CLASSIFIER, n_components=64, n_retrainings=8),
     RISEValuator(
         REGRESSOR,
@@ -117,6 +121,7 @@ TRANSFORMER_CHECKS = [
 OUTPUT_CHECKS = [
     check_global_output_transform_pandas,
     check_global_set_output_transform_polars,
+    check_set_output_transform,
     check_set_output_transform_pandas,
     check_set_output_transform_polars,
 ]
@@ -143,7 +148,7 @@ draws_globally = pytest.mark.touches_global_rng
 
 
 @draws_globally
-@parametrize_with_checks(INSTANCES)
+@parametrize_with_checks([e for e in INSTANCES if e not in REPEATED])
 def test_common_checks(estimator, check):
     check(estimator)
 
@@ -174,9 +179,15 @@ def test_all_zero_weights(estimator):
 @draws_globally
 @pytest.mark.slow
 @parametrize_with_checks(
-    [TorchClassifier(), TorchRegressor(), DualInfluence(), CountSketchTransformer()]
+    [
+        TorchClassifier(),
+        TorchRegressor(),
+        DualInfluence(),
+        CountSketchTransformer(),
+        *REPEATED,
+    ]
 )
-def test_common_checks_of_the_defaults(estimator, check):
+def test_common_checks_of_the_defaults_and_the_slowest(estimator, check):
     check(estimator)
 
 

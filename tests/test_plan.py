@@ -1,6 +1,7 @@
 """What is told before work: trainings, the way taken, refusals."""
 
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -146,6 +147,18 @@ def test_perceptrons_are_planned_by_the_sizes_that_they_will_have(name):
         assert run["megabytes"] > 0
     # sparse rows are of no network
     assert as_model(mlp).alike(sparse.csr_matrix(X), y) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"max_iter": 0}, "'max_iter' param"), ({"hidden_layer_sizes": 0}, "'hidden_lay")],
+    ids=str,
+)
+def test_perceptrons_that_cannot_be_trained_say_so_themselves(options, message):
+    dual = DualInfluence(MLPClassifier(**options), random_state=0)
+    for call in (partial(plan, dual), dual.fit):
+        with pytest.raises(ValueError, match=message):
+            call(*iris())
 
 
 def test_copies_of_many_rows_are_counted():

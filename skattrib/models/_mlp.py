@@ -244,9 +244,11 @@ class MLPModel(EstimatorModel, Differentiable):
     # ------------------------------------------------------------------- training
     def alike(self, X: Any, y: Any) -> Any:
         """Return an untrained network of its sizes, trained for as long at most."""
-        if sparse.issparse(X):
-            return None
         mlp, n_epochs = self.estimator, self.estimator.max_iter
+        mlp._validate_params()
+        sizes = np.ravel(mlp.hidden_layer_sizes)
+        if sparse.issparse(X) or (sizes < 1).any():  # its own fit says why not
+            return None
         if self.frozen:
             n_epochs = mlp.n_iter_
         batch = None
@@ -254,7 +256,7 @@ class MLPModel(EstimatorModel, Differentiable):
             batch = min(200 if mlp.batch_size == "auto" else mlp.batch_size, len(X))
         kind = TorchClassifier if is_classifier(mlp) else TorchRegressor
         return kind(
-            hidden_layer_sizes=tuple(np.ravel(mlp.hidden_layer_sizes).tolist()),
+            hidden_layer_sizes=tuple(sizes.tolist()),
             loss=self.future_loss(X, y),
             batch_size=batch,
             max_epochs=n_epochs,

@@ -295,9 +295,7 @@ def test_without_halves_nothing_changes(fitted):
     assert after.estimand_ == (
         "mean effect of this unit on the outcome, others present half the time"
     )
-    with pytest.warns(
-        FaithfulnessWarning, match=r"not calibr.*all runs.*n_halves=64"
-    ):
+    with pytest.warns(FaithfulnessWarning, match=r"not calibr.*all runs.*n_halves=64"):
         before.attribute(Xq, yq, return_std=True)
     with pytest.raises(ValueError, match="return_std=True needs retrained halves"):
         before.predict_outcomes(Xq, yq, np.ones((1, 60)), return_std=True)

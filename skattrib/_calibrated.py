@@ -242,7 +242,9 @@ class CalibratedByHalves:
                 FaithfulnessWarning,
                 stacklevel=stacklevel,
             )
-        equal = np.flatnonzero(np.ptp(outcomes[~lost], axis=0) == 0)
+        equal = np.empty(0)
+        if not lost.all():
+            equal = np.flatnonzero(np.ptp(outcomes[~lost], axis=0) == 0)
         if len(equal):
             warnings.warn(
                 f"The outcomes of queries {equal[:10].tolist()} are the same whichever "

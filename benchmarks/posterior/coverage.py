@@ -46,7 +46,7 @@ def likely_share(a, found, halves, outcomes):
     """Return the mean of the additive share of a query, given its residuals."""
     Z, D = halves.differences, (outcomes[::2] - outcomes[1::2]) / 2
     r = D - max(found.slope, 0) * (Z @ (a - a.mean()))
-    values, vectors = np.linalg.eigh(found._scaled @ found._scaled.T)
+    values, vectors = np.linalg.eigh(found.prior.kernel())
     squares = np.square(vectors.T @ r)
     variances = SHARES[:, None] * values + 1 - SHARES[:, None]
     log = -0.5 * np.log(variances).sum(axis=1)

@@ -116,7 +116,7 @@ def additive_share(
         found = query_posterior(row, spread, halves, outcomes[:, i], knowledge)
         if found is None or not found.variance:
             continue
-        values, vectors = eigh(found.kernel)
+        values, vectors = eigh(found.prior.kernel())
         squares = np.square(vectors.T @ found.residuals)
         scales = _SHARES[:, None] * values + 1 - _SHARES[:, None]
         # up to a scale, which is profiled out

@@ -9,6 +9,7 @@ known, and each difference tells something of them.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -83,46 +84,88 @@ class Halves:
         Which units are in each.
     classes : ndarray of int of shape (n_units,) or None
         Class of each unit, of which errors have a part in common.
+
+    Attributes
+    ----------
+    differences : ndarray of shape (P, n_units)
+        Weights of the first of each pair, minus 1/2.
     """
 
     def __init__(
         self, present: NDArray[np.bool_], classes: NDArray[np.intp] | None = None
     ) -> None:
-        self.differences = (present[::2].astype(float) - present[1::2]) / 2
+        self.differences: FloatArray = present[::2] - 0.5
         self.n_units = present.shape[1]
-        self._members: FloatArray | None = None
+        self._members = np.empty((self.n_units, 0))
         if classes is not None:
             codes = np.arange(classes.max() + 1)
             self._members = (classes[:, None] == codes).astype(float)
+        self._by_class = self.differences @ self._members
+        self._common = self._by_class @ self._members.T
 
-    def scaled(self, weights: FloatArray, profile: FloatArray) -> FloatArray:
-        """Return rows (k, n_units + n_classes) whose products are prior covariances.
+    def some(self, which: NDArray[np.bool_]) -> Halves:
+        """Return some of the pairs."""
+        new = copy.copy(self)
+        for name in ("differences", "_by_class", "_common"):
+            setattr(new, name, getattr(self, name)[which])
+        return new
 
-        ``weights`` (k, n_units) are around 1/2, ``profile`` (n_units,) the relative
-        variances of errors.
-        """
-        members, scale = self._members, 4 / self.n_units
-        if members is None:
-            return weights * np.sqrt(scale * profile)
-        alone = weights * np.sqrt((1 - _IN_CLASS) * scale * profile)
-        common = weights @ members * np.sqrt(_IN_CLASS * scale)
-        return np.hstack([alone, common])
-
-    def covariances(self, scaled: FloatArray, profile: FloatArray) -> FloatArray:
-        """Return the prior covariances (k, n_units) of rows of `scaled` with errors."""
-        members, scale = self._members, 4 / self.n_units
-        if members is None:
-            return scaled * np.sqrt(scale * profile)
-        alone, common = np.split(scaled, [self.n_units], axis=1)
-        alone = alone * np.sqrt((1 - _IN_CLASS) * scale * profile)
-        return alone + common @ members.T * np.sqrt(_IN_CLASS * scale)
-
-    def variances(self, profile: FloatArray) -> FloatArray:
-        """Return the prior variances (n_units,) of errors."""
+    def prior(self, profile: FloatArray) -> ErrorPrior:
+        """Return what is known of errors of relative variances (n_units,)."""
+        share = _IN_CLASS if self._members.shape[1] else 0.0
         scale = 4 / self.n_units
-        if self._members is None:
-            return scale * profile
-        return scale * ((1 - _IN_CLASS) * profile + _IN_CLASS)
+        return ErrorPrior(self, scale * (1 - share) * profile, scale * share)
+
+
+@dataclass(frozen=True)
+class ErrorPrior:
+    """Prior covariances of additive errors; of what they add to halves it is about 1.
+
+    Attributes
+    ----------
+    halves : Halves
+    alone : ndarray of shape (n_units,)
+        Variance that a unit has for itself.
+    common : float
+        That which all of a class have together.
+    """
+
+    halves: Halves
+    alone: FloatArray
+    common: float
+
+    def kernel(self) -> FloatArray:
+        """Return covariances (P, P) of what errors add to pairs."""
+        halves = self.halves
+        scaled = halves.differences * np.sqrt(self.alone)
+        by_class = halves._by_class
+        # products of equal factors take half the work
+        found: FloatArray = scaled @ scaled.T
+        found += self.common * (by_class @ by_class.T)
+        return found
+
+    def with_errors(self) -> FloatArray:
+        """Return covariances (P, n_units) of that with the errors themselves."""
+        found: FloatArray = self.halves.differences * self.alone
+        if self.common:
+            found += self.common * self.halves._common
+        return found
+
+    def variances(self) -> FloatArray:
+        """Return variances (n_units,) of errors."""
+        return self.alone + self.common
+
+    def of(self, around: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return covariances (k, P) of what errors add to others, and variances (k,).
+
+        ``around`` (k, n_units) are weights minus 1/2.
+        """
+        halves = self.halves
+        by_class = around @ halves._members
+        covariances = (around * self.alone) @ halves.differences.T
+        covariances += self.common * (by_class @ halves._by_class.T)
+        variances = np.square(around) @ self.alone
+        return covariances, variances + self.common * np.square(by_class).sum(axis=1)
 
 
 @dataclass(frozen=True)
@@ -145,6 +188,8 @@ class QueryPosterior:
     n_pairs : int
     residuals : ndarray of shape (P,)
         What the slope leaves of the differences.
+    prior : ErrorPrior
+        Of the errors, up to ``variance`` and ``share``.
     """
 
     mean: FloatArray
@@ -156,9 +201,7 @@ class QueryPosterior:
     even: float
     n_pairs: int
     residuals: FloatArray
-    _halves: Halves
-    _profile: FloatArray
-    _scaled: FloatArray
+    prior: ErrorPrior
     _factor: FloatArray
 
     def predicted(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -179,18 +222,11 @@ class QueryPosterior:
 
         ``around`` (k, n_units) are weights minus 1/2.
         """
-        asked = self._halves.scaled(around, self._profile)
-        with_pairs = asked @ self._scaled.T
+        with_pairs, additive = self.prior.of(around)
         known = solve_triangular(self._factor, with_pairs.T, lower=True)
-        additive = np.square(asked).sum(axis=1)
         additive -= self.share * np.square(known).sum(axis=0)
         variance = self.variance * (self.share * additive + 1 - self.share)
         return around @ self.mean, np.sqrt(np.maximum(variance, 0))
-
-    @property
-    def kernel(self) -> FloatArray:
-        """Prior covariances (P, P) of what errors add to differences; mean about 1."""
-        return self._scaled @ self._scaled.T
 
 
 def query_posterior(
@@ -219,30 +255,29 @@ def query_posterior(
     """
     first, second = outcomes[::2], outcomes[1::2]
     finite = np.isfinite(first) & np.isfinite(second)
-    n_pairs, Z = int(finite.sum()), halves.differences
+    n_pairs = int(finite.sum())
     if n_pairs < 2:
         return None
     if n_pairs < len(finite):
-        Z, first, second = Z[finite], first[finite], second[finite]
+        halves, first, second = halves.some(finite), first[finite], second[finite]
     D, middles = (first - second) / 2, (first + second) / 2
     if not np.isfinite(attributions).all():
         attributions, errors = np.zeros(halves.n_units), None
     a = attributions - attributions.mean()
-    slope = _slope(Z @ a, D, *knowledge.slope)
+    x = halves.differences @ a
+    slope = _slope(x, D, *knowledge.slope)
     used = max(slope, 0.0)
-    r = D - used * (Z @ a)
+    r = D - used * x
     variance = _level(r, errors, knowledge.level)
     phi = knowledge.share if share is None else share
-    profile = _profile(a if used else np.zeros_like(a), errors)
-
-    scaled = halves.scaled(Z, profile)
-    kernel = phi * (scaled @ scaled.T)  # of equal factors: half the work
+    prior = halves.prior(_profile(a if used else np.zeros_like(a), errors))
+    kernel = phi * prior.kernel()
     kernel.flat[:: n_pairs + 1] += 1 - phi
     factor = np.tril(cho_factor(kernel, lower=True, check_finite=False)[0])
-    with_errors = halves.covariances(scaled, profile)
+    with_errors = prior.with_errors()
     mean = used * a + phi * (cho_solve((factor, True), r) @ with_errors)
     known = solve_triangular(factor, with_errors, lower=True, check_finite=False)
-    left = halves.variances(profile) - phi * np.square(known).sum(axis=0)
+    left = prior.variances() - phi * np.square(known).sum(axis=0)
     std = np.sqrt(np.maximum(phi * variance * left, 0))
     return QueryPosterior(
         mean - mean.mean(),
@@ -254,9 +289,7 @@ def query_posterior(
         float(middles.var(ddof=1)),
         n_pairs,
         r,
-        halves,
-        profile,
-        scaled,
+        prior,
         factor,
     )
 

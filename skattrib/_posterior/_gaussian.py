@@ -94,7 +94,7 @@ class Halves:
     def __init__(
         self, present: NDArray[np.bool_], classes: NDArray[np.intp] | None = None
     ) -> None:
-        self.differences: FloatArray = present[::2] - 0.5
+        self.differences = present[::2].astype(float) - 0.5
         self.n_units = present.shape[1]
         self._members = np.empty((self.n_units, 0))
         if classes is not None:

@@ -23,7 +23,7 @@ from skattrib.models._kept_models import CHUNK, RetrainedModels
 # Fewest and most halves that are chosen, if nothing forbids it.
 _FEWEST, _MOST = 64, 1024
 #: Bytes that a unit of a half takes while a posterior is computed.
-BYTES = 16
+BYTES = 20
 # A pickle has models of at most 1 / _SHARE of the memory cap.
 _SHARE = 16
 

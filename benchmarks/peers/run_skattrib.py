@@ -121,6 +121,7 @@ def around_runs(order):
 that_predicts.prepare = damped_for_halves.prepare = around_halves.prepare = trained
 RETRAINED = {"estimation": "retrain", "n_subsets": 800}
 INFLUENCE = {"removal": "influence"}
+RUNS = {"n_halves": 0}
 EXACT = {"sketch": None, "channels": ("rh",), "top_k": None, "normalize": False}
 DUAL_GRID = {"ridge": np.logspace(-4, 0, 9), "removal": ["newton", "influence"]}
 METHODS = {
@@ -136,10 +137,11 @@ METHODS = {
     "AdamWInfluence, inclusion=1": of_the_trained(
         AdamWInfluence, inclusion=1.0, n_trajectories=1
     ),
-    "AdamWInfluence, 2 runs": of_more_runs(AdamWInfluence, n_trajectories=2),
-    "AdamWInfluence, 4 runs": of_more_runs(AdamWInfluence, n_trajectories=4),
+    "AdamWInfluence, 2 runs": of_more_runs(AdamWInfluence, n_trajectories=2, **RUNS),
+    "AdamWInfluence, 4 runs": of_more_runs(AdamWInfluence, n_trajectories=4, **RUNS),
+    "AdamWInfluence, 16 runs": of_more_runs(AdamWInfluence, **RUNS),
     "AdamWInfluence": of_more_runs(AdamWInfluence),
-    "AdamWInfluence, 64 runs": of_more_runs(AdamWInfluence, n_trajectories=64),
+    "AdamWInfluence, 64 runs": of_more_runs(AdamWInfluence, n_trajectories=64, **RUNS),
     "AdamWInfluence, GridSearchCV": searched(
         # fewer runs are enough to choose by
         AdamWInfluence(n_trajectories=4),

@@ -84,6 +84,8 @@ class Halves:
         Which units are in each.
     classes : ndarray of int of shape (n_units,) or None
         Class of each unit, of which errors have a part in common.
+    grouped : bool
+        Whether units are groups of rows, whose errors differ less in size.
 
     Attributes
     ----------
@@ -92,8 +94,12 @@ class Halves:
     """
 
     def __init__(
-        self, present: NDArray[np.bool_], classes: NDArray[np.intp] | None = None
+        self,
+        present: NDArray[np.bool_],
+        classes: NDArray[np.intp] | None = None,
+        grouped: bool = False,
     ) -> None:
+        self.grouped = grouped
         self.differences = present[::2].astype(float) - 0.5
         self.n_units = present.shape[1]
         self._members = np.empty((self.n_units, 0))
@@ -185,6 +191,8 @@ class QueryPosterior:
         Additive part of it.
     middle, even : float
         Mean outcome of the halves; variance of the means of pairs.
+    growth : float
+        Outcome with all units minus that mean.
     n_pairs : int
     residuals : ndarray of shape (P,)
         What the slope leaves of the differences.
@@ -199,6 +207,7 @@ class QueryPosterior:
     share: float
     middle: float
     even: float
+    growth: float
     n_pairs: int
     residuals: FloatArray
     prior: ErrorPrior
@@ -209,24 +218,48 @@ class QueryPosterior:
 
         Interactions, which no attribution has, are in the deviations.
         """
-        odd, std = self.differences(weights - 0.5)
-        return self.middle + odd, np.hypot(std, np.sqrt(self._even_variance))
+        around, part = _like_halves(weights)
+        # more is learnt from more units, as the logarithm of their number
+        outcomes = self.middle + around @ self.mean
+        outcomes += self.growth * np.log2(2 * part)
+        # that all are there leaves nothing open, but one unit less much of what is open
+        # where halves are
+        left_out = 1 / part - 1
+        open_ = np.where(left_out < 1, np.sqrt(left_out), left_out**1.5)
+        beyond = self.variance * (1 - self.share) + self.even
+        variance = self._additive(around) + open_ * beyond + self.even / self.n_pairs
+        return outcomes, np.sqrt(np.maximum(variance, 0))
 
-    @property
-    def _even_variance(self) -> float:
-        """Variance of what complements have in common, and of its mean."""
-        return self.even * (1 + 1 / self.n_pairs)
+    def outcomes(self, weights: FloatArray) -> FloatArray:
+        """Return the first of `predicted`."""
+        around, part = _like_halves(weights)
+        found: FloatArray = self.middle + around @ self.mean
+        return found + self.growth * np.log2(2 * part)
 
     def differences(self, around: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return half differences (k,) to complements, and their deviations.
+        """Return half differences (k,) of halves to complements, and their deviations.
 
         ``around`` (k, n_units) are weights minus 1/2.
         """
+        variance = self._additive(around) + self.variance * (1 - self.share)
+        return around @ self.mean, np.sqrt(np.maximum(variance, 0))
+
+    def _additive(self, around: FloatArray) -> FloatArray:
+        """Return the variances (k,) of what additive errors add."""
         with_pairs, additive = self.prior.of(around)
         known = solve_triangular(self._factor, with_pairs.T, lower=True)
         additive -= self.share * np.square(known).sum(axis=0)
-        variance = self.variance * (self.share * additive + 1 - self.share)
-        return around @ self.mean, np.sqrt(np.maximum(variance, 0))
+        return self.variance * self.share * additive
+
+
+def _like_halves(weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return weights (k, n_units) around 1/2 as if of halves, and the parts there (k,).
+
+    Training looks at shares: a unit of a quarter weighs twice as much in it as a unit of
+    a half, and where all are there, all have the share that is the mean of halves.
+    """
+    part = np.maximum(weights.mean(axis=1), 1 / weights.shape[1])
+    return weights / (2 * part)[:, None] - 0.5, part
 
 
 def query_posterior(
@@ -236,6 +269,7 @@ def query_posterior(
     outcomes: FloatArray,
     knowledge: Knowledge,
     share: float | None = None,
+    whole: float = float("nan"),
 ) -> QueryPosterior | None:
     """Return the posterior of one query; None if too few outcomes are finite.
 
@@ -252,6 +286,8 @@ def query_posterior(
     knowledge : Knowledge
     share : float or None
         In the place of that of ``knowledge``.
+    whole : float
+        Outcome with all units. Not finite: as that of halves.
     """
     first, second = outcomes[::2], outcomes[1::2]
     finite = np.isfinite(first) & np.isfinite(second)
@@ -270,11 +306,14 @@ def query_posterior(
     r = D - used * x
     variance = _level(r, errors, knowledge.level)
     phi = knowledge.share if share is None else share
+    if errors is not None and halves.grouped:
+        errors = np.sqrt(errors)
     prior = halves.prior(_profile(a if used else np.zeros_like(a), errors))
     kernel = phi * prior.kernel()
     kernel.flat[:: n_pairs + 1] += 1 - phi
     factor = np.tril(cho_factor(kernel, lower=True, check_finite=False)[0])
     with_errors = prior.with_errors()
+    middle = float(middles.mean())
     mean = used * a + phi * (cho_solve((factor, True), r) @ with_errors)
     known = solve_triangular(factor, with_errors, lower=True, check_finite=False)
     left = prior.variances() - phi * np.square(known).sum(axis=0)
@@ -285,8 +324,9 @@ def query_posterior(
         slope,
         variance,
         phi,
-        float(middles.mean()),
+        middle,
         float(middles.var(ddof=1)),
+        whole - middle if np.isfinite(whole) else 0.0,
         n_pairs,
         r,
         prior,
@@ -360,10 +400,12 @@ def query_posteriors(
     halves: Halves,
     outcomes: FloatArray,
     knowledge: Knowledge,
+    whole: FloatArray | None = None,
 ) -> Iterator[QueryPosterior | None]:
     """Yield the posterior of each query, by itself; see `query_posterior`.
 
-    Attributions, and errors, are (n_queries, n_units), outcomes (2 P, n_queries).
+    Attributions, and errors, are (n_queries, n_units), outcomes (2 P, n_queries), those
+    with all units (n_queries,).
     """
     for i, row in enumerate(attributions):
         yield query_posterior(
@@ -372,6 +414,7 @@ def query_posteriors(
             halves,
             np.asarray(outcomes[:, i], dtype=float),
             knowledge,
+            whole=float("nan") if whole is None else float(whole[i]),
         )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.base import is_classifier
 from sklearn.exceptions import EfficiencyWarning
 
-from skattrib._posterior._checks import held_out_figures
+from skattrib._posterior._checks import HELD_OUT, held_out_figures
 from skattrib._posterior._gaussian import (
     FEWEST_PAIRS,
     Halves,
@@ -30,8 +30,6 @@ from skattrib.models._protocol import protocols
 
 #: What an attribution is once halves were retrained.
 ESTIMAND = "mean effect of this unit on the outcome, others present half the time"
-#: Figures of `diagnose` that come from retrained halves.
-HELD_OUT = "calibration_slope", "lds", "coverage", "prior_slope", "share"
 # Groups of like targets of a regression, of which errors have a part in common.
 _N_GROUPS = 5
 
@@ -234,15 +232,20 @@ class CalibratedByHalves:
     def _half_outcomes(self, X, y, outcome, stacklevel=5):
         """Return the outcomes (m, n_queries) of retrained halves; warn of bad ones."""
         outcomes = self._trained_halves.outcomes(X, y, outcome)
-        lost = ~np.isfinite(outcomes).all(axis=1)
+        finite = np.isfinite(outcomes)
+        lost = ~finite.all(axis=1)
         if lost.any():
+            queries = np.flatnonzero(~finite.all(axis=0))[:10].tolist()
             warnings.warn(
                 f"Outcomes of {lost.sum()} of {len(lost)} retrained halves are not "
-                "finite: they are left out, with their complements.",
+                f"finite for queries {queries}: they are left out there, with their "
+                "complements.",
                 FaithfulnessWarning,
                 stacklevel=stacklevel,
             )
-        equal = np.flatnonzero(np.ptp(outcomes[~lost], axis=0) == 0)
+        highest = np.max(outcomes, axis=0, where=finite, initial=-np.inf)
+        lowest = np.min(outcomes, axis=0, where=finite, initial=np.inf)
+        equal = np.flatnonzero(highest == lowest)  # neither where none is finite
         if len(equal):
             warnings.warn(
                 f"The outcomes of queries {equal[:10].tolist()} are the same whichever "
@@ -250,7 +253,7 @@ class CalibratedByHalves:
                 FaithfulnessWarning,
                 stacklevel=stacklevel,
             )
-        return outcomes
+        return np.where(finite, outcomes, np.nan)
 
     def _warn_if_not_calibrated(self):
         """Warn if standard errors are no errors of the attributions."""

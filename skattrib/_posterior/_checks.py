@@ -22,6 +22,8 @@ from skattrib._posterior._gaussian import (
 from skattrib.evaluation import lds_score
 from skattrib.exceptions import ConstantOutcomeWarning
 
+#: Figures that come from retrained halves.
+HELD_OUT = "calibration_slope", "lds", "coverage", "prior_slope", "share"
 # Parts that the pairs are divided into; each is predicted by the others.
 _N_FOLDS = 4
 # Additive shares that are weighed, and the deviation of the prior of their logit.
@@ -56,6 +58,8 @@ def held_out_figures(
           posterior begins with.
         - coverage: share of held-out differences within their 95 % intervals.
         - share: additive share of what the slope leaves, the most likely one.
+
+        All are None where there are too few halves to hold some out.
     """
     n_pairs = len(outcomes) // 2
     folds = np.arange(n_pairs) % min(_N_FOLDS, n_pairs)
@@ -77,20 +81,24 @@ def held_out_figures(
     truth = (outcomes[::2] - outcomes[1::2]) / 2
     known = np.isfinite(truth) & np.isfinite(differences)
     x, d = differences[known], truth[known]
+    if not len(x):
+        return Bunch(**dict.fromkeys(HELD_OUT))
     rows = attributions, errors, halves(np.ones(2 * n_pairs, bool)), outcomes, knowledge
     return Bunch(
         calibration_slope=float(x @ d / max(x @ x, np.finfo(float).tiny)),
         lds=_ranks(outcomes, predicted),
         coverage=float((np.abs(d - x) <= half_width(std[known])).mean()),
-        prior_slope=float(np.median(slopes)) if slopes else float("nan"),
+        prior_slope=float(np.median(slopes)),
         share=additive_share(*rows),
     )
 
 
 def _ranks(outcomes: FloatArray, predicted: FloatArray) -> float:
     """Return the rank correlation of what is finite, NaN if nothing differs."""
-    known = np.isfinite(outcomes).all(axis=1) & np.isfinite(predicted).all(axis=1)
-    outcomes, predicted = outcomes[known], predicted[known]
+    both = np.isfinite(outcomes) & np.isfinite(predicted)
+    queries = both.any(axis=0)  # without those that are not finite in any model
+    known = both[:, queries].all(axis=1)
+    outcomes, predicted = outcomes[known][:, queries], predicted[known][:, queries]
     if not len(outcomes) or not np.ptp(outcomes, axis=0).any():
         return float("nan")
     with warnings.catch_warnings():  # of outcomes that do not differ, said elsewhere

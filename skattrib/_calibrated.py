@@ -16,12 +16,14 @@ from skattrib._posterior._gaussian import (
 )
 from skattrib._posterior._halves import (
     BYTES,
+    FEWEST_HALVES,
     TrainedHalves,
     automatic_halves,
     count_halves,
     draw_halves,
 )
 from skattrib._validation import memory_cap, sorted_labels
+from skattrib.engine._losses import SetOutcome
 from skattrib.exceptions import FaithfulnessWarning, UnsupportedModelError
 from skattrib.models._as_model import as_model
 from skattrib.models._costs import Cost, training_cost
@@ -59,6 +61,12 @@ class CalibratedByHalves:
         """Return what the standard errors of `_attribute` miss, or ""."""
         return ""
 
+    def _calibrated_by(self):
+        """Return a sentence on how to have intervals that hold, or ""."""
+        if self._why_not_trainable(as_model(self._model)):
+            return ""
+        return f"Pass n_halves=64 to {type(self).__name__} for intervals that hold."
+
     # -------------------------------------------------------------------- fit
     def _check_halves(self, estimator):
         """Raise, before anything is trained, if halves cannot be."""
@@ -70,18 +78,28 @@ class CalibratedByHalves:
                 f"n_halves={n_halves} must be even: each half comes with its "
                 f"complement. Use {n_halves + 1}, or 0 for none."
             )
-        self._check_trainable(estimator, f"n_halves={n_halves}")
+        if n_halves < FEWEST_HALVES:
+            raise ValueError(
+                f"n_halves={n_halves} is a single pair, which has no variance. Use at "
+                f"least {2 * FEWEST_PAIRS}, or 0 for none."
+            )
+        cure = "n_halves=0, which retrains nothing"
+        self._check_trainable(estimator, f"n_halves={n_halves}", cure)
 
-    def _check_trainable(self, estimator, what):
+    def _check_trainable(self, estimator, what, cure):
         """Raise if a model cannot be trained again."""
         model = as_model(estimator)
-        unknown = model.frozen and "Recorded" in protocols(model) and not model.has_run
-        if unknown or not model.can_retrain:
+        if reason := self._why_not_trainable(model):
             raise UnsupportedModelError(
-                f"{what} trains {model.name} again, and "
-                f"{'its training was not recorded' if unknown else 'it cannot be'}. "
-                "Use n_halves=0, which retrains nothing."
+                f"{what} trains {model.name} again, and {reason}. Use {cure}."
             )
+
+    @staticmethod
+    def _why_not_trainable(model):
+        """Return why a model cannot be trained again, "" if it can."""
+        if model.frozen and "Recorded" in protocols(model) and not model.has_run:
+            return "its training was not recorded"
+        return "" if model.can_retrain else "it cannot be"
 
     def _check_distinct_halves(self):
         """Raise if there are not so many; warn if there are few."""
@@ -90,10 +108,11 @@ class CalibratedByHalves:
             return
         n_possible = count_halves(self.n_units_)
         if n_halves > n_possible:
+            most, no_halves = n_possible // 4 * 2, "n_halves=0"
+            cure = f"n_halves={most} at most, which leaves as many to `score`, or 0"
             raise ValueError(
                 f"n_halves={n_halves}, but {self.n_units_} units have {n_possible} "
-                f"different halves. Use n_halves={n_possible // 4 * 2} at most, which "
-                "leaves as many to `score`, or 0."
+                f"different halves. Use {cure if most >= FEWEST_HALVES else no_halves}."
             )
         if n_halves < 2 * FEWEST_PAIRS:
             warnings.warn(
@@ -134,8 +153,8 @@ class CalibratedByHalves:
         size = n_bytes * n_halves * self._n_seeds()
         if size > memory_cap() and self.memory is None:
             warnings.warn(
-                f"The models of n_halves={n_halves} halves take {size / 2**20:.0f} "
-                "MiB, over scikit-learn's working_memory of "
+                f"The models of {n_halves} halves take {size / 2**20:.0f} MiB, over "
+                "scikit-learn's working_memory of "
                 f"{memory_cap() / 2**20:.0f} MiB, and all are kept. Use fewer, or "
                 "memory=, which keeps them on disk.",
                 EfficiencyWarning,
@@ -260,8 +279,8 @@ class CalibratedByHalves:
         missed = self._missed_by_errors()
         if missed and self._trained_halves is None:
             warnings.warn(
-                f"Standard errors are not calibrated: they miss {missed}. Pass "
-                f"n_halves=64 to {type(self).__name__} for intervals that hold.",
+                f"Standard errors are not calibrated: they miss {missed}."
+                f" {self._calibrated_by()}".rstrip(),
                 FaithfulnessWarning,
                 stacklevel=3,
             )
@@ -270,18 +289,22 @@ class CalibratedByHalves:
         """Return figures of halves held out, None each if there are none."""
         if self._trained_halves is None:
             return dict.fromkeys(HELD_OUT)
-        classes = self._classes_of_units()
+        classes, found = self._classes_of_units(), self._attribute(X, y, outcome)
+        if isinstance(outcome, SetOutcome):
+            self._check_is_of_set(found[0], outcome)
         return held_out_figures(
-            *self._attribute(X, y, outcome),
+            *found,
             lambda which: Halves(self.halves_[which], classes),
-            self._half_outcomes(X, y, outcome),
+            self._half_outcomes(X, y, outcome, stacklevel=4),
             self._knowledge(),
         )
 
     def _posteriors(self, X, y, outcome):
         """Yield the posterior of each query; see `QueryPosterior`."""
         found = self._attribute(X, y, outcome)
-        outcomes = self._half_outcomes(X, y, outcome, stacklevel=8)
+        if isinstance(outcome, SetOutcome):
+            self._check_is_of_set(found[0], outcome)
+        outcomes = self._half_outcomes(X, y, outcome, stacklevel=7)
         return query_posteriors(*found, self._evidence(), outcomes, self._knowledge())
 
     def _check_has_halves(self, what):
@@ -297,7 +320,7 @@ class CalibratedByHalves:
         """Return predicted outcomes (n_weightings, n_queries)."""
         if self._trained_halves is None:
             return self._predict_outcomes(X, y, weights, outcome)
-        return self._predictor(X, y, outcome)(weights)
+        return _each_predicted(self._posteriors(X, y, outcome), weights)[0]
 
     def _predictor(self, X, y, outcome):
         """Return `_predicted` as a function of weights, prepared once."""
@@ -315,5 +338,5 @@ def _each_predicted(posteriors, weights):
     """Return predictions of posteriors, and deviations; NaN where there is none."""
     nothing = np.full((2, len(weights)), np.nan)
     found = [nothing if one is None else one.predicted(weights) for one in posteriors]
-    predicted, std = np.array(found).reshape(-1, 2, len(weights)).transpose(1, 2, 0)
+    predicted, std = np.array(found).transpose(1, 2, 0)  # of one query at least
     return predicted, std

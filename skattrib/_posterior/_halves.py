@@ -20,6 +20,8 @@ from skattrib.evaluation._weightings import count_weightings
 from skattrib.models._answers import LastAnswer
 from skattrib.models._kept_models import CHUNK, RetrainedModels
 
+#: Fewest halves that have a variance: two pairs.
+FEWEST_HALVES = 4
 # Fewest and most halves that are chosen, if nothing forbids it.
 _FEWEST, _MOST = 64, 1024
 #: Bytes that a unit of a half takes while a posterior is computed.

@@ -112,7 +112,7 @@ class TrainedHalves:
         self._models: list[list[RetrainedModels]] = []
         size = n_bytes * len(present) * n_seeds
         self._kept = memory is None or size <= memory_cap()
-        found = self._trained()  # one by one where they are not kept
+        found = self._trained(reproduced=False)  # one by one where they are not kept
         if self._kept:
             self._models = list(found)
         else:
@@ -130,22 +130,25 @@ class TrainedHalves:
         vars(self).update(state)
         self._lock, self._last = Lock(), LastAnswer()
 
-    def _trained(self) -> Iterator[list[RetrainedModels]]:
+    def _trained(self, reproduced: bool = True) -> Iterator[list[RetrainedModels]]:
         """Yield the models of all seeds; if not kept, of some halves at a time."""
         m = len(self._present)
         for part in chunks(m, m if self._kept else CHUNK):
             weights = self._present[part][:, self._unit_of_row] * self._row_weights
-            yield [
-                RetrainedModels(
+            found = []
+            for number in range(self._n_seeds):
+                models = RetrainedModels(
                     self._estimator,
                     *self._rows,
                     weights,
                     whole=self._row_weights,
                     seed_number=number,
+                    reproduced=reproduced,
                     **self._options,
                 )
-                for number in range(self._n_seeds)
-            ]
+                reproduced = True  # compared once, in fit
+                found.append(models)
+            yield found
 
     def _each(self) -> Iterator[list[RetrainedModels]]:
         if not self._kept:

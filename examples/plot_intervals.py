@@ -42,7 +42,9 @@ print(influence.top_units(X_test[:1], y_test[:1], n=3).round(3).to_string())
 # the horizontal axis, retrained ones on the vertical, orange outside of their interval.
 
 found = influence.diagnose(X_test, y_test)
-print(f"{found.coverage:.1%} of the halves are in their 95 % intervals, as predicted by")
+print(
+    f"{found.coverage:.1%} of the halves are in their 95 % intervals, as predicted by"
+)
 print(f"the others; slope {found.calibration_slope:.2f}, LDS {found.lds:.2f}.")
 display = CalibrationDisplay.from_estimator(influence, X_test, y_test)
 plt.show()

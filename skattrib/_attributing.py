@@ -114,13 +114,13 @@ class AttributesQueries:
         X, y, outcome = self._check_query(X, y)
         way = self._way(outcome, reduce)
         places, attributions, errors = way(X, y, outcome, counts)
-        if return_std:
-            self._warn_if_not_calibrated()
         if return_std and errors is None:
             raise ValueError(
                 "return_std=True needs an ensemble of models to compare: see the "
                 f"parameters of {type(self).__name__}."
             )
+        if return_std:
+            self._warn_if_not_calibrated()
         errors = errors if return_std else None
         if as_frame:
             names = None if reduce else self._names_of(outcome, index, X)
@@ -288,16 +288,20 @@ class AttributesQueries:
             if kept is None:
                 raise
             found = np.full((2, 1, self.n_units_), np.nan)
-        if found[0].shape != (1, self.n_units_):
-            raise ValueError(
-                f"{type(self).__name__} returned attributions of shape "
-                f"{found[0].shape} for outcome={outcome!r}, which has one row: it "
-                "knows outcomes of single queries only. Use attribute(reduce='mean'), "
-                "or DualInfluence or KernelSurrogateAttributor."
-            )
+        self._check_is_of_set(found[0], outcome)
         values = [None if v is None else v.astype(dtype, copy=False) for v in found]
         self._warn_of_set(kept, values[0], _num_samples(X))
         return _some_units(*values, counts)
+
+    def _check_is_of_set(self, attributions, outcome):
+        """Raise on attributions of an attributor that knows no set outcomes."""
+        if attributions.shape != (1, self.n_units_):
+            raise ValueError(
+                f"{type(self).__name__} returned attributions of shape "
+                f"{attributions.shape} for outcome={outcome!r}, which has one row: it "
+                "knows outcomes of single queries only. Use attribute(reduce='mean'), "
+                "or DualInfluence or KernelSurrogateAttributor."
+            )
 
     def _warn_of_set(self, kept, values, n_queries, stacklevel=4):
         """Warn if queries of a set, or its result, are not finite."""

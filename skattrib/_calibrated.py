@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.base import is_classifier
 from sklearn.exceptions import EfficiencyWarning
 
-from skattrib._posterior._checks import held_out_figures
+from skattrib._posterior._checks import HELD_OUT, held_out_figures
 from skattrib._posterior._gaussian import (
     FEWEST_PAIRS,
     Halves,
@@ -16,12 +16,14 @@ from skattrib._posterior._gaussian import (
 )
 from skattrib._posterior._halves import (
     BYTES,
+    FEWEST_HALVES,
     TrainedHalves,
     automatic_halves,
     count_halves,
     draw_halves,
 )
 from skattrib._validation import memory_cap, sorted_labels
+from skattrib.engine._losses import SetOutcome
 from skattrib.exceptions import FaithfulnessWarning, UnsupportedModelError
 from skattrib.models._as_model import as_model
 from skattrib.models._costs import Cost, training_cost
@@ -30,8 +32,6 @@ from skattrib.models._protocol import protocols
 
 #: What an attribution is once halves were retrained.
 ESTIMAND = "mean effect of this unit on the outcome, others present half the time"
-#: Figures of `diagnose` that come from retrained halves.
-HELD_OUT = "calibration_slope", "lds", "coverage", "prior_slope", "share"
 # Groups of like targets of a regression, of which errors have a part in common.
 _N_GROUPS = 5
 
@@ -61,6 +61,12 @@ class CalibratedByHalves:
         """Return what the standard errors of `_attribute` miss, or ""."""
         return ""
 
+    def _calibrated_by(self):
+        """Return a sentence on how to have intervals that hold, or ""."""
+        if self._why_not_trainable(as_model(self._model)):
+            return ""
+        return f"Pass n_halves=64 to {type(self).__name__} for intervals that hold."
+
     # -------------------------------------------------------------------- fit
     def _check_halves(self, estimator):
         """Raise, before anything is trained, if halves cannot be."""
@@ -72,18 +78,28 @@ class CalibratedByHalves:
                 f"n_halves={n_halves} must be even: each half comes with its "
                 f"complement. Use {n_halves + 1}, or 0 for none."
             )
-        self._check_trainable(estimator, f"n_halves={n_halves}")
+        if n_halves < FEWEST_HALVES:
+            raise ValueError(
+                f"n_halves={n_halves} is a single pair, which has no variance. Use at "
+                f"least {2 * FEWEST_PAIRS}, or 0 for none."
+            )
+        cure = "n_halves=0, which retrains nothing"
+        self._check_trainable(estimator, f"n_halves={n_halves}", cure)
 
-    def _check_trainable(self, estimator, what):
+    def _check_trainable(self, estimator, what, cure):
         """Raise if a model cannot be trained again."""
         model = as_model(estimator)
-        unknown = model.frozen and "Recorded" in protocols(model) and not model.has_run
-        if unknown or not model.can_retrain:
+        if reason := self._why_not_trainable(model):
             raise UnsupportedModelError(
-                f"{what} trains {model.name} again, and "
-                f"{'its training was not recorded' if unknown else 'it cannot be'}. "
-                "Use n_halves=0, which retrains nothing."
+                f"{what} trains {model.name} again, and {reason}. Use {cure}."
             )
+
+    @staticmethod
+    def _why_not_trainable(model):
+        """Return why a model cannot be trained again, "" if it can."""
+        if model.frozen and "Recorded" in protocols(model) and not model.has_run:
+            return "its training was not recorded"
+        return "" if model.can_retrain else "it cannot be"
 
     def _check_distinct_halves(self):
         """Raise if there are not so many; warn if there are few."""
@@ -92,10 +108,11 @@ class CalibratedByHalves:
             return
         n_possible = count_halves(self.n_units_)
         if n_halves > n_possible:
+            most, no_halves = n_possible // 4 * 2, "n_halves=0"
+            cure = f"n_halves={most} at most, which leaves as many to `score`, or 0"
             raise ValueError(
                 f"n_halves={n_halves}, but {self.n_units_} units have {n_possible} "
-                f"different halves. Use n_halves={n_possible // 4 * 2} at most, which "
-                "leaves as many to `score`, or 0."
+                f"different halves. Use {cure if most >= FEWEST_HALVES else no_halves}."
             )
         if n_halves < 2 * FEWEST_PAIRS:
             warnings.warn(
@@ -136,8 +153,8 @@ class CalibratedByHalves:
         size = n_bytes * n_halves * self._n_seeds()
         if size > memory_cap() and self.memory is None:
             warnings.warn(
-                f"The models of n_halves={n_halves} halves take {size / 2**20:.0f} "
-                "MiB, over scikit-learn's working_memory of "
+                f"The models of {n_halves} halves take {size / 2**20:.0f} MiB, over "
+                "scikit-learn's working_memory of "
                 f"{memory_cap() / 2**20:.0f} MiB, and all are kept. Use fewer, or "
                 "memory=, which keeps them on disk.",
                 EfficiencyWarning,
@@ -161,7 +178,8 @@ class CalibratedByHalves:
 
     def _evidence(self):
         """Return the halves as the posterior takes them: larger, and not kept."""
-        return Halves(self.halves_, self._classes_of_units())
+        grouped = self.tasks_ is not None
+        return Halves(self.halves_, self._classes_of_units(), grouped)
 
     def _model_bytes(self):
         """Return the bytes of a kept model; 0 where they cannot be told."""
@@ -196,7 +214,7 @@ class CalibratedByHalves:
         n_halves = self._count_halves(n_bytes)
         if not n_halves:
             return cost
-        n_models = n_halves * self._n_seeds()
+        n_models = (n_halves + 1) * self._n_seeds()
         seconds, size = training_cost(model, problem, n_models, X, y)
         kept = size if problem is None else n_models * n_bytes
         if self.memory is not None:
@@ -225,26 +243,33 @@ class CalibratedByHalves:
         found = self._attribute(X, y, outcome)
         if self._trained_halves is None:
             return found
-        outcomes = self._half_outcomes(X, y, outcome)
+        outcomes, _ = self._half_outcomes(X, y, outcome)
         if len(found[0]) != outcomes.shape[1]:
             return found  # of an attributor that knows no sets, and is told so
         after = posterior(*found, self._evidence(), outcomes, self._knowledge())
         return after.mean, after.std
 
     def _half_outcomes(self, X, y, outcome, stacklevel=5):
-        """Return the outcomes (m, n_queries) of retrained halves; warn of bad ones."""
+        """Return the outcomes (m, n_queries) of retrained halves; warn of bad ones.
+
+        And those (n_queries,) of models that all units are in.
+        """
         outcomes = self._trained_halves.outcomes(X, y, outcome)
-        lost = ~np.isfinite(outcomes).all(axis=1)
+        outcomes, whole = outcomes[:-1], outcomes[-1]
+        finite = np.isfinite(outcomes)
+        lost = ~finite.all(axis=1)
         if lost.any():
+            queries = np.flatnonzero(~finite.all(axis=0))[:10].tolist()
             warnings.warn(
                 f"Outcomes of {lost.sum()} of {len(lost)} retrained halves are not "
-                "finite: they are left out, with their complements.",
+                f"finite for queries {queries}: they are left out there, with their "
+                "complements.",
                 FaithfulnessWarning,
                 stacklevel=stacklevel,
             )
-        equal = np.empty(0)
-        if not lost.all():
-            equal = np.flatnonzero(np.ptp(outcomes[~lost], axis=0) == 0)
+        highest = np.max(outcomes, axis=0, where=finite, initial=-np.inf)
+        lowest = np.min(outcomes, axis=0, where=finite, initial=np.inf)
+        equal = np.flatnonzero(highest == lowest)  # neither where none is finite
         if len(equal):
             warnings.warn(
                 f"The outcomes of queries {equal[:10].tolist()} are the same whichever "
@@ -252,15 +277,15 @@ class CalibratedByHalves:
                 FaithfulnessWarning,
                 stacklevel=stacklevel,
             )
-        return outcomes
+        return np.where(finite, outcomes, np.nan), whole
 
     def _warn_if_not_calibrated(self):
         """Warn if standard errors are no errors of the attributions."""
         missed = self._missed_by_errors()
         if missed and self._trained_halves is None:
             warnings.warn(
-                f"Standard errors are not calibrated: they miss {missed}. Pass "
-                f"n_halves=64 to {type(self).__name__} for intervals that hold.",
+                f"Standard errors are not calibrated: they miss {missed}."
+                f" {self._calibrated_by()}".rstrip(),
                 FaithfulnessWarning,
                 stacklevel=3,
             )
@@ -269,19 +294,24 @@ class CalibratedByHalves:
         """Return figures of halves held out, None each if there are none."""
         if self._trained_halves is None:
             return dict.fromkeys(HELD_OUT)
-        classes = self._classes_of_units()
+        evidence, found = self._evidence(), self._attribute(X, y, outcome)
+        if isinstance(outcome, SetOutcome):
+            self._check_is_of_set(found[0], outcome)
         return held_out_figures(
-            *self._attribute(X, y, outcome),
-            lambda which: Halves(self.halves_[which], classes),
-            self._half_outcomes(X, y, outcome),
+            *found,
+            evidence,
+            self._half_outcomes(X, y, outcome, stacklevel=4)[0],
             self._knowledge(),
         )
 
     def _posteriors(self, X, y, outcome):
         """Yield the posterior of each query; see `QueryPosterior`."""
         found = self._attribute(X, y, outcome)
-        outcomes = self._half_outcomes(X, y, outcome, stacklevel=8)
-        return query_posteriors(*found, self._evidence(), outcomes, self._knowledge())
+        if isinstance(outcome, SetOutcome):
+            self._check_is_of_set(found[0], outcome)
+        outcomes, whole = self._half_outcomes(X, y, outcome, stacklevel=7)
+        evidence, knowledge = self._evidence(), self._knowledge()
+        return query_posteriors(*found, evidence, outcomes, knowledge, whole)
 
     def _check_has_halves(self, what):
         """Raise if no halves were retrained."""
@@ -303,16 +333,19 @@ class CalibratedByHalves:
         if self._trained_halves is None:
             return self._prepare(X, y, outcome)
         found = list(self._posteriors(X, y, outcome))
-        return lambda weights: _each_predicted(found, weights)[0]
+
+        def predict(weights):
+            nothing = np.full(len(weights), np.nan)
+            each = [nothing if one is None else one.outcomes(weights) for one in found]
+            return np.array(each).T
+
+        return predict
 
     def _predicted_with_std(self, X, y, weights, outcome):
         """Return predicted outcomes (n_weightings, n_queries) and their deviations."""
-        return _each_predicted(self._posteriors(X, y, outcome), weights)
-
-
-def _each_predicted(posteriors, weights):
-    """Return predictions of posteriors, and deviations; NaN where there is none."""
-    nothing = np.full((2, len(weights)), np.nan)
-    found = [nothing if one is None else one.predicted(weights) for one in posteriors]
-    predicted, std = np.array(found).reshape(-1, 2, len(weights)).transpose(1, 2, 0)
-    return predicted, std
+        nothing = np.full((2, len(weights)), np.nan)
+        found = [
+            nothing if one is None else one.predicted(weights)
+            for one in self._posteriors(X, y, outcome)
+        ]
+        return np.array(found).transpose(1, 2, 0)  # of one query at least

@@ -29,17 +29,16 @@ class PredictsOutcomes:
         return_std : bool, default=False
             Also return standard deviations of retrained outcomes around the predicted
             ones, interactions of the units included. They need retrained halves
-            (``n_halves``), and hold for subsets about as large as these.
+            (``n_halves``).
 
         Returns
         -------
         outcomes : ndarray of shape (n_weightings, n_queries)
             Predicted outcomes. At weights of 1 the model's own, up to what a
-            surrogate smooths; where halves were retrained they are right around
+            surrogate smooths; of runs on halves alone (``n_halves=0``) the mean of
             halves. One column where the outcome is of all queries together.
         standard_deviations : ndarray of the shape of outcomes
-            Only with `return_std`: 95 % of the outcomes are within 1.96 of them, 68 %
-            within 0.8.
+            Only with `return_std`: 95 % of the outcomes are within 1.96 of them.
 
         Raises
         ------

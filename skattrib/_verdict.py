@@ -70,12 +70,14 @@ def halves_findings(figures, against):
     Parameters
     ----------
     figures : dict
-        With "coverage" and "prior_slope", None without retrained halves.
+        With "coverage", "prior_slope" and "lds", None without retrained halves.
     against : list of str
     """
     coverage, slope = figures["coverage"], figures["prior_slope"]
     if coverage is None:
         return []
+    if np.isnan(figures["lds"]):
+        against.append("retrained outcomes do not differ: nothing can be attributed")
     if not slope > 0:
         against.append(
             "retrained halves move against the attributions, which are worthless here: "

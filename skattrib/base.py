@@ -310,7 +310,7 @@ class BaseAttributor(
             StrOptions(set(OUTCOMES)),
             callable,
         ],
-        "n_halves": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
+        "n_halves": [Interval(Integral, 0, None, closed="left")],
         "n_retrainings": [Interval(Integral, FEWEST_RETRAININGS, None, closed="left")],
         "retrain_size": [Interval(Real, 0, 1, closed="neither")],
         "memory": [str, os.PathLike, HasMethods(["cache"]), None],

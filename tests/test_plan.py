@@ -84,7 +84,7 @@ def test_estimand_and_trainings_are_those_of_fit(attributor, monkeypatch):
     attributor.fit(X, y)
     assert row["estimand"] == attributor.estimand_
     n_models = {
-        "AdamWInfluence": lambda: 1 + len(attributor.weights_) + attributor.n_halves_,
+        "AdamWInfluence": lambda: 2 + len(attributor.weights_) + attributor.n_halves_,
         "DualInfluence": lambda: len(attributor.estimators_),
         "KernelSurrogateAttributor": lambda: (
             len(attributor.weights_) if attributor.estimation_ == "retrain" else 1

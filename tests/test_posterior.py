@@ -43,6 +43,7 @@ from skattrib.evaluation import (
 )
 from skattrib.exceptions import FaithfulnessWarning, UnsupportedModelError
 from skattrib.extension import BaseAttributor
+from skattrib.plotting import CalibrationDisplay
 
 
 # ------------------------------------------------------------------ the formulas
@@ -83,14 +84,41 @@ def test_posterior_is_that_of_a_gaussian(classes, has_errors):
     left = prior - gain @ Z @ prior
     assert_allclose(found.mean, mean - mean.mean(), atol=1e-10)
     assert_allclose(found.std, np.sqrt(np.diag(left)), atol=1e-10)
-    # and what is predicted of other subsets
-    asked = np.random.RandomState(1).rand(5, 30) < 0.5
-    predicted, std = found.predicted(asked.astype(float))
+    # and what is predicted of other halves
+    asked = draw_halves(30, 6, 1).astype(float)
+    predicted, std = found.predicted(asked)
     z = asked - 0.5
     assert_allclose(predicted, F[:, 0].mean() + z @ found.mean, atol=1e-10)
+    assert_allclose(found.outcomes(asked), predicted, atol=1e-12)
     even = np.var((F[::2, 0] + F[1::2, 0]) / 2, ddof=1)
     variance = np.diag(z @ left @ z.T) + 0.4 * found.variance + even * (1 + 1 / 20)
     assert_allclose(std, np.sqrt(variance), atol=1e-10)
+
+
+def test_other_sizes_are_predicted_by_shares():
+    a, errors, halves, F, *_ = drawn()
+    rows = a[0], errors[0], halves, F[:, 0], Knowledge()
+    found = query_posterior(*rows, whole=7.0)
+    every, few = np.ones((1, 30)), np.zeros((1, 30))
+    few[0, :6] = 1
+    outcome, std = found.predicted(every)
+    assert outcome[0] == pytest.approx(7.0)
+    assert std[0] == pytest.approx(np.sqrt(found.even / found.n_pairs))
+    # six of thirty have shares of 1/6, as if 2.5 of them were in a half
+    expected = found.middle + 2.5 * found.mean[:6].sum()
+    expected += (7.0 - found.middle) * np.log2(0.4)
+    outcome, std_of_few = found.predicted(few)
+    assert outcome[0] == pytest.approx(expected)
+    without_one = every.copy()
+    without_one[0, 3] = 0
+    half = np.r_[np.ones(15), np.zeros(15)][None]
+    stds = [found.predicted(w)[1][0] for w in (every, without_one, half, few)]
+    assert (np.diff(stds) > 0).all()
+    # what is not known of the whole changes nothing
+    plain = query_posterior(*rows)
+    assert plain.growth == 0
+    assert plain.predicted(every)[0][0] == pytest.approx(plain.middle)
+    assert found.predicted(np.zeros((1, 30)))[1][0] > std_of_few[0]
 
 
 def test_slope_and_level_are_drawn_to_what_is_known():
@@ -164,7 +192,7 @@ def test_attributions_that_halves_contradict_are_not_used():
 
 def test_figures_of_held_out_halves():
     a, errors, halves, F, truth, present = drawn(n_pairs=100, n_queries=6)
-    rows = a, errors, lambda which: Halves(present[which]), F, Knowledge()
+    rows = a, errors, halves, F, Knowledge()
     found = held_out_figures(*rows)
     assert found.calibration_slope == pytest.approx(1, abs=0.15)
     assert 0.9 < found.coverage < 0.99
@@ -270,6 +298,25 @@ def test_subsets_are_predicted_within_their_intervals(fitted):
     assert_allclose(gap, (W[1:] - W[:1]) @ slope.T, atol=1e-6)
 
 
+def test_smaller_subsets_are_predicted_too(fitted):
+    X, y, Xq, yq = wine()
+    W = draw_halves(len(y), 60, 11).astype(float)
+    rng = np.random.RandomState(0)
+    for w in W:
+        w[rng.permutation(np.flatnonzero(w))[:8]] = 0
+    W = np.vstack([W, np.ones(60)])
+    F = retrain_outcomes(net(learning_rate=0.02), X, y, W, Xq, yq, outcome="margin")
+    predicted, std = fitted[0].predict_outcomes(Xq, yq, W, return_std=True)
+    assert_allclose(predicted[-1], F[-1], atol=1e-8)
+    inside = np.abs(F - predicted)[:-1] < 1.96 * std[:-1]
+    assert 0.9 < inside.mean() < 0.99
+    # what fewer rows teach is seen: nothing is too high or too low on the whole
+    linear = fitted[0]._half_outcomes(Xq, yq, "margin")[0].mean(axis=0)
+    linear = linear + (W - 0.5) @ fitted[0].attribute(Xq, yq).T
+    errors = [np.square(F - found)[:-1].mean() for found in (predicted, linear)]
+    assert errors[0] < errors[1]
+
+
 def test_figures_of_diagnose_are_of_held_out_halves(fitted):
     _, _, Xq, yq = wine()
     found = fitted[0].diagnose(Xq, yq)
@@ -278,7 +325,7 @@ def test_figures_of_diagnose_are_of_held_out_halves(fitted):
     assert found.lds > 0.6
     assert found.prior_slope > 0
     assert found.trustworthy
-    bare = fitted[1].diagnose(Xq, yq)
+    bare = fitted[1]._held_out(Xq, yq, "margin")
     for name in ("calibration_slope", "lds", "coverage", "prior_slope", "share"):
         assert bare[name] is None
 
@@ -531,7 +578,7 @@ def test_several_seeds_have_halves_each():
     truth = retrain_outcomes(
         net(learning_rate=0.02), X, y, rows, Xq, yq, outcome="margin", n_seeds=2
     )
-    found = one._trained_halves.outcomes(Xq, yq, "margin")
+    found = one._trained_halves.outcomes(Xq, yq, "margin")[:-1]
     assert_allclose(found, truth, atol=1e-10)
 
 
@@ -588,7 +635,7 @@ def test_halves_are_remembered(tmp_path, monkeypatch):
 def test_plan_counts_halves(fitted):
     X, y, *_ = wine()
     row = plan(make(), X, y).iloc[0]
-    assert row["trainings"] == 1 + 4 + 64
+    assert row["trainings"] == 1 + 4 + 64 + 1  # with all units, once more
     assert "64 retrained halves" in row["way"]
     assert plan(make(0), X, y).iloc[0]["trainings"] == 1 + 4
 
@@ -612,6 +659,7 @@ def frozen_module():
     ("options", "error", "match"),
     [
         ({"n_halves": 17}, ValueError, "n_halves=17 must be even.*Use 18, or 0"),
+        ({"n_halves": 2}, ValueError, "n_halves=2 is a single pair.*at least 16"),
         ({"n_halves": -2}, ValueError, "'n_halves' parameter.*Got -2 instead"),
         ({"n_halves": "many"}, ValueError, "'n_halves' parameter.*Got 'many'"),
         (
@@ -644,6 +692,14 @@ def test_what_cannot_be_halved_or_retrained_is_refused():
     assert frozen.n_halves_ == 0
     assert make(inclusion=1.0).fit(X[:20], y[:20]).n_halves_ == 0
     assert not hasattr(RISEValuator(), "n_halves")
+    with pytest.raises(ValueError, match=r"4 units have 6 different.*=0\.$"):
+        make(16).fit(X, y, tasks=np.arange(60) % 4)
+    for attributor in (DualInfluence, KernelSurrogateAttributor, Nothing):
+        with pytest.raises(ValueError, match=r"'n_halves' parameter.*Got 'auto'"):
+            attributor(net(), n_halves="auto").fit(X, y)
+    # of a module that will be trained from its weights, not frozen
+    with pytest.warns(FaithfulnessWarning, match="trained again from its weights"):
+        assert DualInfluence(frozen_module(), n_halves=16).fit(X, y).n_halves_ == 16
 
 
 def test_few_halves_are_said_to_be_few():
@@ -679,6 +735,147 @@ def test_diverged_retrainings_are_left_out_and_said(monkeypatch):
     assert np.isfinite(std).all()
 
 
+def unmeasured(outputs, targets):
+    """Return margins, and of retrained models none of the first query."""
+    margins = outputs.gather(-1, targets.long()[..., None])[..., 0]
+    if outputs.ndim == 3:
+        margins = margins.clone()
+        margins[..., 0] = np.inf
+    return margins
+
+
+def test_a_query_without_outcomes_of_halves_leaves_others_as_they_are():
+    X, y, Xq, yq = wine(30)
+    one = make(16, outcome=unmeasured, n_trajectories=2).fit(X, y)
+    with pytest.warns(FaithfulnessWarning, match=r"16 of 16 .* for queries \[0\]"):
+        both = one.attribute(Xq, yq, return_std=True)
+    assert np.isnan([rows[0] for rows in both]).all()
+    assert np.isfinite([rows[1:] for rows in both]).all()
+    with pytest.warns(FaithfulnessWarning, match="16 of 16") as caught:
+        found = one.diagnose(Xq, yq)
+    assert __file__ in {w.filename for w in caught}
+    assert 0.8 < found.lds <= 1
+    plt = pytest.importorskip("matplotlib.pyplot")
+    with (
+        pytest.warns(FaithfulnessWarning),
+        pytest.raises(ValueError, match="outcomes contains"),
+    ):
+        CalibrationDisplay.from_estimator(one, Xq, yq)
+    plt.close("all")
+
+
+def test_outcomes_that_do_not_differ_are_no_ground_for_trust():
+    X, y, Xq, yq = wine(30)
+    one = DualInfluence(
+        LogisticRegression(),
+        outcome=lambda outputs, _: outputs.sum(-1) * 0 + 1.0,
+        n_halves=16,
+        random_state=0,
+    ).fit(X, y)
+    with pytest.warns(FaithfulnessWarning, match=r"do not differ|are the same"):
+        found = one.diagnose(Xq[:2], yq[:2])
+    assert not found.trustworthy
+    assert "retrained outcomes do not differ" in found.verdict
+
+
+def test_too_few_halves_hold_nothing_out():
+    X, y, Xq, yq = wine(30)
+    with pytest.warns(FaithfulnessWarning, match="too few"):
+        one = DualInfluence(LogisticRegression(), n_halves=4, random_state=0).fit(X, y)
+    assert np.isfinite(one.attribute(Xq, yq, return_std=True)).all()
+    found = one.diagnose(Xq, yq)
+    assert found.coverage is found.lds is found.prior_slope is None
+    assert "halves" not in found.verdict
+
+
+def test_no_weightings_are_no_outcomes(fitted):
+    _, _, Xq, yq = wine()
+    for one in fitted:
+        assert one.predict_outcomes(Xq, yq, np.empty((0, 60))).shape == (0, 12)
+
+
+def test_a_set_outcome_that_is_not_known_is_refused():
+    X, y, Xq, yq = wine(30)
+    X, y, Xq, yq = X[y < 2], y[y < 2], Xq[yq < 2], yq[yq < 2]
+    one = Nothing(net(), outcome=soft_auroc(), n_halves=16, random_state=0).fit(X, y)
+    for ask in (
+        lambda: one.attribute(Xq, yq),
+        lambda: one.predict_outcomes(Xq, yq, np.ones((2, len(y)))),
+        lambda: one.score(Xq, yq),
+    ):
+        with pytest.raises(ValueError, match="knows outcomes of single queries only"):
+            ask()
+
+
+def test_errors_are_missed_only_where_there_are_some():
+    X, y, Xq, yq = wine(30)
+    one = make(0, inclusion=1.0).fit(X, y)
+    with pytest.raises(ValueError, match="needs an ensemble"):  # and no warning
+        one.attribute(Xq, yq, return_std=True)
+    two = make(0, inclusion=1.0, n_models=2).fit(X, y)
+    with pytest.warns(FaithfulnessWarning, match=r"not calibrated.*loo_intervals"):
+        two.attribute(Xq, yq, return_std=True)
+
+
+def surrogate(**options):
+    defaults = {"prior": DualInfluence(), "at": "banzhaf", "n_subsets": 32}
+    defaults.update(outcome="margin", n_retrainings=8, random_state=0)
+    return LinearSurrogateAttributor(net(), **{**defaults, **options})
+
+
+def test_what_was_fitted_counts_not_what_is_set_later():
+    X, y, Xq, yq = wine(30)
+    for fitted_at, later in [("banzhaf", "loo"), ("loo", "banzhaf")]:
+        one = surrogate(at=fitted_at, estimation="retrain").fit(X, y)
+        expected = one.attribute(Xq, yq)
+        again = one.set_params(at=later).attribute(Xq, yq)
+        assert_allclose(again, expected, atol=1e-10)
+
+
+def test_a_prior_that_is_a_posterior_is_used_with_its_halves():
+    X, y, Xq, yq = wine(30)
+    inner = surrogate(prior=DualInfluence(net(), random_state=0), random_state=1)
+    expected = inner.fit(X, y).attribute(Xq, yq)
+    for at in ("banzhaf", "loo"):
+        one = surrogate(prior=clone(inner), at=at, estimation="retrain").fit(X, y)
+        found = one.prior_.attribute(Xq, yq)
+        assert_allclose(found, expected, atol=1e-10)
+        if at == "banzhaf":
+            given = one._attribute(Xq, yq, one._checked_outcome("margin"))[0]
+            assert_allclose(given, expected, atol=1e-10)
+
+
+@pytest.mark.touches_global_rng
+def test_few_units_have_few_subsets_around_a_prior():
+    X, y, Xq, yq = wine(30)
+    for n_units in (3, 4):
+        one = surrogate().fit(X, y, tasks=np.arange(30) % n_units)
+        assert one.n_halves_ == 4
+        assert np.isfinite(one.attribute(Xq, yq)).all()
+    with pytest.raises(ValueError, match="2 units have one half"):
+        surrogate().fit(X, y, tasks=np.arange(30) % 2)
+    with pytest.raises(ValueError, match=r"n_subsets=3 with a.*no variance"):
+        surrogate(n_subsets=3).fit(X, y)
+    frozen = surrogate().set_params(estimator=FrozenEstimator(frozen_module()))
+    with pytest.raises(UnsupportedModelError, match="Use estimation='gradient'"):
+        frozen.fit(X, y)
+
+
+def test_a_frozen_model_is_compared_once(tmp_path, monkeypatch):
+    X, y, Xq, yq = wine(30)
+    model, compared = FrozenEstimator(net(max_epochs=2).fit(X, y)), []
+    monkeypatch.setattr(
+        "skattrib.models._kept_models.check_reproduced",
+        lambda *_: compared.append(None),
+    )
+    options = {"n_halves": 64, "memory": str(tmp_path), "random_state": 0}
+    with config_context(working_memory=0.05):
+        one = Nothing(model, **options).fit(X, y)
+        assert not one._trained_halves._models
+        one.attribute(Xq, yq)
+    assert len(compared) == 1
+
+
 # ------------------------------------------------------------------- leave-one-out
 def test_intervals_of_leaving_one_out():
     X, y = make_classification(80, 6, n_classes=2, random_state=0)
@@ -704,6 +901,22 @@ def test_intervals_of_leaving_one_out():
     centred = effects - (F[0] - F[1 + known]).T.mean(axis=1, keepdims=True)
     inside = (around.lower[:, rest] < centred) & (centred < around.upper[:, rest])
     assert 0.88 < inside.mean() <= 1
+
+
+def test_queries_without_effects_say_nothing_of_others():
+    rng = np.random.RandomState(0)
+    a, units = rng.randn(5, 60), np.arange(30)
+    F = -(2 * a + 0.3 * rng.randn(5, 60))[:, units].T
+    others = loo_intervals(a[1:], units, F[:, 1:])
+    F[:, 0] = 0.1  # whichever unit is left out; its mean is not, by rounding
+    found = loo_intervals(a, units, F)
+    assert_array_equal(found.slope[1:], others.slope)
+    assert_allclose(found.upper[1:], others.upper)
+    assert not found.lower[0].any()
+    # attributions that are all equal
+    flat = loo_intervals(np.ones_like(a), units, F)
+    assert not flat.slope.any()
+    assert np.isfinite(flat.upper).all()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import cast
 
 import numpy as np
@@ -22,6 +21,8 @@ from skattrib._posterior._gaussian import (
 from skattrib.evaluation import lds_score
 from skattrib.exceptions import ConstantOutcomeWarning
 
+#: Figures that come from retrained halves.
+HELD_OUT = "calibration_slope", "lds", "coverage", "prior_slope", "share"
 # Parts that the pairs are divided into; each is predicted by the others.
 _N_FOLDS = 4
 # Additive shares that are weighed, and the deviation of the prior of their logit.
@@ -31,18 +32,17 @@ _SHARES, _SPREAD = np.linspace(0.05, 0.975, 38), 0.6
 def held_out_figures(
     attributions: FloatArray,
     errors: FloatArray | None,
-    halves: Callable[[slice | np.ndarray], Halves],
+    halves: Halves,
     outcomes: FloatArray,
     knowledge: Knowledge,
 ) -> Bunch:
-    """Compare differences of complementary halves with predictions by the others.
+    """Compare outcomes of halves with what is predicted from the others.
 
     Parameters
     ----------
     attributions, errors : ndarray of shape (n_queries, n_units), or None
         What the posterior begins with.
-    halves : callable
-        Returns those of the positions that it gets.
+    halves : Halves
     outcomes : ndarray of shape (2 P, n_queries)
     knowledge : Knowledge
 
@@ -51,11 +51,16 @@ def held_out_figures(
     Bunch
         With these entries.
 
-        - calibration_slope: slope of held-out differences on predicted ones.
+        - calibration_slope: slope of half differences between complements on predicted
+          ones.
+        - lds: rank correlation of outcomes with predicted ones, mean over queries; NaN
+          if none has outcomes that differ.
+        - coverage: share of these differences within their 95 % intervals.
         - prior_slope: median slope of differences on the attributions that the
           posterior begins with.
-        - coverage: share of held-out differences within their 95 % intervals.
-        - share: additive share of what the slope leaves, the most likely one.
+        - share: additive share of what this slope leaves, the most likely one.
+
+        All are None where there are too few halves to hold some out.
     """
     n_pairs = len(outcomes) // 2
     folds = np.arange(n_pairs) % min(_N_FOLDS, n_pairs)
@@ -65,7 +70,7 @@ def held_out_figures(
     for fold in range(folds.max() + 1):
         left = folds == fold
         both = np.repeat(left, 2)
-        known, asked = halves(~both), halves(both).differences
+        known, asked = halves.some(~left), halves.some(left).differences
         rows = attributions, errors, known, outcomes[~both], knowledge
         for i, found in enumerate(query_posteriors(*rows)):
             if found is None:
@@ -77,20 +82,24 @@ def held_out_figures(
     truth = (outcomes[::2] - outcomes[1::2]) / 2
     known = np.isfinite(truth) & np.isfinite(differences)
     x, d = differences[known], truth[known]
-    rows = attributions, errors, halves(np.ones(2 * n_pairs, bool)), outcomes, knowledge
+    if not len(x):
+        return Bunch(**dict.fromkeys(HELD_OUT))
+    rows = attributions, errors, halves, outcomes, knowledge
     return Bunch(
         calibration_slope=float(x @ d / max(x @ x, np.finfo(float).tiny)),
         lds=_ranks(outcomes, predicted),
         coverage=float((np.abs(d - x) <= half_width(std[known])).mean()),
-        prior_slope=float(np.median(slopes)) if slopes else float("nan"),
+        prior_slope=float(np.median(slopes)),
         share=additive_share(*rows),
     )
 
 
 def _ranks(outcomes: FloatArray, predicted: FloatArray) -> float:
     """Return the rank correlation of what is finite, NaN if nothing differs."""
-    known = np.isfinite(outcomes).all(axis=1) & np.isfinite(predicted).all(axis=1)
-    outcomes, predicted = outcomes[known], predicted[known]
+    both = np.isfinite(outcomes) & np.isfinite(predicted)
+    queries = both.any(axis=0)  # without those that are not finite in any model
+    known = both[:, queries].all(axis=1)
+    outcomes, predicted = outcomes[known][:, queries], predicted[known][:, queries]
     if not len(outcomes) or not np.ptp(outcomes, axis=0).any():
         return float("nan")
     with warnings.catch_warnings():  # of outcomes that do not differ, said elsewhere

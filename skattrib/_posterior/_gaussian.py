@@ -255,8 +255,8 @@ class QueryPosterior:
 def _like_halves(weights: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return weights (k, n_units) around 1/2 as if of halves, and the parts there (k,).
 
-    Training looks at shares: a unit of a quarter weighs twice as much in it as a unit of
-    a half, and where all are there, all have the share that is the mean of halves.
+    Training looks at shares: one of a quarter of the units weighs twice as much in it
+    as one of a half, and where all are there, each has its mean share in halves.
     """
     part = np.maximum(weights.mean(axis=1), 1 / weights.shape[1])
     return weights / (2 * part)[:, None] - 0.5, part

@@ -20,6 +20,8 @@ from skattrib.evaluation._weightings import count_weightings
 from skattrib.models._answers import LastAnswer
 from skattrib.models._kept_models import CHUNK, RetrainedModels
 
+#: Fewest halves that have a variance: two pairs.
+FEWEST_HALVES = 4
 # Fewest and most halves that are chosen, if nothing forbids it.
 _FEWEST, _MOST = 64, 1024
 #: Bytes that a unit of a half takes while a posterior is computed.
@@ -58,7 +60,7 @@ def draw_halves(n_units: int, n_halves: int, seed: int) -> NDArray[np.bool_]:
 
 
 class TrainedHalves:
-    """Models trained on halves of the units, as retrained ones of `score` are.
+    """Models trained on halves of the units, and on all, as those of `score` are.
 
     Parameters
     ----------
@@ -101,16 +103,17 @@ class TrainedHalves:
         n_jobs: int | None = None,
         verbose: int = 0,
     ) -> None:
-        self._estimator, self._rows, self._present = estimator, (X, y), present
+        self._estimator, self._rows = estimator, (X, y)
+        self._present = np.vstack([present, np.ones_like(present[:1])])
         self._unit_of_row, self._row_weights = unit_of_row, row_weights
         self._n_seeds, self._n_bytes = n_seeds, n_bytes
         self._options: dict[str, Any] = {"memory": memory, "n_jobs": n_jobs}
         self._options["verbose"] = verbose
         self._lock, self._last = Lock(), LastAnswer()
         self._models: list[list[RetrainedModels]] = []
-        size = n_bytes * len(present) * n_seeds
+        size = n_bytes * len(self._present) * n_seeds
         self._kept = memory is None or size <= memory_cap()
-        found = self._trained()  # one by one where they are not kept
+        found = self._trained(reproduced=False)  # one by one where they are not kept
         if self._kept:
             self._models = list(found)
         else:
@@ -128,22 +131,25 @@ class TrainedHalves:
         vars(self).update(state)
         self._lock, self._last = Lock(), LastAnswer()
 
-    def _trained(self) -> Iterator[list[RetrainedModels]]:
+    def _trained(self, reproduced: bool = True) -> Iterator[list[RetrainedModels]]:
         """Yield the models of all seeds; if not kept, of some halves at a time."""
         m = len(self._present)
         for part in chunks(m, m if self._kept else CHUNK):
             weights = self._present[part][:, self._unit_of_row] * self._row_weights
-            yield [
-                RetrainedModels(
+            found = []
+            for number in range(self._n_seeds):
+                models = RetrainedModels(
                     self._estimator,
                     *self._rows,
                     weights,
                     whole=self._row_weights,
                     seed_number=number,
+                    reproduced=reproduced,
                     **self._options,
                 )
-                for number in range(self._n_seeds)
-            ]
+                reproduced = True  # compared once, in fit
+                found.append(models)
+            yield found
 
     def _each(self) -> Iterator[list[RetrainedModels]]:
         if not self._kept:
@@ -155,7 +161,10 @@ class TrainedHalves:
         yield from self._models
 
     def outcomes(self, X: Any, y: Any, outcome: str | OutcomeFunction) -> FloatArray:
-        """Return the outcomes (m, n_queries), those of a set (m, 1); remembered."""
+        """Return the outcomes (m + 1, n_queries), those of a set (m + 1, 1).
+
+        The last are those with all units. They are remembered.
+        """
 
         def measured() -> tuple[FloatArray]:
             found = [

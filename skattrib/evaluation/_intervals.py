@@ -102,13 +102,15 @@ def loo_intervals(
         x = x - x.mean(axis=1, keepdims=True)
     tiny = np.finfo(float).tiny
     squares = np.square(x).sum(axis=1)
-    # of a query whose effects are large no more than of another
-    weights = 1 / np.maximum(np.square(effects).mean(axis=1), tiny)
+    # of a query whose effects are large no more than of another, of one without none
+    moved = effects.any(axis=1)
+    weights = moved / np.maximum(np.square(effects).mean(axis=1), tiny)
     products = (x * effects).sum(axis=1)
     pooled = weights @ products / max(weights @ squares, tiny)
     own = products / np.maximum(squares, tiny)
     left = np.square(effects - own[:, None] * x).sum(axis=1)
-    noise = left / (n_left - 1) / np.maximum(squares, tiny)
+    noise = np.full_like(squares, np.inf)  # of a slope that nothing tells
+    np.divide(left / (n_left - 1), squares, out=noise, where=squares > 0)
     prior = (_SLOPE_SPREAD * pooled) ** 2
     share = prior / np.maximum(prior + noise, tiny)
     slope = share * own + (1 - share) * pooled
@@ -118,7 +120,9 @@ def loo_intervals(
     # each as if it had not been known: without its part in the slope and in the size
     leverage = share[:, None] * np.square(x) / np.maximum(squares, tiny)[:, None]
     others = np.sqrt(np.maximum(total - np.square(residuals), tiny) / (n_left - 2))
-    scores = (np.abs(residuals) / (1 - leverage).clip(0.1) / others).ravel()
+    scores = np.abs(residuals) / (1 - leverage).clip(0.1) / others
+    # those of a query without effects, which are 0, say nothing of others
+    scores = scores[moved].ravel() if moved.any() else np.zeros(1)
     # one more, as the next one is not among them
     rank = min(np.ceil(level * (len(scores) + 1)) / len(scores), 1.0)
     half = np.quantile(scores, rank, method="higher") * sizes
@@ -167,4 +171,6 @@ def _checked(
                 f"{(len(a),)}."
             )
         effects = full - F
+    rounding = 16 * np.finfo(float).eps * np.abs(F).max(axis=0)
+    effects[np.abs(effects) <= rounding] = 0.0
     return a, cast(NDArray[np.intp], units), effects.T

@@ -173,6 +173,10 @@ class AdamWInfluence(BaseAttributor):
         "dynamics": [StrOptions({"recorded", "sgd"})],
         "hessian": [StrOptions({"exact", "empirical_fisher"})],
         "n_models": [Interval(Integral, 1, None, closed="left")],
+        "n_halves": [
+            StrOptions({"auto"}),
+            *BaseAttributor._parameter_constraints["n_halves"],
+        ],
     }
 
     _measures_sets = True
@@ -394,6 +398,13 @@ class AdamWInfluence(BaseAttributor):
 
     def _missed_by_errors(self):
         return "what all runs have in common"
+
+    def _calibrated_by(self):
+        if self.inclusion_ == 0.5:
+            return super()._calibrated_by()
+        return (
+            "Intervals of leaving out one unit are those of evaluation.loo_intervals."
+        )
 
     def _knowledge(self):
         if self.dynamics != "recorded":  # of any size

@@ -198,6 +198,8 @@ class RetrainedModels:
         Of the rows, those the estimator was trained with.
     seed_number : int
         Which of the seeds that `retrain_outcomes` averages over, from 0.
+    reproduced : bool
+        Whether training a frozen one again was compared with it before.
     memory : str, joblib.Memory or None
         Where models are remembered, as outcomes are by `retrain_outcomes`.
     """
@@ -211,6 +213,7 @@ class RetrainedModels:
         *,
         whole: FloatArray,
         seed_number: int = 0,
+        reproduced: bool = False,
         memory: str | os.PathLike[str] | joblib.Memory | None = None,
         n_jobs: int | None = None,
         verbose: int = 0,
@@ -221,7 +224,7 @@ class RetrainedModels:
         trainer = Trainer(recipe, X, y, n_jobs, verbose)
         trainer.model.check_weights(weights)
         self._classes = trainer.model.classes
-        if frozen is not None:
+        if frozen is not None and not reproduced:
             _check_first_rows(frozen, trainer, X, y, whole)
         if not trainer.stacked:
             _warn_if_large(self._fitted, len(weights))

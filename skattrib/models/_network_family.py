@@ -58,8 +58,8 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
 
     @property
     def can_retrain(self):
-        """Whether it can be trained again: not a module without a record."""
-        return self.has_run
+        """Whether it can be trained again: not a frozen module without a record."""
+        return self.has_run or not self.frozen
 
     @property
     def one_run(self):

@@ -122,8 +122,8 @@ class CalibrationDisplay:
         Raises
         ------
         ValueError
-            If the estimator is not an attributor, has no retrained halves, or too few
-            units.
+            If the estimator is not an attributor, has no retrained halves or too few
+            units, or outcomes are not finite.
         TrajectoryError
             If it cannot be retrained.
         """
@@ -133,13 +133,10 @@ class CalibrationDisplay:
         X, y, outcome = estimator._check_query(X, y)
         weights, outcomes = estimator._retrain(X, y, estimator.n_retrainings)
         predicted, std = estimator._predicted_with_std(X, y, weights, outcome)
-        display = cls(
-            outcomes=outcomes,
-            predicted=predicted,
-            std=std,
-            level=level,
-            outcome_name=outcome_name(estimator),
-        )
+        arrays = {"outcomes": outcomes, "predicted": predicted, "std": std}
+        for key, array in arrays.items():  # what is not finite is in no interval
+            check_floats(array, key, 2, "(n_weightings, n_queries)")
+        display = cls(**arrays, level=level, outcome_name=outcome_name(estimator))
         return display.plot(ax, name=name, n_points=n_points)
 
     @classmethod
@@ -195,7 +192,7 @@ class CalibrationDisplay:
         Raises
         ------
         ValueError
-            If the shapes differ, or a deviation is negative.
+            If the shapes differ, a number is not finite, or a deviation is negative.
         """
         check_drawing(f"{cls.__name__}.from_predictions", ax)
         shape = "(n_weightings, n_queries); of one query, values[:, None]"

@@ -286,8 +286,9 @@ class LinearSurrogateAttributor(PosteriorOfPrior, SurrogateAttributor):
 
     With a `prior` and ``at="banzhaf"`` the subsets are halves with their complements,
     really retrained, and the surrogate is the posterior that the prior itself has with
-    ``n_halves=n_subsets`` (:ref:`posterior`); `ridge` is not used then. With
-    ``estimation="gradient"``, or another `inclusion`, it is the ridge regression.
+    ``n_halves=n_subsets``, one less if that is odd (:ref:`posterior`); `ridge` is not
+    used then. With ``estimation="gradient"``, or another `inclusion`, it is the ridge
+    regression.
 
     Examples
     --------

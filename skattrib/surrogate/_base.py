@@ -345,7 +345,7 @@ class SurrogateAttributor(BaseAttributor):
 
         surrogate = self._surrogate()
         if self.prior_ is not None:
-            prior_attributions = self.prior_._attribute(X, y, outcome)
+            prior_attributions = self.prior_._attributed(X, y, outcome)
             surrogate = AroundPrior(surrogate, *prior_attributions)
 
         return surrogate.fit(self.weights_, outcomes), outcomes

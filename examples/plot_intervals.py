@@ -38,8 +38,9 @@ print(influence.top_units(X_test[:1], y_test[:1], n=3).round(3).to_string())
 # Do the intervals hold?
 # ----------------------
 # ``diagnose`` predicts each half from the others, without further training.
-# ``CalibrationDisplay`` retrains on new halves, as ``score`` does: predicted outcomes on
-# the horizontal axis, retrained ones on the vertical, orange outside of their interval.
+# ``CalibrationDisplay`` retrains on new halves, as ``score`` does. Predicted outcomes
+# are on the horizontal axis, retrained ones on the vertical, and orange if they are
+# outside of their interval.
 
 found = influence.diagnose(X_test, y_test)
 print(

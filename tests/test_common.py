@@ -71,7 +71,7 @@ ATTRIBUTORS = [
     DualInfluence(Ridge(), n_retrainings=8, removal="influence"),
     DualInfluence(KernelRidge(), n_retrainings=8),
     AdamWInfluence(REGRESSOR, inclusion=1.0, n_retrainings=8),
-    AdamWInfluence(CLASSIFIER, n_trajectories=2, n_retrainings=8),
+    AdamWInfluence(CLASSIFIER, n_trajectories=2, n_halves=16, n_retrainings=8),
     KernelSurrogateAttributor(CLASSIFIER, n_subsets=24, n_retrainings=8),
     KernelSurrogateAttributor(
         REGRESSOR, n_subsets=16, estimation="gradient", n_retrainings=8

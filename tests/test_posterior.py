@@ -223,6 +223,25 @@ def test_number_of_halves():
     assert_array_equal(first[::2], ~first[1::2])
 
 
+@pytest.mark.parametrize(
+    ("options", "n_runs", "n_halves"),
+    [
+        ({"n_halves": "auto"}, 8, 512),
+        ({"n_halves": "auto", "n_trajectories": 2}, 2, 128),
+        ({"n_halves": 0}, 16, 0),
+        ({"n_halves": 64}, 16, 64),
+        ({"n_halves": 256}, 8, 256),
+        ({"n_halves": "auto", "inclusion": 0.7}, 16, 0),
+    ],
+)
+def test_numbers_of_runs_and_halves(options, n_runs, n_halves):
+    X, y, *_ = wine(30)
+    one = AdamWInfluence(net(max_epochs=1), n_retrainings=8, random_state=0, **options)
+    one.fit(X, y)
+    assert len(one.weights_) == n_runs
+    assert one.n_halves_ == n_halves
+
+
 # ------------------------------------------------------------- real retraining
 def wine(n=60):
     X, y = load_wine(return_X_y=True)
@@ -236,7 +255,7 @@ def net(**options):
     return TorchClassifier(**{**defaults, "batch_size": 20, **options})
 
 
-def make(n_halves="auto", estimator=None, **options):
+def make(n_halves=64, estimator=None, **options):
     defaults = {"n_trajectories": 4, "outcome": "margin", "random_state": 0}
     estimator = net(learning_rate=0.02) if estimator is None else estimator
     return AdamWInfluence(
@@ -404,8 +423,8 @@ def test_score_never_asks_what_was_fitted(fitted):
     seen = {half.astype(float).tobytes() for half in fitted[0].halves_}
     assert not seen & {w.tobytes() for w in weights}
     X, y, *_ = wine(9)
-    few = make().fit(X, y)  # 252 halves of 9 units
-    assert few.n_halves_ == 64
+    few = make("auto").fit(X, y)  # 252 halves of 9 units
+    assert few.n_halves_ == 126
     drawn, _ = few._retrain(Xq, yq, 200)
     seen = {half.astype(float).tobytes() for half in few.halves_}
     assert not seen & {w.tobytes() for w in drawn}
@@ -611,7 +630,7 @@ def test_what_is_too_large_to_keep_goes_to_the_memory(tmp_path):
         one = make(memory=str(tmp_path)).fit(X, y)
         assert one.n_halves_ == 64
         assert not one._trained_halves._models
-        fewer = make().fit(X, y)
+        fewer = make("auto").fit(X, y)
         assert 16 <= fewer.n_halves_ < 64
     assert_allclose(one.attribute(Xq, yq), kept.attribute(Xq, yq), atol=1e-10)
     assert_array_equal(fewer.halves_, kept.halves_[: fewer.n_halves_])
@@ -644,7 +663,7 @@ def test_progress_says_how_many(capsys):
     X, y, *_ = wine(30)
     make(16, verbose=1).fit(X, y)
     assert "16 random halves retrained" in capsys.readouterr().out
-    make(verbose=1).fit(X[:6], y[:6])
+    make("auto", verbose=1).fit(X[:6], y[:6])
     assert "no halves: 6 units have too few" in capsys.readouterr().out
 
 
@@ -690,7 +709,7 @@ def test_what_cannot_be_halved_or_retrained_is_refused():
         DualInfluence(FrozenEstimator(frozen_module()), n_halves=16).fit(X, y)
     frozen = DualInfluence(FrozenEstimator(frozen_module()), random_state=0).fit(X, y)
     assert frozen.n_halves_ == 0
-    assert make(inclusion=1.0).fit(X[:20], y[:20]).n_halves_ == 0
+    assert make("auto", inclusion=1.0).fit(X[:20], y[:20]).n_halves_ == 0
     assert not hasattr(RISEValuator(), "n_halves")
     with pytest.raises(ValueError, match=r"4 units have 6 different.*=0\.$"):
         make(16).fit(X, y, tasks=np.arange(60) % 4)

@@ -38,6 +38,7 @@ def runs(folder):
     influence = AdamWInfluence(
         net(batch_size=30),
         n_trajectories=4,
+        n_halves=0,
         n_models=4,
         memory=folder / "memory",
         random_state=0,

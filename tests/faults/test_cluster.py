@@ -86,7 +86,9 @@ def test_everything_that_trains_one_by_one(cluster, tmp_path):
         "vmap refuses": lambda: outcomes(refused(), n_jobs=2),
         "kernel": lambda: attribute(KernelSurrogateAttributor, forest, **subsets),
         "linear": lambda: attribute(LinearSurrogateAttributor, refused(), **subsets),
-        "runs": lambda: attribute(AdamWInfluence, refused(), n_trajectories=4),
+        "runs": lambda: attribute(
+            AdamWInfluence, refused(), n_trajectories=4, n_halves=0
+        ),
         "score": lambda: [
             KernelSurrogateAttributor(
                 forest,
@@ -180,7 +182,7 @@ def test_gradients_an_index_and_sweeps_on_the_cluster(cluster, tmp_path, monkeyp
         compare(job, tmp_path)
 
     X, y, Xq, yq = data()
-    runs = AdamWInfluence(net(), n_trajectories=4, random_state=0, n_jobs=2)
+    runs = AdamWInfluence(net(), n_trajectories=4, n_halves=0, random_state=0, n_jobs=2)
     parts, call_each = [], _run_derivatives.call_each
 
     def seen(function, tasks, n_jobs, **options):

@@ -54,7 +54,7 @@ class Setting:
     network: dict = field(default_factory=dict)
 
 
-_PIMA = [("MASS", "Pima.tr"), ("MASS", "Pima.te")]
+_PIMA = [("MASS", "Pima.tr"), ("MASS", "Pima.te")]  # codespell:ignore te
 _LONGER = {"max_epochs": 20}
 SETTINGS = {
     "wine": Setting(_sklearn("wine"), 100, network={"learning_rate": 1e-2, **_LONGER}),

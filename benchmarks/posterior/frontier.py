@@ -2,10 +2,10 @@
 
 LDS on 1,000 retrained halves that nothing was fitted to, of 30 queries, mean of two
 fits of AdamWInfluence; fewer runs, or halves, are the first ones of the same. CPU
-seconds of each part are measured here, in one process: a run trained, swept for 10 and
-for 300 queries, a half retrained, the posterior of a query. Then the defaults that one
-could have: so many runs, and so many halves for each. Last, DualInfluence with
-retrained halves beside AdamWInfluence as it is by default.
+seconds of each part are measured here, in one process: four and sixteen runs trained,
+and swept for 10 and for 300 queries, a half retrained, the posterior of a query. Then
+the defaults that one could have: so many runs, and so many halves for each. Last,
+DualInfluence with retrained halves beside AdamWInfluence as it is by default.
 
     OMP_NUM_THREADS=1 python -m benchmarks.posterior.frontier
 """
@@ -25,7 +25,8 @@ from skattrib.influence._aggregation import aggregate, exploding
 
 NAMES = ("wine", "diabetes", "digits", "digits 16x16")
 RUNS, HALVES = (2, 4, 8, 16, 32, 64), (0, 64, 128, 256, 512, 1024, 2048)
-N_HELD_OUT, N_TIMED, N_TIMED_HALVES = 1000, 8, 128
+N_HELD_OUT, N_TIMED_HALVES = 1000, 128
+TIMED_RUNS = (4, 16)  # stacks: what all runs cost, and what each costs
 ASKED = (10, 300)
 PER_RUN, FEW_RUNS, DEFAULT = (8, 16, 32, 64), (4, 8, 16), (16, 16)
 FEWEST, MOST = 64, 1024  # halves that n_halves="auto" takes
@@ -69,26 +70,28 @@ class Measured:
         self._time()
 
     def _time(self):
-        """Measure a run, its sweeps, and a half: the mean of a few."""
+        """Measure runs, their sweeps, and a half: the mean of a few."""
         case, (X, y) = self.case, self.case.others
-        options = {"n_trajectories": N_TIMED, "n_halves": 0}
-        case.fit(**options)  # what is slower at first
-        seconds, influence = clock(case.fit, **options)
-        self.run = seconds / N_TIMED
+        case.fit(n_trajectories=2, n_halves=0)  # what is slower at first
+        self.runs, self.sweeps = [], {q: [] for q in ASKED}
+        for k in TIMED_RUNS:
+            seconds, influence = clock(case.fit, n_trajectories=k, n_halves=0)
+            self.runs.append(seconds)
+            for q in ASKED:
+                rows = np.arange(q) % len(X)
+                queries = influence._derivatives.queries(X[rows], y[rows], case.outcome)
+                self.sweeps[q].append(clock(influence._each_run, queries)[0])
         new = case.halves(max(HALVES) + N_HELD_OUT + N_TIMED_HALVES)[-N_TIMED_HALVES:]
         seconds, _ = clock(case.retrain, new, memory=None)
         self.half = seconds / N_TIMED_HALVES
-        self.sweep = {}
-        for q in ASKED:
-            rows = np.arange(q) % len(X)
-            queries = influence._derivatives.queries(X[rows], y[rows], case.outcome)
-            seconds, _ = clock(influence._each_run, queries)
-            self.sweep[q] = seconds / N_TIMED
 
     def seconds(self, k, m, q):
         """Return what k runs, m halves and q queries take."""
+        runs = np.add(self.runs, self.sweeps[q])
+        each = np.diff(runs)[0] / np.diff(TIMED_RUNS)[0]
+        of_runs = runs[-1] + (k - TIMED_RUNS[-1]) * each
         after = np.interp(m, list(self.posterior), list(self.posterior.values()))
-        return k * (self.run + self.sweep[q]) + m * self.half + q * after
+        return of_runs + m * self.half + q * after
 
     def lds_of(self, k, m):
         """Return LDS; between measured numbers of halves by their logarithm."""
@@ -144,12 +147,13 @@ def costs(measured):
     """Return a table of what the parts cost."""
     swept = [f"swept for {q} queries" for q in ASKED]
     table = Table(
-        "CPU seconds of parts, over those of a retrained half",
-        ["set", "a half, ms", "a run trained", *swept],
+        f"CPU seconds of one of {TIMED_RUNS[-1]} runs, over those of a retrained half",
+        ["set", "a half, ms", "trained", *swept],
     )
     for name, one in measured.items():
-        parts = [f"{x / one.half:.1f}" for x in (one.run, *one.sweep.values())]
-        table.add(name, f"{1e3 * one.half:.1f}", *parts)
+        parts = [one.runs[-1], *[seconds[-1] for seconds in one.sweeps.values()]]
+        cells = [f"{x / TIMED_RUNS[-1] / one.half:.1f}" for x in parts]
+        table.add(name, f"{1e3 * one.half:.1f}", *cells)
     return table
 
 

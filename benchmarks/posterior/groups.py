@@ -27,7 +27,7 @@ from skattrib._posterior._gaussian import half_width, posterior
 
 NAMES = ("wine", "breast_cancer", "diabetes", "digits")
 N_HALVES, N_DRAWS, N_POOL = 64, 2, 1024
-N_TASKS, N_TASK_HALVES = 40, 4000
+N_TASKS, N_TASK_HALVES = 40, 3000
 N_WEIGHTINGS, FEWER, OF_CLASS = 200, (10, 25, 50), 25
 
 

@@ -155,8 +155,9 @@ class Case:
 
     def evidence(self, halves):
         """Return halves as an attributor has them."""
-        classes = None if self.tasks is not None else self.classes
-        return Halves(halves.astype(bool), classes)
+        grouped = self.tasks is not None
+        classes = None if grouped else self.classes
+        return Halves(halves.astype(bool), classes, grouped)
 
 
 class Truth:

@@ -123,6 +123,7 @@ def plot(measured):
                 axis.semilogx(*one.frontier(q).T, style, label=f"{q} queries", ms=4)
                 axis.plot(*one.shortfall(*DEFAULT, q)[1::-1], "*k", ms=9)
             axis.set(title=name, xlabel="CPU seconds", ylabel="LDS")
+            axis.xaxis.set_minor_formatter(lambda *_: "")  # they would overlap
             axis.legend(frameon=False)
 
 

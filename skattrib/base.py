@@ -95,7 +95,7 @@ ATTRIBUTOR_DOCS = {
     n_halves : "auto" or int, default="auto"
         Random halves of the units, each with its complement, on which models are really
         trained in `fit`. They correct attributions and give them their size and an
-        interval that holds (:ref:`posterior`). "auto": 64 for each run, at most 1,024,
+        interval that holds (:ref:`posterior`). "auto": 32 for each run, 64 to 1,024,
         where `inclusion` is 0.5; fewer where units have few halves or models do not fit
         scikit-learn's ``working_memory`` (with `memory` they are kept there), 0 where
         less than 8 pairs are left. 0: attributions by the runs alone.

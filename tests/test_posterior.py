@@ -226,11 +226,11 @@ def test_number_of_halves():
 @pytest.mark.parametrize(
     ("options", "n_runs", "n_halves"),
     [
-        ({"n_halves": "auto"}, 8, 512),
-        ({"n_halves": "auto", "n_trajectories": 2}, 2, 128),
+        ({"n_halves": "auto"}, 16, 512),
+        ({"n_halves": "auto", "n_trajectories": 2}, 2, 64),
         ({"n_halves": 0}, 16, 0),
         ({"n_halves": 64}, 16, 64),
-        ({"n_halves": 256}, 8, 256),
+        ({"n_halves": "auto", "n_trajectories": 40}, 40, 1024),
         ({"n_halves": "auto", "inclusion": 0.7}, 16, 0),
     ],
 )
@@ -423,7 +423,7 @@ def test_score_never_asks_what_was_fitted(fitted):
     seen = {half.astype(float).tobytes() for half in fitted[0].halves_}
     assert not seen & {w.tobytes() for w in weights}
     X, y, *_ = wine(9)
-    few = make("auto").fit(X, y)  # 252 halves of 9 units
+    few = make("auto", n_trajectories=8).fit(X, y)  # 252 halves of 9 units
     assert few.n_halves_ == 126
     drawn, _ = few._retrain(Xq, yq, 200)
     seen = {half.astype(float).tobytes() for half in few.halves_}

@@ -2,7 +2,7 @@
 
 The data sets, networks and 200 half subsets of the leaderboard, really retrained with
 three seeds; 50 queries. "0 halves" is the average over 16 runs alone, "default" has
-8 runs and 512 halves. DualInfluence with 512 halves trains no run.
+512 halves, too. DualInfluence with 512 halves trains no run.
 LDS of attributions that are added up over the units present, mean over the seeds, and
 CPU seconds of fit and attribute, mean too.
 

@@ -28,7 +28,7 @@ RUNS, HALVES = (2, 4, 8, 16, 32, 64), (0, 64, 128, 256, 512, 1024, 2048)
 N_HELD_OUT, N_TIMED_HALVES = 1000, 128
 TIMED_RUNS = (4, 16)  # stacks: what all runs cost, and what each costs
 ASKED = (10, 300)
-PER_RUN, FEW_RUNS, DEFAULT = (8, 16, 32, 64), (4, 8, 16), (8, 64)
+PER_RUN, FEW_RUNS, DEFAULT = (8, 16, 32, 64), (4, 8, 16), (16, 32)
 FEWEST, MOST = 64, 1024  # halves that n_halves="auto" takes
 DUAL = ("wine", "breast_cancer", "digits")
 
@@ -123,6 +123,7 @@ def plot(measured):
                 axis.semilogx(*one.frontier(q).T, style, label=f"{q} queries", ms=4)
                 axis.plot(*one.shortfall(*DEFAULT, q)[1::-1], "*k", ms=9)
             axis.set(title=name, xlabel="CPU seconds", ylabel="LDS")
+            axis.xaxis.set_minor_formatter(lambda *_: "")  # they would overlap
             axis.legend(frameon=False)
 
 

@@ -11,7 +11,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from skattrib._docstrings import fill_in
 from skattrib._posterior._gaussian import Knowledge
-from skattrib._posterior._halves import automatic_halves
 from skattrib._validation import as_tensor, memory_cap
 from skattrib._verdict import few_units_hint, scale_hint
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
@@ -57,10 +56,9 @@ _ABSENT = 0.05
 # In these runs, parameters whose second moment is this small relative to the usual one
 # count as unmoved.
 _INERT = 0.01
-# Halves that are retrained for each run. Of equal cost, for ten queries as for
-# hundreds, this and the fewer runs rank best (benchmarks.posterior.frontier).
-_HALVES_PER_RUN = 64
-_RUNS, _RUNS_ALONE, _MANY_HALVES = 8, 16, 256
+# Halves that are retrained for each run: the best ranking at its cost, for ten queries
+# as for hundreds (benchmarks.posterior.frontier).
+_HALVES_PER_RUN = 32
 # State of a run of which a derivative is not finite.
 _NOT_FINITE = 2
 
@@ -86,10 +84,9 @@ class AdamWInfluence(BaseAttributor):
     inclusion : "auto" or float, default="auto"
         Chance in (0, 1] of a unit to be in a run that is differentiated. 1 takes the
         run on all units alone. "auto": 0.5, or 1 if the estimator is frozen.
-    n_trajectories : "auto" or int, default="auto"
+    n_trajectories : int, default=16
         Runs differentiated if `inclusion` is below 1; for 0.5 in pairs of
-        complementary halves, so even. Fewer where units have fewer subsets. "auto": 8
-        where `n_halves` is "auto" or at least 256, else 16.
+        complementary halves, so even. Fewer where units have fewer subsets.
     aggregation : {"trimmed_mean", "median", "mean"}, default="trimmed_mean"
         How runs are averaged. Some runs pass through unstable steps and have
         derivatives hundreds of times too large: "trimmed_mean" leaves out a quarter
@@ -171,10 +168,7 @@ class AdamWInfluence(BaseAttributor):
     _parameter_constraints: dict = {
         **BaseAttributor._parameter_constraints,
         "inclusion": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="right")],
-        "n_trajectories": [
-            StrOptions({"auto"}),
-            Interval(Integral, 1, None, closed="left"),
-        ],
+        "n_trajectories": [Interval(Integral, 1, None, closed="left")],
         "aggregation": [StrOptions(set(AGGREGATIONS))],
         "dynamics": [StrOptions({"recorded", "sgd"})],
         "hessian": [StrOptions({"exact", "empirical_fisher"})],
@@ -192,7 +186,7 @@ class AdamWInfluence(BaseAttributor):
         estimator=None,
         *,
         inclusion="auto",
-        n_trajectories="auto",
+        n_trajectories=16,
         aggregation="trimmed_mean",
         dynamics="recorded",
         hessian="exact",
@@ -282,7 +276,7 @@ class AdamWInfluence(BaseAttributor):
                 "intervals of leave-one-out see evaluation.loo_intervals."
             )
         n_runs = self.n_trajectories
-        if inclusion == 0.5 and n_runs != "auto" and n_runs % 2:
+        if inclusion == 0.5 and n_runs % 2:
             raise ValueError(
                 f"n_trajectories={n_runs} must be even: runs on halves come in pairs. "
                 f"Use {n_runs + 1}, or inclusion=1 for "
@@ -379,23 +373,12 @@ class AdamWInfluence(BaseAttributor):
             self._runs = [self._train(trainer, rows, seed) for seed in seeds]
         self.estimand_ = self._estimand()
 
-    def _n_runs(self):
-        """Return how many runs are wanted: fewer where there are halves beside them."""
-        if self.n_trajectories != "auto":
-            return self.n_trajectories
-        n_halves = self.n_halves
-        if n_halves == "auto":
-            n_halves = 0
-            if self.inclusion_ == 0.5:
-                n_halves = automatic_halves(self.n_units_, _MANY_HALVES)
-        return _RUNS if n_halves >= _MANY_HALVES else _RUNS_ALONE
-
     def _design(self):
         n_units, inclusion = self.n_units_, self.inclusion_
         if inclusion == 1:
             return np.ones((1, n_units))
         kind = "antithetic" if inclusion == 0.5 else "bernoulli"
-        n_runs = min(self._n_runs(), count_weightings(n_units, inclusion, kind))
+        n_runs = min(self.n_trajectories, count_weightings(n_units, inclusion, kind))
         present = make_weightings(
             n_units, n_runs, size=inclusion, kind=kind, random_state=self._fit_seed
         )

@@ -307,7 +307,7 @@ def test_halves_rank_retrained_subsets(digits):
     halves = {"inclusion": "auto", "n_halves": "auto"}
     influence = make(model, outcome="margin", **halves).fit(X, y)
     assert influence.inclusion_ == 0.5
-    assert len(influence.weights_) == 8
+    assert len(influence.weights_) == 16
     attributions = influence.attribute(Xq, yq)
     assert lds_score(truth, W @ attributions.T) > 0.6
     predicted = influence.predict_outcomes(Xq, yq, W)

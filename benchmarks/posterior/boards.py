@@ -44,7 +44,8 @@ def scores(problem, kind, options):
 
 if __name__ == "__main__":
     table = Table("LDS by seed, and CPU seconds", ["data (rows)", *METHODS])
-    for name in sys.argv[1:] or DATA:
+    names = sys.argv[1:] or [*DATA]
+    for name in names:
         problem = Problem(name)
         cells = []
         for label, (kind, options) in METHODS.items():
@@ -52,5 +53,5 @@ if __name__ == "__main__":
             cells.append(f"{each(lds)}, {seconds:.0f} s")
             print(name, label, cells[-1], flush=True)
         table.add(f"{name} ({problem.n_rows})", *cells)
-    if len(sys.argv) == 1:
+    if set(names) == set(DATA):
         write("posterior_boards", table)

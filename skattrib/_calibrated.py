@@ -178,7 +178,7 @@ class CalibratedByHalves:
 
     def _evidence(self):
         """Return the halves as the posterior takes them: larger, and not kept."""
-        grouped = self.tasks_ is not None
+        grouped = self.n_units_ < len(self._unit_of_row)
         return Halves(self.halves_, self._classes_of_units(), grouped)
 
     def _model_bytes(self):
@@ -191,8 +191,9 @@ class CalibratedByHalves:
     def _classes_of_units(self):
         """Return the class, or group of like targets, of units that are rows."""
         y = self._targets
-        if self.tasks_ is not None or y.ndim > 1:
+        if self.n_units_ < len(y) or y.ndim > 1:
             return None
+        y = y[np.argsort(self._unit_of_row)]
         if is_classifier(self._model):
             return sorted_labels(y, "y")[1]
         if y.dtype.kind not in "fiu":

@@ -60,7 +60,7 @@ ATTRIBUTORS = {
     "influence": lambda: DualInfluence(net(), removal="influence", random_state=0),
     "run": lambda: AdamWInfluence(net(), inclusion=1, random_state=0),
     "runs": lambda: AdamWInfluence(
-        net(), n_trajectories=4, n_retrainings=8, random_state=0
+        net(), n_trajectories=4, n_halves=16, n_retrainings=8, random_state=0
     ),
     "kernel": lambda: surrogate(KernelSurrogateAttributor),
     "linear": lambda: surrogate(LinearSurrogateAttributor),
@@ -202,7 +202,8 @@ def test_exploding_runs_are_judged_by_those_that_are_finite():
 
 
 def test_a_run_whose_weights_are_lost_spoils_no_other():
-    influence = AdamWInfluence(net(), n_trajectories=8, random_state=0).fit(X, y)
+    influence = AdamWInfluence(net(), n_trajectories=8, n_halves=0, random_state=0)
+    influence.fit(X, y)
     influence._runs[0].params[2] = torch.nan
     runs = influence._runs[0]
     kept = [0, 1, 3, 4, 5, 6, 7]

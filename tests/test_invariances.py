@@ -59,7 +59,7 @@ ATTRIBUTORS = {
 SUBSETS = {"n_subsets": 12, "ridge": 0.1, "estimation": "retrain"}
 #: And those of random runs and subsets.
 DRAWN = {
-    "halves": (AdamWInfluence, {"inclusion": 0.5, "n_trajectories": 4}),
+    "halves": (AdamWInfluence, {"inclusion": 0.5, "n_trajectories": 4, "n_halves": 16}),
     "kernel subsets": (
         KernelSurrogateAttributor,
         {"n_subsets": 12, "ridge": 0.1, "estimation": "retrain"},

@@ -24,7 +24,7 @@ CASES = {
         ["solving for queries"],
     ),
     "runs": (
-        AdamWInfluence(n_trajectories=2, **OPTIONS),
+        AdamWInfluence(n_trajectories=2, n_halves=16, **OPTIONS),
         ["retraining"],
         ["sweeping steps"],
     ),

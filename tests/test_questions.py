@@ -161,7 +161,7 @@ ON_ITSELF = {
     "logistic, 1st": DualInfluence(LOGISTIC, removal="influence"),
     "logistic, cg": DualInfluence(LOGISTIC, solver="cg", removal="newton"),
     "pipeline": DualInfluence(make_pipeline(StandardScaler(), RidgeClassifier())),
-    "halves": AdamWInfluence(net(max_epochs=4), n_trajectories=2),
+    "halves": AdamWInfluence(net(max_epochs=4), n_trajectories=2, n_halves=16),
     "whole run": AdamWInfluence(net(max_epochs=4), inclusion=1),
     "kernel": KernelSurrogateAttributor(net(max_epochs=4), n_subsets=12),
     "linear": LinearSurrogateAttributor(KNeighborsClassifier(), n_subsets=12),
@@ -392,7 +392,8 @@ def test_a_new_row_is_in_one_minibatch_of_an_epoch():
 
 def test_runs_on_halves_are_averaged():
     rows, new_rows, queries = split(iris())
-    halves = AdamWInfluence(net(), n_trajectories=4, aggregation="mean", random_state=0)
+    options = {"n_halves": 0, "aggregation": "mean", "random_state": 0}
+    halves = AdamWInfluence(net(), n_trajectories=4, **options)
     halves.fit(*rows)
     asked = halves._derivatives.queries(*queries, "log_likelihood")
     of_runs = halves._derivatives.of_new_rows(

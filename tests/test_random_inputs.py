@@ -350,9 +350,9 @@ ESTIMATORS = {
         ),
     ],
     "adamw": [
-        (AdamWInfluence(network, n_trajectories=2, inclusion=p, **SOME), number)
+        (AdamWInfluence(network, n_trajectories=2, **options, **SOME), number)
         for network, number in NETWORKS
-        for p in (0.5, 1.0)
+        for options in ({"inclusion": 0.5, "n_halves": 4}, {"inclusion": 1.0})
     ],
     "kernel": surrogates(KernelSurrogateAttributor, OTHERS),
     "linear": surrogates(LinearSurrogateAttributor, OTHERS),

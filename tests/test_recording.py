@@ -490,7 +490,8 @@ def test_a_clone_repeats_the_run(recorded):
 def test_runs_on_halves_of_a_recorded_loop(recorded):
     X, y, Xq, yq = data()
     _, model = recorded
-    halves = AdamWInfluence(model, n_trajectories=4, random_state=0).fit(X, y)
+    halves = AdamWInfluence(model, n_trajectories=4, n_halves=16, random_state=0)
+    halves.fit(X, y)
     assert halves.inclusion_ == 0.5
     expected = Loop().run(X, y, weights=halves.weights_[1]).outcomes(Xq, yq)
     queries = halves._derivatives.queries(Xq, yq, "log_likelihood")

@@ -55,7 +55,7 @@ ATTRIBUTORS = {
     "influence": partial(DualInfluence, removal="influence"),
     "queries solved": partial(DualInfluence, removal="influence", solver="cg"),
     "run": partial(AdamWInfluence, inclusion=1),
-    "runs": partial(AdamWInfluence, n_trajectories=4),
+    "runs": partial(AdamWInfluence, n_trajectories=4, n_halves=64),
     "kernel": partial(KernelSurrogateAttributor, n_subsets=60),
     "tangents": partial(KernelSurrogateAttributor, n_subsets=60, estimation="gradient"),
     "linear": partial(LinearSurrogateAttributor, n_subsets=60),

@@ -1,8 +1,8 @@
 """What halves add on the six boards: LDS of AdamWInfluence, and of DualInfluence.
 
 The data sets, networks and 200 half subsets of the leaderboard, really retrained with
-three seeds; 50 queries. "0 halves" is the average over 16 runs alone, the default has
-512 halves, too. DualInfluence with 512 halves trains no run.
+three seeds; 50 queries. "0 halves" is the average over 16 runs alone, and 512 the
+default. DualInfluence with 512 halves trains no run.
 LDS of attributions that are added up over the units present, mean over the seeds, and
 CPU seconds of fit and attribute, mean too.
 
@@ -22,7 +22,7 @@ from skattrib.models._costs import cpu_seconds  # no public name
 METHODS = {
     "AdamW, 0 halves": (AdamWInfluence, {"n_halves": 0}),
     "AdamW, 256 halves": (AdamWInfluence, {"n_halves": 256}),
-    "AdamW, default": (AdamWInfluence, {}),
+    "AdamW, 512 halves": (AdamWInfluence, {}),
     "Dual, 0 halves": (DualInfluence, {}),
     "Dual, 512 halves": (DualInfluence, {"n_halves": 512}),
 }

@@ -414,7 +414,8 @@ def test_without_retraining_nothing_is_vouched_for():
 def test_steps_far_too_long_are_not_trusted():
     X, y, Xq, yq = data()
     wild = net(learning_rate=1e6, max_epochs=5, batch_size=None)
-    influence = make(wild, inclusion=0.5, n_trajectories=2).fit(X, y)
+    halves = {"inclusion": 0.5, "n_halves": 64}
+    influence = make(wild, n_trajectories=2, **halves).fit(X, y)
     with pytest.warns(FaithfulnessWarning, match="Do not trust"):
         assert not influence.diagnose(Xq, yq).trustworthy
 

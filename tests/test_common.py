@@ -153,7 +153,9 @@ def test_common_checks(estimator, check):
     check(estimator)
 
 
-@pytest.mark.parametrize(("estimator", "check"), transformer_checks(), ids=short_name)
+@pytest.mark.parametrize(
+    ("estimator", "check"), list(transformer_checks()), ids=short_name
+)
 def test_transformer_checks(estimator, check):
     check(type(estimator).__name__, estimator)
 

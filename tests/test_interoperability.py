@@ -67,7 +67,7 @@ def attributors(model=None):
     options = {"n_retrainings": 8, "random_state": 0}
     return {
         "dual": DualInfluence(model, **options),
-        "adamw": AdamWInfluence(model, n_trajectories=4, n_halves=16, **options),
+        "adamw": AdamWInfluence(model, n_trajectories=2, **options),
         "kernel": KernelSurrogateAttributor(model, n_subsets=24, **options),
         "linear": LinearSurrogateAttributor(model, n_subsets=24, **options),
         "rise": RISEValuator(model, n_components=16, **options),

@@ -65,7 +65,7 @@ def main():
         "TorchClassifier": network("digits"),
         "DualInfluence": DualInfluence(network("digits"), random_state=0),
         "DualInfluence, trained module": DualInfluence(frozen, ridge=0.01),
-        "AdamWInfluence": AdamWInfluence(network("digits"), random_state=0),
+        "AdamWInfluence": AdamWInfluence(network("digits"), n_halves=0, random_state=0),
         "KernelSurrogateAttributor": KernelSurrogateAttributor(
             network("digits"), random_state=0
         ),

@@ -35,7 +35,10 @@ def questions(table, X, y, Xq, yq):
             network(batch_size=64, max_epochs=5), inclusion=1, random_state=0
         ),
         "AdamWInfluence, 4 runs": AdamWInfluence(
-            network(batch_size=64, max_epochs=5), n_trajectories=4, random_state=0
+            network(batch_size=64, max_epochs=5),
+            n_trajectories=4,
+            n_halves=0,
+            random_state=0,
         ),
         "DualInfluence, first order": DualInfluence(
             network(), removal="influence", random_state=0
@@ -61,7 +64,7 @@ def workers(X, y, Xq, yq):
     taken, found = {}, []
     for n_jobs in (1, 2):
         net = network(batch_size=64, max_epochs=10)
-        attributor = AdamWInfluence(net, n_jobs=n_jobs, random_state=0)
+        attributor = AdamWInfluence(net, n_halves=0, n_jobs=n_jobs, random_state=0)
         if n_jobs == 2:  # workers load torch once
             attributor.fit(X[:200], y[:200]).attribute(Xq[:1], yq[:1])
         fit, _ = wall_seconds(attributor.fit, X, y)

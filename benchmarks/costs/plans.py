@@ -59,7 +59,7 @@ SETTINGS = {
         10_000,
         100,
     ),
-    "AdamWInfluence, small": (AdamWInfluence(small()), churn, 500, 10),
+    "AdamWInfluence, small": (AdamWInfluence(small(), n_halves=0), churn, 500, 10),
     "AdamWInfluence, inclusion=1, minibatches of 64": (
         AdamWInfluence(network(batch_size=64), inclusion=1),
         churn,

@@ -61,8 +61,8 @@ def main():
             pipeline(LogisticRegression(tol=1e-8, max_iter=1000))
         ),
         "the same at the default tol": DualInfluence(pipeline(LogisticRegression())),
-        "TorchClassifier of 16 units, AdamWInfluence": AdamWInfluence(
-            pipeline(network)
+        "TorchClassifier of 16 units, AdamWInfluence, 16 runs": AdamWInfluence(
+            pipeline(network), n_halves=0
         ),
         "the same, DualInfluence(removal='influence')": DualInfluence(
             pipeline(network), removal="influence"

@@ -18,6 +18,7 @@ validation rows, if these are fewer, and is compared with the same random rows.
 """
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -59,7 +60,10 @@ OUTCOMES = {
     "soft AUROC": lambda seniors: soft_auroc(),
     GAP: group_gap,
 }
-ATTRIBUTORS = {"DualInfluence": DualInfluence, "AdamWInfluence": AdamWInfluence}
+ATTRIBUTORS = {
+    "DualInfluence": DualInfluence,
+    "AdamWInfluence": partial(AdamWInfluence, n_halves=0),
+}
 DRAWN = {"random": "random", "balanced": "random, as many of either class"}
 LOSS = "highest loss"
 

@@ -15,7 +15,7 @@ def each_run(problem, **options):
     found = []
     for net in problem.networks():
         influence = AdamWInfluence(
-            net, outcome=problem.outcome, random_state=0, **options
+            net, outcome=problem.outcome, n_halves=0, random_state=0, **options
         ).fit(*problem.rows)
         queries = influence._derivatives.queries(*problem.queries, problem.outcome)
         found.append(influence._each_run(queries).astype(np.float32))

@@ -108,6 +108,17 @@ ATTRIBUTOR_DOCS = {
         effect of a unit, others present half the time, around that of the average
         unit. 0: none.
     """,
+    "halves_figures": """
+    - calibration_slope, lds: slope of retrained outcomes on predicted ones (1
+      is right) and their rank correlation: of `n_retrainings` new models, else
+      of the retrained halves, each predicted by the others; else None.
+    - coverage: share of differences between complementary halves that are in
+      their 95 % intervals, each predicted by the others.
+    - prior_slope: median slope of retrained outcomes on the attributions that
+      halves correct; not above 0 where these are worthless, and not used.
+    - share: what is additive of their errors, the rest being interactions.
+      These three are None without retrained halves.
+    """,
     "halves_found": """
     n_halves_ : int
         Halves that were retrained.

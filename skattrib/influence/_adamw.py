@@ -597,6 +597,7 @@ class AdamWInfluence(BaseAttributor):
             )
         return problem.weighted(self._own_run.weights)[0].cpu().numpy()
 
+    @fill_in(ATTRIBUTOR_DOCS)
     def diagnose(self, X, y, n_retrainings=0):
         """Say how far the attributions can be trusted, and why not.
 
@@ -616,15 +617,7 @@ class AdamWInfluence(BaseAttributor):
 
             - exploding_share: share of runs and queries whose attributions are more
               than ten times as large as the median run's.
-            - calibration_slope, lds: slope of retrained outcomes on predicted ones (1
-              is right) and their rank correlation: of `n_retrainings` new models, else
-              of the retrained halves, each predicted by the others; else None.
-            - coverage: share of differences between complementary halves that are in
-              their 95 % intervals, each predicted by the others.
-            - prior_slope: median slope of retrained outcomes on the attributions that
-              halves correct; not above 0 where these are worthless, and not used.
-            - share: what is additive of their errors, the rest being interactions.
-              These three are None without retrained halves.
+            %(halves_figures)s
             - second_order_error: along the run on all units, without retraining: how
               far the trained weights go beyond the straight line when a unit is
               removed, as a share of it, to second order. Median of up to 16 units.

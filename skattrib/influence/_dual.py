@@ -735,6 +735,7 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         self._warn_not_finite(change.swapaxes(0, 1), stacklevel=3)
         return change
 
+    @fill_in(ATTRIBUTOR_DOCS)
     def diagnose(self, X, y, n_retrainings=0):
         """Say how far the attributions can be trusted, and why not.
 
@@ -763,15 +764,7 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
               is negative; both are left out of the steps.
             - approximation: with ``solver="nystroem"``, relative error of the predicted
               output changes of eight units against an exact solution; else None.
-            - calibration_slope, lds: slope of retrained outcomes on predicted ones (1
-              is right) and their rank correlation: of `n_retrainings` new models, else
-              of the retrained halves, each predicted by the others; else None.
-            - coverage: share of differences between complementary halves that are in
-              their 95 % intervals, each predicted by the others.
-            - prior_slope: median slope of retrained outcomes on the attributions that
-              halves correct; not above 0 where these are worthless, and not used.
-            - share: what is additive of their errors, the rest being interactions.
-              These three are None without retrained halves.
+            %(halves_figures)s
             - trustworthy, verdict: whether the order of attributions can be trusted, as
               far as these figures tell, and a sentence on order and size.
 

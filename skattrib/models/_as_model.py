@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from sklearn import linear_model, svm
+from sklearn import ensemble, linear_model, svm
 from sklearn.frozen import FrozenEstimator
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.kernel_ridge import KernelRidge
@@ -39,6 +39,7 @@ from skattrib.models._network import TorchEstimator
 from skattrib.models._network_family import NetworkModel
 from skattrib.models._parts import Parts, is_search
 from skattrib.models._protocol import Model, protocols
+from skattrib.models._trees import HistModel
 from skattrib.models.language import CausalLanguageModel
 from skattrib.models.language._family import LanguageModel
 
@@ -68,7 +69,11 @@ _FAMILIES: dict[type, type[Model]] = {
     **dict.fromkeys(REASONS, RefusedModel),
     MLPClassifier: MLPModel,
     MLPRegressor: MLPModel,
+    ensemble.HistGradientBoostingClassifier: HistModel,
+    ensemble.HistGradientBoostingRegressor: HistModel,
 }
+# Families of libraries that need not be there.
+_BY_NAME: dict[str, type[Model]] = {}
 
 
 def register_model(estimator_class: type, family: type[Model] | None = None) -> Any:
@@ -182,8 +187,10 @@ def as_model(estimator: Any) -> Model:
     frozen = isinstance(inner, FrozenEstimator)
     inner = inner.estimator if frozen else inner
     for kind in type(inner).__mro__:
-        if kind in _FAMILIES:
-            return _FAMILIES[kind](inner, frozen=frozen)
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        family = _FAMILIES.get(kind, _BY_NAME.get(name))
+        if family is not None:
+            return family(inner, frozen=frozen)
     return EstimatorModel(inner, frozen=frozen)
 
 

@@ -41,6 +41,7 @@ from skattrib.exceptions import UnsupportedModelError
 _NEEDS = {
     "DualInfluence": {"Differentiable", "Convex"},
     "AdamWInfluence": {"Recorded"},
+    "TreeInfluence": {"TreeModel"},
     "KernelSurrogateAttributor": {"Retrainable"},
     "LinearSurrogateAttributor": {"Retrainable"},
     "RISEValuator": {"Differentiable"},

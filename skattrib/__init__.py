@@ -7,7 +7,12 @@ without them, and how far is the answer to be trusted?
 from skattrib._make import make_attributor
 from skattrib._plan import plan
 from skattrib.feature_selection import TaskWeightSelector
-from skattrib.influence import AdamWInfluence, DualInfluence, lookahead_training
+from skattrib.influence import (
+    AdamWInfluence,
+    DualInfluence,
+    TreeInfluence,
+    lookahead_training,
+)
 from skattrib.models.neural import TorchClassifier, TorchRegressor
 from skattrib.models.recording import TrainingRecording, record_training
 from skattrib.random_projection import CountSketchTransformer, GradientTransformer
@@ -35,6 +40,7 @@ __all__ = [
     "TorchClassifier",
     "TorchRegressor",
     "TrainingRecording",
+    "TreeInfluence",
     "__version__",
     "lookahead_training",
     "make_attributor",

@@ -298,21 +298,37 @@ class CalibratedByHalves:
         evidence, found = self._evidence(), self._attribute(X, y, outcome)
         if isinstance(outcome, SetOutcome):
             self._check_is_of_set(found[0], outcome)
+        shown = self._shown_beside(self._predictor_beside(X, y, outcome))
         return held_out_figures(
             *found,
             evidence,
             self._half_outcomes(X, y, outcome, stacklevel=4)[0],
             self._knowledge(),
+            None if shown is None else shown[:-1],
         )
 
-    def _posteriors(self, X, y, outcome):
+    def _predictor_beside(self, X, y, outcome):
+        """Return a function of weights that predicts outcomes better than sums.
+
+        Of `attribute`, that is; None where there is none.
+        """
+        return None
+
+    def _shown_beside(self, beside):
+        """Return its predictions (m + 1, n_queries) of the halves, and of all units."""
+        if beside is None:
+            return None
+        return beside(np.vstack([self.halves_, np.ones(self.n_units_)]))
+
+    def _posteriors(self, X, y, outcome, beside):
         """Yield the posterior of each query; see `QueryPosterior`."""
         found = self._attribute(X, y, outcome)
         if isinstance(outcome, SetOutcome):
             self._check_is_of_set(found[0], outcome)
         outcomes, whole = self._half_outcomes(X, y, outcome, stacklevel=7)
         evidence, knowledge = self._evidence(), self._knowledge()
-        return query_posteriors(*found, evidence, outcomes, knowledge, whole)
+        shown = self._shown_beside(beside)
+        return query_posteriors(*found, evidence, outcomes, knowledge, whole, shown)
 
     def _check_has_halves(self, what):
         """Raise if no halves were retrained."""
@@ -333,11 +349,16 @@ class CalibratedByHalves:
         """Return `_predicted` as a function of weights, prepared once."""
         if self._trained_halves is None:
             return self._prepare(X, y, outcome)
-        found = list(self._posteriors(X, y, outcome))
+        beside = self._predictor_beside(X, y, outcome)
+        found = list(self._posteriors(X, y, outcome, beside))
 
         def predict(weights):
             nothing = np.full(len(weights), np.nan)
-            each = [nothing if one is None else one.outcomes(weights) for one in found]
+            shown = _columns(beside, weights, len(found))
+            each = [
+                nothing if one is None else one.outcomes(weights, column)
+                for one, column in zip(found, shown, strict=True)
+            ]
             return np.array(each).T
 
         return predict
@@ -345,8 +366,16 @@ class CalibratedByHalves:
     def _predicted_with_std(self, X, y, weights, outcome):
         """Return predicted outcomes (n_weightings, n_queries) and their deviations."""
         nothing = np.full((2, len(weights)), np.nan)
+        beside = self._predictor_beside(X, y, outcome)
+        posteriors = list(self._posteriors(X, y, outcome, beside))
+        shown = _columns(beside, weights, len(posteriors))
         found = [
-            nothing if one is None else one.predicted(weights)
-            for one in self._posteriors(X, y, outcome)
+            nothing if one is None else one.predicted(weights, column)
+            for one, column in zip(posteriors, shown, strict=True)
         ]
         return np.array(found).transpose(1, 2, 0)  # of one query at least
+
+
+def _columns(beside, weights, n_queries):
+    """Return predictions beside the posterior by query, None where there are none."""
+    return [None] * n_queries if beside is None else list(beside(weights).T)

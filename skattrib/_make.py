@@ -1,6 +1,6 @@
 """The attributor to begin with, for a model."""
 
-from skattrib.influence import AdamWInfluence, DualInfluence
+from skattrib.influence import AdamWInfluence, DualInfluence, TreeInfluence
 from skattrib.models._as_model import as_model
 from skattrib.retrieval import RISEValuator
 from skattrib.surrogate import KernelSurrogateAttributor, LinearSurrogateAttributor
@@ -14,6 +14,7 @@ ATTRIBUTORS = {
         KernelSurrogateAttributor,
         LinearSurrogateAttributor,
         RISEValuator,
+        TreeInfluence,
     )
 }
 
@@ -39,6 +40,8 @@ def make_attributor(model, **params):
           scikit-learn: :class:`DualInfluence`;
         - a linear or kernel model of scikit-learn that is refitted exactly:
           :class:`DualInfluence`;
+        - boosted trees, or a forest, whose leaves can be refitted:
+          :class:`TreeInfluence`;
         - a causal language model: :class:`RISEValuator`;
         - any other estimator that can be fitted to weighted rows:
           :class:`KernelSurrogateAttributor`, by retraining.
@@ -63,7 +66,7 @@ def make_attributor(model, **params):
     >>> type(make_attributor(pipeline)).__name__
     'AdamWInfluence'
     >>> type(make_attributor(RandomForestClassifier())).__name__
-    'KernelSurrogateAttributor'
+    'TreeInfluence'
     """
     found = as_model(model)
     if hasattr(found, "check"):

@@ -409,7 +409,7 @@ class BaseAttributor(
         codes, names = self._units(tasks, index, _num_samples(X))
         # one generator per purpose: what one draws must not move the others
         seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(4)
-        estimator = make_estimator(self.estimator, y, int(seeds[0] >> 1))
+        estimator = self._made_estimator(y, int(seeds[0] >> 1))
         y = check_target(dense(y), estimator)
         parts = Parts(estimator)
         if self.estimator is None:
@@ -459,6 +459,10 @@ class BaseAttributor(
                 "minimum of 2 is required: 1 sample has no other to be compared with."
             )
         return np.arange(n_rows), row_names(index, n_rows, stacklevel=7)
+
+    def _made_estimator(self, y, seed):
+        """Return what is trained: a clone, with seeds; of None what suits y."""
+        return make_estimator(self.estimator, y, seed)
 
     def _check_usable(self, estimator):
         self._check_estimator(estimator)

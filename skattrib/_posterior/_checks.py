@@ -35,6 +35,7 @@ def held_out_figures(
     halves: Halves,
     outcomes: FloatArray,
     knowledge: Knowledge,
+    beside: FloatArray | None = None,
 ) -> Bunch:
     """Compare outcomes of halves with what is predicted from the others.
 
@@ -45,6 +46,8 @@ def held_out_figures(
     halves : Halves
     outcomes : ndarray of shape (2 P, n_queries)
     knowledge : Knowledge
+    beside : ndarray of shape (2 P, n_queries) or None
+        Predictions of the outcomes that halves correct, if not the attributions' sums.
 
     Returns
     -------
@@ -72,10 +75,14 @@ def held_out_figures(
         both = np.repeat(left, 2)
         known, asked = halves.some(~left), halves.some(left).differences
         rows = attributions, errors, known, outcomes[~both], knowledge
-        for i, found in enumerate(query_posteriors(*rows)):
+        told, shown = None, None
+        if beside is not None:
+            told, shown = beside[~both], (beside[both][::2] - beside[both][1::2]) / 2
+        for i, found in enumerate(query_posteriors(*rows, beside=told)):
             if found is None:
                 continue
-            mean, std[left, i] = found.differences(asked)
+            of_query = None if shown is None else shown[:, i]
+            mean, std[left, i] = found.differences(asked, of_query)
             differences[left, i] = mean
             predicted[both, i] = found.middle + np.column_stack([mean, -mean]).ravel()
             slopes.append(found.slope)
@@ -90,7 +97,7 @@ def held_out_figures(
         lds=_ranks(outcomes, predicted),
         coverage=float((np.abs(d - x) <= half_width(std[known])).mean()),
         prior_slope=float(np.median(slopes)),
-        share=additive_share(*rows),
+        share=additive_share(*rows, beside),
     )
 
 
@@ -113,6 +120,7 @@ def additive_share(
     halves: Halves,
     outcomes: FloatArray,
     knowledge: Knowledge,
+    beside: FloatArray | None = None,
 ) -> float:
     """Return the mean additive share by the likelihood of all queries together.
 
@@ -122,7 +130,10 @@ def additive_share(
     likelihood += np.log(_SHARES * (1 - _SHARES))
     for i, row in enumerate(attributions):
         spread = None if errors is None else errors[i]
-        found = query_posterior(row, spread, halves, outcomes[:, i], knowledge)
+        shown = None if beside is None else beside[:, i]
+        found = query_posterior(
+            row, spread, halves, outcomes[:, i], knowledge, beside=shown
+        )
         if found is None or not found.variance:
             continue
         values, vectors = eigh(found.prior.kernel())

@@ -181,7 +181,8 @@ class QueryPosterior:
     Attributes
     ----------
     mean, std : ndarray of shape (n_units,)
-        Attributions, centred, and their standard deviations.
+        Attributions, centred, and their standard deviations. Beside a prediction of
+        outcomes: what is added to it.
     slope : float
         Of true effects on the attributions that it began with; not above 0 where these
         are worthless, and are not used.
@@ -212,16 +213,18 @@ class QueryPosterior:
     residuals: FloatArray
     prior: ErrorPrior
     _factor: FloatArray
+    _beside: float = 0.0
 
-    def predicted(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def predicted(
+        self, weights: FloatArray, beside: FloatArray | None = None
+    ) -> tuple[FloatArray, FloatArray]:
         """Return predicted outcomes (k,) for weights (k, n_units), and deviations.
 
-        Interactions, which no attribution has, are in the deviations.
+        Interactions, which no attribution has, are in the deviations. ``beside`` (k,)
+        are the predictions that halves were compared with, if they were with some.
         """
         around, part = _like_halves(weights)
-        # more is learnt from more units, as the logarithm of their number
-        outcomes = self.middle + around @ self.mean
-        outcomes += self.growth * np.log2(2 * part)
+        outcomes = self.outcomes(weights, beside)
         # that all are there leaves nothing open, but one unit less much of what is open
         # where halves are
         left_out = 1 / part - 1
@@ -230,19 +233,30 @@ class QueryPosterior:
         variance = self._additive(around) + open_ * beyond + self.even / self.n_pairs
         return outcomes, np.sqrt(np.maximum(variance, 0))
 
-    def outcomes(self, weights: FloatArray) -> FloatArray:
+    def outcomes(
+        self, weights: FloatArray, beside: FloatArray | None = None
+    ) -> FloatArray:
         """Return the first of `predicted`."""
         around, part = _like_halves(weights)
         found: FloatArray = self.middle + around @ self.mean
+        if beside is not None:
+            found += max(self.slope, 0.0) * (beside - self._beside)
+        # more is learnt from more units, as the logarithm of their number
         return found + self.growth * np.log2(2 * part)
 
-    def differences(self, around: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def differences(
+        self, around: FloatArray, beside: FloatArray | None = None
+    ) -> tuple[FloatArray, FloatArray]:
         """Return half differences (k,) of halves to complements, and their deviations.
 
-        ``around`` (k, n_units) are weights minus 1/2.
+        ``around`` (k, n_units) are weights minus 1/2, ``beside`` (k,) half differences
+        of predictions.
         """
         variance = self._additive(around) + self.variance * (1 - self.share)
-        return around @ self.mean, np.sqrt(np.maximum(variance, 0))
+        found: FloatArray = around @ self.mean
+        if beside is not None:
+            found = found + max(self.slope, 0.0) * beside
+        return found, np.sqrt(np.maximum(variance, 0))
 
     def _additive(self, around: FloatArray) -> FloatArray:
         """Return the variances (k,) of what additive errors add."""
@@ -270,6 +284,7 @@ def query_posterior(
     knowledge: Knowledge,
     share: float | None = None,
     whole: float = float("nan"),
+    beside: FloatArray | None = None,
 ) -> QueryPosterior | None:
     """Return the posterior of one query; None if too few outcomes are finite.
 
@@ -288,20 +303,29 @@ def query_posterior(
         In the place of that of ``knowledge``.
     whole : float
         Outcome with all units. Not finite: as that of halves.
+    beside : ndarray of shape (2 P,), or (2 P + 1,), or None
+        Predictions of the same outcomes, as of refits; the last is of that with all
+        units. Halves then correct these, not the sums of ``attributions``, which say
+        of errors where they are large.
     """
     first, second = outcomes[::2], outcomes[1::2]
     finite = np.isfinite(first) & np.isfinite(second)
     n_pairs = int(finite.sum())
     if n_pairs < 2:
         return None
+    if beside is not None and not np.isfinite(beside[: len(outcomes)]).all():
+        beside = None
     if n_pairs < len(finite):
         halves, first, second = halves.some(finite), first[finite], second[finite]
     D, middles = (first - second) / 2, (first + second) / 2
     if not np.isfinite(attributions).all():
         attributions, errors = np.zeros(halves.n_units), None
     a = attributions - attributions.mean()
-    x = halves.differences @ a
-    slope = _slope(x, D, *knowledge.slope)
+    x, centre = halves.differences @ a, 0.0
+    if beside is not None:
+        shown = beside[: len(outcomes)].reshape(-1, 2)[finite]
+        x, centre = (shown[:, 0] - shown[:, 1]) / 2, float(shown.mean())
+    slope = drawn_slope(x, D, *knowledge.slope)
     used = max(slope, 0.0)
     r = D - used * x
     variance = _level(r, errors, knowledge.level)
@@ -314,7 +338,12 @@ def query_posterior(
     factor = np.tril(cho_factor(kernel, lower=True, check_finite=False)[0])
     with_errors = prior.with_errors()
     middle = float(middles.mean())
-    mean = used * a + phi * (cho_solve((factor, True), r) @ with_errors)
+    mean = phi * (cho_solve((factor, True), r) @ with_errors)
+    grown = whole - middle if np.isfinite(whole) else 0.0
+    if beside is None:
+        mean += used * a
+    elif len(beside) > len(outcomes) and grown and np.isfinite(beside[-1]):
+        grown -= used * (beside[-1] - centre)
     known = solve_triangular(factor, with_errors, lower=True, check_finite=False)
     left = prior.variances() - phi * np.square(known).sum(axis=0)
     std = np.sqrt(np.maximum(phi * variance * left, 0))
@@ -326,15 +355,16 @@ def query_posterior(
         phi,
         middle,
         float(middles.var(ddof=1)),
-        whole - middle if np.isfinite(whole) else 0.0,
+        grown,
         n_pairs,
         r,
         prior,
         factor,
+        centre,
     )
 
 
-def _slope(x: FloatArray, d: FloatArray, mean: float, sd: float) -> float:
+def drawn_slope(x: FloatArray, d: FloatArray, mean: float, sd: float) -> float:
     """Return the slope of d on x, drawn to its prior."""
     squares = float(x @ x)
     if squares < np.finfo(float).tiny:
@@ -401,11 +431,12 @@ def query_posteriors(
     outcomes: FloatArray,
     knowledge: Knowledge,
     whole: FloatArray | None = None,
+    beside: FloatArray | None = None,
 ) -> Iterator[QueryPosterior | None]:
     """Yield the posterior of each query, by itself; see `query_posterior`.
 
     Attributions, and errors, are (n_queries, n_units), outcomes (2 P, n_queries), those
-    with all units (n_queries,).
+    with all units (n_queries,), and predictions beside them (2 P or more, n_queries).
     """
     for i, row in enumerate(attributions):
         yield query_posterior(
@@ -415,6 +446,7 @@ def query_posteriors(
             np.asarray(outcomes[:, i], dtype=float),
             knowledge,
             whole=float("nan") if whole is None else float(whole[i]),
+            beside=None if beside is None else np.asarray(beside[:, i], dtype=float),
         )
 
 

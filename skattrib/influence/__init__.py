@@ -3,5 +3,6 @@
 from skattrib.influence._adamw import AdamWInfluence
 from skattrib.influence._dual import DualInfluence
 from skattrib.influence._lookahead import lookahead_training
+from skattrib.influence._trees import TreeInfluence
 
-__all__ = ["AdamWInfluence", "DualInfluence", "lookahead_training"]
+__all__ = ["AdamWInfluence", "DualInfluence", "TreeInfluence", "lookahead_training"]

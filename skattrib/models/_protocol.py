@@ -209,6 +209,22 @@ class Model:
         """
         self.network(user)
 
+    def check_trees(self, user: Any) -> None:
+        """Raise unless it is an ensemble of trees whose leaves can be refitted.
+
+        Parameters
+        ----------
+        user : attributor
+            Who needs it.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If it is none.
+        """
+        name = type(user).__name__
+        raise self.lacks(name, "trees whose leaves it can refit")
+
     def attributors(self) -> list[str]:
         """Return the names of the attributors of the package that work for it.
 

@@ -45,13 +45,14 @@ class TreeModel(EstimatorModel):
         """Return why leaf values cannot be computed again, None if they can."""
         return None
 
-    def check_trees(self, user: str) -> None:
+    def check_trees(self, user: Any) -> None:
         """Raise UnsupportedModelError unless leaf values can be computed again."""
         reason = self.reason_against()
         if reason is not None:
-            others = [name for name in self.attributors() if name != user]
+            name = type(user).__name__
+            others = [other for other in self.attributors() if other != name]
             raise UnsupportedModelError(
-                f"{user} cannot refit the leaves of {self.name}: {reason} "
+                f"{name} cannot refit the leaves of {self.name}: {reason} "
                 f"{' and '.join(others)} work, by retraining."
             )
 

@@ -1,0 +1,168 @@
+"""The structures of trained ensembles, and queries that are asked of their refits."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from skattrib._progress import tqdm
+from skattrib.engine._losses import SetMeasure, set_slope
+from skattrib.engine._trees import TreeRefits
+from skattrib.models._retraining import measure
+
+# Of a slope: deviation of its prior, as a share of its mean.
+_OPEN = 0.35
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A trained ensemble, and the refits of its leaves to all training rows."""
+
+    model: Any
+    refits: TreeRefits
+
+
+def read_structure(model, X, y, own, trained):
+    """Return the structure of a fitted model.
+
+    Parameters
+    ----------
+    model : TreeModel
+    X, y
+        All training rows.
+    own, trained : ndarray of shape (n,)
+        Weights of the rows where all are present, and those it was trained with.
+    """
+    ensemble = model.ensemble(X, y, own, trained)
+    return Structure(
+        model, TreeRefits(ensemble, model.leaves(X), model.training_targets(y))
+    )
+
+
+class Structures:
+    """Structures that are averaged over.
+
+    Parameters
+    ----------
+    whole : TreeModel
+        Fitted to all rows: what targets and outcomes are told by.
+    each : list of Structure
+    weights : ndarray of shape (n_structures, n)
+        Of the rows, those they were trained with.
+    middle : ndarray of shape (n,)
+        Weights of the rows at which derivatives are taken.
+    verbose : int
+    """
+
+    def __init__(self, whole, each, weights, middle, verbose=0):
+        self.whole, self.each, self.weights = whole, each, weights
+        self.middle, self.verbose = middle, verbose
+
+    def ask(self, X, y, outcome):
+        """Return queries that are asked of all structures."""
+        return TreeQueries(self, X, y, outcome)
+
+
+class TreeQueries:
+    """Queries, with the leaves that they fall into.
+
+    Parameters
+    ----------
+    structures : Structures
+    X, y
+        Queries.
+    outcome : str or callable
+    """
+
+    def __init__(self, structures, X, y, outcome):
+        self._structures, self._X, self._y = structures, X, y
+        self._outcome, self._whole = outcome, structures.whole
+        self._leaves = [one.model.leaves(X) for one in structures.each]
+        self._targets = self._whole.encode(y, torch.empty(0, dtype=torch.float64))
+
+    def _each(self, label):
+        pairs = list(zip(self._structures.each, self._leaves, strict=True))
+        return tqdm(pairs, desc=label, disable=not self._structures.verbose)
+
+    def raw(self, weights):
+        """Return mean raw outputs (m, q, K) after refits for weights (m, n)."""
+        total = 0.0
+        for one, leaves in self._each("refits"):
+            total = total + one.refits.outputs(weights, leaves)
+        return total / len(self._leaves)
+
+    def measured(self, raw):
+        """Return outcomes (m, q) of raw outputs (m, q, K), those of a set (m, 1)."""
+        outputs = self._whole.link(torch.as_tensor(raw))
+        return measure(outputs, self._targets, self._outcome, self._whole.loss)
+
+    def outcomes(self, weights):
+        """Return outcomes of mean refits, for weights (m, n) of the rows."""
+        return self.measured(self.raw(weights))
+
+    def derivatives(self):
+        """Yield the derivatives (n_outcomes, n) in weights of rows, by structure.
+
+        Of the outcome of mean outputs, where all rows have their middle weights.
+        """
+        structures = self._structures
+        middle = structures.middle
+        slopes = self._slopes(self.raw(middle[None])[0])
+        owners = np.arange(len(slopes))
+        if isinstance(self._whole.loss.outcome(self._outcome), SetMeasure):
+            owners = np.zeros_like(owners)
+        for one, leaves in self._each("derivatives"):
+            yield one.refits.derivatives(middle, leaves, slopes, owners)
+
+    def _slopes(self, raw):
+        """Return derivatives (q, K) of outcomes in raw outputs."""
+        with torch.enable_grad():
+            leaf = torch.tensor(raw, requires_grad=True)
+            outputs = self._whole.link(leaf)
+            function = self._whole.loss.outcome(self._outcome)
+            if isinstance(function, SetMeasure):
+                slope = set_slope(function, self._targets, outputs.detach())
+                total = (outputs * slope).sum()
+            else:
+                total = function(outputs, self._targets).sum()
+            (slopes,) = torch.autograd.grad(total, leaf)
+        return slopes.numpy()
+
+    # ------------------------------------------------- structures by each other
+    def by_each_other(self):
+        """Return outcomes of the trained ensembles, and as the others predict them.
+
+        Returns
+        -------
+        trained, predicted : ndarray of shape (n_structures, n_outcomes)
+            Predicted by mean refits of the others, for the rows of each.
+        """
+        structures, weights = self._structures, self._structures.weights
+        own = np.array([one.model.raw_outputs(self._X) for one in structures.each])
+        total, itself = 0.0, []
+        for i, (one, leaves) in enumerate(self._each("structures by each other")):
+            found = one.refits.outputs(weights, leaves)
+            total = total + found
+            itself.append(found[i])
+        others = (total - np.array(itself)) / (len(itself) - 1)
+        return self.measured(own), self.measured(others)
+
+
+def pooled_slope(trained, predicted):
+    """Return the slope of outcomes (m, q) on predicted ones, of all queries together.
+
+    1 where nothing moves.
+    """
+    x, d = predicted - predicted.mean(axis=0), trained - trained.mean(axis=0)
+    finite = np.isfinite(x).all(axis=0) & np.isfinite(d).all(axis=0)
+    squares = np.square(x[:, finite]).sum()
+    if squares < np.finfo(float).tiny:
+        return 1.0
+    return float((x * d)[:, finite].sum() / squares)
+
+
+def slope_prior(pooled):
+    """Return mean and standard deviation of slopes of single queries."""
+    middle = max(pooled, 0.1)
+    return middle, _OPEN * middle

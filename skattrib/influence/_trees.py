@@ -1,0 +1,541 @@
+"""Influence on boosted trees and forests, by refitting the leaves of their trees."""
+
+import warnings
+from functools import partial
+from numbers import Integral, Real
+
+import numpy as np
+from scipy.stats import rankdata
+from sklearn.base import _fit_context
+from sklearn.ensemble import (
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+)
+from sklearn.utils import Bunch, _safe_indexing
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from skattrib._docstrings import fill_in
+from skattrib._posterior._gaussian import Knowledge, drawn_slope
+from skattrib._verdict import few_units_hint
+from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
+from skattrib.engine._losses import SetOutcome
+from skattrib.evaluation import make_weightings
+from skattrib.evaluation._weightings import count_weightings
+from skattrib.exceptions import FaithfulnessWarning, UnsupportedModelError
+from skattrib.influence._tree_diagnosis import tree_verdict
+from skattrib.influence._tree_structures import (
+    Structures,
+    pooled_slope,
+    read_structure,
+    slope_prior,
+)
+from skattrib.models._as_model import as_model
+from skattrib.models._costs import Cost, cpu_seconds, fit_cost
+from skattrib.models._kept_models import trained_models
+from skattrib.models._retraining import Trainer
+from skattrib._validation import target_type
+
+__all__ = ["TreeInfluence"]
+
+# Share of the units that structures are trained on where all others are present.
+_MOST = 0.95
+# Training rows that tell how much further outcomes move than those of refits.
+_N_ROWS = 50
+# Halves that are retrained unless asked otherwise.
+_HALVES = 64
+# A frozen ensemble is as its own refit up to this, relative to what it varies by.
+_REPRODUCED = 1e-3
+
+
+@fill_in(ATTRIBUTOR_DOCS)
+class TreeInfluence(BaseAttributor):
+    """Effects on an ensemble of trees: leaves refitted, structures averaged over.
+
+    Models are trained on random halves of the units. Of each only the structure of the
+    trees is kept; the values of the leaves are computed again from all rows, with the
+    weights in question, along the boosting. Outcomes are those of the mean output, and
+    attributions are its exact derivative.
+
+    Parameters
+    ----------
+    estimator : estimator or None, default=None
+        Model to train and attribute: HistGradientBoostingClassifier or -Regressor,
+        RandomForest, ExtraTrees or DecisionTree of scikit-learn, LGBMClassifier or
+        LGBMRegressor of lightgbm, XGBClassifier or XGBRegressor of xgboost; a fitted
+        one inside `sklearn.frozen.FrozenEstimator` is taken as it is. None is
+        histogram gradient boosting, as y demands.
+    inclusion : "auto" or float, default="auto"
+        Share in (0, 1] of the units that is present where the derivative is taken, all
+        of them with this weight; structures are of models trained on random subsets
+        of this share. 1: structures are of models trained on 95 %% of the units.
+        "auto": 0.5, or 1 if the estimator is frozen.
+    n_structures : int, default=16
+        Models trained for their structures; at 0.5 in pairs of complementary halves,
+        so even. Fewer where units have fewer subsets. 1 with ``inclusion=1``, and a
+        frozen estimator, take the structure of the fitted model itself, which is
+        LeafInfluence.
+    removal : {"auto", "refit", "derivative"}, default="auto"
+        What `predict_outcomes` and `score` do for other weights of the units: "refit"
+        leaves, or follow the derivative. "auto": "refit".
+    %(outcome)s
+    n_halves : "auto" or int, default="auto"
+        Random halves of the units, each with its complement, on which models are really
+        trained in `fit`. They correct attributions, and predictions, and give them
+        their size and an interval that holds (:ref:`posterior`). "auto": 64 where
+        `inclusion` is 0.5; fewer where units have few halves, 0 where less than 8
+        pairs are left. 0: attributions by the structures alone.
+    %(retraining)s
+    memory : str, joblib.Memory or None, default=None
+        Where trained models and retrained outcomes are remembered, so that an
+        interrupted fit goes on; needs an int `random_state`. Holds whole models.
+    n_jobs : int or None, default=None
+        Workers among which models that are trained are divided.
+    random_state : int, RandomState instance or None, default=None
+        Seeds what the estimator leaves unseeded, the subsets and the weightings of
+        `score`.
+    verbose : int, default=0
+        Shows progress when above 0.
+
+    Attributes
+    ----------
+    estimator_ : estimator
+        Model fitted on all units.
+    inclusion_ : float
+        Share of the units that is present.
+    weights_ : ndarray of shape (n_structures, n_units)
+        Weights of the units in the models whose structures were kept.
+    slope_ : float
+        How far outcomes of models that were really trained move with those of refits:
+        each model whose structure was kept, predicted by the others, on training rows.
+        1 where there is one structure, or `inclusion` is 1.
+    %(halves_found)s
+    X_train_ : ndarray of shape (n_samples, n_features)
+        Training rows.
+    %(units)s
+
+    See Also
+    --------
+    KernelSurrogateAttributor : For any other estimator, by retraining alone.
+
+    Notes
+    -----
+    Structures change with the rows, and how they do cannot be differentiated. So sizes
+    of refits are too small, by a slope that is measured and applied: with `n_halves` by
+    retrained halves, without by the models whose structures were kept. One row's
+    leave-one-out is chaos in boosted trees: its effects in two random subsets of the
+    others hardly correlate. What holds is the mean over such subsets, which is what
+    attributions are, and groups of rows (`tasks`).
+
+    A leaf that is left without weight has the value of the node above it. Bootstraps of
+    a forest are ignored: its leaves have the mean over all rows that fall into them.
+
+    References
+    ----------
+    Adapting and Evaluating Influence-Estimation Methods for Gradient-Boosted Decision
+    Trees, arXiv:2205.00359. Finding Influential Training Samples for Gradient Boosted
+    Decision Trees (LeafInfluence), arXiv:1802.06640.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.ensemble import HistGradientBoostingClassifier
+    >>> from skattrib import TreeInfluence
+    >>> X, y = load_iris(return_X_y=True)
+    >>> boosted = HistGradientBoostingClassifier(max_iter=10, random_state=0)
+    >>> influence = TreeInfluence(boosted, n_structures=4, n_halves=0, random_state=0)
+    >>> influence.fit(X[::3], y[::3]).attribute(X[1::30], y[1::30]).shape
+    (5, 50)
+    """
+
+    _parameter_constraints: dict = {
+        **BaseAttributor._parameter_constraints,
+        "inclusion": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="right")],
+        "n_structures": [Interval(Integral, 1, None, closed="left")],
+        "removal": [StrOptions({"auto", "refit", "derivative"})],
+        "n_halves": [
+            StrOptions({"auto"}),
+            *BaseAttributor._parameter_constraints["n_halves"],
+        ],
+    }
+
+    _measures_sets = True
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        inclusion="auto",
+        n_structures=16,
+        removal="auto",
+        outcome="auto",
+        n_halves="auto",
+        n_retrainings=32,
+        retrain_size=0.5,
+        memory=None,
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        self.estimator = estimator
+        self.inclusion = inclusion
+        self.n_structures = n_structures
+        self.removal = removal
+        self.outcome = outcome
+        self.n_halves = n_halves
+        self.n_retrainings = n_retrainings
+        self.retrain_size = retrain_size
+        self.memory = memory
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # -------------------------------------------------------------------- fit
+    @_fit_context(prefer_skip_nested_validation=False)
+    @fill_in(ATTRIBUTOR_DOCS)
+    def fit(self, X, y, tasks=None, **fit_params):
+        """Train the model, and those whose structures are kept.
+
+        Parameters
+        ----------
+        %(fit_rows)s
+        %(fit_params)s
+
+        Returns
+        -------
+        self : TreeInfluence
+            Fitted attributor.
+
+        Raises
+        ------
+        ValueError
+            If a parameter or the data cannot be used.
+        UnsupportedModelError
+            If the estimator is no ensemble of trees whose leaves can be refitted.
+
+        Warns
+        -----
+        FaithfulnessWarning
+            If a frozen estimator was trained on other rows or weights, or structures
+            lack classes.
+        """
+        return self._fit(X, y, tasks, fit_params)
+
+    def _made_estimator(self, y, seed):
+        if self.estimator is not None:
+            return super()._made_estimator(y, seed)
+        if target_type(y) in ("binary", "multiclass"):
+            return HistGradientBoostingClassifier(random_state=seed)
+        return HistGradientBoostingRegressor(random_state=seed)
+
+    def _check_estimator(self, estimator):
+        model = as_model(estimator)
+        model.check_trees(self)
+        inclusion = self._inclusion(estimator)
+        if model.frozen and inclusion != 1:
+            raise ValueError(
+                f"inclusion={self.inclusion} needs an estimator that is trained on "
+                "subsets; a FrozenEstimator is one structure. Use inclusion=1, or the "
+                "estimator itself."
+            )
+        if self.n_halves not in ("auto", 0) and inclusion != 0.5:
+            raise ValueError(
+                f"n_halves={self.n_halves} retrains halves, and says nothing of "
+                f"inclusion={inclusion:g}. Use n_halves=0, or inclusion=0.5; for "
+                "intervals of leave-one-out see evaluation.loo_intervals."
+            )
+        if inclusion == 0.5 and self.n_structures % 2:
+            raise ValueError(
+                f"n_structures={self.n_structures} must be even: halves come in pairs. "
+                f"Use {self.n_structures + 1}, or inclusion=1."
+            )
+
+    def _inclusion(self, estimator):
+        if self.inclusion != "auto":
+            return float(self.inclusion)
+        return 1.0 if as_model(estimator).frozen else 0.5
+
+    def _before_training(self, estimator, X, y):
+        self.inclusion_ = self._inclusion(estimator)
+        self._own_structure = as_model(estimator).frozen or (
+            self.inclusion_ == 1 and self.n_structures == 1
+        )
+        self.weights_ = self._design()
+
+    def _design(self):
+        n_units = self.n_units_
+        if self._own_structure:
+            return np.ones((1, n_units))
+        size = min(self.inclusion_, _MOST)
+        kind = "antithetic" if size == 0.5 else "bernoulli"
+        n_models = min(self.n_structures, count_weightings(n_units, size, kind))
+        return make_weightings(
+            n_units, n_models, size=size, kind=kind, random_state=self._fit_seed
+        )
+
+    def _fit_attributor(self):
+        model = as_model(self._model)
+        self._rows_say_nothing = False
+        rows = self._unit_weightings(self.weights_)
+        if self._own_structure:
+            each = [self._read(model, self._row_weights)]
+            self._check_reproduced(each[0])
+        else:
+            each, rows = self._trained(model, rows)
+        middle = self.inclusion_ * self._row_weights
+        self._structures = Structures(model, each, rows, middle, self.verbose)
+        self.estimand_ = self._estimand()
+        self.slope_ = self._learnt_slope()
+
+    def _trained(self, model, rows):
+        """Train models on subsets; return their structures and weights of their rows."""
+        trainer = Trainer(
+            model.recipe(), self._features, self._targets, self.n_jobs, self.verbose
+        )
+        self._say(few_units_hint(self.n_units_, 1 + len(rows)))
+        self._say(f"{len(rows)} models trained for their structures")
+        fitted = trained_models(trainer, rows, trainer.seeds(1)[0], self.memory)
+        models = [as_model(one) for one in fitted]
+        classes = getattr(model.estimator, "classes_", None)
+        whole = [
+            one.name == model.name
+            and one.is_fitted
+            and (classes is None or np.array_equal(one.estimator.classes_, classes))
+            for one in models
+        ]
+        if not all(whole):
+            n_lost = len(whole) - sum(whole)
+            if n_lost == len(whole):
+                raise ValueError(
+                    "No model trained on a subset of the units knows all classes of y: "
+                    "merge rare classes, or group rows so that units have several."
+                )
+            warnings.warn(
+                f"{n_lost} of {len(whole)} models were trained on subsets without some "
+                "classes: their structures are left out. Merge rare classes.",
+                FaithfulnessWarning,
+                stacklevel=6,
+            )
+        self.weights_, rows = self.weights_[whole], rows[whole]
+        kept = [one for one, good in zip(models, whole, strict=True) if good]
+        read = [self._read(*pair) for pair in zip(kept, rows, strict=True)]
+        return read, rows
+
+    def _read(self, model, trained):
+        return read_structure(
+            model, self._features, self._targets, self._row_weights, trained
+        )
+
+    def _check_reproduced(self, structure):
+        """Warn unless a fitted ensemble is its own refit to the rows given here."""
+        model, refits = structure.model, structure.refits
+        if not model.refits_itself:
+            return
+        own = model.raw_outputs(self._features)
+        again = refits.outputs(self._row_weights[None], refits.leaves)[0]
+        error = np.abs(again - own).max() / max(np.ptp(own), np.finfo(float).tiny)
+        if not error < _REPRODUCED:
+            warnings.warn(
+                f"The leaves of the frozen {model.name} are missed by {error:.1e} of "
+                "its range when they are refitted to these rows: it was trained on "
+                "other rows or weights. Attributions are of another model.",
+                FaithfulnessWarning,
+                stacklevel=6,
+            )
+
+    def _estimand(self):
+        if self.inclusion_ == 1:
+            return (
+                "derivative of the outcome in the weight of this unit, all others "
+                "present, with structures of trees as they are"
+            )
+        return (
+            "derivative of the mean outcome in the weight of this unit, others present "
+            f"with chance {self.inclusion_:g}"
+        )
+
+    def _learnt_slope(self):
+        """Return how far outcomes of the models move with those of refits."""
+        if self._own_structure or self.inclusion_ == 1 or len(self.weights_) < 3:
+            return 1.0
+        rng = np.random.RandomState(self._fit_seed)
+        n = len(self._targets)
+        drawn = np.sort(rng.permutation(n)[:_N_ROWS])
+        X = _safe_indexing(self._features, drawn)
+        outcome = self._checked_outcome(self.outcome)
+        if isinstance(outcome, SetOutcome):
+            outcome = self._checked_outcome("auto")
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FaithfulnessWarning)  # of outcomes here
+            queries = self._structures.ask(X, self._targets[drawn], outcome)
+            return pooled_slope(*queries.by_each_other())
+
+    def _cost(self, estimator, X, y, n_queries):
+        model = as_model(estimator)
+        seconds, size = (0.0, 0.0) if model.frozen else fit_cost(model, X, y)
+        n_models = 0 if self._own_structure else len(self.weights_)
+        share = min(self.inclusion_, _MOST)
+        way = f"leaves refitted in the structures of {max(1, n_models)} models"
+        return Cost(
+            self._estimand(),
+            (not model.frozen) + n_models,
+            seconds * (1 + share * n_models),
+            size * (1 + n_models) / 2**20,
+            way,
+        )
+
+    def _wanted_halves(self):
+        return _HALVES * (self.inclusion_ == 0.5)
+
+    def _missed_by_errors(self):
+        return "what all structures have in common"
+
+    def _calibrated_by(self):
+        if self.inclusion_ == 0.5:
+            return super()._calibrated_by()
+        return (
+            "Intervals of leaving out one unit are those of evaluation.loo_intervals."
+        )
+
+    def _knowledge(self):
+        return Knowledge(slope=slope_prior(self.slope_))
+
+    # ---------------------------------------------------------------- queries
+    def _attribute(self, X, y, outcome):
+        attributions, errors, _ = self._averaged(X, y, outcome)
+        if self._trained_halves is not None:  # which tell slopes
+            return attributions, errors
+        slopes = self._slopes(X, y, outcome)[0][:, None]
+        return slopes * attributions, None if errors is None else slopes * errors
+
+    def _averaged(self, X, y, outcome):
+        """Return attributions by the derivative, errors, and those by two halves."""
+        queries = self._structures.ask(X, y, outcome)
+        total, squares, halves, n = 0.0, 0.0, [0.0, 0.0], 0
+        for found in queries.derivatives():
+            of_units = self._by_unit(found)
+            total, squares = total + of_units, squares + np.square(of_units)
+            halves[n // 2 % 2] = halves[n // 2 % 2] + of_units  # pairs stay together
+            n += 1
+        mean = total / n
+        if n == 1:
+            return mean, None, None
+        variances = np.maximum(squares / n - np.square(mean), 0) / (n - 1)
+        return mean, np.sqrt(variances), halves
+
+    def _slopes(self, X, y, outcome):
+        """Return slopes of outcomes on those of refits, and the means of both.
+
+        Of the models whose structures were kept, each predicted by the others.
+        """
+        queries = self._structures.ask(X, y, outcome)
+        if len(self._structures.each) < 3 or self.inclusion_ == 1:
+            means = queries.outcomes(self._structures.middle[None])[0]
+            return np.ones_like(means), means, means
+        trained, predicted = queries.by_each_other()
+        means = trained.mean(axis=0), predicted.mean(axis=0)
+        slopes = [
+            drawn_slope(x, d, *slope_prior(self.slope_))
+            for x, d in zip((predicted - means[1]).T, (trained - means[0]).T, strict=True)
+        ]
+        return np.maximum(slopes, 0.0), *means
+
+    def _refit_outcomes(self, X, y, outcome):
+        """Return outcomes of mean refits as a function of weights of the units."""
+        queries = self._structures.ask(X, y, outcome)
+        return lambda weights: queries.outcomes(self._unit_weightings(weights))
+
+    def _predictor_beside(self, X, y, outcome):
+        if self.removal == "derivative":
+            return None
+        return self._refit_outcomes(X, y, outcome)
+
+    def _predict_outcomes(self, X, y, weights, outcome):
+        return self._prepare(X, y, outcome)(weights)
+
+    def _prepare(self, X, y, outcome):
+        slopes, middle, expected = self._slopes(X, y, outcome)
+        if self.removal != "derivative":
+            refits = self._refit_outcomes(X, y, outcome)
+            return lambda weights: middle + slopes * (refits(weights) - expected)
+        attributions, _ = self._attribute(X, y, outcome)
+        at = self.weights_.mean(axis=0) if self.inclusion_ < 1 else 1.0
+        return lambda weights: middle + (weights - at) @ attributions.T
+
+    # ------------------------------------------------------------------ verdict
+    @fill_in(ATTRIBUTOR_DOCS)
+    def diagnose(self, X, y, n_retrainings=0):
+        """Say how far the attributions can be trusted, and why not.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, n_features)
+            Queries.
+        y : array-like of shape (n_queries,) or (n_queries, n_outputs)
+            Their targets.
+        n_retrainings : int, default=0
+            Number of retrained models to compare with, at least 8; 0 for none.
+
+        Returns
+        -------
+        Bunch
+            With these entries.
+
+            - agreement: rank correlation of attributions by one half of the structures
+              with those by the other, mean over queries; None of one structure.
+            - slope: median over queries of how far outcomes of the models whose
+              structures were kept move with those of refits in the others; None of one
+              structure, or at `inclusion` 1.
+            - explained: share of the variance of these outcomes that refits explain,
+              with that slope.
+            %(halves_figures)s
+            - trustworthy, verdict: whether the order of attributions can be trusted,
+              and a sentence.
+
+        Warns
+        -----
+        FaithfulnessWarning
+            If the verdict is bad.
+        """
+        check_is_fitted(self, "n_units_")
+        X, y, outcome = self._check_finite_query(X, y)
+        figures = Bunch(agreement=None, slope=None, explained=None)
+        halves = self._averaged(X, y, outcome)[2]
+        if halves is not None:
+            figures.agreement = _agreement(*halves)
+        if len(self._structures.each) > 2 and self.inclusion_ < 1:
+            slopes = self._slopes(X, y, outcome)[0]
+            queries = self._structures.ask(X, y, outcome)
+            figures.slope = float(np.median(slopes))
+            figures.explained = _explained(*queries.by_each_other(), slopes)
+        figures.update(self._held_out(X, y, outcome))
+        if n_retrainings:
+            figures.update(self._calibrate(X, y, outcome, n_retrainings))
+        model = as_model(self._model)
+        return tree_verdict(
+            figures,
+            at_full_data=self.inclusion_ == 1,
+            boosted=self._structures.each[0].refits.ensemble.objective.follows,
+            logarithm=model.loss.own_outcome == "log_likelihood"
+            and self.outcome in ("auto", "log_likelihood"),
+            hint=few_units_hint(self.n_units_, 1 + len(self.weights_)),
+        )
+
+
+def _agreement(first, second):
+    """Return the rank correlation of attributions (q, n_units), mean over queries."""
+    ranks = [rankdata(part, axis=1) for part in (first, second)]
+    ranks = [part - part.mean(axis=1, keepdims=True) for part in ranks]
+    products = (ranks[0] * ranks[1]).sum(axis=1)
+    sizes = np.sqrt(np.prod([np.square(part).sum(axis=1) for part in ranks], axis=0))
+    return float(np.mean(np.divide(products, sizes, where=sizes > 0, out=0 * sizes)))
+
+
+def _explained(trained, predicted, slopes):
+    """Return the share of the variance of outcomes (m, q) that is predicted."""
+    d = trained - trained.mean(axis=0)
+    left = d - slopes * (predicted - predicted.mean(axis=0))
+    squares = np.square(d).sum()
+    if squares < np.finfo(float).tiny:
+        return float("nan")
+    return float(1 - np.square(left).sum() / squares)

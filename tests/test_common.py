@@ -8,6 +8,7 @@ import pytest
 import sklearn
 from sklearn.base import clone
 from sklearn.datasets import make_classification
+from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -44,6 +45,7 @@ from skattrib import (
     TaskWeightSelector,
     TorchClassifier,
     TorchRegressor,
+    TreeInfluence,
 )
 from skattrib.language import CausalLanguageModel
 
@@ -72,6 +74,12 @@ ATTRIBUTORS = [
     DualInfluence(KernelRidge(), n_retrainings=8),
     AdamWInfluence(REGRESSOR, inclusion=1.0, n_retrainings=8),
     AdamWInfluence(CLASSIFIER, n_trajectories=2, n_halves=16, n_retrainings=8),
+    TreeInfluence(
+        HistGradientBoostingRegressor(max_iter=5, min_samples_leaf=2),
+        n_structures=2,
+        n_halves=16,
+        n_retrainings=8,
+    ),
     KernelSurrogateAttributor(CLASSIFIER, n_subsets=24, n_retrainings=8),
     KernelSurrogateAttributor(
         REGRESSOR, n_subsets=16, estimation="gradient", n_retrainings=8
@@ -185,6 +193,7 @@ def test_all_zero_weights(estimator):
         TorchClassifier(),
         TorchRegressor(),
         DualInfluence(),
+        TreeInfluence(),
         CountSketchTransformer(),
         *REPEATED,
     ]

@@ -39,7 +39,7 @@ from skattrib.models._network import TorchEstimator
 from skattrib.models._network_family import NetworkModel
 from skattrib.models._parts import Parts, is_search
 from skattrib.models._protocol import Model, protocols
-from skattrib.models._trees import HistModel
+from skattrib.models._trees import HistModel, LightGBMModel, XGBoostModel
 from skattrib.models.language import CausalLanguageModel
 from skattrib.models.language._family import LanguageModel
 
@@ -73,7 +73,12 @@ _FAMILIES: dict[type, type[Model]] = {
     ensemble.HistGradientBoostingRegressor: HistModel,
 }
 # Families of libraries that need not be there.
-_BY_NAME: dict[str, type[Model]] = {}
+_BY_NAME: dict[str, type[Model]] = {
+    "lightgbm.sklearn.LGBMClassifier": LightGBMModel,
+    "lightgbm.sklearn.LGBMRegressor": LightGBMModel,
+    "xgboost.sklearn.XGBClassifier": XGBoostModel,
+    "xgboost.sklearn.XGBRegressor": XGBoostModel,
+}
 
 
 def register_model(estimator_class: type, family: type[Model] | None = None) -> Any:

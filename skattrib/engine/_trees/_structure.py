@@ -42,9 +42,8 @@ class Tree:
         What each leaf adds to the output, as fitted.
     rate : float
         What the optimum of a leaf is multiplied by: the learning rate.
-    penalty : float or ndarray of shape (n_leaves,)
-        Squared penalty on the value of a leaf. One for each leaf: the smallest is that
-        of inner nodes.
+    penalty : float or ndarray of shape (n_nodes,)
+        Squared penalty on the value of a node; one for each if they differ.
     monotone : Monotone or None
         Bounds on values.
     """
@@ -69,9 +68,7 @@ class Tree:
         """Return the penalties of all nodes, as a column if they differ."""
         if np.ndim(self.penalty) == 0:
             return float(np.asarray(self.penalty))
-        each = np.asarray(self.penalty, dtype=float)
-        inner = np.full(len(self.children), each.min())
-        return np.concatenate([each, inner])[:, None]
+        return np.asarray(self.penalty, dtype=float)[:, None]
 
 
 @dataclass(frozen=True)

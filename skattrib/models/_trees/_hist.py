@@ -22,6 +22,8 @@ _OBJECTIVES = {"squared_error": "squared", "log_loss": "log"}
 class HistModel(BoosterModel):
     """Histogram gradient boosting of scikit-learn."""
 
+    cure = "Use loss='squared_error' or 'poisson', or a classifier."
+
     def objective_name(self) -> str:
         """Return what the estimator's ``loss`` is called here."""
         loss = self.estimator.loss

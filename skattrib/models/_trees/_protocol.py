@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import is_classifier
+from sklearn.dummy import DummyClassifier
+from sklearn.utils import _safe_indexing
 from torch import Tensor
 
 from skattrib._validation import as_numbers, blamed, label_positions
@@ -105,6 +107,17 @@ class TreeModel(EstimatorModel):
     def link(self, raw: Tensor) -> Tensor:
         """Return outputs as `loss` takes them, from raw ones (..., n_outputs)."""
 
+    # --------------------------------------------------------------- training
+    def retrain(self, X: Any, y: Any, weights: Any, seed: int) -> Any:
+        """Return a clone fitted to the rows whose weight is not 0.
+
+        Some libraries make two classes of one.
+        """
+        kept = np.flatnonzero(weights)
+        if is_classifier(self.estimator) and (y[kept] == y[kept[0]]).all():
+            return DummyClassifier().fit(_safe_indexing(X, kept), y[kept])
+        return super().retrain(X, y, weights, seed)
+
     # --------------------------------------------------------------- targets
     def training_targets(self, y: Any) -> Any:
         """Return codes of classes, or numbers, of training rows."""
@@ -149,6 +162,8 @@ class BoosterModel(TreeModel):
     def objective_name(self) -> str:
         """Return "squared", "log", "poisson", or another name."""
 
+    #: What to use instead of other objectives.
+    cure = ""
     #: Names of objectives whose leaves can be refitted.
     known = ("squared", "log", "poisson")
     #: What second derivatives of a softmax are multiplied by, for so many classes.
@@ -162,7 +177,7 @@ class BoosterModel(TreeModel):
         if name not in self.known:
             return (
                 f"its objective {name!r} is not one of {', '.join(self.known)}, of "
-                "which the values of leaves are known."
+                f"which the values of leaves are known. {self.cure}"
             )
         return None
 

@@ -4,7 +4,8 @@ The data sets, networks and 200 half subsets of the leaderboard, really retraine
 three seeds; 50 queries. "0 halves" is the average over 16 runs alone, and 512 the
 default. DualInfluence with 512 halves trains no run.
 LDS of attributions that are added up over the units present, mean over the seeds, and
-CPU seconds of fit and attribute, mean too.
+CPU seconds of fit and attribute, mean too. Datasets that are named have their rows
+replaced, the others keep theirs.
 
     OMP_NUM_THREADS=1 python -m benchmarks.posterior.boards [dataset ...]
 """
@@ -14,7 +15,7 @@ import sys
 import numpy as np
 
 from benchmarks._data import DATA, Problem
-from benchmarks._table import Table, each, write
+from benchmarks._table import each, reopen, write
 from skattrib import AdamWInfluence, DualInfluence
 from skattrib.evaluation import lds_score
 from skattrib.models._costs import cpu_seconds  # no public name
@@ -43,16 +44,19 @@ def scores(problem, kind, options):
     return found, np.mean(seconds)
 
 
-if __name__ == "__main__":
-    table = Table("LDS by seed, and CPU seconds", ["data (rows)", *METHODS])
-    names = sys.argv[1:] or [*DATA]
-    for name in names:
+def main(names):
+    header = ["data (rows)", *METHODS]
+    table = reopen("posterior_boards", "LDS by seed, and CPU seconds", header)
+    for name in names or DATA:
         problem = Problem(name)
         cells = []
         for label, (kind, options) in METHODS.items():
             lds, seconds = scores(problem, kind, options)
             cells.append(f"{each(lds)}, {seconds:.0f} s")
             print(name, label, cells[-1], flush=True)
-        table.add(f"{name} ({problem.n_rows})", *cells)
-    if set(names) == set(DATA):
+        table.put(f"{name} ({problem.n_rows})", *cells)
         write("posterior_boards", table)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

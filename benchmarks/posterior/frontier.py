@@ -4,21 +4,22 @@ LDS on 1,000 retrained halves that nothing was fitted to, of 30 queries, mean of
 fits of AdamWInfluence; fewer runs, or halves, are the first ones of the same. CPU
 seconds of each part are measured here, in one process: four and sixteen runs trained,
 and swept for 10 and for 300 queries, a half retrained, the posterior of a query. Then
-the defaults that one could have: so many runs, and so many halves for each. Last,
-DualInfluence with retrained halves beside AdamWInfluence as it is by default.
+the defaults that one could have: so many runs, and so many halves for each.
+``--figure`` draws the figure alone, from the tables that this and `peers` have written.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.posterior.frontier
+    OMP_NUM_THREADS=1 python -m benchmarks.posterior.frontier [--figure]
 """
 
+import re
+import sys
 import time
 import warnings
 from itertools import product
 
 import numpy as np
 
-from benchmarks._table import Table, axes, write
+from benchmarks._table import Table, axes, read, write
 from benchmarks.posterior._settings import N_FITS, N_QUERIES, Case
-from skattrib import AdamWInfluence, DualInfluence
 from skattrib._posterior._gaussian import posterior
 from skattrib.evaluation import lds_score
 from skattrib.influence._aggregation import aggregate, exploding
@@ -28,9 +29,9 @@ RUNS, HALVES = (2, 4, 8, 16, 32, 64), (0, 64, 128, 256, 512, 1024, 2048)
 N_HELD_OUT, N_TIMED_HALVES = 1000, 128
 TIMED_RUNS = (4, 16)  # stacks: what all runs cost, and what each costs
 ASKED = (10, 300)
-PER_RUN, FEW_RUNS, DEFAULT = (8, 16, 32, 64), (4, 8, 16), (16, 32)
+PER_RUN, FEW_RUNS = (8, 16, 32, 64), (4, 8, 16)
 FEWEST, MOST = 64, 1024  # halves that n_halves="auto" takes
-DUAL = ("wine", "breast_cancer", "digits")
+DEFAULT = 16, 512  # runs and halves
 
 
 def clock(do, *args, **options):
@@ -99,32 +100,66 @@ class Measured:
         return np.interp(np.log(m), known, [self.lds[k, h] for h in HALVES])
 
     def frontier(self, q):
-        """Return the seconds and LDS of cells that nothing cheaper is better than."""
-        cells = [(self.seconds(*cell, q), lds) for cell, lds in self.lds.items()]
-        cells.sort()
-        best = np.maximum.accumulate([lds for _, lds in cells])
-        pairs = zip(cells, best, strict=True)
-        return np.array([cell for cell, highest in pairs if cell[1] == highest])
+        """Return the seconds and LDS of cells that nothing cheaper is as good as."""
+        return frontier([(self.seconds(*cell, q), x) for cell, x in self.lds.items()])
 
     def shortfall(self, k, multiple, q):
         """Return LDS of a default, seconds, and LDS below the best at its seconds."""
         m = int(np.clip(multiple * k, FEWEST, MOST))
         lds, seconds = self.lds_of(k, m), self.seconds(k, m, q)
-        frontier = self.frontier(q)
+        took, reached = self.frontier(q).T
         # a default may be between two cells, and the frontier is then as well
-        best = np.interp(np.log(seconds), np.log(frontier[:, 0]), frontier[:, 1])
+        best = np.interp(np.log(seconds), np.log(took), reached)
         return lds, seconds, best - lds
 
 
-def plot(measured):
-    with axes("posterior_frontier", len(measured), (3 * len(measured), 3.2)) as shown:
-        for axis, (name, one) in zip(shown, measured.items(), strict=True):
-            for q, style in zip(ASKED, ("o-C0", "s--C1"), strict=True):
-                axis.semilogx(*one.frontier(q).T, style, label=f"{q} queries", ms=4)
-                axis.plot(*one.shortfall(*DEFAULT, q)[1::-1], "*k", ms=9)
+def frontier(cells):
+    """Return the seconds and LDS that nothing cheaper is as good as."""
+    best = [(0, -np.inf)]
+    for cell in sorted(cells):
+        if cell[1] > best[-1][1]:
+            best.append(cell)
+    return np.array(best[1:])
+
+
+def cells_of(table):
+    """Return LDS and seconds, for each number of queries, by runs and halves."""
+    found = {}
+    for k, *cells in table.rows:
+        for m, cell in zip(table.header[1:], cells, strict=True):
+            found[int(k), int(m)] = [*map(float, re.findall(r"[^ (/)]+", cell))]
+    return found
+
+
+def draw_ours(axis, cells):
+    for i, (q, style) in enumerate(zip(ASKED, ("o-C0", "s--C1"), strict=True), 1):
+        points = frontier([(cell[i], cell[0]) for cell in cells.values()])
+        axis.semilogx(*points.T, style, label=f"{q} queries", ms=4)
+    lds, *seconds = cells[DEFAULT]
+    label = "{} runs, {} halves".format(*DEFAULT)
+    axis.plot(seconds, [lds] * len(seconds), "*k", label=label, ms=9)
+
+
+def draw_trak(axis, rows):
+    _, models, lds, seconds, _ = zip(*rows, strict=True)
+    points = [*map(float, seconds)], [*map(float, lds)]
+    axis.plot(*points, "^:C2", label=f"TRAK, {'/'.join(models)} models", ms=5)
+
+
+def figure():
+    """Draw the tables of this benchmark, and that of TRAK."""
+    ours = {one.caption.partition(":")[0]: one for one in read("posterior_frontier")}
+    (trak,) = read("posterior_peers")
+    with axes("posterior_frontier", len(NAMES), (3 * len(NAMES), 3.4)) as shown:
+        for axis, name in zip(shown, NAMES, strict=True):
+            draw_ours(axis, cells_of(ours[name]))
+            if rows := [row for row in trak.rows if row[0] == name]:
+                draw_trak(axis, rows)
             axis.set(title=name, xlabel="CPU seconds", ylabel="LDS")
             axis.xaxis.set_minor_formatter(lambda *_: "")  # they would overlap
-            axis.legend(frameon=False)
+        handles, labels = shown[0].get_legend_handles_labels()
+        below = {"loc": "outside lower center", "frameon": False, "ncols": len(labels)}
+        shown[0].figure.legend(handles, labels, **below)
 
 
 def table_of(name, one):
@@ -181,43 +216,10 @@ def main():
     for name in NAMES:
         measured[name] = Measured(name)
         tables.append(table_of(name, measured[name]))
-    plot(measured)
-    tables += costs(measured), defaults(measured), dual()
+    tables += costs(measured), defaults(measured)
     write("posterior_frontier", *tables)
-
-
-def dual():
-    """Return a table of DualInfluence with halves, and AdamWInfluence."""
-    table = Table(
-        f"LDS, and CPU seconds of fit and of attributing {N_QUERIES} queries",
-        ["attributor", *DUAL],
-    )
-    asked = {
-        "DualInfluence": (DualInfluence, {}),
-        "DualInfluence, 256 halves": (DualInfluence, {"n_halves": 256}),
-        "DualInfluence, 512 halves": (DualInfluence, {"n_halves": 512}),
-        "AdamWInfluence": (AdamWInfluence, {}),
-    }
-    cases = [Case(name) for name in DUAL]
-    for label, (kind, chosen) in asked.items():
-        cells = []
-        for case in cases:
-            halves = case.halves(max(HALVES) + N_HELD_OUT)[max(HALVES) :]
-            outcomes = case.retrain(halves)
-            found = []
-            for fit in range(N_FITS):
-                options = {**chosen, "random_state": fit}
-                seconds, a = clock(attributed, case, kind, options)
-                found.append((lds_score(outcomes, halves @ a.T), seconds))
-            lds, seconds = np.mean(found, axis=0)
-            cells.append(f"{lds:.3f} ({seconds:.2g})")
-        table.add(label, *cells)
-    return table
-
-
-def attributed(case, kind, options):
-    return case.fit(kind, **options).attribute(*case.queries)
+    figure()
 
 
 if __name__ == "__main__":
-    main()
+    figure() if sys.argv[1:] == ["--figure"] else main()

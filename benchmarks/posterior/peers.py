@@ -5,12 +5,14 @@ here one after the other, as a loop of PyTorch would. Truth, queries and clock a
 of `frontier`: LDS on 1,000 retrained halves, 30 queries, CPU seconds of training,
 gradients and scores. Ridge and projection are chosen on the truth, for each number of
 models; the seconds are those of the setting chosen. Needs ``pip install --no-deps
-traker==0.3.2``.
+traker==0.3.2``. Sets that are named have their rows replaced, the others keep theirs;
+the figure of `frontier` is drawn anew.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.posterior.peers
+    OMP_NUM_THREADS=1 python -m benchmarks.posterior.peers [set ...]
 """
 
 import logging
+import sys
 import tempfile
 import time
 import warnings
@@ -19,12 +21,12 @@ import numpy as np
 import torch
 from sklearn.base import clone
 
-from benchmarks._table import Table, write
+from benchmarks._table import reopen, write
 from benchmarks.posterior._settings import Case
-from benchmarks.posterior.frontier import HALVES, N_HELD_OUT
+from benchmarks.posterior.frontier import HALVES, N_HELD_OUT, figure
 from skattrib.evaluation import lds_score
 
-NAMES, MODELS = ("wine", "digits"), (1, 16, 50)
+NAMES, MODELS = ("wine", "digits", "digits 16x16"), (1, 16, 50)
 RIDGES, SIZES = (1.0, 10.0, 100.0, 1e3, 1e4), (1024,)
 
 
@@ -70,11 +72,11 @@ def scores(case, modules, ridge, size):
     return found, (time.process_time() - start) / len(states)
 
 
-def main():
+def main(names):
     warnings.simplefilter("ignore")
-    names = ["set", "models", "LDS", "CPU s", "ridge, projection"]
-    table = Table("TRAK, tuned on the truth", names)
-    for name in NAMES:
+    header = ["set", "models", "LDS", "CPU s", "ridge, projection"]
+    table = reopen("posterior_peers", "TRAK, tuned on the truth", header)
+    for name in names or NAMES:
         case = Case(name)
         halves = case.halves(max(HALVES) + N_HELD_OUT)[max(HALVES) :]
         truth = case.retrain(halves)
@@ -90,9 +92,11 @@ def main():
         for n_models in MODELS:
             lds, seconds, ridge, size = max(tried[n_models])
             took = n_models * (of_training + seconds)
-            table.add(name, n_models, f"{lds:.3f}", f"{took:.1f}", f"{ridge:g}, {size}")
-    write("posterior_peers", table)
+            numbers = f"{lds:.3f}", f"{took:.1f}", f"{ridge:g}, {size}"
+            table.put(name, n_models, *numbers, n_keys=2)
+        write("posterior_peers", table)
+    figure()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -56,8 +56,8 @@ _ABSENT = 0.05
 # In these runs, parameters whose second moment is this small relative to the usual one
 # count as unmoved.
 _INERT = 0.01
-# Halves that are retrained for each run: the best ranking at its cost, for ten queries
-# as for hundreds (benchmarks.posterior.frontier).
+# Halves that are retrained for each run: the best ranking at its cost for ten queries,
+# and near it for hundreds (benchmarks.posterior.frontier).
 _HALVES_PER_RUN = 32
 # State of a run of which a derivative is not finite.
 _NOT_FINITE = 2

@@ -149,17 +149,22 @@ class TreeQueries:
         return self.measured(own), self.measured(others)
 
 
-def pooled_slope(trained, predicted):
+def pooled_slope(trained, predicted, asked):
     """Return the slope of outcomes (m, q) on predicted ones, of all queries together.
 
-    1 where nothing moves.
+    Of those that are ``asked`` (m, q): training rows are like queries for models that
+    were trained without them. 1 where nothing moves.
     """
-    x, d = predicted - predicted.mean(axis=0), trained - trained.mean(axis=0)
-    finite = np.isfinite(x).all(axis=0) & np.isfinite(d).all(axis=0)
-    squares = np.square(x[:, finite]).sum()
+    asked = asked & np.isfinite(trained) & np.isfinite(predicted)
+    n = np.maximum(asked.sum(axis=0), 1)
+    x, d = (
+        np.where(asked, part - np.where(asked, part, 0).sum(axis=0) / n, 0)
+        for part in (predicted, trained)
+    )
+    squares = np.square(x).sum()
     if squares < np.finfo(float).tiny:
         return 1.0
-    return float((x * d)[:, finite].sum() / squares)
+    return float((x * d).sum() / squares)
 
 
 def slope_prior(pooled):

@@ -368,7 +368,8 @@ class TreeInfluence(BaseAttributor):
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore", FaithfulnessWarning)  # of outcomes here
             queries = self._structures.ask(X, self._targets[drawn], outcome)
-            return pooled_slope(*queries.by_each_other())
+            absent = self._structures.weights[:, drawn] == 0
+            return pooled_slope(*queries.by_each_other(), absent)
 
     def _cost(self, estimator, X, y, n_queries):
         model = as_model(estimator)

@@ -44,6 +44,8 @@ _MOST = 0.95
 _N_ROWS = 50
 # Halves that are retrained unless asked otherwise.
 _HALVES = 64
+# Least slope that is applied.
+_LEAST = 0.1
 # A frozen ensemble is as its own refit up to this, relative to what it varies by.
 _REPRODUCED = 1e-3
 
@@ -275,7 +277,6 @@ class TreeInfluence(BaseAttributor):
 
     def _fit_attributor(self):
         model = as_model(self._model)
-        self._rows_say_nothing = False
         rows = self._unit_weightings(self.weights_)
         if self._own_structure:
             each = [self._read(model, self._row_weights)]
@@ -284,6 +285,7 @@ class TreeInfluence(BaseAttributor):
             each, rows = self._trained(model, rows)
         middle = self.inclusion_ * self._row_weights
         self._structures = Structures(model, each, rows, middle, self.verbose)
+        self._structures.learn()
         self.estimand_ = self._estimand()
         self.slope_ = self._learnt_slope()
 
@@ -354,9 +356,12 @@ class TreeInfluence(BaseAttributor):
             f"with chance {self.inclusion_:g}"
         )
 
+    def _has_slope(self):
+        return self.inclusion_ < 1 and len(self._structures.each) > 1
+
     def _learnt_slope(self):
         """Return how far outcomes of the models move with those of refits."""
-        if self._own_structure or self.inclusion_ == 1 or len(self.weights_) < 3:
+        if not self._has_slope():
             return 1.0
         rng = np.random.RandomState(self._fit_seed)
         n = len(self._targets)
@@ -430,8 +435,8 @@ class TreeInfluence(BaseAttributor):
         Of the models whose structures were kept, each predicted by the others.
         """
         queries = self._structures.ask(X, y, outcome)
-        if len(self._structures.each) < 3 or self.inclusion_ == 1:
-            means = queries.outcomes(self._structures.middle[None])[0]
+        if not self._has_slope():
+            means = queries.in_the_middle()
             return np.ones_like(means), means, means
         trained, predicted = queries.by_each_other()
         means = trained.mean(axis=0), predicted.mean(axis=0)
@@ -439,7 +444,8 @@ class TreeInfluence(BaseAttributor):
             drawn_slope(x, d, *slope_prior(self.slope_))
             for x, d in zip((predicted - means[1]).T, (trained - means[0]).T, strict=True)
         ]
-        return np.maximum(slopes, 0.0), *means
+        # an order is not given up for a slope of few models
+        return np.maximum(slopes, _LEAST), *means
 
     def _refit_outcomes(self, X, y, outcome):
         """Return outcomes of mean refits as a function of weights of the units."""
@@ -504,7 +510,7 @@ class TreeInfluence(BaseAttributor):
         halves = self._averaged(X, y, outcome)[2]
         if halves is not None:
             figures.agreement = _agreement(*halves)
-        if len(self._structures.each) > 2 and self.inclusion_ < 1:
+        if self._has_slope():
             slopes = self._slopes(X, y, outcome)[0]
             queries = self._structures.ask(X, y, outcome)
             figures.slope = float(np.median(slopes))

@@ -148,7 +148,9 @@ class ForestModel(TreeModel):
         """Whether each output has trees of its own: constraints of two classes."""
         return is_classifier(self.estimator) and self._signs() is not None
 
-    def ensemble(self, X: Any, y: Any, own: FloatArray, trained: FloatArray) -> Ensemble:
+    def ensemble(
+        self, X: Any, y: Any, own: FloatArray, trained: FloatArray
+    ) -> Ensemble:
         """Return the structure of the fitted estimator."""
         classifier, grown = is_classifier(self.estimator), self._grown()
         n_outputs = (

@@ -172,7 +172,21 @@ class XGBoostModel(BoosterModel):
 
     def leaves(self, X: Any) -> IntArray:
         """Return leaves (n_iterations, n_outputs, q)."""
-        found = np.asarray(self.estimator.apply(X))
+        from xgboost import DMatrix
+
+        estimator = self.estimator
+        # as its apply does, which refuses categories before version 3.1
+        rows = DMatrix(
+            X,
+            missing=estimator.missing,
+            feature_types=estimator.feature_types,
+            nthread=estimator.n_jobs,
+            enable_categorical=estimator.enable_categorical,
+        )
+        used = (0, 0 if self._best is None else self._best + 1)
+        found = estimator.get_booster().predict(
+            rows, pred_leaf=True, iteration_range=used
+        )
         found = found.reshape(len(found), -1).astype(np.intp)
         numbered = [
             tree.numbers[column]

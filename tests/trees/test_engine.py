@@ -107,9 +107,7 @@ def test_derivatives_follow_the_weights_of_classes(kind, moves):
         "apart": factors,
     }[kind]
     first = RowWeighting() if kind == "apart" else None
-    case = setting(
-        LogLoss(), weighting=weighting, initial_weighting=first, moves=moves
-    )
+    case = setting(LogLoss(), weighting=weighting, initial_weighting=first, moves=moves)
     assert derivative_error(*case) < 1e-7
 
 

@@ -108,10 +108,11 @@ class ForestModel(TreeModel):
         """Return log-probabilities, or predictions.
 
         A probability is at least that of half a row among all: pure leaves have 0.
+        Together they are 1 again.
         """
         if not is_classifier(self.estimator):
             return raw
-        return raw.clamp(min=0.5 / self.n_rows()).log()
+        return raw.clamp(min=0.5 / self.n_rows()).log().log_softmax(-1)
 
     def outputs(self, X: Any) -> Tensor:
         """Return outputs as `loss` takes them: log-probabilities, or predictions."""

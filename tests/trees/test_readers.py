@@ -15,6 +15,7 @@ from skattrib.engine._trees import TreeRefits
 from skattrib.evaluation import retrain_outcomes
 from skattrib.exceptions import UnsupportedModelError
 from skattrib.models._as_model import as_model
+from skattrib.models._trees import check_categories, known_categories
 from tests.trees.cases import (
     SIGNS,
     estimator,
@@ -332,6 +333,25 @@ def test_tables_reach_the_library_as_they_are(name):
         np.testing.assert_allclose(
             outcomes, -0.5 * (predicted - y[:9]) ** 2, rtol=1e-5, atol=1e-8
         )
+
+
+@pytest.mark.parametrize("name", [HIST["reg"], LIGHT["reg"], XG["reg"]])
+def test_queries_that_the_library_refuses(name):
+    model, X, _, _ = fitted(name, rows="table")
+    with pytest.raises(ValueError, match=f"{name} cannot predict these rows"):
+        model.leaves(X.drop(columns="town"))
+    with pytest.raises(ValueError, match=f"{name} cannot predict these rows"):
+        model.outputs(X.drop(columns="town"))
+
+
+def test_categories_of_no_training_row_are_named():
+    X = table()
+    known = known_categories(X[X["town"] != "Rome"])
+    assert set(known) == {"town", "kind"}
+    check_categories(known, X[X["town"] != "Rome"])  # missing ones, too
+    check_categories(known_categories(numbers()), numbers())
+    with pytest.raises(ValueError, match=r"column 'town'.*\['Rome'\]. Leave"):
+        check_categories(known, X)
 
 
 # ------------------------------------------------------------------- refusals

@@ -9,6 +9,8 @@ from sklearn.ensemble import (
     GradientBoostingRegressor,
     RandomForestClassifier,
 )
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from skattrib import make_attributor
 from skattrib.engine._trees import TreeRefits
@@ -318,6 +320,15 @@ def test_retrained_outcomes_of_a_forest(outcome):
         if outcome == "log_likelihood":
             expected = np.log(expected)
         np.testing.assert_allclose(outcomes, expected)
+
+
+def test_the_floor_is_the_same_where_transformers_are_fitted_again():
+    X, y = numbers(holes=False), targets("words")
+    forest = make_pipeline(StandardScaler(), RandomForestClassifier(5, random_state=0))
+    weights = (np.arange(len(y))[None] % 2).astype(float)
+    args = X, y, weights, X[:20], y[:20]
+    again = retrain_outcomes(forest, *args, refit_transformers=True)
+    np.testing.assert_allclose(again, retrain_outcomes(forest, *args))
 
 
 @pytest.mark.parametrize("name", [HIST["reg"], LIGHT["reg"], XG["reg"]])

@@ -189,6 +189,12 @@ def _sums_of(leaves: IntArray, n_leaves: int) -> Any:
     return sparse.csc_array(parts, shape=(n_leaves, n))
 
 
+def _column(leaves: IntArray, weights: FloatArray, n_leaves: int) -> FloatArray:
+    """Return sums of weights by leaves, as a column."""
+    found: FloatArray = np.asarray(np.bincount(leaves, weights, n_leaves), dtype=float)
+    return found[:, None]
+
+
 class _Sweep:
     """One sweep backwards through the trees, for all outcomes at once.
 
@@ -273,7 +279,7 @@ class _Sweep:
             for k, tree in enumerate(stage):
                 of_tree = self.refits.leaves[t, k].astype(np.intp)
                 G, H = (
-                    np.bincount(of_tree, in_loss * part[k], tree.n_leaves)[:, None]
+                    _column(of_tree, in_loss * part[k], tree.n_leaves)
                     for part in (g, h)
                 )
                 F[k] += leaf_values(self.ensemble, tree, G, H)[of_tree, 0]
@@ -331,10 +337,9 @@ class _Sweep:
                 asked = self.slopes[:, k], (self.asked[t, j], self.owners)
                 shape = tree.n_leaves, self.n_outcomes
                 pulled = sparse.coo_array(asked, shape=shape).toarray()
-                G = -np.bincount(of_tree, in_loss * refits.targets[k], tree.n_leaves)
-                H = np.bincount(of_tree, in_loss, tree.n_leaves)
-                sums = G[:, None], H[:, None]
-                for term in leaf_terms(self.ensemble, tree, *sums, pulled):
+                G = -_column(of_tree, in_loss * refits.targets[k], tree.n_leaves)
+                H = _column(of_tree, in_loss, tree.n_leaves)
+                for term in leaf_terms(self.ensemble, tree, G, H, pulled):
                     factor = -term.first * refits.targets[k] + term.second[of_tree]
                     found += factor[:, None] * term.values[of_tree]
         return found

@@ -75,7 +75,9 @@ class Structures:
         """Refit each structure to what will be asked again, if it fits the memory."""
         room = memory_cap() / _SHARE / len(self.each)
         for i, one in enumerate(tqdm(self.each, desc="refits", disable=self._quiet)):
-            leaves = sum(tree.n_leaves for s in one.refits.ensemble.stages for tree in s)
+            leaves = sum(
+                tree.n_leaves for s in one.refits.ensemble.stages for tree in s
+            )
             n_outputs = one.refits.ensemble.n_outputs
             if 8 * leaves * n_outputs * (1 + len(self.each)) <= room:
                 self._known[i] = self._refitted(i)

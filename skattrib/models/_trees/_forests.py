@@ -37,6 +37,8 @@ class ForestModel(TreeModel):
     that a bootstrap drew do not count more than others.
     """
 
+    needs_all_classes = False
+
     # -------------------------------------------------------------- refusals
     def reason_against(self) -> str | None:
         """Return why leaf values cannot be computed again, None if they can."""

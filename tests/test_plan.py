@@ -186,6 +186,7 @@ def test_trees_are_refitted_first():
     retrained = ["KernelSurrogateAttributor", "LinearSurrogateAttributor"]
     assert list(table.index) == ["TreeInfluence", *retrained]
     assert "structures of 16 models" in table["way"]["TreeInfluence"]
+    assert (table["faithfulness"] != "").all()
     frozen = FrozenEstimator(forest.fit(*iris()))
     row = plan(TreeInfluence(frozen, random_state=0), *iris()).iloc[0]
     assert row["trainings"] == 0

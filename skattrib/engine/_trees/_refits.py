@@ -63,9 +63,7 @@ class TreeRefits:
         means = self.targets @ in_loss.T / in_loss.sum(axis=1)
         return ensemble.objective.constant(means)
 
-    def outputs(
-        self, weights: FloatArray, leaves: IntArray
-    ) -> NDArray[np.float64]:
+    def outputs(self, weights: FloatArray, leaves: IntArray) -> NDArray[np.float64]:
         """Return outputs (m, q, n_outputs) of queries after refits.
 
         Parameters
@@ -156,6 +154,12 @@ def _sums_of(leaves: IntArray, n_leaves: int) -> Any:
     return sparse.csc_array(parts, shape=(n_leaves, n))
 
 
+def _column(leaves: IntArray, weights: FloatArray, n_leaves: int) -> FloatArray:
+    """Return sums of weights by leaves, as a column."""
+    found: FloatArray = np.asarray(np.bincount(leaves, weights, n_leaves), dtype=float)
+    return found[:, None]
+
+
 class _Sweep:
     """One sweep backwards through the trees, for all outcomes at once.
 
@@ -230,7 +234,7 @@ class _Sweep:
             for k, tree in enumerate(stage):
                 of_tree = self.refits.leaves[t, k].astype(np.intp)
                 G, H = (
-                    np.bincount(of_tree, in_loss * part[k], tree.n_leaves)[:, None]
+                    _column(of_tree, in_loss * part[k], tree.n_leaves)
                     for part in (g, h)
                 )
                 F[k] += leaf_values(self.ensemble, tree, G, H)[of_tree, 0]
@@ -285,10 +289,9 @@ class _Sweep:
                 asked = self.slopes[:, k], (self.asked[t, j], self.owners)
                 shape = tree.n_leaves, self.n_outcomes
                 pulled = sparse.coo_array(asked, shape=shape).toarray()
-                G = -np.bincount(of_tree, in_loss * refits.targets[k], tree.n_leaves)
-                H = np.bincount(of_tree, in_loss, tree.n_leaves)
-                sums = G[:, None], H[:, None]
-                for term in leaf_terms(self.ensemble, tree, *sums, pulled):
+                G = -_column(of_tree, in_loss * refits.targets[k], tree.n_leaves)
+                H = _column(of_tree, in_loss, tree.n_leaves)
+                for term in leaf_terms(self.ensemble, tree, G, H, pulled):
                     factor = -term.first * refits.targets[k] + term.second[of_tree]
                     found += factor[:, None] * term.values[of_tree]
         return found
@@ -342,7 +345,12 @@ class _RowProducts:
         parts = (
             np.column_stack(self._factors).ravel(),
             np.column_stack(self._leaves).ravel(),
-            np.arange(0, n * width + 1, width, dtype=np.int32 if n * width < 2**31 else np.int64),
+            np.arange(
+                0,
+                n * width + 1,
+                width,
+                dtype=np.int32 if n * width < 2**31 else np.int64,
+            ),
         )
         self._found += sparse.csr_array(parts, shape=(n, len(values))) @ values
         self._leaves, self._factors, self._values = [], [], []

@@ -38,8 +38,9 @@ class Tree:
     children : int array of shape (n_inner, 2)
         Nodes below each inner node, which comes before inner nodes below it: the
         first inner node is the root.
-    values : ndarray of shape (n_leaves,)
-        What each leaf adds to the output, as fitted.
+    values : ndarray of shape (n_leaves,) or (n_leaves, n_outputs)
+        What each leaf adds to the output, as fitted; or to all, of a tree that they
+        share.
     rate : float
         What the optimum of a leaf is multiplied by: the learning rate.
     penalty : float or ndarray of shape (n_nodes,)
@@ -111,14 +112,17 @@ class Ensemble:
         return self.objective.n_outputs
 
     def as_fitted(self, leaves: IntArray) -> FloatArray:
-        """Return outputs (q, n_outputs) by the fitted values; not of shared trees.
+        """Return outputs (q, n_outputs) by the fitted values.
 
-        ``leaves`` (n_iterations, n_outputs, q) are those that rows fall into.
+        ``leaves`` (n_iterations, n_outputs or 1, q) are those that rows fall into.
         """
         found = np.tile(self.initial, (leaves.shape[2], 1))
         for stage, of_stage in zip(self.stages, leaves, strict=True):
             for k, tree in enumerate(stage):
-                found[:, k] += tree.values[of_stage[k]]
+                if tree.values.ndim == 1:
+                    found[:, k] += tree.values[of_stage[k]]
+                else:
+                    found += tree.values[of_stage[k]]
         return found
 
 

@@ -24,8 +24,9 @@ class Term:
     second: FloatArray
 
 
-def optimum(ensemble: Ensemble, penalty: float | FloatArray, G: FloatArray,
-            H: FloatArray) -> FloatArray:
+def optimum(
+    ensemble: Ensemble, penalty: float | FloatArray, G: FloatArray, H: FloatArray
+) -> FloatArray:
     """Return the values of nodes (k, m) before the rate, 0 where there is nothing."""
     total = H + penalty
     size = np.sign(G) * np.maximum(np.abs(G) - ensemble.l1, 0) if ensemble.l1 else G
@@ -35,19 +36,24 @@ def optimum(ensemble: Ensemble, penalty: float | FloatArray, G: FloatArray,
     return found
 
 
-def _slopes(ensemble: Ensemble, penalty: float | FloatArray, G: FloatArray,
-            H: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _slopes(
+    ensemble: Ensemble, penalty: float | FloatArray, G: FloatArray, H: FloatArray
+) -> tuple[FloatArray, FloatArray]:
     """Return the derivatives of `optimum` in G and in H."""
     total, value = H + penalty, optimum(ensemble, penalty, G, H)
-    inverse = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
+    inverse: FloatArray = np.divide(
+        1.0, total, out=np.zeros_like(total), where=total > 0
+    )
     moves = np.abs(G) > ensemble.l1 if ensemble.l1 else np.ones(G.shape, dtype=bool)
     if ensemble.largest:
         moves &= np.abs(value) < ensemble.largest
-    return -inverse * moves, -value * inverse * moves
+    by_G: FloatArray = -inverse * moves
+    return by_G, value * by_G
 
 
-def leaf_values(ensemble: Ensemble, tree: Tree, G: FloatArray, H: FloatArray
-                ) -> FloatArray:
+def leaf_values(
+    ensemble: Ensemble, tree: Tree, G: FloatArray, H: FloatArray
+) -> FloatArray:
     """Return what leaves add to the output (n_leaves, m), from sums over their rows."""
     if tree.monotone is None and (H > 0).all():
         penalty = tree.penalties()
@@ -57,8 +63,9 @@ def leaf_values(ensemble: Ensemble, tree: Tree, G: FloatArray, H: FloatArray
     return tree.rate * _Nodes(ensemble, tree, G, H).values[: tree.n_leaves]
 
 
-def leaf_terms(ensemble: Ensemble, tree: Tree, G: FloatArray, H: FloatArray,
-               pulled: FloatArray) -> list[Term]:
+def leaf_terms(
+    ensemble: Ensemble, tree: Tree, G: FloatArray, H: FloatArray, pulled: FloatArray
+) -> list[Term]:
     """Return the derivatives in weights of rows of ``(pulled * values).sum()``.
 
     Sums are (n_leaves, 1), ``pulled`` is (n_leaves, q).

@@ -1,8 +1,21 @@
 """Boosted trees and forests, whose structures can be refitted."""
 
+from skattrib.models._trees._forests import ForestModel
 from skattrib.models._trees._hist import HistModel
 from skattrib.models._trees._lightgbm import LightGBMModel
 from skattrib.models._trees._protocol import BoosterModel, TreeModel
+from skattrib.models._trees._refused import REASONS, WRAPPERS, RefusedTrees, full_name
 from skattrib.models._trees._xgboost import XGBoostModel
 
-__all__ = ["BoosterModel", "HistModel", "LightGBMModel", "TreeModel", "XGBoostModel"]
+__all__ = [
+    "REASONS",
+    "WRAPPERS",
+    "BoosterModel",
+    "ForestModel",
+    "HistModel",
+    "LightGBMModel",
+    "RefusedTrees",
+    "TreeModel",
+    "XGBoostModel",
+    "full_name",
+]

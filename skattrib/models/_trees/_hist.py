@@ -72,7 +72,9 @@ class HistModel(BoosterModel):
         found: IntArray = numbered.predict(X, *known, n_threads=1).astype(np.intp)
         return found
 
-    def ensemble(self, X: Any, y: Any, own: FloatArray, trained: FloatArray) -> Ensemble:
+    def ensemble(
+        self, X: Any, y: Any, own: FloatArray, trained: FloatArray
+    ) -> Ensemble:
         """Return the structure of the fitted estimator."""
         estimator = self.estimator
         signs = self._signs()

@@ -102,10 +102,10 @@ class LightGBMModel(BoosterModel):
     def _of_boosting(self) -> str | None:
         boosting = self._setting("boosting").lower() or "gbdt"
         if boosting not in ("gbdt", "gbrt", "goss"):
-            why = "averages its trees" if "r" in boosting[:2] else "drops trees"
+            why = "drops trees" if boosting == "dart" else "averages its trees"
             return (
-                f"boosting_type={boosting!r} {why}. Use boosting_type='gbdt'"
-                f"{', or a RandomForest of scikit-learn.' if boosting[0] == 'r' else '.'}"
+                f"boosting_type={boosting!r} {why}. Use boosting_type='gbdt', or a "
+                "random forest of scikit-learn."
             )
         if "goss" in (boosting, self._setting("data_sample_strategy").lower()):
             return (
@@ -202,7 +202,9 @@ class LightGBMModel(BoosterModel):
         shape = len(found), -1, self.n_outputs()
         return found.reshape(shape).transpose(1, 2, 0)
 
-    def ensemble(self, X: Any, y: Any, own: FloatArray, trained: FloatArray) -> Ensemble:
+    def ensemble(
+        self, X: Any, y: Any, own: FloatArray, trained: FloatArray
+    ) -> Ensemble:
         """Return the structure of the fitted estimator."""
         n_outputs = self.n_outputs()
         objective = self.objective()
@@ -313,18 +315,16 @@ class _TreeReader:
         if not rate:
             return Tree(np.empty((0, 2), dtype=np.intp), values, rate=0.0)
         n_leaves = len(values)
-        below = (
-            _numbers(part[f"{side}_child"], np.intp) for side in ("left", "right")
-        )
+        below = (_numbers(part[f"{side}_child"], np.intp) for side in ("left", "right"))
         children = np.column_stack([np.where(c < 0, ~c, n_leaves + c) for c in below])
         columns = _numbers(part["split_feature"], np.intp)
         of_inner = None if self.signs is None else self.signs[columns]
-        monotone = None if of_inner is None or not of_inner.any() else Monotone(of_inner)
+        monotone = (
+            None if of_inner is None or not of_inner.any() else Monotone(of_inner)
+        )
         return Tree(children, values, rate, self._penalty(part, children), monotone)
 
-    def _penalty(
-        self, part: dict[str, str], children: IntArray
-    ) -> float | FloatArray:
+    def _penalty(self, part: dict[str, str], children: IntArray) -> float | FloatArray:
         """Return the penalties of all nodes, or the one of all."""
         columns = _numbers(part["split_feature"], np.intp)
         by_category = _numbers(part["decision_type"], int) % 2 == 1

@@ -80,7 +80,9 @@ class TreeModel(EstimatorModel):
         return True
 
     @abstractmethod
-    def ensemble(self, X: Any, y: Any, own: FloatArray, trained: FloatArray) -> Ensemble:
+    def ensemble(
+        self, X: Any, y: Any, own: FloatArray, trained: FloatArray
+    ) -> Ensemble:
         """Return the structure of the fitted estimator.
 
         Parameters
@@ -186,7 +188,9 @@ class BoosterModel(TreeModel):
         """Loss of the predictions, as an outcome."""
         if is_classifier(self.estimator):
             return CrossEntropy()
-        return HalfDeviance(1.0) if self.objective_name() == "poisson" else SquaredError()
+        return (
+            HalfDeviance(1.0) if self.objective_name() == "poisson" else SquaredError()
+        )
 
     def n_outputs(self) -> int:
         """Return the number of raw outputs."""

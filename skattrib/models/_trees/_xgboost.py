@@ -63,9 +63,7 @@ class XGBoostModel(BoosterModel):
 
     @property
     def _of_trees(self) -> dict[str, str]:
-        booster = self._config["gradient_booster"]
-        # before version 2.1 these were elsewhere
-        found: dict[str, str] = booster["tree_train_param"]
+        found: dict[str, str] = self._config["gradient_booster"]["tree_train_param"]
         return found
 
     def objective_name(self) -> str:
@@ -174,7 +172,21 @@ class XGBoostModel(BoosterModel):
 
     def leaves(self, X: Any) -> IntArray:
         """Return leaves (n_iterations, n_outputs, q)."""
-        found = np.asarray(self.estimator.apply(X))
+        from xgboost import DMatrix
+
+        estimator = self.estimator
+        # as its apply does, which refuses categories before version 3.1
+        rows = DMatrix(
+            X,
+            missing=estimator.missing,
+            feature_types=estimator.feature_types,
+            nthread=estimator.n_jobs,
+            enable_categorical=estimator.enable_categorical,
+        )
+        used = (0, 0 if self._best is None else self._best + 1)
+        found = estimator.get_booster().predict(
+            rows, pred_leaf=True, iteration_range=used
+        )
         found = found.reshape(len(found), -1).astype(np.intp)
         numbered = [
             tree.numbers[column]
@@ -182,7 +194,9 @@ class XGBoostModel(BoosterModel):
         ]
         return np.array(numbered).reshape(-1, self.n_outputs(), len(found))
 
-    def ensemble(self, X: Any, y: Any, own: FloatArray, trained: FloatArray) -> Ensemble:
+    def ensemble(
+        self, X: Any, y: Any, own: FloatArray, trained: FloatArray
+    ) -> Ensemble:
         """Return the structure of the fitted estimator."""
         n_outputs, settings = self.n_outputs(), self._of_trees
         self._check_settings()
@@ -249,8 +263,9 @@ class XGBoostModel(BoosterModel):
     ) -> Tree:
         if len(nodes.values) == 1 and not nodes.values.any():
             rate = 0.0  # too little weight for a tree
-        of_inner = np.array(signs)[nodes.columns] if any(signs) else np.zeros(0)
-        monotone = Monotone(of_inner) if of_inner.any() else None
+        monotone = None
+        if any(signs) and (of_inner := np.array(signs)[nodes.columns]).any():
+            monotone = Monotone(of_inner)
         return Tree(nodes.children, nodes.values, rate, penalty, monotone)
 
     def _check_settings(self) -> None:
@@ -305,7 +320,11 @@ def _nodes(tree: dict[str, Any]) -> _Nodes:
 
 
 def _alike(
-    tree: dict[str, Any], left: IntArray, right: IntArray, there: Any, values: FloatArray
+    tree: dict[str, Any],
+    left: IntArray,
+    right: IntArray,
+    there: Any,
+    values: FloatArray,
 ) -> Any:
     """Return what must agree of nodes above two leaves, a row each.
 

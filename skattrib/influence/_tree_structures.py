@@ -7,12 +7,15 @@ import numpy as np
 import torch
 
 from skattrib._progress import tqdm
+from skattrib._validation import memory_cap
 from skattrib.engine._losses import SetMeasure, set_slope
 from skattrib.engine._trees import TreeRefits
 from skattrib.models._retraining import measure
 
 # Of a slope: deviation of its prior, as a share of its mean.
 _OPEN = 0.35
+# Values of leaves that are kept take 1 / _SHARE of the memory cap.
+_SHARE = 8
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,44 @@ class Structures:
     middle : ndarray of shape (n,)
         Weights of the rows at which derivatives are taken.
     verbose : int
+
+    Attributes
+    ----------
+    sets : ndarray of shape (n_structures,)
+        0 or 1: models of either set are predicted by structures of the other.
+        Complementary halves are in the same set.
     """
 
     def __init__(self, whole, each, weights, middle, verbose=0):
         self.whole, self.each, self.weights = whole, each, weights
         self.middle, self.verbose = middle, verbose
+        numbers = np.arange(len(each))
+        self.sets = (numbers // 2 if len(each) > 3 else numbers) % 2
+        self._known = {}
+
+    def learn(self):
+        """Refit each structure to what will be asked again, if it fits the memory."""
+        room = memory_cap() / _SHARE / len(self.each)
+        for i, one in enumerate(tqdm(self.each, desc="refits", disable=self._quiet)):
+            leaves = sum(
+                tree.n_leaves for s in one.refits.ensemble.stages for tree in s
+            )
+            n_outputs = one.refits.ensemble.n_outputs
+            if 8 * leaves * n_outputs * (1 + len(self.each)) <= room:
+                self._known[i] = self._refitted(i)
+
+    @property
+    def _quiet(self):
+        return not self.verbose
+
+    def _refitted(self, i):
+        """Return values of leaves at the middle, and at weights of the other set."""
+        weights = np.vstack([self.middle, self.weights[self.sets != self.sets[i]]])
+        return self.each[i].refits.values(weights)
+
+    def repeated(self, i):
+        """Return `_refitted`, remembered or computed again."""
+        return self._known[i] if i in self._known else self._refitted(i)
 
     def ask(self, X, y, outcome):
         """Return queries that are asked of all structures."""
@@ -76,7 +112,7 @@ class TreeQueries:
     """
 
     def __init__(self, structures, X, y, outcome):
-        self._structures, self._X, self._y = structures, X, y
+        self._structures, self._X = structures, X
         self._outcome, self._whole = outcome, structures.whole
         self._leaves = [one.model.leaves(X) for one in structures.each]
         self._targets = self._whole.encode(y, torch.empty(0, dtype=torch.float64))
@@ -91,6 +127,18 @@ class TreeQueries:
         for one, leaves in self._each("refits"):
             total = total + one.refits.outputs(weights, leaves)
         return total / len(self._leaves)
+
+    def _repeated(self, i):
+        """Return raw outputs of one structure, of weights that are asked again."""
+        return self._structures.repeated(i).outputs(self._leaves[i])
+
+    def in_the_middle(self):
+        """Return outcomes (n_outcomes,) of mean refits to the middle weights."""
+        return self.measured(self._middle()[None])[0]
+
+    def _middle(self):
+        found = [self._repeated(i)[0] for i in range(len(self._leaves))]
+        return np.mean(found, axis=0)
 
     def measured(self, raw):
         """Return outcomes (m, q) of raw outputs (m, q, K), those of a set (m, 1)."""
@@ -108,7 +156,7 @@ class TreeQueries:
         """
         structures = self._structures
         middle = structures.middle
-        slopes = self._slopes(self.raw(middle[None])[0])
+        slopes = self._slopes(self._middle())
         owners = np.arange(len(slopes))
         if isinstance(self._whole.loss.outcome(self._outcome), SetMeasure):
             owners = np.zeros_like(owners)
@@ -136,17 +184,17 @@ class TreeQueries:
         Returns
         -------
         trained, predicted : ndarray of shape (n_structures, n_outcomes)
-            Predicted by mean refits of the others, for the rows of each.
+            Predicted by mean refits in structures of the other set, for the rows of each.
         """
-        structures, weights = self._structures, self._structures.weights
+        structures, sets = self._structures, self._structures.sets
         own = np.array([one.model.raw_outputs(self._X) for one in structures.each])
-        total, itself = 0.0, []
-        for i, (one, leaves) in enumerate(self._each("structures by each other")):
-            found = one.refits.outputs(weights, leaves)
-            total = total + found
-            itself.append(found[i])
-        others = (total - np.array(itself)) / (len(itself) - 1)
-        return self.measured(own), self.measured(others)
+        predicted = np.empty_like(own)
+        for one in (0, 1):
+            others = np.flatnonzero(sets != one)
+            predicted[sets == one] = np.mean(
+                [self._repeated(i)[1:] for i in others], axis=0
+            )
+        return self.measured(own), self.measured(predicted)
 
 
 def pooled_slope(trained, predicted, asked):

@@ -1,7 +1,6 @@
 """Influence on boosted trees and forests, by refitting the leaves of their trees."""
 
 import warnings
-from functools import partial
 from numbers import Integral, Real
 
 import numpy as np
@@ -17,12 +16,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from skattrib._docstrings import fill_in
 from skattrib._posterior._gaussian import Knowledge, drawn_slope
+from skattrib._validation import target_type
 from skattrib._verdict import few_units_hint
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._losses import SetOutcome
 from skattrib.evaluation import make_weightings
 from skattrib.evaluation._weightings import count_weightings
-from skattrib.exceptions import FaithfulnessWarning, UnsupportedModelError
+from skattrib.exceptions import FaithfulnessWarning
 from skattrib.influence._tree_diagnosis import tree_verdict
 from skattrib.influence._tree_structures import (
     Structures,
@@ -31,10 +31,10 @@ from skattrib.influence._tree_structures import (
     slope_prior,
 )
 from skattrib.models._as_model import as_model
-from skattrib.models._costs import Cost, cpu_seconds, fit_cost
+from skattrib.models._costs import Cost, fit_cost
 from skattrib.models._kept_models import trained_models
 from skattrib.models._retraining import Trainer
-from skattrib._validation import target_type
+from skattrib.models._trees import check_categories, known_categories
 
 __all__ = ["TreeInfluence"]
 
@@ -44,8 +44,12 @@ _MOST = 0.95
 _N_ROWS = 50
 # Halves that are retrained unless asked otherwise.
 _HALVES = 64
-# A frozen ensemble is as its own refit up to this, relative to what it varies by.
-_REPRODUCED = 1e-3
+# Least slope that is applied.
+_LEAST = 0.1
+# An ensemble is as its own refit up to this, relative to what it varies by. Libraries
+# that compute in single precision lose digits where probabilities are close to 1.
+_REPRODUCED = 0.01
+_TINY = np.finfo(float).tiny
 
 
 @fill_in(ATTRIBUTOR_DOCS)
@@ -275,15 +279,16 @@ class TreeInfluence(BaseAttributor):
 
     def _fit_attributor(self):
         model = as_model(self._model)
-        self._rows_say_nothing = False
+        self._categories = known_categories(self._features)
         rows = self._unit_weightings(self.weights_)
-        if self._own_structure:
-            each = [self._read(model, self._row_weights)]
-            self._check_reproduced(each[0])
-        else:
+        itself = self._read(model, self._row_weights)
+        self._check_reproduced(itself)
+        each = [itself]
+        if not self._own_structure:
             each, rows = self._trained(model, rows)
         middle = self.inclusion_ * self._row_weights
         self._structures = Structures(model, each, rows, middle, self.verbose)
+        self._structures.learn()
         self.estimand_ = self._estimand()
         self.slope_ = self._learnt_slope()
 
@@ -297,12 +302,7 @@ class TreeInfluence(BaseAttributor):
         fitted = trained_models(trainer, rows, trainer.seeds(1)[0], self.memory)
         models = [as_model(one) for one in fitted]
         classes = getattr(model.estimator, "classes_", None)
-        whole = [
-            one.name == model.name
-            and one.is_fitted
-            and (classes is None or np.array_equal(one.estimator.classes_, classes))
-            for one in models
-        ]
+        whole = [_knows(one, model, classes) for one in models]
         if not all(whole):
             n_lost = len(whole) - sum(whole)
             if n_lost == len(whole):
@@ -318,6 +318,8 @@ class TreeInfluence(BaseAttributor):
             )
         self.weights_, rows = self.weights_[whole], rows[whole]
         kept = [one for one, good in zip(models, whole, strict=True) if good]
+        for one in kept:
+            one.classes = classes
         read = [self._read(*pair) for pair in zip(kept, rows, strict=True)]
         return read, rows
 
@@ -333,12 +335,15 @@ class TreeInfluence(BaseAttributor):
             return
         own = model.raw_outputs(self._features)
         again = refits.outputs(self._row_weights[None], refits.leaves)[0]
-        error = np.abs(again - own).max() / max(np.ptp(own), np.finfo(float).tiny)
+        error = np.sqrt(np.square(again - own).mean() / max(own.var(), _TINY))
         if not error < _REPRODUCED:
+            why = "it has a rule for them that is not known here"
+            if model.frozen:
+                why = "it was trained on other rows or weights"
             warnings.warn(
-                f"The leaves of the frozen {model.name} are missed by {error:.1e} of "
-                "its range when they are refitted to these rows: it was trained on "
-                "other rows or weights. Attributions are of another model.",
+                f"The outputs of {model.name} are missed by {error:.1e} of what they "
+                f"vary by when its leaves are refitted to these rows: {why}. "
+                "Attributions are of another model.",
                 FaithfulnessWarning,
                 stacklevel=6,
             )
@@ -354,9 +359,12 @@ class TreeInfluence(BaseAttributor):
             f"with chance {self.inclusion_:g}"
         )
 
+    def _has_slope(self):
+        return self.inclusion_ < 1 and len(self._structures.each) > 1
+
     def _learnt_slope(self):
         """Return how far outcomes of the models move with those of refits."""
-        if self._own_structure or self.inclusion_ == 1 or len(self.weights_) < 3:
+        if not self._has_slope():
             return 1.0
         rng = np.random.RandomState(self._fit_seed)
         n = len(self._targets)
@@ -402,6 +410,11 @@ class TreeInfluence(BaseAttributor):
         return Knowledge(slope=slope_prior(self.slope_))
 
     # ---------------------------------------------------------------- queries
+    def _check_query(self, X, y):
+        X, y, outcome = super()._check_query(X, y)
+        check_categories(self._categories, X, "X")
+        return X, y, outcome
+
     def _attribute(self, X, y, outcome):
         attributions, errors, _ = self._averaged(X, y, outcome)
         if self._trained_halves is not None:  # which tell slopes
@@ -430,16 +443,19 @@ class TreeInfluence(BaseAttributor):
         Of the models whose structures were kept, each predicted by the others.
         """
         queries = self._structures.ask(X, y, outcome)
-        if len(self._structures.each) < 3 or self.inclusion_ == 1:
-            means = queries.outcomes(self._structures.middle[None])[0]
+        if not self._has_slope():
+            means = queries.in_the_middle()
             return np.ones_like(means), means, means
         trained, predicted = queries.by_each_other()
         means = trained.mean(axis=0), predicted.mean(axis=0)
         slopes = [
             drawn_slope(x, d, *slope_prior(self.slope_))
-            for x, d in zip((predicted - means[1]).T, (trained - means[0]).T, strict=True)
+            for x, d in zip(
+                (predicted - means[1]).T, (trained - means[0]).T, strict=True
+            )
         ]
-        return np.maximum(slopes, 0.0), *means
+        # an order is not given up for a slope of few models
+        return np.maximum(slopes, _LEAST), *means
 
     def _refit_outcomes(self, X, y, outcome):
         """Return outcomes of mean refits as a function of weights of the units."""
@@ -504,7 +520,7 @@ class TreeInfluence(BaseAttributor):
         halves = self._averaged(X, y, outcome)[2]
         if halves is not None:
             figures.agreement = _agreement(*halves)
-        if len(self._structures.each) > 2 and self.inclusion_ < 1:
+        if self._has_slope():
             slopes = self._slopes(X, y, outcome)[0]
             queries = self._structures.ask(X, y, outcome)
             figures.slope = float(np.median(slopes))
@@ -521,6 +537,15 @@ class TreeInfluence(BaseAttributor):
             and self.outcome in ("auto", "log_likelihood"),
             hint=few_units_hint(self.n_units_, 1 + len(self.weights_)),
         )
+
+
+def _knows(model, whole, classes):
+    """Return whether a trained model is an ensemble that knows all classes."""
+    if model.name != whole.name or not model.is_fitted:
+        return False
+    if classes is None or not model.needs_all_classes:
+        return True
+    return np.array_equal(model.estimator.classes_, classes)
 
 
 def _agreement(first, second):

@@ -299,6 +299,8 @@ class Retrainable(Model, ABC):
 
     #: All classes, if the estimator may have been fitted to some of them.
     classes: Any = None
+    #: Number of all training rows, where `retrain` is given those that are left.
+    n_all: int | None = None
 
     @abstractmethod
     def retrain(self, X: Any, y: Any, weights: Any, seed: int) -> Any:

@@ -300,6 +300,7 @@ class RefittedPipeline(Retrainable):
             parts.fit_model(features, targets, sample_weight=weights[kept])
         else:
             last = self._last.of(parts.model)
+            last.n_all = len(weights)
             # that of an earlier step may be another; each has its own by now
             own = last.estimator.get_params().get("random_state")
             seed = seed if own is None else own

@@ -59,6 +59,9 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from skattrib import KernelSurrogateAttributor
 from skattrib.evaluation import make_weightings, retrain_outcomes
+from tests.trees.cases import floored
+
+FORESTS = DecisionTreeClassifier, ExtraTreesClassifier, RandomForestClassifier
 
 
 def logistic_regression_cv():
@@ -151,6 +154,8 @@ def by_deletion(estimator, X, y, weights, Xq, yq):
             continue
         p = np.zeros((len(Xq), 3))
         p[:, fitted.classes_] = fitted.predict_proba(Xq)
+        if isinstance(estimator, FORESTS):
+            p = floored(p, len(y))
         smallest = np.finfo(np.float64).eps
         outcomes.append(np.log(p[np.arange(len(yq)), yq].clip(smallest)))
     return np.array(outcomes)

@@ -29,6 +29,7 @@ import skattrib.models._network
 from skattrib import TorchClassifier, TorchRegressor
 from skattrib.evaluation import make_weightings, retrain_outcomes
 from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
+from tests.trees.cases import floored
 
 
 @pytest.fixture
@@ -55,6 +56,8 @@ def by_hand(estimator, X, y, rows, Xq, yq):
         fitted = clone(estimator).fit(X[kept], y[kept], sample_weight=w[kept])
         p = np.zeros((len(Xq), 3))
         p[:, fitted.classes_] = fitted.predict_proba(Xq)
+        if isinstance(estimator, RandomForestClassifier):
+            p = floored(p, len(y))
         p = p[np.arange(len(yq)), yq]
         found.append(np.log(np.clip(p, np.finfo(float).eps, None)))
     return np.array(found)

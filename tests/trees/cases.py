@@ -103,6 +103,12 @@ def whole():
     return numbers(holes=False)
 
 
+def floored(shares, n):
+    """Return probabilities of a forest of n rows as outcomes have them: nowhere 0."""
+    shares = shares.clip(0.5 / n)
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
 def random_tree(rng, n_inner, *, signs=False, rate=0.3, penalty=0.0):
     """Return a tree whose leaves are split at random."""
     left, right, leaves = [-1], [-1], [0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,8 @@ class TreeRefits:
         largest = max(
             (tree.n_leaves for stage in ensemble.stages for tree in stage), default=1
         )
-        self.leaves = leaves.astype(np.min_scalar_type(largest))
+        # by tree: libraries give them by row
+        self.leaves = leaves.astype(np.min_scalar_type(largest), order="C")
         self.targets = ensemble.objective.targets(y)
 
     @property
@@ -63,26 +65,26 @@ class TreeRefits:
         means = self.targets @ in_loss.T / in_loss.sum(axis=1)
         return ensemble.objective.constant(means)
 
-    def outputs(self, weights: FloatArray, leaves: IntArray) -> NDArray[np.float64]:
+    def outputs(self, weights: FloatArray, leaves: IntArray) -> FloatArray:
         """Return outputs (m, q, n_outputs) of queries after refits.
 
         Parameters
         ----------
         weights : ndarray of shape (m, n)
-            Of the rows; those of a weighting are not all 0.
+            Of the rows.
         leaves : int array of shape (n_iterations, n_outputs or 1, q)
             Of the queries.
         """
         n_outputs, n = self.targets.shape
-        width = max(n, leaves.shape[2])
-        at_once = int(memory_cap() / (8 * _COPIES * n_outputs * max(1, width)))
+        at_once = int(memory_cap() / (8 * _COPIES * n_outputs * max(n, 1)))
         found = [
-            self._outputs(weights[part], leaves)
+            self.values(weights[part]).outputs(leaves)
             for part in chunks(len(weights), max(1, at_once))
         ]
         return np.concatenate(found)
 
-    def _outputs(self, weights: FloatArray, leaves: IntArray) -> FloatArray:
+    def values(self, weights: FloatArray) -> RefittedLeaves:
+        """Return the values of all leaves for weights (m, n) of the rows."""
         ensemble, objective = self.ensemble, self.ensemble.objective
         in_loss = self._weighted(weights, ensemble.weighting)
         of_rows = np.ascontiguousarray(in_loss.T)
@@ -91,20 +93,23 @@ class TreeRefits:
         shape = (objective.n_outputs, n, len(weights))
         F = np.empty(shape if objective.follows else (shape[0], n, 1))
         F[:] = initial[:, None] if objective.follows else 0.0
-        asked = np.repeat(initial[:, None], leaves.shape[2], axis=1)
+        found = []
         for t, stage in enumerate(ensemble.stages):
             g, h = objective.gradients(F, targets)
+            of_stage = []
             for k in range(objective.n_outputs):
                 j = min(k, len(stage) - 1)
                 tree, of_tree = stage[j], self.leaves[t, j]
-                sums = _sums_of(of_tree, tree.n_leaves)
+                if k == j:
+                    sums = _sums_of(of_tree, tree.n_leaves)
                 if k == j or not objective.quadratic:
                     H = sums @ (of_rows if objective.quadratic else of_rows * h[k])
                 values = leaf_values(ensemble, tree, sums @ (of_rows * g[k]), H)
-                asked[k] += values[leaves[t, j]]
+                of_stage.append(values)
                 if objective.follows:
                     F[k] += values[of_tree]
-        return asked.transpose(2, 1, 0)
+            found.append(of_stage)
+        return RefittedLeaves(initial, found)
 
     # ------------------------------------------------------------ derivatives
     def derivatives(
@@ -145,6 +150,36 @@ class TreeRefits:
         of_rows = weighting.pullback(at, torch.as_tensor(found.T[None]))
         in_weights: FloatArray = of_rows[0].numpy()
         return in_weights
+
+
+@dataclass(frozen=True)
+class RefittedLeaves:
+    """Values of the leaves of an ensemble, for several weightings of its rows.
+
+    Attributes
+    ----------
+    initial : ndarray of shape (n_outputs, m)
+        Outputs before the first tree.
+    values : list of lists of ndarray of shape (n_leaves, m)
+        Of each iteration and output.
+    """
+
+    initial: FloatArray
+    values: list[list[FloatArray]]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take."""
+        return sum(values.nbytes for stage in self.values for values in stage)
+
+    def outputs(self, leaves: IntArray) -> FloatArray:
+        """Return outputs (m, q, n_outputs) of queries in these leaves."""
+        asked = np.repeat(self.initial[:, None], leaves.shape[2], axis=1)
+        last = leaves.shape[1] - 1
+        for stage, of_stage in zip(self.values, leaves, strict=True):
+            for k, values in enumerate(stage):
+                asked[k] += values[of_stage[min(k, last)]]
+        return asked.transpose(2, 1, 0)
 
 
 def _sums_of(leaves: IntArray, n_leaves: int) -> Any:
@@ -191,6 +226,16 @@ class _Sweep:
             np.cumsum([0, *(_tree_of(stage, k).n_leaves for stage in self.stages)])
             for k in range(n_outputs)
         ]
+
+        # of each row, leaves of all trees, by place, times the most leaves of one
+        self.width, self.scaled = 0, []
+        if self.objective.follows:
+            self.width = max(tree.n_leaves for stage in self.stages for tree in stage)
+            for k, starts in enumerate(self.starts):
+                places = refits.leaves[:, k].astype(np.intp)
+                places += starts[:-1, None]
+                places *= self.width
+                self.scaled.append(places)
 
     @property
     def stages(self) -> tuple[tuple[Any, ...], ...]:
@@ -266,16 +311,19 @@ class _Sweep:
         """Add what a tree passes on to those before it, of output m."""
         n_leaves, n = len(term.values), len(of_tree)
         self.total[m] += np.bincount(of_tree, flow, n_leaves) @ term.values
-        starts, leaves = self.starts[m], self.refits.leaves[:, m]
-        for part in chunks(t, max(1, _AT_ONCE // n)):
+        starts, size = self.starts[m], max(1, _AT_ONCE // n)
+        each = np.tile(flow, min(size, t))
+        # memory that is new each time would cost more than what is done with it
+        room, moved = np.empty((min(size, t), n), dtype=np.intp), np.empty_like(of_tree)
+        for part in chunks(t, size):
             first, last = starts[part.start], starts[part.stop]
-            offsets = starts[part, None] - first
-            pairs = (leaves[part] + offsets) * n_leaves + of_tree
-            each = np.broadcast_to(flow, pairs.shape)
-            together = np.bincount(
-                pairs.ravel(), each.ravel(), (last - first) * n_leaves
-            )
-            pulled[first:last] += together.reshape(-1, n_leaves) @ term.values
+            pairs = room[: part.stop - part.start]
+            np.subtract(of_tree, first * self.width, out=moved)
+            np.add(self.scaled[m][part], moved, out=pairs)
+            length = (last - first) * self.width
+            together = np.bincount(pairs.ravel(), each[: pairs.size], length)
+            by_leaf = together.reshape(-1, self.width)[:, :n_leaves]
+            pulled[first:last] += by_leaf @ term.values
 
     def _independent(self) -> FloatArray:
         """Return derivatives where no tree follows another."""
@@ -345,12 +393,7 @@ class _RowProducts:
         parts = (
             np.column_stack(self._factors).ravel(),
             np.column_stack(self._leaves).ravel(),
-            np.arange(
-                0,
-                n * width + 1,
-                width,
-                dtype=np.int32 if n * width < 2**31 else np.int64,
-            ),
+            np.arange(0, n * width + 1, width),
         )
         self._found += sparse.csr_array(parts, shape=(n, len(values))) @ values
         self._leaves, self._factors, self._values = [], [], []

@@ -1,5 +1,6 @@
 """Boosted trees and forests, whose structures can be refitted."""
 
+from skattrib.models._trees._categories import check_categories, known_categories
 from skattrib.models._trees._forests import ForestModel
 from skattrib.models._trees._hist import HistModel
 from skattrib.models._trees._lightgbm import LightGBMModel
@@ -17,5 +18,7 @@ __all__ = [
     "RefusedTrees",
     "TreeModel",
     "XGBoostModel",
+    "check_categories",
     "full_name",
+    "known_categories",
 ]

@@ -37,6 +37,8 @@ class ForestModel(TreeModel):
     that a bootstrap drew do not count more than others.
     """
 
+    needs_all_classes = False
+
     # -------------------------------------------------------------- refusals
     def reason_against(self) -> str | None:
         """Return why leaf values cannot be computed again, None if they can."""
@@ -54,7 +56,7 @@ class ForestModel(TreeModel):
     def retrain(self, X: Any, y: Any, weights: Any, seed: int) -> Any:
         """Return a clone fitted to the rows whose weight is not 0."""
         fitted = super().retrain(X, y, weights, seed)
-        setattr(fitted, _N_ROWS, len(weights))
+        setattr(fitted, _N_ROWS, len(weights) if self.n_all is None else self.n_all)
         return fitted
 
     def n_rows(self) -> int:

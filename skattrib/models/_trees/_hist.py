@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sklearn.base import is_classifier
 from sklearn.utils.validation import _check_monotonic_cst
 
+from skattrib._validation import blamed
 from skattrib.engine._trees import Ensemble, Monotone, Tree, compacted
 from skattrib.models._trees._protocol import BoosterModel
 
@@ -53,7 +54,8 @@ class HistModel(BoosterModel):
     def leaves(self, X: Any) -> IntArray:
         """Return leaves (n_iterations, n_outputs, q)."""
         estimator = self.estimator
-        X = estimator._preprocess_X(X, reset=False)
+        with blamed(estimator, "predict these rows"):
+            X = estimator._preprocess_X(X, reset=False)
         known = estimator._bin_mapper.make_known_categories_bitsets()
         found = [
             [self._leaves_of(one, X, known) for one in stage]

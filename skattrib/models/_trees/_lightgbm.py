@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import is_classifier
 
+from skattrib._validation import blamed
 from skattrib.engine._row_weights import RowWeighting
 from skattrib.engine._trees import Ensemble, Monotone, Tree
 from skattrib.exceptions import UnsupportedModelError
@@ -198,7 +199,9 @@ class LightGBMModel(BoosterModel):
 
     def leaves(self, X: Any) -> IntArray:
         """Return leaves (n_iterations, n_outputs, q)."""
-        found = np.asarray(self.estimator.predict(X, pred_leaf=True), dtype=np.intp)
+        with blamed(self.estimator, "predict these rows"):
+            found = self.estimator.predict(X, pred_leaf=True)
+        found = np.asarray(found, dtype=np.intp)
         shape = len(found), -1, self.n_outputs()
         return found.reshape(shape).transpose(1, 2, 0)
 

@@ -41,6 +41,8 @@ class TreeModel(EstimatorModel):
     """
 
     first_attributors = ("TreeInfluence", "KernelSurrogateAttributor")
+    #: Whether trees of a subset without a class say nothing of it.
+    needs_all_classes = True
 
     # -------------------------------------------------------------- refusals
     def reason_against(self) -> str | None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import logit
 from sklearn.base import is_classifier
 
+from skattrib._validation import blamed
 from skattrib.engine._row_weights import RowWeighting
 from skattrib.engine._trees import Ensemble, LogLoss, Monotone, Tree, compacted
 from skattrib.exceptions import UnsupportedModelError
@@ -176,17 +177,18 @@ class XGBoostModel(BoosterModel):
 
         estimator = self.estimator
         # as its apply does, which refuses categories before version 3.1
-        rows = DMatrix(
-            X,
-            missing=estimator.missing,
-            feature_types=estimator.feature_types,
-            nthread=estimator.n_jobs,
-            enable_categorical=estimator.enable_categorical,
-        )
         used = (0, 0 if self._best is None else self._best + 1)
-        found = estimator.get_booster().predict(
-            rows, pred_leaf=True, iteration_range=used
-        )
+        with blamed(estimator, "predict these rows"):
+            rows = DMatrix(
+                X,
+                missing=estimator.missing,
+                feature_types=estimator.feature_types,
+                nthread=estimator.n_jobs,
+                enable_categorical=estimator.enable_categorical,
+            )
+            found = estimator.get_booster().predict(
+                rows, pred_leaf=True, iteration_range=used
+            )
         found = found.reshape(len(found), -1).astype(np.intp)
         numbered = [
             tree.numbers[column]

@@ -227,8 +227,8 @@ class Model:
         cure = f" For it use {' or '.join(others)}." if others else ""
         raise UnsupportedModelError(
             f"{name} needs an ensemble of trees as its estimator, got {self.name}: "
-            "take HistGradientBoosting, a forest or a decision tree of scikit-learn, or a "
-            f"classifier or regressor of LightGBM or XGBoost.{cure}"
+            "take HistGradientBoosting, a forest or a decision tree of scikit-learn, "
+            f"or a classifier or regressor of LightGBM or XGBoost.{cure}"
         )
 
     def attributors(self) -> list[str]:

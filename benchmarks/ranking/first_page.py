@@ -23,6 +23,7 @@ from skattrib import (
     DualInfluence,
     KernelSurrogateAttributor,
     TorchClassifier,
+    TreeInfluence,
 )
 
 N, N_QUERIES, N_SCORED = 5000, 10, 50
@@ -67,7 +68,11 @@ def main():
         "the same, DualInfluence(removal='influence')": DualInfluence(
             pipeline(network), removal="influence"
         ),
-        "HistGradientBoosting, KernelSurrogateAttributor": KernelSurrogateAttributor(
+        "HistGradientBoosting, TreeInfluence": TreeInfluence(pipeline(trees)),
+        "the same, TreeInfluence(n_halves=0)": TreeInfluence(
+            pipeline(trees), n_halves=0
+        ),
+        "the same, KernelSurrogateAttributor": KernelSurrogateAttributor(
             pipeline(trees)
         ),
     }

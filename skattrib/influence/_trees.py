@@ -52,7 +52,10 @@ _LEAST = 0.1
 # An ensemble is as its own refit up to this, relative to what it varies by. Libraries
 # that compute in single precision lose digits where probabilities are close to 1.
 _REPRODUCED = 0.01
+_ROUNDED = np.finfo(np.float32).eps
 _TINY = np.finfo(float).tiny
+# Rows of which halves have four.
+_LEAST_ROWS = 8
 
 
 @fill_in(ATTRIBUTOR_DOCS)
@@ -216,7 +219,7 @@ class TreeInfluence(BaseAttributor):
         Raises
         ------
         ValueError
-            If a parameter or the data cannot be used.
+            If a parameter or the data cannot be used, or there are fewer than 8 rows.
         UnsupportedModelError
             If the estimator is no ensemble of trees whose leaves can be refitted.
 
@@ -245,6 +248,11 @@ class TreeInfluence(BaseAttributor):
                 "subsets; a FrozenEstimator is one structure. Use inclusion=1, or the "
                 "estimator itself."
             )
+        if self.n_halves not in ("auto", 0) and model.frozen:
+            raise ValueError(
+                f"n_halves={self.n_halves} needs an estimator that is trained again, "
+                "and a FrozenEstimator is not. Use n_halves=0, or the estimator itself."
+            )
         if self.n_halves not in ("auto", 0) and inclusion != 0.5:
             raise ValueError(
                 f"n_halves={self.n_halves} retrains halves, and says nothing of "
@@ -263,6 +271,12 @@ class TreeInfluence(BaseAttributor):
         return 1.0 if as_model(estimator).frozen else 0.5
 
     def _before_training(self, estimator, X, y):
+        if len(y) < _LEAST_ROWS:
+            raise ValueError(
+                f"X has {len(y)} rows, and trees take at least {_LEAST_ROWS}: what "
+                "they split by is told from many. Use more rows, or retrain without "
+                "each: KernelSurrogateAttributor(estimation='retrain', inclusion=1)."
+            )
         self.inclusion_ = self._inclusion(estimator)
         self._own_structure = as_model(estimator).frozen or (
             self.inclusion_ == 1 and self.n_structures == 1
@@ -338,7 +352,9 @@ class TreeInfluence(BaseAttributor):
             return
         own = model.raw_outputs(self._features)
         again = refits.outputs(self._row_weights[None], refits.leaves)[0]
-        error = np.sqrt(np.square(again - own).mean() / max(own.var(), _TINY))
+        # outputs that are all the same differ by their rounding
+        least = max(_ROUNDED * np.square(own).mean(), _TINY)
+        error = np.sqrt(np.square(again - own).mean() / max(own.var(), least))
         if not error < _REPRODUCED:
             why = "it has a rule for them that is not known here"
             if model.frozen:

@@ -223,7 +223,13 @@ class Model:
             If it is none.
         """
         name = type(user).__name__
-        raise self.lacks(name, "trees whose leaves it can refit")
+        others = [other for other in self.attributors() if other != name]
+        cure = f" For it use {' or '.join(others)}." if others else ""
+        raise UnsupportedModelError(
+            f"{name} needs an ensemble of trees as its estimator, got {self.name}: "
+            "take HistGradientBoosting, a forest or a decision tree of scikit-learn, "
+            f"or a classifier or regressor of LightGBM or XGBoost.{cure}"
+        )
 
     def attributors(self) -> list[str]:
         """Return the names of the attributors of the package that work for it.

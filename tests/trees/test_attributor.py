@@ -309,6 +309,17 @@ def fit_with(model=None, **params):
     return TreeInfluence(model, **params).fit(X, y > 100 if params.pop("c", 0) else y)
 
 
+def test_a_model_without_splits_is_its_own_refit(recwarn):
+    X, y = load_diabetes(return_X_y=True)
+    few = X[:12], 1e6 + y[:12]  # less than two leaves take
+    frozen = FrozenEstimator(
+        HistGradientBoostingRegressor(max_iter=3, random_state=0).fit(*few)
+    )
+    influence = TreeInfluence(frozen, random_state=0).fit(*few)
+    assert not [w for w in recwarn if w.category is FaithfulnessWarning]
+    assert np.ptp(influence.estimator_.predict(X[:12])) == 0
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -327,6 +338,19 @@ def fit_with(model=None, **params):
             "inclusion=0.5.*FrozenEstimator.*Use inclusion=1",
         ),
         (
+            lambda: fit_with(
+                FrozenEstimator(CASES["regression"][0].fit(*rows(load_diabetes)[0])),
+                n_halves=16,
+            ),
+            ValueError,
+            "n_halves=16.*FrozenEstimator is not. Use n_halves=0, or the estimator",
+        ),
+        (
+            lambda: TreeInfluence(random_state=0).fit(np.eye(7), np.arange(7.0)),
+            ValueError,
+            "X has 7 rows, and trees take at least 8.*KernelSurrogateAttributor",
+        ),
+        (
             lambda: fit_with(HistGradientBoostingRegressor(loss="absolute_error")),
             UnsupportedModelError,
             "absolute_error.*KernelSurrogateAttributor",
@@ -339,7 +363,7 @@ def fit_with(model=None, **params):
         (
             lambda: fit_with(LogisticRegression()),
             UnsupportedModelError,
-            "trees.*DualInfluence",
+            "needs an ensemble of trees.*got LogisticRegression.*DualInfluence",
         ),
         (lambda: fit_with(removal="newton"), ValueError, "removal"),
     ],

@@ -23,10 +23,13 @@ def known_categories(X: Any) -> Categories:
 def check_categories(known: Categories, X: Any, name: str = "X_query") -> None:
     """Raise ValueError if a table has categories that no training row has.
 
-    Libraries take these for missing values, some of them with a warning.
+    Libraries take these for missing values, some of them with a warning, and some take
+    texts for categories.
     """
-    for column, categories in known_categories(X).items():
-        unknown = categories - known.get(column, categories)
+    for column, categories in known.items():
+        if not isinstance(X, pd.DataFrame) or column not in X.columns:
+            continue  # the library's business
+        unknown = frozenset(X[column].dropna().unique()) - categories
         if unknown:
             found = sorted(unknown, key=str)[:5]
             raise ValueError(

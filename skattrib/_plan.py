@@ -19,6 +19,7 @@ FAITHFULNESS = {
     "KernelSurrogateAttributor": "few units: near retraining itself; rows: low",
     "LinearSurrogateAttributor": "the baseline that others must beat",
     "RISEValuator": "finds similar rows; says nothing of removal",
+    "TreeInfluence": "halves, groups of rows; one row left out of boosting is chaos",
 }
 
 

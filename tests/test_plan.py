@@ -8,10 +8,11 @@ import pytest
 import sklearn
 from scipy import sparse
 from sklearn.datasets import load_diabetes, load_iris
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -25,6 +26,7 @@ from skattrib import (
     RISEValuator,
     TorchClassifier,
     TorchRegressor,
+    TreeInfluence,
     plan,
 )
 from skattrib.influence import _costs
@@ -171,11 +173,27 @@ def test_copies_of_many_rows_are_counted():
 
 
 def test_other_estimators_are_retrained():
-    table = plan(RandomForestClassifier(2, random_state=0), *iris())
+    table = plan(KNeighborsClassifier(3), *iris())
     expected = ["KernelSurrogateAttributor", "LinearSurrogateAttributor"]
     assert list(table.index) == expected
     assert (table["trainings"] > 100).all()
     assert table["way"].str.contains("subsets by retrain").all()
+
+
+def test_trees_are_refitted_first():
+    forest = RandomForestClassifier(2, random_state=0)
+    table = plan(forest, *iris())
+    retrained = ["KernelSurrogateAttributor", "LinearSurrogateAttributor"]
+    assert list(table.index) == ["TreeInfluence", *retrained]
+    assert "structures of 16 models" in table["way"]["TreeInfluence"]
+    assert (table["faithfulness"] != "").all()
+    frozen = FrozenEstimator(forest.fit(*iris()))
+    row = plan(TreeInfluence(frozen, random_state=0), *iris()).iloc[0]
+    assert row["trainings"] == 0
+    assert "structures of trees as they are" in row["estimand"]
+    # whose leaves follow another rule
+    other = plan(GradientBoostingClassifier(n_estimators=2, random_state=0), *iris())
+    assert list(other.index) == retrained
 
 
 def test_regression_and_tasks():

@@ -314,7 +314,7 @@ def query_posterior(
     if n_pairs < 2:
         return None
     if beside is not None and not np.isfinite(beside[: len(outcomes)]).all():
-        beside = None
+        beside = None  # sums are finite
     if n_pairs < len(finite):
         halves, first, second = halves.some(finite), first[finite], second[finite]
     D, middles = (first - second) / 2, (first + second) / 2
@@ -323,8 +323,7 @@ def query_posterior(
     a = attributions - attributions.mean()
     x, centre = halves.differences @ a, 0.0
     if beside is not None:
-        shown = beside[: len(outcomes)].reshape(-1, 2)[finite]
-        x, centre = (shown[:, 0] - shown[:, 1]) / 2, float(shown.mean())
+        x, centre = _shown(beside[: len(outcomes)], finite)
     slope = drawn_slope(x, D, *knowledge.slope)
     used = max(slope, 0.0)
     r = D - used * x
@@ -336,16 +335,13 @@ def query_posterior(
     kernel = phi * prior.kernel()
     kernel.flat[:: n_pairs + 1] += 1 - phi
     factor = np.tril(cho_factor(kernel, lower=True, check_finite=False)[0])
-    with_errors = prior.with_errors()
     middle = float(middles.mean())
-    mean = phi * (cho_solve((factor, True), r) @ with_errors)
-    grown = whole - middle if np.isfinite(whole) else 0.0
+    mean, left = _told(prior, factor, r, phi)
+    growth = whole - middle if np.isfinite(whole) else 0.0
     if beside is None:
         mean += used * a
-    elif len(beside) > len(outcomes) and grown and np.isfinite(beside[-1]):
-        grown -= used * (beside[-1] - centre)
-    known = solve_triangular(factor, with_errors, lower=True, check_finite=False)
-    left = prior.variances() - phi * np.square(known).sum(axis=0)
+    elif growth and len(beside) > len(outcomes) and np.isfinite(beside[-1]):
+        growth -= used * (beside[-1] - centre)
     std = np.sqrt(np.maximum(phi * variance * left, 0))
     return QueryPosterior(
         mean - mean.mean(),
@@ -355,13 +351,31 @@ def query_posterior(
         phi,
         middle,
         float(middles.var(ddof=1)),
-        grown,
+        growth,
         n_pairs,
         r,
         prior,
         factor,
         centre,
     )
+
+
+def _told(
+    prior: ErrorPrior, factor: FloatArray, r: FloatArray, phi: float
+) -> tuple[FloatArray, FloatArray]:
+    """Return mean errors (n_units,), and variances that are left of their prior."""
+    with_errors = prior.with_errors()
+    mean = phi * (cho_solve((factor, True), r) @ with_errors)
+    known = solve_triangular(factor, with_errors, lower=True, check_finite=False)
+    return mean, prior.variances() - phi * np.square(known).sum(axis=0)
+
+
+def _shown(
+    beside: FloatArray, finite: NDArray[np.bool_]
+) -> tuple[FloatArray, float]:
+    """Return half differences (P,) of predictions of pairs, and their mean."""
+    pairs = beside.reshape(-1, 2)[finite]
+    return (pairs[:, 0] - pairs[:, 1]) / 2, float(pairs.mean())
 
 
 def drawn_slope(x: FloatArray, d: FloatArray, mean: float, sd: float) -> float:

@@ -12,7 +12,9 @@ from skattrib.engine._losses import SetMeasure, set_slope
 from skattrib.engine._trees import TreeRefits
 from skattrib.models._retraining import measure
 
-# Of a slope: deviation of its prior, as a share of its mean.
+# Slopes of outcomes on those of refits, of all queries: mean and standard deviation.
+_USUAL = 1.5, 0.6
+# Of the slope of a query: deviation of its prior, as a share of its mean.
 _OPEN = 0.35
 # Values of leaves that are kept take 1 / _SHARE of the memory cap.
 _SHARE = 8
@@ -74,17 +76,11 @@ class Structures:
     def learn(self):
         """Refit each structure to what will be asked again, if it fits the memory."""
         room = memory_cap() / _SHARE / len(self.each)
-        for i, one in enumerate(tqdm(self.each, desc="refits", disable=self._quiet)):
-            leaves = sum(
-                tree.n_leaves for s in one.refits.ensemble.stages for tree in s
-            )
-            n_outputs = one.refits.ensemble.n_outputs
-            if 8 * leaves * n_outputs * (1 + len(self.each)) <= room:
+        label = "structures refitted"
+        for i, one in enumerate(tqdm(self.each, desc=label, disable=not self.verbose)):
+            n_values = one.refits.ensemble.n_values
+            if 8 * n_values * (1 + len(self.each)) <= room:
                 self._known[i] = self._refitted(i)
-
-    @property
-    def _quiet(self):
-        return not self.verbose
 
     def _refitted(self, i):
         """Return values of leaves at the middle, and at weights of the other set."""
@@ -184,7 +180,7 @@ class TreeQueries:
         Returns
         -------
         trained, predicted : ndarray of shape (n_structures, n_outcomes)
-            Predicted by mean refits in structures of the other set, for the rows of each.
+            Predicted by mean refits in the structures of the other set.
         """
         structures, sets = self._structures, self._structures.sets
         own = np.array([one.model.raw_outputs(self._X) for one in structures.each])
@@ -201,7 +197,7 @@ def pooled_slope(trained, predicted, asked):
     """Return the slope of outcomes (m, q) on predicted ones, of all queries together.
 
     Of those that are ``asked`` (m, q): training rows are like queries for models that
-    were trained without them. 1 where nothing moves.
+    were trained without them. A few models say little: it is drawn to what is usual.
     """
     asked = asked & np.isfinite(trained) & np.isfinite(predicted)
     n = np.maximum(asked.sum(axis=0), 1)
@@ -209,10 +205,17 @@ def pooled_slope(trained, predicted, asked):
         np.where(asked, part - np.where(asked, part, 0).sum(axis=0) / n, 0)
         for part in (predicted, trained)
     )
-    squares = np.square(x).sum()
-    if squares < np.finfo(float).tiny:
-        return 1.0
-    return float((x * d).sum() / squares)
+    mean, deviation = _USUAL
+    noise = 0.0
+    for axis in (0, 1):  # without each of the queries, and of the models
+        products, squares = (x * d).sum(axis=axis), np.square(x).sum(axis=axis)
+        others = squares.sum() - squares
+        if others.min() < np.finfo(float).tiny:
+            return mean
+        without = (products.sum() - products) / others
+        noise += without.var() * (len(without) - 1)
+    own = products.sum() / squares.sum()
+    return float((deviation**2 * own + noise * mean) / (deviation**2 + noise))
 
 
 def slope_prior(pooled):

@@ -12,7 +12,7 @@ from sklearn.ensemble import (
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skattrib import make_attributor
+from skattrib import TreeInfluence, make_attributor
 from skattrib.engine._trees import TreeRefits
 from skattrib.evaluation import retrain_outcomes
 from skattrib.exceptions import UnsupportedModelError
@@ -459,7 +459,7 @@ def test_refusals_name_the_cure(name, case, cure):
         models.append(as_model(estimator(name, **given)))
     for model in models:
         with pytest.raises(UnsupportedModelError, match="TreeInfluence cannot") as info:
-            model.check_trees("TreeInfluence")
+            model.check_trees(TreeInfluence())
         assert cure in str(info.value)
         assert "KernelSurrogateAttributor and LinearSurrogate" in str(info.value)
         assert "TreeInfluence" not in model.attributors()
@@ -482,7 +482,7 @@ def test_xgboost_refuses_rows_by_their_gradients():
 def test_other_ensembles_are_refused_and_retrained(kind, cure):
     model = as_model(kind(n_estimators=3, random_state=0))
     with pytest.raises(UnsupportedModelError, match=cure):
-        model.check_trees("TreeInfluence")
+        model.check_trees(TreeInfluence())
     X, y = numbers(holes=False), targets("two")
     fit = model.retrain(X, y, np.ones(len(y)), 0)
     assert torch.isfinite(model.of(fit).outputs(X)).all()
@@ -498,7 +498,7 @@ def test_catboost_and_rankers_are_refused():
     kind.__module__ = "catboost.core"
     model = as_model(kind())
     with pytest.raises(UnsupportedModelError, match="Use LightGBM, XGBoost or Hist"):
-        model.check_trees("TreeInfluence")
+        model.check_trees(TreeInfluence())
     assert model.attributors() == [
         "KernelSurrogateAttributor",
         "LinearSurrogateAttributor",

@@ -62,6 +62,9 @@ class TreeRefits:
             return np.tile(ensemble.initial[:, None], len(weights))
         if ensemble.initial_weighting is not None:
             in_loss = self._weighted(weights, ensemble.initial_weighting)
+        total = in_loss.sum(axis=1)
+        # where nothing is left, as of all rows
+        in_loss = np.where(total[:, None] > 0, in_loss, 1.0)
         means = self.targets @ in_loss.T / in_loss.sum(axis=1)
         return ensemble.objective.constant(means)
 

@@ -111,6 +111,13 @@ class Ensemble:
         """Number of outputs."""
         return self.objective.n_outputs
 
+    @property
+    def n_values(self) -> int:
+        """Number of values of all leaves."""
+        n_leaves = [[tree.n_leaves for tree in stage] for stage in self.stages]
+        shared = [self.n_outputs // len(stage) for stage in self.stages]
+        return sum(k * sum(n) for k, n in zip(shared, n_leaves, strict=True))
+
     def as_fitted(self, leaves: IntArray) -> FloatArray:
         """Return outputs (q, n_outputs) by the fitted values.
 

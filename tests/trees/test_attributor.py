@@ -1,0 +1,349 @@
+"""TreeInfluence: identities, and really retrained models."""
+
+import pickle
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
+from sklearn.ensemble import (
+    ExtraTreesRegressor,
+    GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+)
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from skattrib import LinearSurrogateAttributor, TreeInfluence
+from skattrib._posterior._gaussian import Halves, Knowledge, query_posterior
+from skattrib.evaluation import SetOutcome, lds_score, make_weightings, retrain_outcomes
+from skattrib.exceptions import FaithfulnessWarning, UnsupportedModelError
+from skattrib.models._as_model import as_model
+
+N, N_QUERIES = 120, 6
+
+
+def rows(load):
+    X, y = load(return_X_y=True)
+    order = np.random.RandomState(0).permutation(len(y))[: N + N_QUERIES]
+    return (X[order][:N], y[order][:N]), (X[order][N:], y[order][N:])
+
+
+SMALL = {"max_iter": 12, "min_samples_leaf": 5, "random_state": 0}
+CASES = {
+    "regression": (HistGradientBoostingRegressor(**SMALL), load_diabetes, {}),
+    "two classes": (
+        HistGradientBoostingClassifier(l2_regularization=1.0, **SMALL),
+        load_breast_cancer,
+        {},
+    ),
+    "three classes": (
+        HistGradientBoostingClassifier(l2_regularization=1.0, **SMALL),
+        load_iris,
+        {"outcome": "margin"},
+    ),
+    "counts": (
+        HistGradientBoostingRegressor(loss="poisson", **SMALL),
+        lambda return_X_y: (load_iris().data[:, :3], load_iris().target + 1.0),
+        {},
+    ),
+    "forest": (
+        RandomForestClassifier(10, min_samples_leaf=2, random_state=0),
+        load_breast_cancer,
+        {"outcome": "probability"},
+    ),
+    "forest of a regression": (
+        ExtraTreesRegressor(10, random_state=0),
+        load_diabetes,
+        {},
+    ),
+}
+
+
+@cache
+def fitted(name, **options):
+    model, load, own = CASES[name]
+    train, query = rows(load)
+    options = {"n_halves": 0, "n_structures": 4, "random_state": 0, **own, **options}
+    return TreeInfluence(model, **options).fit(*train), train, query
+
+
+def differences(influence, query, at, eps=1e-5):
+    """Finite differences of predicted outcomes around equal weights of all units."""
+    n = influence.n_units_
+    around = np.full((n, n), at)
+    outcomes = [
+        influence.predict_outcomes(*query, around + sign * eps * np.eye(n))
+        for sign in (1, -1)
+    ]
+    return (outcomes[0] - outcomes[1]).T / (2 * eps)
+
+
+# --------------------------------------------------------------------- identities
+@pytest.mark.parametrize("name", CASES)
+def test_attributions_are_derivatives_of_predicted_outcomes(name):
+    influence, _, query = fitted(name)
+    found, expected = influence.attribute(*query), differences(influence, query, 0.5)
+    assert_allclose(found, expected, atol=1e-7 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["regression", "two classes"])
+def test_one_structure_at_full_weight_is_the_model_itself(name):
+    leaf, train, query = fitted(name, inclusion=1, n_structures=1, removal="derivative")
+    model = as_model(leaf.estimator_)
+    own = model.outcomes(*query, "auto") if hasattr(model, "outcomes") else None
+    assert own is None
+    refitted, _, _ = fitted(name, inclusion=1, n_structures=1)
+    frozen = TreeInfluence(FrozenEstimator(leaf.estimator_), random_state=0)
+    frozen.fit(*train)
+    assert_allclose(frozen.attribute(*query), leaf.attribute(*query), rtol=1e-10)
+    expected = differences(refitted, query, 1.0)
+    assert_allclose(
+        leaf.attribute(*query), expected, atol=1e-7 * np.abs(expected).max()
+    )
+    # with all rows, the outcomes of the model
+    present = np.ones((1, N))
+    truth = retrain_outcomes(CASES[name][0], *train, present, *query)
+    for one in (leaf, refitted, frozen):
+        assert_allclose(one.predict_outcomes(*query, present), truth, rtol=1e-5)
+
+
+def test_tasks_are_sums_of_their_rows():
+    model, load, _ = CASES["regression"]
+    train, query = rows(load)
+    model = FrozenEstimator(model.fit(*train))
+    tasks = np.arange(N) % 7
+    of_rows = TreeInfluence(model, random_state=0).fit(*train).attribute(*query)
+    of_tasks = TreeInfluence(model, random_state=0).fit(*train, tasks=tasks)
+    sums = np.stack(
+        [of_rows[:, tasks == task].sum(axis=1) for task in range(7)], axis=1
+    )
+    assert_allclose(of_tasks.attribute(*query), sums, atol=1e-10 * np.abs(sums).max())
+
+
+def test_weights_of_rows_are_those_of_training():
+    model, load, _ = CASES["two classes"]
+    (X, y), query = rows(load)
+    weights = 0.5 + np.random.RandomState(0).rand(N)
+    model = model.fit(X, y, sample_weight=weights)
+    influence = TreeInfluence(FrozenEstimator(model), random_state=0)
+    influence.fit(X, y, sample_weight=weights)
+    found, expected = influence.attribute(*query), differences(influence, query, 1.0)
+    assert_allclose(found, expected, atol=1e-7 * np.abs(expected).max())
+    with pytest.warns(FaithfulnessWarning, match="other rows or weights"):
+        TreeInfluence(FrozenEstimator(model), random_state=0).fit(X, y)
+
+
+def test_a_set_outcome_is_attributed_as_one_number():
+    mean = SetOutcome(lambda outputs, targets: outputs[..., 0].mean(-1))
+    influence, _, query = fitted("regression", outcome=mean)
+    found, expected = influence.attribute(*query), differences(influence, query, 0.5)
+    assert found.shape == (1, N)
+    assert_allclose(found, expected, atol=1e-7 * np.abs(expected).max())
+
+
+def test_queries_do_not_depend_on_each_other_nor_numbers_on_a_pickle():
+    influence, train, query = fitted("two classes", n_halves=16)
+    whole, std = influence.attribute(*query, return_std=True)
+    some = query[0][[4, 1]], query[1][[4, 1]]
+    assert_allclose(influence.attribute(*some), whole[[4, 1]], rtol=1e-10)
+    again = pickle.loads(pickle.dumps(influence))
+    assert_allclose(again.attribute(*query, return_std=True)[1], std, rtol=1e-10)
+    model = CASES["two classes"][0]
+    same = TreeInfluence(model, n_structures=4, n_halves=16, random_state=0).fit(*train)
+    assert_array_equal(same.attribute(*query), whole)
+
+
+def test_halves_beside_sums_of_attributions_are_the_posterior_of_these():
+    rng = np.random.RandomState(0)
+    present = make_weightings(20, 40, kind="antithetic", random_state=0)
+    a, errors = rng.randn(20), 0.1 + rng.rand(20)
+    outcomes = present @ (1.5 * a + rng.randn(20)) + 0.3 * rng.randn(40)
+    rows = a, errors, Halves(present.astype(bool)), outcomes, Knowledge()
+    plain = query_posterior(*rows, whole=3.0)
+    sums = np.append(present @ a, a.sum())
+    beside = query_posterior(*rows, whole=3.0, beside=sums)
+    new = make_weightings(20, 6, random_state=1)
+    assert_allclose(
+        beside.predicted(new, new @ a), plain.predicted(new), rtol=1e-10, atol=1e-12
+    )
+    # with all units, what was learnt of them
+    every = np.ones((1, 20))
+    assert_allclose(beside.outcomes(every, every @ a), [3.0], rtol=1e-10)
+
+
+# ------------------------------------------------------------- really retrained
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("regression", 0.5), ("forest of a regression", 0.5), ("two classes", 0.5)],
+)
+def test_retrained_outcomes_are_ranked(name, least):
+    model, _, own = CASES[name]
+    influence, train, query = fitted(name, n_structures=8)
+    halves = make_weightings(N, 40, kind="antithetic", random_state=1)
+    outcome = own.get("outcome", "auto")
+    truth = retrain_outcomes(model, *train, halves, *query, outcome=outcome)
+    by_refits = lds_score(truth, influence.predict_outcomes(*query, halves))
+    assert by_refits > least
+    assert lds_score(truth, halves @ influence.attribute(*query).T) > least - 0.05
+    linear, _, _ = fitted(name, n_structures=8, removal="derivative")
+    predicted = linear.predict_outcomes(*query, halves)
+    sums = halves @ influence.attribute(*query).T
+    assert_allclose(np.ptp(predicted - sums, axis=0), 0, atol=1e-8)
+    corrected, _, _ = fitted(name, n_structures=8, n_halves=32)
+    found, std = corrected.predict_outcomes(*query, halves, return_std=True)
+    assert lds_score(truth, found) > by_refits - 0.02
+    covered = np.abs(found - truth) <= 1.96 * std
+    assert covered.mean() > 0.85
+
+
+def test_score_and_diagnosis_say_how_far_to_trust():
+    influence, _, query = fitted("regression", n_structures=8, n_halves=32)
+    assert influence.score(*query) > 0.3
+    report = influence.diagnose(*query)
+    assert 0 < report.agreement <= 1
+    assert 0.3 < report.slope < 5
+    assert report.explained < 1
+    assert 0.7 < report.coverage <= 1
+    assert "two halves of the structures agree" in report.verdict
+    alone, _, _ = fitted("regression", inclusion=1, n_structures=1)
+    report = alone.diagnose(*query)
+    assert report.agreement is report.slope is report.coverage is None
+    assert "chaos" in report.verdict
+    assert "tasks=" in report.verdict
+    forest, _, query = fitted("forest", outcome="auto")
+    assert "outcome='probability'" in forest.diagnose(*query).verdict
+
+
+def test_it_is_the_prior_of_a_surrogate():
+    model, load, _ = CASES["regression"]
+    train, query = rows(load)
+    prior = TreeInfluence(n_structures=4)
+    surrogate = LinearSurrogateAttributor(
+        model, at="banzhaf", prior=prior, n_subsets=32, random_state=0
+    )
+    found = surrogate.fit(*train).attribute(*query)
+    alone, _, _ = fitted("regression")
+    agreement = [
+        np.corrcoef(*pair)[0, 1]
+        for pair in zip(found, alone.attribute(*query), strict=True)
+    ]
+    assert np.mean(agreement) > 0.5
+
+
+# ------------------------------------------------------------------- what is given
+def test_tables_with_categories_and_gaps_are_passed_on():
+    (X, y), (X_query, y_query) = rows(load_diabetes)
+
+    def table(X):
+        frame = pd.DataFrame(X[:, :4], columns=list("abcd"))
+        frame["e"] = pd.Categorical(np.where(X[:, 4] > 0, "high", "low"))
+        frame.loc[::7, "a"] = np.nan
+        return frame
+
+    model = HistGradientBoostingRegressor(categorical_features="from_dtype", **SMALL)
+    influence = TreeInfluence(model, n_structures=4, n_halves=0, random_state=0)
+    influence.fit(table(X), y)
+    query = table(X_query), y_query
+    expected = differences(influence, query, 0.5)
+    assert_allclose(
+        influence.attribute(*query), expected, atol=1e-7 * np.abs(expected).max()
+    )
+    unknown = table(X_query)
+    unknown["e"] = unknown["e"].cat.rename_categories({"low": "lowest"})
+    with pytest.raises(ValueError, match=r"column 'e'.*'lowest'.*set them to NaN"):
+        influence.attribute(unknown, y_query)
+
+
+def test_pipelines_and_no_estimator():
+    (X, y), query = rows(load_breast_cancer)
+    names = np.array(["benign", "malign"])
+    options = {"n_structures": 2, "n_halves": 0, "random_state": 0}
+    pipeline = make_pipeline(StandardScaler(), CASES["two classes"][0])
+    found = TreeInfluence(pipeline, **options).fit(X, names[y])
+    expected = differences(found, (query[0], names[query[1]]), 0.5)
+    assert_allclose(
+        found.attribute(query[0], names[query[1]]),
+        expected,
+        atol=1e-7 * np.abs(expected).max(),
+    )
+    default = TreeInfluence(**options).fit(X, y)
+    assert isinstance(default.estimator_, HistGradientBoostingClassifier)
+
+
+def test_few_tasks_and_halves_without_a_class():
+    (X, y), query = rows(load_iris)
+    tasks = np.arange(N) % 3
+    options = {"n_halves": 0, "random_state": 0}
+    found = TreeInfluence(CASES["three classes"][0], **options).fit(X, y, tasks=tasks)
+    assert found.attribute(*query).shape == (N_QUERIES, 3)
+    with pytest.warns(FaithfulnessWarning, match="without some classes"):
+        found = TreeInfluence(CASES["three classes"][0], **options).fit(
+            X, y, tasks=np.where(y == 2, 9, np.arange(N) % 5)
+        )
+    assert 0 < len(found.weights_) < 16
+    assert np.isfinite(found.attribute(*query)).all()
+    # trees of a forest have means of all rows
+    forest = RandomForestClassifier(5, random_state=0)
+    found = TreeInfluence(forest, outcome="probability", **options)
+    found.fit(X, y, tasks=np.where(y == 2, 9, np.arange(N) % 5))
+    assert len(found.weights_) == 16
+
+
+def test_nothing_left_is_predicted_as_something_finite():
+    for name in ("two classes", "forest"):
+        influence, _, query = fitted(name)
+        assert np.isfinite(influence.predict_outcomes(*query, np.zeros((1, N)))).all()
+
+
+# ---------------------------------------------------------------------- refusals
+def fit_with(model=None, **params):
+    (X, y), _ = rows(load_diabetes)
+    model = CASES["regression"][0] if model is None else model
+    return TreeInfluence(model, **params).fit(X, y > 100 if params.pop("c", 0) else y)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: fit_with(n_structures=5), ValueError, "n_structures=5.*even.*Use 6"),
+        (
+            lambda: fit_with(inclusion=1, n_halves=16),
+            ValueError,
+            "n_halves=16.*inclusion=1.*n_halves=0.*loo_intervals",
+        ),
+        (
+            lambda: fit_with(
+                FrozenEstimator(CASES["regression"][0].fit(*rows(load_diabetes)[0])),
+                inclusion=0.5,
+            ),
+            ValueError,
+            "inclusion=0.5.*FrozenEstimator.*Use inclusion=1",
+        ),
+        (
+            lambda: fit_with(HistGradientBoostingRegressor(loss="absolute_error")),
+            UnsupportedModelError,
+            "absolute_error.*KernelSurrogateAttributor",
+        ),
+        (
+            lambda: fit_with(GradientBoostingRegressor()),
+            UnsupportedModelError,
+            "GradientBoostingRegressor.*Use HistGradientBoostingRegressor",
+        ),
+        (
+            lambda: fit_with(LogisticRegression()),
+            UnsupportedModelError,
+            "trees.*DualInfluence",
+        ),
+        (lambda: fit_with(removal="newton"), ValueError, "removal"),
+    ],
+)
+def test_refusals_name_the_cure(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

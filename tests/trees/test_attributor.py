@@ -371,3 +371,18 @@ def test_a_model_without_splits_is_its_own_refit(recwarn):
 def test_refusals_name_the_cure(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_boosters_that_stop_early_and_bare_ones():
+    lightgbm = pytest.importorskip("lightgbm")
+    (X, y), _ = rows(load_breast_cancer)
+    stopped = lightgbm.LGBMClassifier(n_estimators=5, verbosity=-1, early_stopping=2)
+    with pytest.raises(
+        ValueError, match=r"early_stopping_rounds=None.*FrozenEstimator"
+    ):
+        TreeInfluence(stopped).fit(X, y)
+    bare = lightgbm.LGBMClassifier(n_estimators=2, verbosity=-1).fit(X, y).booster_
+    with pytest.raises(ValueError, match=r"lightgbm.basic.Booster.*LGBMClassifier"):
+        TreeInfluence(bare).fit(X, y)
+    with pytest.raises(ValueError, match=r"one class 1.*Pass rows of another"):
+        TreeInfluence(stopped.set_params(early_stopping=None)).fit(X, np.ones_like(y))

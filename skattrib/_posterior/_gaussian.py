@@ -370,9 +370,7 @@ def _told(
     return mean, prior.variances() - phi * np.square(known).sum(axis=0)
 
 
-def _shown(
-    beside: FloatArray, finite: NDArray[np.bool_]
-) -> tuple[FloatArray, float]:
+def _shown(beside: FloatArray, finite: NDArray[np.bool_]) -> tuple[FloatArray, float]:
     """Return half differences (P,) of predictions of pairs, and their mean."""
     pairs = beside.reshape(-1, 2)[finite]
     return (pairs[:, 0] - pairs[:, 1]) / 2, float(pairs.mean())

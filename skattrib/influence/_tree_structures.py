@@ -27,6 +27,11 @@ class Structure:
     model: Any
     refits: TreeRefits
 
+    def splits(self):
+        """Say whether any tree has more than one leaf."""
+        stages = self.refits.ensemble.stages
+        return any(tree.n_leaves > 1 for stage in stages for tree in stage)
+
 
 def read_structure(model, X, y, own, trained):
     """Return the structure of a fitted model.

@@ -227,7 +227,7 @@ class TreeInfluence(BaseAttributor):
         -----
         FaithfulnessWarning
             If a frozen estimator was trained on other rows or weights, or structures
-            lack classes.
+            lack classes, or all splits.
         """
         return self._fit(X, y, tasks, fit_params)
 
@@ -308,6 +308,14 @@ class TreeInfluence(BaseAttributor):
         each = [itself]
         if not self._own_structure:
             each, rows = self._trained(model, rows)
+        if not any(one.splits() for one in each):
+            warnings.warn(
+                f"No tree of a model trained on {self.inclusion_:.0%} of the units has "
+                "a split: attributions are those of a constant. Allow smaller leaves "
+                "(min_samples_leaf, min_child_samples), or use more rows.",
+                FaithfulnessWarning,
+                stacklevel=5,
+            )
         middle = self.inclusion_ * self._row_weights
         self._structures = Structures(model, each, rows, middle, self.verbose)
         self._structures.learn()

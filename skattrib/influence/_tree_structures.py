@@ -12,10 +12,12 @@ from skattrib.engine._losses import SetMeasure, set_slope
 from skattrib.engine._trees import TreeRefits
 from skattrib.models._retraining import measure
 
-# Slopes of outcomes on those of refits, of all queries: mean and standard deviation.
-_USUAL = 1.5, 0.6
+#: Slopes of outcomes on those of refits, of all queries: mean and standard deviation.
+USUAL = 1.5, 0.6
 # Of the slope of a query: deviation of its prior, as a share of its mean.
 _OPEN = 0.35
+# Weights of rows that structures are asked for again and again.
+_MIDDLE, _CROSSED = "middle", "crossed"
 # Values of leaves that are kept take 1 / _SHARE of the memory cap.
 _SHARE = 8
 
@@ -78,23 +80,32 @@ class Structures:
         self.sets = (numbers // 2 if len(each) > 3 else numbers) % 2
         self._known = {}
 
-    def learn(self):
-        """Refit each structure to what will be asked again, if it fits the memory."""
+    def learn(self, *, crossed):
+        """Refit each structure to what will be asked again, if it fits the memory.
+
+        ``crossed``: also to the weights of the other set.
+        """
         room = memory_cap() / _SHARE / len(self.each)
         label = "structures refitted"
         for i, one in enumerate(tqdm(self.each, desc=label, disable=not self.verbose)):
             n_values = one.refits.ensemble.n_values
-            if 8 * n_values * (1 + len(self.each)) <= room:
-                self._known[i] = self._refitted(i)
+            for which in (_MIDDLE, _CROSSED)[: 1 + crossed]:
+                if 8 * n_values * len(self._weights(which, i)) <= room:
+                    self._known[which, i] = self._refitted(which, i)
 
-    def _refitted(self, i):
-        """Return values of leaves at the middle, and at weights of the other set."""
-        weights = np.vstack([self.middle, self.weights[self.sets != self.sets[i]]])
-        return self.each[i].refits.values(weights)
+    def _weights(self, which, i):
+        """Return weights of the rows: the middle, or those of the other set."""
+        if which == _MIDDLE:
+            return self.middle[None]
+        return self.weights[self.sets != self.sets[i]]
 
-    def repeated(self, i):
-        """Return `_refitted`, remembered or computed again."""
-        return self._known[i] if i in self._known else self._refitted(i)
+    def _refitted(self, which, i):
+        return self.each[i].refits.values(self._weights(which, i))
+
+    def repeated(self, which, i):
+        """Return values of leaves for `_weights`, remembered or computed again."""
+        known = self._known.get((which, i))
+        return self._refitted(which, i) if known is None else known
 
     def ask(self, X, y, outcome):
         """Return queries that are asked of all structures."""
@@ -129,16 +140,16 @@ class TreeQueries:
             total = total + one.refits.outputs(weights, leaves)
         return total / len(self._leaves)
 
-    def _repeated(self, i):
+    def _repeated(self, which, i):
         """Return raw outputs of one structure, of weights that are asked again."""
-        return self._structures.repeated(i).outputs(self._leaves[i])
+        return self._structures.repeated(which, i).outputs(self._leaves[i])
 
     def in_the_middle(self):
         """Return outcomes (n_outcomes,) of mean refits to the middle weights."""
         return self.measured(self._middle()[None])[0]
 
     def _middle(self):
-        found = [self._repeated(i)[0] for i in range(len(self._leaves))]
+        found = [self._repeated(_MIDDLE, i)[0] for i in range(len(self._leaves))]
         return np.mean(found, axis=0)
 
     def measured(self, raw):
@@ -193,7 +204,7 @@ class TreeQueries:
         for one in (0, 1):
             others = np.flatnonzero(sets != one)
             predicted[sets == one] = np.mean(
-                [self._repeated(i)[1:] for i in others], axis=0
+                [self._repeated(_CROSSED, i) for i in others], axis=0
             )
         return self.measured(own), self.measured(predicted)
 
@@ -210,7 +221,7 @@ def pooled_slope(trained, predicted, asked):
         np.where(asked, part - np.where(asked, part, 0).sum(axis=0) / n, 0)
         for part in (predicted, trained)
     )
-    mean, deviation = _USUAL
+    mean, deviation = USUAL
     noise = 0.0
     for axis in (0, 1):  # without each of the queries, and of the models
         products, squares = (x * d).sum(axis=axis), np.square(x).sum(axis=axis)

@@ -25,6 +25,7 @@ from skattrib.evaluation._weightings import count_weightings
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.influence._tree_diagnosis import tree_verdict
 from skattrib.influence._tree_structures import (
+    USUAL,
     Structures,
     pooled_slope,
     read_structure,
@@ -118,7 +119,8 @@ class TreeInfluence(BaseAttributor):
     slope_ : float
         How far outcomes of models that were really trained move with those of refits:
         each model whose structure was kept, predicted by the others, on training rows.
-        1 where there is one structure, or `inclusion` is 1.
+        1.5, as is usual, where halves are retrained, which tell it better; 1 where
+        there is one structure, or `inclusion` is 1.
     %(halves_found)s
     X_train_ : ndarray of shape (n_samples, n_features)
         Training rows.
@@ -318,7 +320,7 @@ class TreeInfluence(BaseAttributor):
             )
         middle = self.inclusion_ * self._row_weights
         self._structures = Structures(model, each, rows, middle, self.verbose)
-        self._structures.learn()
+        self._structures.learn(crossed=self._has_slope() and not self._will_halve())
         self.estimand_ = self._estimand()
         self.slope_ = self._learnt_slope()
 
@@ -394,10 +396,16 @@ class TreeInfluence(BaseAttributor):
     def _has_slope(self):
         return self.inclusion_ < 1 and len(self._structures.each) > 1
 
+    def _will_halve(self):
+        """Return whether halves will be retrained, which tell slopes better."""
+        return self._count_halves(0) > 0
+
     def _learnt_slope(self):
         """Return how far outcomes of the models move with those of refits."""
         if not self._has_slope():
             return 1.0
+        if self._will_halve():
+            return USUAL[0]
         rng = np.random.RandomState(self._fit_seed)
         n = len(self._targets)
         drawn = np.sort(rng.permutation(n)[:_N_ROWS])
@@ -439,7 +447,9 @@ class TreeInfluence(BaseAttributor):
         )
 
     def _knowledge(self):
-        return Knowledge(slope=slope_prior(self.slope_), share=_ADDITIVE)
+        # without halves slopes are applied already
+        slope = 1.0 if self._trained_halves is None else self.slope_
+        return Knowledge(slope=slope_prior(slope), share=_ADDITIVE)
 
     # ---------------------------------------------------------------- queries
     def _check_query(self, X, y):

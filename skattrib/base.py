@@ -57,7 +57,7 @@ from skattrib._validation import (
 )
 from skattrib.engine._losses import LabelLoss, SetOutcome
 from skattrib.models._any import is_pairwise
-from skattrib.models._as_model import as_model, check_recipe
+from skattrib.models._as_model import as_model, check_recipe, check_wrapped
 from skattrib.models._costs import Cost
 from skattrib.models._fit_params import (
     check_names,
@@ -363,6 +363,10 @@ class BaseAttributor(
         with unchanged_on_error(self):
             self._validate_and_fit(X, y, tasks, fit_params)
         return self
+
+    def _validate_params(self):
+        check_wrapped(self.estimator)
+        super()._validate_params()
 
     def _validate_and_fit(self, X, y, tasks, fit_params):
         job = self._prepared_fit(X, y, tasks, fit_params)

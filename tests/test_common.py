@@ -75,7 +75,7 @@ ATTRIBUTORS = [
     AdamWInfluence(REGRESSOR, inclusion=1.0, n_retrainings=8),
     AdamWInfluence(CLASSIFIER, n_trajectories=2, n_halves=16, n_retrainings=8),
     TreeInfluence(
-        HistGradientBoostingRegressor(max_iter=5, min_samples_leaf=2),
+        HistGradientBoostingRegressor(max_iter=2, min_samples_leaf=2),
         n_structures=2,
         n_halves=16,
         n_retrainings=8,

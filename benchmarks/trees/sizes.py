@@ -57,9 +57,11 @@ def measure(task, n_rows, n_trees, n_queries, n_halves):
     fit, _ = seconds(influence.fit, X, y)
     attribute, _ = seconds(influence.attribute, *queries)
     risen = peak()
-    halves = make_weightings(n_rows, N_REFITS, random_state=1)
-    refits, _ = seconds(influence.predict_outcomes, *queries, halves)
-    return training, fit, attribute, refits / N_REFITS, risen
+    refit = None
+    if not n_halves:
+        halves = make_weightings(n_rows, N_REFITS, random_state=1)
+        refit = seconds(influence.predict_outcomes, *queries, halves)[0] / N_REFITS
+    return training, fit, attribute, refit, risen
 
 
 def main(names):
@@ -83,7 +85,7 @@ def main(names):
             f"{fit / training:.1f}",
             f"{attribute / training:.1f}",
             f"{(fit + attribute) / training:.1f}",
-            f"{refit / training:.2f}",
+            "" if refit is None else f"{refit / training:.2f}",
             f"{peak / MEGABYTE:,.0f}",
             n_keys=5,
         )

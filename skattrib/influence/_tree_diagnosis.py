@@ -7,7 +7,7 @@ from sklearn.utils import Bunch
 from skattrib._verdict import SIZE_WRONG, halves_findings, judged
 
 # Below these the verdict is bad.
-_AGREEMENT_LIMIT, _LDS_LIMIT = 0.3, 0.3
+_AGREEMENT_LIMIT, _EXPLAINED_LIMIT, _LDS_LIMIT = 0.3, 0.02, 0.3
 # Slopes after which sizes can be trusted.
 _SLOPES = (0.5, 2.0)
 
@@ -28,10 +28,10 @@ def tree_verdict(
         found = f"two halves of the structures agree by {agreement:.2f}"
         (in_favour if agreement >= _AGREEMENT_LIMIT else against).append(found)
     if figures.explained is not None:
-        in_favour.append(
-            f"refits explain {max(figures.explained, 0):.0%} of what trained models "
-            "vary by"
-        )
+        found = f"{max(figures.explained, 0):.0%} of what trained models vary by"
+        found = f"refits explain {found}"
+        enough = figures.explained >= _EXPLAINED_LIMIT
+        (in_favour if enough else against).append(found)
     if lds is not None and lds < _LDS_LIMIT:
         against.append(f"retrained outcomes rank with {lds:.2f}")
     in_favour.extend(halves_findings(figures, against))

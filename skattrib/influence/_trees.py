@@ -5,7 +5,7 @@ from numbers import Integral, Real
 
 import numpy as np
 from scipy.stats import rankdata
-from sklearn.base import _fit_context
+from sklearn.base import _fit_context, is_classifier
 from sklearn.ensemble import (
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skattrib._docstrings import fill_in
 from skattrib._posterior._gaussian import Knowledge, drawn_slope
-from skattrib._validation import target_type
+from skattrib._validation import first_labels, target_type
 from skattrib._verdict import few_units_hint
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._losses import SetOutcome
@@ -276,6 +276,11 @@ class TreeInfluence(BaseAttributor):
                 f"X has {len(y)} rows, and trees take at least {_LEAST_ROWS}: what "
                 "they split by is told from many. Use more rows, or retrain without "
                 "each: KernelSurrogateAttributor(estimation='retrain', inclusion=1)."
+            )
+        if is_classifier(estimator) and (labels := first_labels(y))[1:] == []:
+            raise ValueError(
+                f"y holds the one class {labels[0]!r}: there is nothing to tell it "
+                "from. Pass rows of another, too."
             )
         self.inclusion_ = self._inclusion(estimator)
         self._own_structure = as_model(estimator).frozen or (

@@ -207,18 +207,22 @@ def as_model(estimator: Any) -> Model:
     inner = Parts(estimator).model
     frozen = isinstance(inner, FrozenEstimator)
     inner = inner.estimator if frozen else inner
-    wrapper = WRAPPERS.get(full_name(type(inner)))
-    if wrapper is not None:
-        raise ValueError(
-            f"estimator is a {full_name(type(inner))}, which knows no training: pass "
-            f"the estimator of its library that wraps it, {wrapper}, trained by its "
-            "fit or not."
-        )
+    check_wrapped(inner)
     for kind in type(inner).__mro__:
         family = _FAMILIES.get(kind, _BY_NAME.get(full_name(kind)))
         if family is not None:
             return family(inner, frozen=frozen)
     return EstimatorModel(inner, frozen=frozen)
+
+
+def check_wrapped(estimator: Any) -> None:
+    """Raise ValueError on a booster without the estimator that wraps it."""
+    name = full_name(type(estimator))
+    if name in WRAPPERS:
+        raise ValueError(
+            f"estimator is a {name}, which knows no training: pass the estimator of "
+            f"its library that wraps it, {WRAPPERS[name]}, trained by its fit or not."
+        )
 
 
 def check_recipe(estimator: Any, stacklevel: int) -> None:

@@ -305,6 +305,8 @@ class Retrainable(Model, ABC):
 
     #: All classes, if the estimator may have been fitted to some of them.
     classes: Any = None
+    #: How it is retrained and measured: part of the key of results that are kept.
+    way = "deleted"
     #: Number of all training rows, where `retrain` is given those that are left.
     n_all: int | None = None
 

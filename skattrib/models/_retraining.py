@@ -112,7 +112,7 @@ class Trainer:
 
     def way(self) -> str:
         """Return what is done with rows of weight 0: part of the key of results."""
-        return "weighted" if self.stacked else "deleted"
+        return "weighted" if self.stacked else self.model.way
 
     def seeds(self, n_seeds: int) -> list[int]:
         """Return a seed per training; the estimator's own comes first."""

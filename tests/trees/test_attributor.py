@@ -306,7 +306,7 @@ def test_nothing_left_is_predicted_as_something_finite():
 def fit_with(model=None, **params):
     (X, y), _ = rows(load_diabetes)
     model = CASES["regression"][0] if model is None else model
-    return TreeInfluence(model, **params).fit(X, y > 100 if params.pop("c", 0) else y)
+    return TreeInfluence(model, random_state=0, **params).fit(X, y)
 
 
 def test_a_model_without_splits_is_its_own_refit(recwarn):
@@ -372,3 +372,20 @@ def test_a_model_without_splits_is_its_own_refit(recwarn):
 def test_refusals_name_the_cure(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_boosters_that_stop_early_and_bare_ones():
+    lightgbm = pytest.importorskip("lightgbm")
+    (X, y), _ = rows(load_breast_cancer)
+    stopped = lightgbm.LGBMClassifier(n_estimators=5, verbosity=-1, early_stopping=2)
+    with pytest.raises(
+        ValueError, match=r"early_stopping_rounds=None.*FrozenEstimator"
+    ):
+        TreeInfluence(stopped, random_state=0).fit(X, y)
+    bare = lightgbm.LGBMClassifier(n_estimators=2, verbosity=-1).fit(X, y).booster_
+    with pytest.raises(ValueError, match=r"lightgbm.basic.Booster.*LGBMClassifier"):
+        TreeInfluence(bare, random_state=0).fit(X, y)
+    with pytest.raises(ValueError, match=r"one class 1.*Pass rows of another"):
+        TreeInfluence(stopped.set_params(early_stopping=None), random_state=0).fit(
+            X, np.ones_like(y)
+        )

@@ -38,6 +38,7 @@ class ForestModel(TreeModel):
     """
 
     needs_all_classes = False
+    way = "deleted, and probabilities of half a row at least"
 
     # -------------------------------------------------------------- refusals
     def reason_against(self) -> str | None:

@@ -182,6 +182,13 @@ class LightGBMModel(BoosterModel):
         return getattr(self.estimator, "_Booster", None) is not None
 
     @property
+    def needs_other_rows(self) -> bool:
+        """Whether its fit asks for rows to validate with."""
+        names = _aliases("early_stopping_round") | {"early_stopping_round"}
+        params = self.estimator.get_params(deep=False)
+        return any((params.get(name) or 0) > 0 for name in names)
+
+    @property
     def refits_itself(self) -> bool:
         """Whether all rows were in its trees."""
         shares = ("bagging_fraction", "pos_bagging_fraction", "neg_bagging_fraction")

@@ -59,6 +59,13 @@ class TreeModel(EstimatorModel):
                 f"{name} cannot refit the leaves of {self.name}: {reason} "
                 f"{' and '.join(others)} work, by retraining."
             )
+        if self.needs_other_rows and not self.frozen:
+            raise ValueError(
+                f"{self.name} stops early by rows given to its fit, which models "
+                "trained on subsets do not get. Set early_stopping_rounds=None, and "
+                "n_estimators to what it chose; or fit it, and pass it in a "
+                "FrozenEstimator."
+            )
 
     def attributors(self) -> list[str]:
         """Return the names of the attributors that work for it."""
@@ -72,6 +79,11 @@ class TreeModel(EstimatorModel):
     @abstractmethod
     def is_fitted(self) -> bool:
         """Whether the estimator is a fitted ensemble."""
+
+    @property
+    def needs_other_rows(self) -> bool:
+        """Whether its fit asks for rows to validate with."""
+        return False
 
     @property
     def refits_itself(self) -> bool:

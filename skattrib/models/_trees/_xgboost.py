@@ -149,6 +149,11 @@ class XGBoostModel(BoosterModel):
         return is_fitted is not None and bool(is_fitted())
 
     @property
+    def needs_other_rows(self) -> bool:
+        """Whether its fit asks for rows to validate with."""
+        return self.estimator.get_params().get("early_stopping_rounds") is not None
+
+    @property
     def refits_itself(self) -> bool:
         """Whether all rows were in its trees."""
         return float(self._of_trees["subsample"]) >= 1

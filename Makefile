@@ -63,7 +63,7 @@ types:
 	$(PYTHON) -m mypy
 
 docs:
-	$(PYTHON) -m sphinx -W --keep-going -b html doc doc/_build/html
+	OMP_NUM_THREADS=1 $(PYTHON) -m sphinx -W --keep-going -b html doc doc/_build/html
 
 # What a user gets: the wheel of the sdist, without the tests' packages and far from the
 # sources, runs the README.

@@ -32,6 +32,7 @@ sphinx_gallery_conf = {
     "reference_url": {"skattrib": None},
     "backreferences_dir": "generated/backreferences",
     "abort_on_example_error": True,
+    "parallel": 2,  # one thread each, as `make docs` has it
     "download_all_examples": False,
     "show_signature": False,
 }

@@ -17,8 +17,6 @@ from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._adjoint import check_differentiable
 from skattrib.engine._functional import spread
 from skattrib.engine._losses import SetOutcome
-from skattrib.evaluation import make_weightings
-from skattrib.evaluation._weightings import count_weightings
 from skattrib.influence._aggregation import (
     AGGREGATIONS,
     aggregate,
@@ -29,6 +27,7 @@ from skattrib.influence._costs import (
     sweep_megabytes,
     sweep_seconds,
 )
+from skattrib.influence._inclusion import TrainedOnSubsets
 from skattrib.influence._run_derivatives import (
     RunDerivatives,
     Runs,
@@ -64,7 +63,7 @@ _NOT_FINITE = 2
 
 
 @fill_in(ATTRIBUTOR_DOCS)
-class AdamWInfluence(BaseAttributor):
+class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
     """Derivatives of the training run as it happened, optimizer included.
 
     The run is differentiated in the weight of every row by one reverse sweep through
@@ -268,25 +267,7 @@ class AdamWInfluence(BaseAttributor):
                 "batch_size=1 makes weights inert: a row alone in its batch has the "
                 "same gradient at any weight. Train with batch_size of at least 2."
             )
-        inclusion = self._inclusion(estimator)
-        if self.n_halves not in ("auto", 0) and inclusion != 0.5:
-            raise ValueError(
-                f"n_halves={self.n_halves} retrains halves, and says nothing of runs "
-                f"with inclusion={inclusion:g}. Use n_halves=0, or inclusion=0.5; for "
-                "intervals of leave-one-out see evaluation.loo_intervals."
-            )
-        n_runs = self.n_trajectories
-        if inclusion == 0.5 and n_runs % 2:
-            raise ValueError(
-                f"n_trajectories={n_runs} must be even: runs on halves come in pairs. "
-                f"Use {n_runs + 1}, or inclusion=1 for "
-                "runs on all rows."
-            )
-
-    def _inclusion(self, estimator):
-        if self.inclusion != "auto":
-            return float(self.inclusion)
-        return 1.0 if as_model(estimator).frozen else 0.5
+        self._check_inclusion(estimator, "n_trajectories")
 
     def _before_training(self, estimator, X, y):
         self.inclusion_ = self._inclusion(estimator)
@@ -374,14 +355,9 @@ class AdamWInfluence(BaseAttributor):
         self.estimand_ = self._estimand()
 
     def _design(self):
-        n_units, inclusion = self.n_units_, self.inclusion_
-        if inclusion == 1:
-            return np.ones((1, n_units))
-        kind = "antithetic" if inclusion == 0.5 else "bernoulli"
-        n_runs = min(self.n_trajectories, count_weightings(n_units, inclusion, kind))
-        present = make_weightings(
-            n_units, n_runs, size=inclusion, kind=kind, random_state=self._fit_seed
-        )
+        if self.inclusion_ == 1:
+            return np.ones((1, self.n_units_))
+        present = self._drawn_subsets(self.n_trajectories, self.inclusion_)
         return np.where(present, 1.0, _ABSENT)
 
     def _train(self, trainer, rows, seed):
@@ -399,13 +375,6 @@ class AdamWInfluence(BaseAttributor):
 
     def _missed_by_errors(self):
         return "what all runs have in common"
-
-    def _calibrated_by(self):
-        if self.inclusion_ == 0.5:
-            return super()._calibrated_by()
-        return (
-            "Intervals of leaving out one unit are those of evaluation.loo_intervals."
-        )
 
     def _knowledge(self):
         if self.dynamics != "recorded":  # of any size

@@ -20,9 +20,8 @@ from skattrib._validation import first_labels, target_type
 from skattrib._verdict import few_units_hint
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._losses import SetOutcome
-from skattrib.evaluation import make_weightings
-from skattrib.evaluation._weightings import count_weightings
 from skattrib.exceptions import FaithfulnessWarning
+from skattrib.influence._inclusion import TrainedOnSubsets
 from skattrib.influence._tree_diagnosis import tree_verdict
 from skattrib.influence._tree_structures import (
     USUAL,
@@ -60,7 +59,7 @@ _LEAST_ROWS = 8
 
 
 @fill_in(ATTRIBUTOR_DOCS)
-class TreeInfluence(BaseAttributor):
+class TreeInfluence(TrainedOnSubsets, BaseAttributor):
     """Effects on an ensemble of trees: leaves refitted, structures averaged over.
 
     Models are trained on random halves of the units. Of each only the structure of the
@@ -255,22 +254,7 @@ class TreeInfluence(BaseAttributor):
                 f"n_halves={self.n_halves} needs an estimator that is trained again, "
                 "and a FrozenEstimator is not. Use n_halves=0, or the estimator itself."
             )
-        if self.n_halves not in ("auto", 0) and inclusion != 0.5:
-            raise ValueError(
-                f"n_halves={self.n_halves} retrains halves, and says nothing of "
-                f"inclusion={inclusion:g}. Use n_halves=0, or inclusion=0.5; for "
-                "intervals of leave-one-out see evaluation.loo_intervals."
-            )
-        if inclusion == 0.5 and self.n_structures % 2:
-            raise ValueError(
-                f"n_structures={self.n_structures} must be even: halves come in pairs. "
-                f"Use {self.n_structures + 1}, or inclusion=1."
-            )
-
-    def _inclusion(self, estimator):
-        if self.inclusion != "auto":
-            return float(self.inclusion)
-        return 1.0 if as_model(estimator).frozen else 0.5
+        self._check_inclusion(estimator, "n_structures")
 
     def _before_training(self, estimator, X, y):
         if len(y) < _LEAST_ROWS:
@@ -291,15 +275,9 @@ class TreeInfluence(BaseAttributor):
         self.weights_ = self._design()
 
     def _design(self):
-        n_units = self.n_units_
         if self._own_structure:
-            return np.ones((1, n_units))
-        size = min(self.inclusion_, _MOST)
-        kind = "antithetic" if size == 0.5 else "bernoulli"
-        n_models = min(self.n_structures, count_weightings(n_units, size, kind))
-        return make_weightings(
-            n_units, n_models, size=size, kind=kind, random_state=self._fit_seed
-        )
+            return np.ones((1, self.n_units_))
+        return self._drawn_subsets(self.n_structures, min(self.inclusion_, _MOST))
 
     def _fit_attributor(self):
         model = as_model(self._model)
@@ -438,13 +416,6 @@ class TreeInfluence(BaseAttributor):
 
     def _missed_by_errors(self):
         return "what all structures have in common"
-
-    def _calibrated_by(self):
-        if self.inclusion_ == 0.5:
-            return super()._calibrated_by()
-        return (
-            "Intervals of leaving out one unit are those of evaluation.loo_intervals."
-        )
 
     def _knowledge(self):
         # without halves slopes are applied already

@@ -322,6 +322,9 @@ class TreeInfluence(BaseAttributor):
         self._structures = Structures(model, each, rows, middle, self.verbose)
         self._structures.learn(crossed=self._has_slope() and not self._will_halve())
         self.estimand_ = self._estimand()
+        # what was fitted counts, not what parameters are set later
+        self._by_refits = self.removal != "derivative"
+        self._sloped_by = self.outcome
         self.slope_ = self._learnt_slope()
 
     def _trained(self, model, rows):
@@ -406,6 +409,10 @@ class TreeInfluence(BaseAttributor):
             return 1.0
         if self._will_halve():
             return USUAL[0]
+        return self._pooled_slope()
+
+    def _pooled_slope(self):
+        """Return that of the outcome, by training rows."""
         rng = np.random.RandomState(self._fit_seed)
         n = len(self._targets)
         drawn = np.sort(rng.permutation(n)[:_N_ROWS])
@@ -467,12 +474,13 @@ class TreeInfluence(BaseAttributor):
     def _averaged(self, X, y, outcome):
         """Return attributions by the derivative, errors, and those by two halves."""
         queries = self._structures.ask(X, y, outcome)
-        total, squares, halves, n = 0.0, 0.0, [0.0, 0.0], 0
-        for found in queries.derivatives():
+        total, squares, halves = 0.0, 0.0, [0.0, 0.0]
+        sets = self._structures.sets  # in which pairs stay together
+        n = len(sets)
+        for one, found in zip(sets, queries.derivatives(), strict=True):
             of_units = self._by_unit(found)
             total, squares = total + of_units, squares + np.square(of_units)
-            halves[n // 2 % 2] = halves[n // 2 % 2] + of_units  # pairs stay together
-            n += 1
+            halves[one] = halves[one] + of_units
         mean = total / n
         if n == 1:
             return mean, None, None
@@ -491,7 +499,10 @@ class TreeInfluence(BaseAttributor):
         trained, predicted = queries.by_each_other()
         means = trained.mean(axis=0), predicted.mean(axis=0)
         columns = zip((predicted - means[1]).T, (trained - means[0]).T, strict=True)
-        prior = slope_prior(self.slope_)
+        slope = self.slope_
+        if self._trained_halves is None and self.outcome != self._sloped_by:
+            slope = self._pooled_slope()
+        prior = slope_prior(slope)
         slopes = [drawn_slope(x, d, *prior) for x, d in columns]
         # an order is not given up for a slope of few models
         return np.maximum(slopes, _LEAST), *means
@@ -502,7 +513,7 @@ class TreeInfluence(BaseAttributor):
         return lambda weights: queries.outcomes(self._unit_weightings(weights))
 
     def _predictor_beside(self, X, y, outcome):
-        if self.removal == "derivative":
+        if not self._by_refits:
             return None
         return self._refit_outcomes(X, y, outcome)
 
@@ -511,7 +522,7 @@ class TreeInfluence(BaseAttributor):
 
     def _prepare(self, X, y, outcome):
         slopes, middle, expected = self._slopes(X, y, outcome)
-        if self.removal != "derivative":
+        if self._by_refits:
             refits = self._refit_outcomes(X, y, outcome)
             return lambda weights: middle + slopes * (refits(weights) - expected)
         attributions, _ = self._attribute(X, y, outcome)

@@ -313,7 +313,7 @@ def test_class_weights_of_histograms_are_by_code():
 
 @pytest.mark.filterwarnings("ignore:Do not trust:UserWarning")
 def test_parameters_set_after_fit():
-    influence, train, query = fitted("two classes", n_structures=2)
+    influence, _, query = fitted("two classes", n_structures=2)
     present = np.ones((1, N))
     expected = influence.predict_outcomes(*query, present)
     later = pickle.loads(pickle.dumps(influence))

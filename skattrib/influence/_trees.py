@@ -289,6 +289,13 @@ class TreeInfluence(BaseAttributor):
             self.inclusion_ == 1 and self.n_structures == 1
         )
         self.weights_ = self._design()
+        weighted = self._unit_weightings(self.weights_).any(axis=1)
+        if not weighted.all():
+            raise ValueError(
+                f"sample_weight is 0 in all rows of {np.sum(~weighted)} of the "
+                f"{len(weighted)} subsets of units that models are to be trained on. "
+                "Leave rows of weight 0 out, so that all units have some to train on."
+            )
 
     def _design(self):
         n_units = self.n_units_
@@ -366,6 +373,15 @@ class TreeInfluence(BaseAttributor):
     def _check_reproduced(self, structure):
         """Warn unless a fitted ensemble is its own refit to the rows given here."""
         model, refits = structure.model, structure.refits
+        n_rows = len(self._targets)
+        if model.frozen and model.n_seen not in (None, n_rows):
+            warnings.warn(
+                f"{model.name} was trained on {model.n_seen} rows, and X has {n_rows}: "
+                "attributions are of another model. Pass the rows it was trained on.",
+                FaithfulnessWarning,
+                stacklevel=6,
+            )
+            return
         if not model.refits_itself:
             return
         own = model.raw_outputs(self._features)

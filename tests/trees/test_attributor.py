@@ -326,6 +326,14 @@ def test_parameters_set_after_fit():
     assert -1 <= influence.diagnose(*query).agreement <= 1
 
 
+def test_a_frozen_forest_of_other_rows():
+    X, y = rows(load_diabetes)[0]
+    forest = FrozenEstimator(ExtraTreesRegressor(3, bootstrap=True, random_state=0))
+    forest.estimator.fit(X[:100], y[:100])
+    with pytest.warns(FaithfulnessWarning, match="on 100 rows, and X has 120.*Pass"):
+        TreeInfluence(forest, random_state=0).fit(X, y)
+
+
 def test_pipelines_and_no_estimator():
     (X, y), query = rows(load_breast_cancer)
     names = np.array(["benign", "malign"])
@@ -432,6 +440,15 @@ def test_a_model_without_splits_is_its_own_refit(recwarn):
             "needs an ensemble of trees.*got LogisticRegression.*DualInfluence",
         ),
         (lambda: fit_with(removal="newton"), ValueError, "removal"),
+        (
+            lambda: TreeInfluence(CASES["regression"][0], random_state=0).fit(
+                *rows(load_diabetes)[0],
+                tasks=np.arange(N) % 5,
+                sample_weight=np.arange(N) % 5 == 0,
+            ),
+            ValueError,
+            "sample_weight is 0 in all rows of 8 of the 16 subsets.*Leave rows",
+        ),
     ],
 )
 def test_refusals_name_the_cure(call, error, message):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from sklearn.utils import get_tags
 from sklearn.utils.validation import check_consistent_length
 
 from skattrib._validation import DTYPES, check_texts, check_y, validate_data
@@ -31,6 +32,13 @@ class ValidatedInputs:
         whole = Parts(self.estimator).has_transformers
         return whole or as_model(self.estimator).takes_sparse
 
+    @property
+    def _takes_gaps(self):
+        """Whether NaN in arrays is passed on, as it is in a data frame."""
+        if self.estimator is None or not takes_tables(self.estimator):
+            return False
+        return bool(get_tags(self.estimator).input_tags.allow_nan)
+
     def _validated(self, X, *y, several=False, table, reset=True):
         """Validate X, and y if given; a data frame stays one if ``table``."""
         if self._takes_texts:
@@ -41,6 +49,8 @@ class ValidatedInputs:
             options = {"multi_output": several} if y else {}
             if self._takes_sparse:
                 options["accept_sparse"] = "csr"
+            if self._takes_gaps:
+                options["ensure_all_finite"] = "allow-nan"
             return validate_data(self, X, *y, dtype=DTYPES, reset=reset, **options)
         # which says, of y=None, that it is needed
         validate_data(self, X, *y, skip_check_array=True, reset=reset)

@@ -628,6 +628,7 @@ class BaseAttributor(
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         tags.input_tags.sparse = self._takes_sparse
+        tags.input_tags.allow_nan = self._takes_gaps
         if self.estimator is not None:  # a kernel is sliced by rows and columns
             tags.input_tags.pairwise = is_pairwise(self.estimator)
         return tags

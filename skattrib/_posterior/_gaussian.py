@@ -213,7 +213,8 @@ class QueryPosterior:
     residuals: FloatArray
     prior: ErrorPrior
     _factor: FloatArray
-    _beside: float = 0.0
+    #: Mean prediction of the halves; None where they were compared with none.
+    _beside: float | None = None
 
     def predicted(
         self, weights: FloatArray, beside: FloatArray | None = None
@@ -221,13 +222,13 @@ class QueryPosterior:
         """Return predicted outcomes (k,) for weights (k, n_units), and deviations.
 
         Interactions, which no attribution has, are in the deviations. ``beside`` (k,)
-        are the predictions that halves were compared with, if they were with some.
+        are the predictions that halves were compared with; not used if they were not.
         """
         around, part = _like_halves(weights)
         outcomes = self.outcomes(weights, beside)
         # that all are there leaves nothing open, but one unit less much of what is open
         # where halves are
-        left_out = 1 / part - 1
+        left_out = np.maximum(part, 1 / part) - 1  # or how much more than all there is
         open_ = np.where(left_out < 1, np.sqrt(left_out), left_out**1.5)
         beyond = self.variance * (1 - self.share) + self.even
         variance = self._additive(around) + open_ * beyond + self.even / self.n_pairs
@@ -239,7 +240,7 @@ class QueryPosterior:
         """Return the first of `predicted`."""
         around, part = _like_halves(weights)
         found: FloatArray = self.middle + around @ self.mean
-        if beside is not None:
+        if beside is not None and self._beside is not None:
             found += max(self.slope, 0.0) * (beside - self._beside)
         # more is learnt from more units, as the logarithm of their number
         return found + self.growth * np.log2(2 * part)
@@ -254,7 +255,7 @@ class QueryPosterior:
         """
         variance = self._additive(around) + self.variance * (1 - self.share)
         found: FloatArray = around @ self.mean
-        if beside is not None:
+        if beside is not None and self._beside is not None:
             found = found + max(self.slope, 0.0) * beside
         return found, np.sqrt(np.maximum(variance, 0))
 
@@ -321,7 +322,7 @@ def query_posterior(
     if not np.isfinite(attributions).all():
         attributions, errors = np.zeros(halves.n_units), None
     a = attributions - attributions.mean()
-    x, centre = halves.differences @ a, 0.0
+    x, centre = halves.differences @ a, None
     if beside is not None:
         x, centre = _shown(beside[: len(outcomes)], finite)
     slope = drawn_slope(x, D, *knowledge.slope)
@@ -338,10 +339,10 @@ def query_posterior(
     middle = float(middles.mean())
     mean, left = _told(prior, factor, r, phi)
     growth = whole - middle if np.isfinite(whole) else 0.0
-    if beside is None:
+    if centre is None:
         mean += used * a
-    elif growth and len(beside) > len(outcomes) and np.isfinite(beside[-1]):
-        growth -= used * (beside[-1] - centre)
+    elif np.isfinite(whole) and len(beside) > len(outcomes):
+        growth -= used * (beside[-1] - centre) if np.isfinite(beside[-1]) else 0.0
     std = np.sqrt(np.maximum(phi * variance * left, 0))
     return QueryPosterior(
         mean - mean.mean(),

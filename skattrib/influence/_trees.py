@@ -276,6 +276,13 @@ class TreeInfluence(TrainedOnSubsets, BaseAttributor):
             self.inclusion_ == 1 and self.n_structures == 1
         )
         self.weights_ = self._design()
+        weighted = self._unit_weightings(self.weights_).any(axis=1)
+        if not weighted.all():
+            raise ValueError(
+                f"sample_weight is 0 in all rows of {np.sum(~weighted)} of the "
+                f"{len(weighted)} subsets of units that models are to be trained on. "
+                "Leave rows of weight 0 out, so that all units have some to train on."
+            )
 
     def _design(self):
         if self._own_structure:
@@ -303,6 +310,9 @@ class TreeInfluence(TrainedOnSubsets, BaseAttributor):
         self._structures = Structures(model, each, rows, middle, self.verbose)
         self._structures.learn(crossed=self._has_slope() and not self._will_halve())
         self.estimand_ = self._estimand()
+        # what was fitted counts, not what parameters are set later
+        self._by_refits = self.removal != "derivative"
+        self._sloped_by = self.outcome
         self.slope_ = self._learnt_slope()
 
     def _trained(self, model, rows):
@@ -344,6 +354,15 @@ class TreeInfluence(TrainedOnSubsets, BaseAttributor):
     def _check_reproduced(self, structure):
         """Warn unless a fitted ensemble is its own refit to the rows given here."""
         model, refits = structure.model, structure.refits
+        n_rows = len(self._targets)
+        if model.frozen and model.n_seen not in (None, n_rows):
+            warnings.warn(
+                f"{model.name} was trained on {model.n_seen} rows, and X has {n_rows}: "
+                "attributions are of another model. Pass the rows it was trained on.",
+                FaithfulnessWarning,
+                stacklevel=6,
+            )
+            return
         if not model.refits_itself:
             return
         own = model.raw_outputs(self._features)
@@ -387,6 +406,10 @@ class TreeInfluence(TrainedOnSubsets, BaseAttributor):
             return 1.0
         if self._will_halve():
             return USUAL[0]
+        return self._pooled_slope()
+
+    def _pooled_slope(self):
+        """Return that of the outcome, by training rows."""
         rng = np.random.RandomState(self._fit_seed)
         n = len(self._targets)
         drawn = np.sort(rng.permutation(n)[:_N_ROWS])
@@ -441,12 +464,13 @@ class TreeInfluence(TrainedOnSubsets, BaseAttributor):
     def _averaged(self, X, y, outcome):
         """Return attributions by the derivative, errors, and those by two halves."""
         queries = self._structures.ask(X, y, outcome)
-        total, squares, halves, n = 0.0, 0.0, [0.0, 0.0], 0
-        for found in queries.derivatives():
+        total, squares, halves = 0.0, 0.0, [0.0, 0.0]
+        sets = self._structures.sets  # in which pairs stay together
+        n = len(sets)
+        for one, found in zip(sets, queries.derivatives(), strict=True):
             of_units = self._by_unit(found)
             total, squares = total + of_units, squares + np.square(of_units)
-            halves[n // 2 % 2] = halves[n // 2 % 2] + of_units  # pairs stay together
-            n += 1
+            halves[one] = halves[one] + of_units
         mean = total / n
         if n == 1:
             return mean, None, None
@@ -465,7 +489,10 @@ class TreeInfluence(TrainedOnSubsets, BaseAttributor):
         trained, predicted = queries.by_each_other()
         means = trained.mean(axis=0), predicted.mean(axis=0)
         columns = zip((predicted - means[1]).T, (trained - means[0]).T, strict=True)
-        prior = slope_prior(self.slope_)
+        slope = self.slope_
+        if self._trained_halves is None and self.outcome != self._sloped_by:
+            slope = self._pooled_slope()
+        prior = slope_prior(slope)
         slopes = [drawn_slope(x, d, *prior) for x, d in columns]
         # an order is not given up for a slope of few models
         return np.maximum(slopes, _LEAST), *means
@@ -476,7 +503,7 @@ class TreeInfluence(TrainedOnSubsets, BaseAttributor):
         return lambda weights: queries.outcomes(self._unit_weightings(weights))
 
     def _predictor_beside(self, X, y, outcome):
-        if self.removal == "derivative":
+        if not self._by_refits:
             return None
         return self._refit_outcomes(X, y, outcome)
 
@@ -485,7 +512,7 @@ class TreeInfluence(TrainedOnSubsets, BaseAttributor):
 
     def _prepare(self, X, y, outcome):
         slopes, middle, expected = self._slopes(X, y, outcome)
-        if self.removal != "derivative":
+        if self._by_refits:
             refits = self._refit_outcomes(X, y, outcome)
             return lambda weights: middle + slopes * (refits(weights) - expected)
         attributions, _ = self._attribute(X, y, outcome)

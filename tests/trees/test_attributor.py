@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 from sklearn.ensemble import (
@@ -178,6 +179,28 @@ def test_halves_beside_sums_of_attributions_are_the_posterior_of_these():
     assert_allclose(beside.outcomes(every, every @ a), [3.0], rtol=1e-10)
 
 
+def test_predictions_that_halves_were_not_compared_with_are_not_used():
+    rng = np.random.RandomState(0)
+    present = make_weightings(20, 40, kind="antithetic", random_state=0)
+    a, outcomes = rng.randn(20), rng.randn(40)
+    rows = a, None, Halves(present.astype(bool)), outcomes, Knowledge()
+    bad = np.append(present @ a, a.sum())
+    bad[3] = np.inf
+    plain, found = query_posterior(*rows), query_posterior(*rows, beside=bad)
+    new = make_weightings(20, 6, random_state=1)
+    assert_array_equal(found.outcomes(new, new @ a), plain.outcomes(new))
+    half = found.differences(new - 0.5, new @ a)[0]
+    assert_array_equal(half, plain.differences(new - 0.5)[0])
+    # an outcome of all units that is the mean of halves is met, too
+    whole = outcomes.reshape(-1, 2).mean(axis=1).mean()
+    beside = np.append(present @ a, a.sum() + 1)
+    found = query_posterior(*rows, whole=whole, beside=beside)
+    assert_allclose(found.outcomes(np.ones((1, 20)), beside[-1:]), [whole])
+    # weights above 1 are extrapolated: no less is open than where all are there
+    deviations = found.predicted(np.outer([1.0, 1.5, 2.0], np.ones(20)), 0.0)[1]
+    assert (np.diff(deviations) > 0).all()
+
+
 # ------------------------------------------------------------- really retrained
 @pytest.mark.parametrize(
     ("name", "least"),
@@ -259,6 +282,56 @@ def test_tables_with_categories_and_gaps_are_passed_on():
     unknown["e"] = unknown["e"].cat.rename_categories({"low": "lowest"})
     with pytest.raises(ValueError, match=r"column 'e'.*'lowest'.*set them to NaN"):
         influence.attribute(unknown, y_query)
+
+
+def test_gaps_in_arrays_are_passed_on_as_those_in_tables():
+    (X, y), (X_query, y_query) = rows(load_diabetes)
+    X, X_query = X[:, :4].copy(), X_query[:, :4].copy()
+    X[::7, 0] = X_query[0, 0] = np.nan
+    options = {"n_structures": 2, "n_halves": 0, "random_state": 0}
+    found = TreeInfluence(CASES["regression"][0], **options).fit(X, y)
+    names = list("abcd")
+    table = TreeInfluence(CASES["regression"][0], **options)
+    table.fit(pd.DataFrame(X, columns=names), y)
+    assert_array_equal(
+        found.attribute(X_query, y_query),
+        table.attribute(pd.DataFrame(X_query, columns=names), y_query),
+    )
+    X[3, 0] = np.inf
+    with pytest.raises(ValueError, match="infinity"):
+        found.fit(X, y)
+
+
+def test_class_weights_of_histograms_are_by_code():
+    X, y = rows(load_breast_cancer)[0]
+    labels = np.array([1, 2])[y]
+    model = HistGradientBoostingClassifier(class_weight={0: 1.0, 1: 4.0}, **SMALL)
+    structure = as_model(model.fit(X, labels)).ensemble(X, labels, *np.ones((2, N)))
+    weights = structure.weighting(torch.ones((1, N), dtype=torch.float64))[0]
+    assert_array_equal(weights, np.where(y == 1, 4.0, 1.0))
+
+
+@pytest.mark.filterwarnings("ignore:Do not trust:UserWarning")
+def test_parameters_set_after_fit():
+    influence, _, query = fitted("two classes", n_structures=2)
+    present = np.ones((1, N))
+    expected = influence.predict_outcomes(*query, present)
+    later = pickle.loads(pickle.dumps(influence))
+    later.set_params(removal="derivative", inclusion=1, n_halves=64)
+    assert_array_equal(later.predict_outcomes(*query, present), expected)
+    # slopes are drawn to those of the outcome that is asked for
+    later.set_params(outcome="probability")
+    other, _, _ = fitted("two classes", n_structures=2, outcome="probability")
+    assert_allclose(later.attribute(*query), other.attribute(*query), rtol=1e-10)
+    assert -1 <= influence.diagnose(*query).agreement <= 1
+
+
+def test_a_frozen_forest_of_other_rows():
+    X, y = rows(load_diabetes)[0]
+    forest = FrozenEstimator(ExtraTreesRegressor(3, bootstrap=True, random_state=0))
+    forest.estimator.fit(X[:100], y[:100])
+    with pytest.warns(FaithfulnessWarning, match="on 100 rows, and X has 120.*Pass"):
+        TreeInfluence(forest, random_state=0).fit(X, y)
 
 
 def test_pipelines_and_no_estimator():
@@ -367,6 +440,15 @@ def test_a_model_without_splits_is_its_own_refit(recwarn):
             "needs an ensemble of trees.*got LogisticRegression.*DualInfluence",
         ),
         (lambda: fit_with(removal="newton"), ValueError, "removal"),
+        (
+            lambda: TreeInfluence(CASES["regression"][0], random_state=0).fit(
+                *rows(load_diabetes)[0],
+                tasks=np.arange(N) % 5,
+                sample_weight=np.arange(N) % 5 == 0,
+            ),
+            ValueError,
+            "sample_weight is 0 in all rows of 8 of the 16 subsets.*Leave rows",
+        ),
     ],
 )
 def test_refusals_name_the_cure(call, error, message):

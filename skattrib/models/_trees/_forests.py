@@ -82,6 +82,11 @@ class ForestModel(TreeModel):
         """Whether there was no bootstrap."""
         return not getattr(self.estimator, "bootstrap", False)
 
+    @property
+    def n_seen(self) -> int:
+        """Number of rows that its fit was given."""
+        return self.n_rows()
+
     def _all_classes(self) -> Any:
         """Return all classes, also those that a subset lacked."""
         return self.estimator.classes_ if self.classes is None else self.classes

@@ -88,10 +88,18 @@ class HistModel(BoosterModel):
             stages,
             self.objective(),
             np.ravel(estimator._baseline_prediction).astype(float),
-            weighting=self.class_weighting(
-                getattr(estimator, "class_weight", None), y, own
-            ),
+            weighting=self.class_weighting(self._class_weight(), y, own),
         )
+
+    def _class_weight(self) -> Any:
+        """Return the class weights, by label: the library has them by code."""
+        found = getattr(self.estimator, "class_weight", None)
+        if not isinstance(found, dict):
+            return found
+        labels = self.estimator.classes_.tolist()
+        if not all(code in found for code in range(len(labels))):
+            return found  # as it is documented
+        return {label: found[code] for code, label in enumerate(labels)}
 
     def _signs(self) -> IntArray:
         """Return the monotone constraint of each column, as trees see columns."""

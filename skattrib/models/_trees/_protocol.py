@@ -93,6 +93,11 @@ class TreeModel(EstimatorModel):
         """
         return True
 
+    @property
+    def n_seen(self) -> int | None:
+        """Number of rows that its fit was given, None if it does not say."""
+        return None
+
     @abstractmethod
     def ensemble(
         self, X: Any, y: Any, own: FloatArray, trained: FloatArray

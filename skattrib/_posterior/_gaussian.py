@@ -339,7 +339,7 @@ def query_posterior(
     middle = float(middles.mean())
     mean, left = _told(prior, factor, r, phi)
     growth = whole - middle if np.isfinite(whole) else 0.0
-    if centre is None:
+    if beside is None or centre is None:
         mean += used * a
     elif np.isfinite(whole) and len(beside) > len(outcomes):
         growth -= used * (beside[-1] - centre) if np.isfinite(beside[-1]) else 0.0

@@ -1,5 +1,7 @@
 """Ensembles of every library: rebuilt, refitted at their own weights, or refused."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -448,7 +450,12 @@ REFUSED = [
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize(("name", "case", "cure"), REFUSED, ids=str)
+def without_addresses(value):
+    """The name of a case, the same in every process."""
+    return re.sub(r"<function (\w+) at \w+>", r"\1", str(value))
+
+
+@pytest.mark.parametrize(("name", "case", "cure"), REFUSED, ids=without_addresses)
 def test_refusals_name_the_cure(name, case, cure):
     """Also before a fit, except of what only that shows."""
     target = "two" if name.endswith("Classifier") else "numbers"

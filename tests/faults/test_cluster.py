@@ -177,6 +177,7 @@ def test_a_worker_dies_while_rows_are_read(cluster, tmp_path, job):
 
 
 # a cluster takes longer to start than to do all of these
+@pytest.mark.slow
 def test_gradients_an_index_and_sweeps_on_the_cluster(cluster, tmp_path, monkeypatch):
     for job in ("gradients", "index"):
         compare(job, tmp_path)

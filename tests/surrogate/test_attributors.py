@@ -146,7 +146,7 @@ def test_all_principal_directions_lose_nothing():
 @pytest.mark.parametrize(
     "projection",
     [
-        CountSketchTransformer(2000),
+        pytest.param(CountSketchTransformer(2000), marks=pytest.mark.slow),
         pytest.param(GaussianRandomProjection(2000), marks=pytest.mark.slow),
         pytest.param(SparseRandomProjection(2000), marks=pytest.mark.slow),
         30,

@@ -304,7 +304,7 @@ class TreeInfluence(TrainedOnSubsets, BaseAttributor):
                 "a split: attributions are those of a constant. Allow smaller leaves "
                 "(min_samples_leaf, min_child_samples), or use more rows.",
                 FaithfulnessWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
         middle = self.inclusion_ * self._row_weights
         self._structures = Structures(model, each, rows, middle, self.verbose)
@@ -337,7 +337,7 @@ class TreeInfluence(TrainedOnSubsets, BaseAttributor):
                 f"{n_lost} of {len(whole)} models were trained on subsets without some "
                 "classes: their structures are left out. Merge rare classes.",
                 FaithfulnessWarning,
-                stacklevel=6,
+                stacklevel=7,
             )
         self.weights_, rows = self.weights_[whole], rows[whole]
         kept = [one for one, good in zip(models, whole, strict=True) if good]
@@ -360,7 +360,7 @@ class TreeInfluence(TrainedOnSubsets, BaseAttributor):
                 f"{model.name} was trained on {model.n_seen} rows, and X has {n_rows}: "
                 "attributions are of another model. Pass the rows it was trained on.",
                 FaithfulnessWarning,
-                stacklevel=6,
+                stacklevel=7,
             )
             return
         if not model.refits_itself:
@@ -379,7 +379,7 @@ class TreeInfluence(TrainedOnSubsets, BaseAttributor):
                 f"vary by when its leaves are refitted to these rows: {why}. "
                 "Attributions are of another model.",
                 FaithfulnessWarning,
-                stacklevel=6,
+                stacklevel=7,
             )
 
     def _estimand(self):

@@ -137,8 +137,9 @@ def test_weights_of_rows_are_those_of_training():
     influence.fit(X, y, sample_weight=weights)
     found, expected = influence.attribute(*query), differences(influence, query, 1.0)
     assert_allclose(found, expected, atol=1e-7 * np.abs(expected).max())
-    with pytest.warns(FaithfulnessWarning, match="other rows or weights"):
+    with pytest.warns(FaithfulnessWarning, match="other rows or weights") as found:
         TreeInfluence(FrozenEstimator(model), random_state=0).fit(X, y)
+    assert found[0].filename == __file__
 
 
 def test_a_set_outcome_is_attributed_as_one_number():

@@ -15,7 +15,7 @@ _SMALLEST = 1e-12
 
 
 def _sigmoid(outputs: FloatArray) -> FloatArray:
-    """Return probabilities of logits, three times as fast as scipy's."""
+    """Return probabilities of logits."""
     found: FloatArray = np.negative(outputs)
     with np.errstate(over="ignore"):  # to infinity, and a probability of 0
         np.exp(found, out=found)

@@ -46,11 +46,6 @@ class TreeRefits:
         self.leaves = leaves.astype(np.min_scalar_type(largest), order="C")
         self.targets = ensemble.objective.targets(y)
 
-    @property
-    def nbytes(self) -> int:
-        """Memory that it takes, about."""
-        return int(self.leaves.nbytes + self.targets.nbytes)
-
     def _weighted(self, weights: FloatArray, weighting: RowWeighting) -> FloatArray:
         found: FloatArray = weighting(torch.as_tensor(weights)).numpy()
         return found
@@ -169,11 +164,6 @@ class RefittedLeaves:
 
     initial: FloatArray
     values: list[list[FloatArray]]
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that they take."""
-        return sum(values.nbytes for stage in self.values for values in stage)
 
     def outputs(self, leaves: IntArray) -> FloatArray:
         """Return outputs (m, q, n_outputs) of queries in these leaves."""
@@ -316,13 +306,9 @@ class _Sweep:
         self.total[m] += np.bincount(of_tree, flow, n_leaves) @ term.values
         starts, size = self.starts[m], max(1, _AT_ONCE // n)
         each = np.tile(flow, min(size, t))
-        # memory that is new each time would cost more than what is done with it
-        room, moved = np.empty((min(size, t), n), dtype=np.intp), np.empty_like(of_tree)
         for part in chunks(t, size):
             first, last = starts[part.start], starts[part.stop]
-            pairs = room[: part.stop - part.start]
-            np.subtract(of_tree, first * self.width, out=moved)
-            np.add(self.scaled[m][part], moved, out=pairs)
+            pairs = self.scaled[m][part] + (of_tree - first * self.width)
             length = (last - first) * self.width
             together = np.bincount(pairs.ravel(), each[: pairs.size], length)
             by_leaf = together.reshape(-1, self.width)[:, :n_leaves]

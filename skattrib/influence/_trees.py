@@ -30,6 +30,7 @@ from skattrib.influence._tree_structures import (
     read_structure,
     slope_prior,
 )
+from skattrib.models._answers import LastAnswer
 from skattrib.models._as_model import as_model
 from skattrib.models._costs import Cost, fit_cost
 from skattrib.models._kept_models import trained_models
@@ -292,6 +293,7 @@ class TreeInfluence(TrainedOnSubsets, BaseAttributor):
     def _fit_attributor(self):
         model = as_model(self._model)
         self._categories = known_categories(self._features)
+        self._last_sweep, self._last_crossed = LastAnswer(), LastAnswer()
         rows = self._unit_weightings(self.weights_)
         itself = self._read(model, self._row_weights)
         self._check_reproduced(itself)
@@ -462,7 +464,17 @@ class TreeInfluence(TrainedOnSubsets, BaseAttributor):
         return slopes * attributions, None if errors is None else slopes * errors
 
     def _averaged(self, X, y, outcome):
-        """Return attributions by the derivative, errors, and those by two halves."""
+        """Return attributions by the derivative, errors, and those by two halves.
+
+        Remembered: all that is asked of the same queries costs one sweep.
+        """
+        question = X, y, outcome
+        mean, errors, *halves = self._last_sweep(
+            question, lambda: self._swept(*question)
+        )
+        return mean, errors, None if errors is None else halves
+
+    def _swept(self, X, y, outcome):
         queries = self._structures.ask(X, y, outcome)
         total, squares, halves = 0.0, 0.0, [0.0, 0.0]
         sets = self._structures.sets  # in which pairs stay together
@@ -473,20 +485,26 @@ class TreeInfluence(TrainedOnSubsets, BaseAttributor):
             halves[one] = halves[one] + of_units
         mean = total / n
         if n == 1:
-            return mean, None, None
+            return mean, None
         variances = np.maximum(squares / n - np.square(mean), 0) / (n - 1)
-        return mean, np.sqrt(variances), halves
+        return mean, np.sqrt(variances), *halves
+
+    def _by_each_other(self, X, y, outcome):
+        """Return outcomes of the models, and as the others predict them; remembered."""
+        question = X, y, outcome
+        return self._last_crossed(
+            question, lambda: self._structures.ask(*question).by_each_other()
+        )
 
     def _slopes(self, X, y, outcome):
         """Return slopes of outcomes on those of refits, and the means of both.
 
         Of the models whose structures were kept, each predicted by the others.
         """
-        queries = self._structures.ask(X, y, outcome)
         if not self._has_slope():
-            means = queries.in_the_middle()
+            means = self._structures.ask(X, y, outcome).in_the_middle()
             return np.ones_like(means), means, means
-        trained, predicted = queries.by_each_other()
+        trained, predicted = self._by_each_other(X, y, outcome)
         means = trained.mean(axis=0), predicted.mean(axis=0)
         columns = zip((predicted - means[1]).T, (trained - means[0]).T, strict=True)
         slope = self.slope_
@@ -562,9 +580,9 @@ class TreeInfluence(TrainedOnSubsets, BaseAttributor):
             figures.agreement = _agreement(*halves)
         if self._has_slope():
             slopes = self._slopes(X, y, outcome)[0]
-            queries = self._structures.ask(X, y, outcome)
             figures.slope = float(np.median(slopes))
-            figures.explained = _explained(*queries.by_each_other(), slopes)
+            pair = self._by_each_other(X, y, outcome)
+            figures.explained = _explained(*pair, slopes)
         figures.update(self._held_out(X, y, outcome))
         if n_retrainings:
             figures.update(self._calibrate(X, y, outcome, n_retrainings))

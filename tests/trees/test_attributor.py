@@ -245,6 +245,21 @@ def test_score_and_diagnosis_say_how_far_to_trust():
     assert "outcome='probability'" in forest.diagnose(*query).verdict
 
 
+def test_the_same_queries_cost_one_sweep(monkeypatch):
+    influence, _, query = fitted("counts", n_structures=8)
+    swept = []
+    sweep = TreeInfluence._swept
+    monkeypatch.setattr(
+        TreeInfluence, "_swept", lambda *args: swept.append(1) or sweep(*args)
+    )
+    first = influence.attribute(*query)
+    influence.diagnose(*query)
+    assert_array_equal(influence.attribute(*query), first)
+    assert len(swept) == 1
+    influence.attribute(query[0], query[1] + 1)
+    assert len(swept) == 2
+
+
 def test_it_is_the_prior_of_a_surrogate():
     model, load, _ = CASES["regression"]
     train, query = rows(load)

@@ -598,8 +598,9 @@ class _Stack:
 def _pulled_back(
     step: Optimizer, at: Any, after: StepDerivative, inert: float, floor: float
 ) -> tuple[Tensor, StepDerivative]:
-    damped = {"floor": floor} if floor else {}
-    return step.pullback(*at, after, inert, **damped)
+    if not floor:  # which an optimizer of a user's need not know
+        return step.pullback(*at, after, inert)
+    return step.pullback(*at, after, inert, floor)
 
 
 def _slack(value: Tensor) -> Tensor:

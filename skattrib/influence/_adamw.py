@@ -33,6 +33,7 @@ from skattrib.influence._run_derivatives import (
     Runs,
     check_reproduced,
     derivatives_by_workers,
+    own_seeds,
 )
 from skattrib.influence._run_diagnosis import (
     N_UNITS,
@@ -363,9 +364,12 @@ class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
     def _train(self, trainer, rows, seed):
         blank = trainer.estimator
         recipe = blank._problem(trainer.X, trainer.y, seed).recipe
-        params = np.array(trained_models(trainer, rows, seed, self.memory))
+        # their own random numbers each: the derivative of the mean over masks
+        masks = own_seeds(recipe.seed, len(rows))
+        params = np.array(trained_models(trainer, rows, seed, self.memory, masks))
         params = as_tensor(params, recipe.initial)
-        return Runs(recipe, as_tensor(rows, recipe.initial), params)
+        seeds = None if masks is None else torch.tensor(masks)
+        return Runs(recipe, as_tensor(rows, recipe.initial), params, seeds)
 
     def _n_seeds(self):
         return self.n_models

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from joblib import effective_n_jobs
+from numpy.typing import NDArray
 from torch import Tensor
 
 from skattrib._progress import tqdm
@@ -78,17 +79,30 @@ class Runs:
     recipe : Recipe
     weights : Tensor of shape (M, n)
         Of the rows, without those of their classes.
-    params : Tensor of shape (M, P)
-        At the end of each run.
+    params : Tensor of shape (M, P + B)
+        Parameters and running statistics that answer queries, of each run.
+    seeds : int64 Tensor of shape (M,) or None
+        Of the random numbers of each; None is the recipe's for all.
     """
 
     recipe: Recipe
     weights: Tensor
     params: Tensor
+    seeds: Tensor | None = None
 
     def part(self, which: slice) -> Runs:
         """Return some of them."""
-        return Runs(self.recipe, self.weights[which], self.params[which])
+        seeds = None if self.seeds is None else self.seeds[which]
+        return Runs(self.recipe, self.weights[which], self.params[which], seeds)
+
+    def seeds_on(self, X: Tensor) -> Tensor | None:
+        """Return the seeds where X is."""
+        return None if self.seeds is None else self.seeds.to(X.device)
+
+
+def own_seeds(seed: int, n_runs: int) -> NDArray[np.int64] | None:
+    """Return seeds (M,) of runs that draw other random numbers each; None: none do."""
+    return seed + 1 + np.arange(n_runs) if seed else None
 
 
 def check_reproduced(problem: TrainingProblem, run: Runs) -> None:
@@ -97,7 +111,7 @@ def check_reproduced(problem: TrainingProblem, run: Runs) -> None:
     again = train(
         problem.model, problem.loss, run.recipe, problem.X, problem.targets, weights
     ).params
-    error = replay_error(again, run.params, run.recipe.initial)
+    error = replay_error(again, run.params, run.recipe.start)
     if error:
         warnings.warn(
             f"Replaying the record of the frozen estimator on these rows misses its "
@@ -151,7 +165,7 @@ class RunDerivatives:
         model, (X, y) = self._model, self._arrays
         rows = as_tensor(X, next(model.module.parameters()))
         targets = model.targets(y, rows)
-        module = FunctionalModule(model.module)
+        module = FunctionalModule(model.module_in_training)
         module.look(rows)  # which copies for queries know then
 
         self._trained = TrainingProblem(
@@ -221,6 +235,7 @@ class RunDerivatives:
                     problem.targets,
                     weights,
                     gradients,
+                    seeds=runs.seeds_on(problem.X),
                     on_rows=None if on_rows is None else _shifted(on_rows, part.start),
                     memory_bytes=memory_cap(),
                     **options,
@@ -289,6 +304,7 @@ class RunDerivatives:
             everything,
             weighting(weights),
             gradients,
+            seeds=runs.seeds_on(problem.X),
             on_rows=add,
             memory_bytes=memory_cap(),
             **options,

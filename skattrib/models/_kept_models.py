@@ -287,13 +287,17 @@ def trained_models(
     weights: FloatArray,
     seed: int,
     memory: str | os.PathLike[str] | joblib.Memory | None,
+    masks: NDArray[np.int64] | None = None,
 ) -> list[Any]:
     """Train for weights (m, n_samples), or remember; as many at a time as are stacked.
+
+    Networks take a seed (m,) of the random numbers of their layers each, if ``masks``
+    are given.
 
     Returns
     -------
     list of length m
-        Parameters (P,) of networks, else fitted estimators.
+        Parameters and running statistics (P + B,) of networks, else fitted estimators.
     """
     cache, key = as_memory(memory), ""
     if cache is not None:
@@ -302,7 +306,15 @@ def trained_models(
         )
     train = partial(_parameters, trainer) if trainer.stacked else trainer.models
     size = min(CHUNK, trainer.stack_size()) if trainer.stacked else CHUNK
+    if masks is not None:  # remembered with the weights
+        train, weights = partial(_masked, trainer), np.column_stack([weights, masks])
     return cached_rows(cache, key, weights, partial(train, seed=seed), size)
+
+
+def _masked(trainer: Trainer, rows: FloatArray, seed: int) -> NDArray[Any]:
+    masks = rows[:, -1].astype(np.int64)
+    parameters: NDArray[Any] = trainer.params(rows[:, :-1], seed, masks).cpu().numpy()
+    return parameters
 
 
 def _warn_if_large(fitted: Any, n_models: int) -> None:

@@ -24,6 +24,7 @@ from skattrib._validation import (
 )
 from skattrib.engine._functional import (
     FunctionalModule,
+    apart,
     as_rows,
     chunks,
     run_module,
@@ -33,13 +34,13 @@ from skattrib.engine._modules import (
     ACTIVATIONS,
     build_mlp,
     call_seeded,
-    find_unsuitable_layers,
     generator_kept,
     is_lazy,
     materialise,
     uncompiled_copy,
 )
 from skattrib.engine._optimizers import OPTIMIZERS, Optimizer
+from skattrib.engine._row_context import counter_names
 from skattrib.engine._row_weights import RowWeighting
 from skattrib.engine._training import (
     stack_size,
@@ -56,10 +57,10 @@ from skattrib.engine._trajectory import (
 )
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._module_checks import (
-    CURE,
     FEW,
     check_ids,
     check_is_tensor,
+    check_layers,
     check_module,
     check_shape,
     check_takes_rows,
@@ -195,7 +196,7 @@ class TorchEstimator(BaseEstimator):
         self._check_finite(result, recipe.n_steps)
         problem.model.load(result.params[0])
         scale = result.denominator
-        self.module_ = problem.model.module
+        self._keep(problem.model, recipe.n_steps)
         # the record is on the CPU: it must load where this device is missing
         self.trajectory_ = Trajectory(
             recipe=recipe,
@@ -206,6 +207,31 @@ class TorchEstimator(BaseEstimator):
         curve = np.array(result.loss_curve).reshape(self.max_epochs, -1)
         self.loss_curve_ = curve.mean(axis=1)
         return self
+
+    def _keep(self, model, n_steps):
+        """Store the trained module, as it answers queries."""
+        self.module_ = model.module
+        self._in_training = ()
+        if not any(model.behaviour):
+            return
+        self._in_training = tuple(
+            name for name, layer in self.module_.named_modules() if layer.training
+        )
+        self.module_.eval()
+        held = dict(self.module_.named_buffers())
+        for name in counter_names(self.module_):
+            if name.rpartition(".")[0] in self._in_training:
+                held[name].fill_(n_steps)
+
+    def _module_in_training(self):
+        """Return the trained module, its tensors shared, as it was trained."""
+        names = getattr(self, "_in_training", ())
+        if not names:
+            return self.module_
+        module = apart(self.module_)
+        for name in names:
+            module.get_submodule(name).training = True
+        return module
 
     def _check_finite(self, result, n_steps, n_before=0):
         """Raise if a run, of which ``n_before`` steps were taken before, diverged."""
@@ -236,6 +262,9 @@ class TorchEstimator(BaseEstimator):
         model = FunctionalModule(self._build_module(X, init_seed))
         if check:
             self._check_rebuilt(model.module, X, init_seed)
+        model.look(X)
+        draws = model.behaviour.masks or model.behaviour.draws
+        mask_seed = draw_seed(rng) if draws else 0
         batches = epoch_batches(len(X), self.batch_size, self.max_epochs, batch_seed)
         n_steps = self.max_epochs if batches is None else len(batches)
         recipe = Recipe(
@@ -244,8 +273,11 @@ class TorchEstimator(BaseEstimator):
             initial=model.flatten().cpu(),
             batches=batches,
             clip_norm=self.clip_norm,
+            statistics=model.statistics().cpu() if model.n_buffers else None,
+            seed=mask_seed,
         )
-        check_loss(self.loss_function_, few_outputs(model.module, X), targets[:FEW])
+        few = few_outputs(model.evaluated, X)
+        check_loss(self.loss_function_, few, targets[:FEW])
         weighting = self._weighting(targets)
         return TrainingProblem(
             model, self.loss_function_, recipe, X, targets, weighting
@@ -341,10 +373,13 @@ class TorchEstimator(BaseEstimator):
                     "global generator, as torch.nn.init does, or from NumPy's."
                 )
 
-    def _stack(self, X, y, weights, *, random_state, n_jobs=None, verbose=0):
-        """Train once per weighting of the rows; return model and parameters (M, P).
+    def _stack(
+        self, X, y, weights, *, random_state, masks=None, n_jobs=None, verbose=0
+    ):
+        """Train once per weighting of the rows; return model and parameters (M, P + B).
 
-        ``self`` must have its targets encoded and is not changed.
+        ``self`` must have its targets encoded and is not changed. ``masks`` (M,) are
+        seeds of the random numbers of layers; None is one for all.
         """
         problem = self._problem(X, y, random_state)
         params = train_stack(
@@ -355,6 +390,7 @@ class TorchEstimator(BaseEstimator):
             problem.targets,
             problem.weighted(weights),
             memory_bytes=memory_cap(),
+            seeds=None if masks is None else torch.tensor(masks).to(problem.X.device),
             n_jobs=n_jobs,
             verbose=verbose,
         )
@@ -424,16 +460,13 @@ def fitted_from(cls, module, targets, device, loss, link, **fitted):
     if device is None:
         device = next(module.parameters()).device
     estimator = cls(module=module, loss=loss, device=device)
-    unsuitable = find_unsuitable_layers(module)
-    if unsuitable:
-        name, reason = unsuitable[0]
-        raise ValueError(f"module layer {name} {reason}. {CURE}")
     if is_lazy(module):
         raise ValueError(
             "module has lazy layers that have seen no input yet: call it on a few rows "
             "once, as its training did."
         )
-    estimator.module_ = in_single_precision(uncompiled_copy(module).to(device))
+    estimator.module_ = in_single_precision(uncompiled_copy(module).to(device)).eval()
+    check_layers(estimator.module_)
     estimator.trajectory_ = None
     loss = as_loss(loss, link, single_output=module_width(module) == 1)
     estimator.loss_function_, n_outputs = loss, loss.n_outputs(targets)

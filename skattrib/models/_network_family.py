@@ -47,6 +47,11 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
         return self.estimator.module_
 
     @property
+    def module_in_training(self):
+        """The fitted module, its tensors shared, in the modes it was trained in."""
+        return self.estimator._module_in_training()
+
+    @property
     def trajectory(self):
         """Record of the training; None before it, and where there is none."""
         return getattr(self.estimator, "trajectory_", None)

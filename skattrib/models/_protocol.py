@@ -493,6 +493,14 @@ class Differentiable(Model, ABC):
     def module(self) -> torch.nn.Module:
         """The fitted module, from rows to outputs."""
 
+    @property
+    def module_in_training(self) -> torch.nn.Module:
+        """The same, its tensors shared, with its layers in the modes of training.
+
+        Here the module itself: it has no dropout and no batch normalisation.
+        """
+        return self.module
+
     @abstractmethod
     def targets(self, y: Any, like: torch.Tensor) -> torch.Tensor:
         """Return targets as the loss takes them.

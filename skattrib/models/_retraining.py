@@ -127,11 +127,16 @@ class Trainer:
         """Return how many neural networks are trained at a time."""
         return cast(int, self.estimator._stack_size(self.X, self.y))
 
-    def params(self, weights: FloatArray, seed: int) -> torch.Tensor:
-        """Train a stack of neural networks; return their parameters (k, P)."""
-        return cast(
-            torch.Tensor, self.estimator._stack(**self._stack_options(weights, seed))[1]
-        )
+    def params(
+        self, weights: FloatArray, seed: int, masks: NDArray[np.int64] | None = None
+    ) -> torch.Tensor:
+        """Train a stack of neural networks; return what answers queries (k, P + B).
+
+        ``masks`` (k,) are seeds of the random numbers of their layers; None is one for
+        all.
+        """
+        options = {**self._stack_options(weights, seed), "masks": masks}
+        return cast(torch.Tensor, self.estimator._stack(**options)[1])
 
     def outputs(
         self, weights: FloatArray, seed: int, X_query: Any

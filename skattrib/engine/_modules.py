@@ -250,13 +250,16 @@ def probe_training(model: FunctionalModule, X: Tensor) -> str | None:
     if model.behaviour.draws:
         return None
     with torch.no_grad(), RowContext(silent=True):
-        module = apart(model.module)
-        return _meeting(module, X, as_rows(run_module(module, X.clone()), len(X)))
+        return _meeting(model.module, X)
 
 
-def _meeting(module: nn.Module, X: Tensor, together: Tensor) -> str | None:
+def _meeting(module: nn.Module, X: Tensor) -> str | None:
     """Return what is wrong if outputs of rows depend on who they come with."""
-    alone = torch.cat([as_rows(run_module(module, row[None]), 1) for row in X])
+    module = apart(module)
+    # batch normalisation counts its calls
+    held = {name: value.clone() for name, value in module.named_buffers()}
+    together = as_rows(run_module(module, X.clone(), held), len(X))
+    alone = torch.cat([as_rows(run_module(module, row[None], held), 1) for row in X])
     if alone.shape != together.shape:
         return "returns other shapes for one row than for several"
 
@@ -284,7 +287,7 @@ def probe_rows(module: nn.Module, X: Tensor) -> str | None:
     if not _same(together, again):
         return "is random: it returns different outputs for the same rows"
     with torch.no_grad(), generator_kept():
-        return _meeting(module, X, together)
+        return _meeting(module, X)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -221,7 +221,7 @@ class TorchEstimator(BaseEstimator):
         held = dict(self.module_.named_buffers())
         for name in counter_names(self.module_):
             if name.rpartition(".")[0] in self._in_training:
-                held[name].fill_(n_steps)
+                held[name] += n_steps
 
     def _module_in_training(self):
         """Return the trained module, its tensors shared, as it was trained."""

@@ -288,7 +288,7 @@ class RISEValuator(BaseAttributor):
         model = as_model(estimator)
         if model.stacks and not model.frozen:
             problem = untrained(estimator, X, y)
-            find_head(problem.model.module, problem.X)
+            find_head(problem.model.evaluated, problem.X)
         if self.index is not None:
             check_index(os.path.abspath(self.index), settings, self._fit_seed)
 

@@ -381,6 +381,8 @@ class BaseAttributor(
             parts.fit_model(rows, labels, **model_params)
         check_repeatable(as_model(parts.model), features)
         check_finite(as_model(parts.model), features)
+        trained = as_model(parts.model).trained_weights(self._row_weights)
+        self._row_weights = trained
         self.estimator_ = parts.whole if job.search is None else job.search
         self.X_train_, self.y_train_ = job.X, job.y
         self._parts = parts

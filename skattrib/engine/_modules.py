@@ -31,6 +31,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 _RANDOM = (nn.modules.dropout._DropoutNd, nn.AlphaDropout, nn.RReLU)
 
+
 @contextmanager
 def generator_kept() -> Iterator[None]:
     """Restore torch's global generator afterwards; other threads wait meanwhile.
@@ -246,6 +247,11 @@ def probe_training(model: FunctionalModule, X: Tensor) -> str | None:
         return (
             "draws random numbers while it is trained that torch's seed does not fix: "
             "draw them from torch's global generator, as torch.rand does"
+        )
+    if model.recomputes and any(model.behaviour):
+        return (
+            "has a checkpoint, which runs layers again in the backward pass, where "
+            "their random numbers and batch statistics are others: leave it out"
         )
     if model.behaviour.draws:
         return None

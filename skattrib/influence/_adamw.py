@@ -343,7 +343,7 @@ class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
         self._runs = [self._own_run]
         if self.inclusion_ < 1 or self.n_models > 1:
             trainer = Trainer(
-                model.estimator,
+                model.recipe(),
                 self._features,
                 self._targets,
                 self.n_jobs,
@@ -363,13 +363,21 @@ class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
 
     def _train(self, trainer, rows, seed):
         blank = trainer.estimator
-        recipe = blank._problem(trainer.X, trainer.y, seed).recipe
+        problem = blank._problem(trainer.X, trainer.y, seed)
+        recipe, own_stops = problem.recipe, problem.validation is not None
         # their own random numbers each: the derivative of the mean over masks
         masks = own_seeds(recipe.seed, len(rows))
-        params = np.array(trained_models(trainer, rows, seed, self.memory, masks))
-        params = as_tensor(params, recipe.initial)
+        found = trained_models(
+            trainer, rows, seed, self.memory, masks=masks, stops=own_stops
+        )
+        params, averages = as_tensor(np.array(found), recipe.initial), None
+        if own_stops:  # the last number of each
+            params, stops = params[:, :-1], params[:, -1].long()
+            recipe = recipe.cut(int(stops.max()))
+            averages = blank._shares_at(stops)
         seeds = None if masks is None else torch.tensor(masks)
-        return Runs(recipe, as_tensor(rows, recipe.initial), params, seeds)
+        rows = as_tensor(rows, recipe.initial)
+        return Runs(recipe, rows, params, seeds, averages)
 
     def _n_seeds(self):
         return self.n_models
@@ -455,7 +463,10 @@ class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
         rows = problem.model.module, problem.X, problem.targets, problem.weighting
         units = self._unit_of_row, self._row_weights
         how = *self._how(), self.inclusion_, problem.loss
-        runs = [(runs.recipe, runs.weights, runs.params) for runs in self._runs]
+        runs = [
+            (run.recipe, run.weights, run.params, run.seeds, run.averages)
+            for run in self._runs
+        ]
         return "sweep", rows, units, how, runs, outcome
 
     def _averaged(self, queries):

@@ -202,6 +202,13 @@ def _cloned(estimator):
             "TorchClassifier(module=...)."
         )
     model = clone(given.estimator)
+    for name in ("average", "early_stopping"):
+        if value := getattr(model, name, None):
+            raise ValueError(
+                f"lookahead_training drops rows while it trains, and takes no "
+                f"{name}={value!r}: what it looks ahead to is the last step. Use "
+                f"{name}={'None' if name == 'average' else 'False'}."
+            )
     model._validate_params()
     return model
 
@@ -343,10 +350,13 @@ class _Run:
 
     def _recipe(self, window, batches):
         """Return the window as a run of its own, from where the training stands."""
+        n_params = self._problem.model.n_params
+        statistics = self._state.params[0, n_params:]
         return replace(
             self._problem.recipe,
             learning_rates=self._problem.recipe.learning_rates[window],
-            initial=self._state.params[0],
+            initial=self._state.params[0, :n_params],
+            statistics=statistics if len(statistics) else None,
             batches=batches,
             n_before=self._problem.recipe.n_before + window.start,
             moments=map_state(torch.flatten, self._state.optimizer),

@@ -16,6 +16,7 @@ from skattrib._progress import tqdm
 from skattrib._validation import as_tensor, memory_cap
 from skattrib.engine._adjoint import RowCallback, differentiate_run
 from skattrib.engine._functional import FunctionalModule, chunks
+from skattrib.engine._kinds import Kind
 from skattrib.engine._losses import MeanOfRows, OutcomeFunction, SetMeasure
 from skattrib.engine._modules import activation_size
 from skattrib.engine._parallel import batches, call_each
@@ -83,17 +84,23 @@ class Runs:
         Parameters and running statistics that answer queries, of each run.
     seeds : int64 Tensor of shape (M,) or None
         Of the random numbers of each; None is the recipe's for all.
+    averages : Tensor of shape (M, T + 1) or None
+        Shares of the states of each in what answers queries; None are the recipe's.
     """
 
     recipe: Recipe
     weights: Tensor
     params: Tensor
     seeds: Tensor | None = None
+    averages: Tensor | None = None
 
     def part(self, which: slice) -> Runs:
         """Return some of them."""
         seeds = None if self.seeds is None else self.seeds[which]
-        return Runs(self.recipe, self.weights[which], self.params[which], seeds)
+        averages = None if self.averages is None else self.averages[which]
+        return Runs(
+            self.recipe, self.weights[which], self.params[which], seeds, averages
+        )
 
     def seeds_on(self, X: Tensor) -> Tensor | None:
         """Return the seeds where X is."""
@@ -235,6 +242,7 @@ class RunDerivatives:
                     problem.targets,
                     weights,
                     gradients,
+                    kinds=[(gradients.shape[1], Kind(average=runs.averages))],
                     seeds=runs.seeds_on(problem.X),
                     on_rows=None if on_rows is None else _shifted(on_rows, part.start),
                     memory_bytes=memory_cap(),
@@ -304,6 +312,7 @@ class RunDerivatives:
             everything,
             weighting(weights),
             gradients,
+            kinds=[(1, Kind(average=runs.averages))],
             seeds=runs.seeds_on(problem.X),
             on_rows=add,
             memory_bytes=memory_cap(),

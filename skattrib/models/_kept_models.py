@@ -288,11 +288,12 @@ def trained_models(
     seed: int,
     memory: str | os.PathLike[str] | joblib.Memory | None,
     masks: NDArray[np.int64] | None = None,
+    stops: bool = False,
 ) -> list[Any]:
     """Train for weights (m, n_samples), or remember; as many at a time as are stacked.
 
     Networks take a seed (m,) of the random numbers of their layers each, if ``masks``
-    are given.
+    are given. With ``stops``, a further number is the steps that each took.
 
     Returns
     -------
@@ -304,17 +305,15 @@ def trained_models(
         key = digest(
             "models", trainer.way(), trainer.identity(), trainer.X, trainer.y, seed
         )
-    train = partial(_parameters, trainer) if trainer.stacked else trainer.models
+        key += "stops" * stops
+    train: Any = trainer.models
+    if trainer.stacked:
+        masked = masks is not None
+        train = partial(_parameters, trainer, masked=masked, stops=stops)
     size = min(CHUNK, trainer.stack_size()) if trainer.stacked else CHUNK
     if masks is not None:  # remembered with the weights
-        train, weights = partial(_masked, trainer), np.column_stack([weights, masks])
+        weights = np.column_stack([weights, masks])
     return cached_rows(cache, key, weights, partial(train, seed=seed), size)
-
-
-def _masked(trainer: Trainer, rows: FloatArray, seed: int) -> NDArray[Any]:
-    masks = rows[:, -1].astype(np.int64)
-    parameters: NDArray[Any] = trainer.params(rows[:, :-1], seed, masks).cpu().numpy()
-    return parameters
 
 
 def _warn_if_large(fitted: Any, n_models: int) -> None:
@@ -333,6 +332,15 @@ def _warn_if_large(fitted: Any, n_models: int) -> None:
         )
 
 
-def _parameters(trainer: Trainer, weights: FloatArray, seed: int) -> NDArray[Any]:
-    parameters: NDArray[Any] = trainer.params(weights, seed).cpu().numpy()
+def _parameters(
+    trainer: Trainer, rows: FloatArray, seed: int, *, masked: bool, stops: bool
+) -> NDArray[Any]:
+    masks = None
+    if masked:
+        rows, masks = rows[:, :-1], rows[:, -1].astype(np.int64)
+    found = trainer.params(rows, seed, masks)
+    params = found.params
+    if stops:
+        params = torch.cat([params, found.stops[:, None].to(params)], dim=1)
+    parameters: NDArray[Any] = params.cpu().numpy()
     return parameters

@@ -133,6 +133,33 @@ def _warn_of_probabilities(module, X, out, stacklevel):
     )
 
 
+def warn_of_useless_biases(module, X, stacklevel=2):
+    """Warn if batch normalisation takes away a bias that is trained."""
+    module, biased, found = apart(module).eval(), {}, []
+
+    def note(layer, inputs, output):
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            found.extend(biased.get(id(inputs[0]), ())[:1])
+        bias = getattr(layer, "bias", None)
+        linear = isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)
+        if linear and bias is not None and bias.requires_grad:
+            biased[id(output)] = names[layer], output  # kept, or its id is used again
+
+    names = {layer: name for name, layer in module.named_modules()}
+    for layer in names:
+        layer.register_forward_hook(note)
+    with torch.no_grad():
+        module(X.clone())
+    if found:
+        warnings.warn(
+            f"module layer {found[0]} has a bias, which the batch normalisation after "
+            "it takes away again: its gradient is rounding noise, which optimizers "
+            "like Adam magnify. Pass bias=False.",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+
+
 def _last_called(module, X):
     """Return the layer whose turn comes last."""
     module, called = apart(module), []

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 
 import numpy as np
@@ -29,19 +29,19 @@ from skattrib.engine._functional import (
     chunks,
     run_module,
 )
-from skattrib.engine._losses import Loss, as_loss, check_loss
+from skattrib.engine._losses import ClassLoss, Loss, check_loss
 from skattrib.engine._modules import (
     ACTIVATIONS,
     build_mlp,
     call_seeded,
     generator_kept,
-    is_lazy,
     materialise,
     uncompiled_copy,
 )
 from skattrib.engine._optimizers import OPTIMIZERS, Optimizer
 from skattrib.engine._row_context import counter_names
 from skattrib.engine._row_weights import RowWeighting
+from skattrib.engine._stopping import Validation
 from skattrib.engine._training import (
     stack_size,
     stacked_outputs,
@@ -52,7 +52,6 @@ from skattrib.engine._trajectory import (
     SCHEDULES,
     Recipe,
     Trajectory,
-    epoch_batches,
     steps_to_keep,
 )
 from skattrib.exceptions import FaithfulnessWarning
@@ -60,15 +59,13 @@ from skattrib.models._module_checks import (
     FEW,
     check_ids,
     check_is_tensor,
-    check_layers,
     check_module,
     check_shape,
-    check_takes_rows,
     few_outputs,
-    in_single_precision,
-    module_width,
-    try_on_noise,
+    warn_of_useless_biases,
 )
+from skattrib.models._run_length import LengthOfRun
+from skattrib.models._stopping import EarlyStopping
 
 # A replay whose error is a larger share of the distance moved is another run.
 _REPLAY_TOLERANCE = 1e-3
@@ -84,13 +81,16 @@ class TrainingProblem:
     X: torch.Tensor
     targets: torch.Tensor
     weighting: RowWeighting
+    # what decides when the run stops, if nothing has; and rows held out for it
+    validation: Validation | None = None
+    held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.intp))
 
     def weighted(self, weights):
         """Return the weights (k, n) in minibatch losses, where X is."""
         return self.weighting(as_tensor(weights, self.X))
 
 
-class TorchEstimator(BaseEstimator):
+class TorchEstimator(LengthOfRun, BaseEstimator):
     """Training and prediction shared by classifier and regressor."""
 
     #: Whether it repeats one recorded run, whatever the seed.
@@ -115,6 +115,9 @@ class TorchEstimator(BaseEstimator):
         "clip_norm": [Interval(Real, 0, None, closed="neither"), None],
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "early_stopping": ["boolean", EarlyStopping],
+        "average": [StrOptions({"ema", "swa"}), None],
+        "average_decay": [Interval(Real, 0, 1, closed="neither")],
         "record": [StrOptions({"recipe", "checkpoints", "states"})],
         "device": [str, torch.device],
         "random_state": ["random_state"],
@@ -139,6 +142,9 @@ class TorchEstimator(BaseEstimator):
         clip_norm=None,
         batch_size=None,
         max_epochs=100,
+        early_stopping=False,
+        average=None,
+        average_decay=0.99,
         record="recipe",
         device="cpu",
         random_state=None,
@@ -159,6 +165,9 @@ class TorchEstimator(BaseEstimator):
         self.clip_norm = clip_norm
         self.batch_size = batch_size
         self.max_epochs = max_epochs
+        self.early_stopping = early_stopping
+        self.average = average
+        self.average_decay = average_decay
         self.record = record
         self.device = device
         self.random_state = random_state
@@ -172,6 +181,7 @@ class TorchEstimator(BaseEstimator):
         problem = self._problem(X, self._learn_target(y, X), check=True)
         keep = steps_to_keep(self.record, problem.recipe.n_steps)
         weights = as_tensor(weights, problem.X)
+        watch = self._watch(problem)
         with tqdm(
             total=problem.recipe.n_steps,
             desc=type(self).__name__,
@@ -184,10 +194,13 @@ class TorchEstimator(BaseEstimator):
                 problem.X,
                 problem.targets,
                 problem.weighted(weights[None]),
+                watch=watch,
                 keep=keep,
                 stop_when_diverged=True,
                 on_step=bar.update,
             )
+        if watch is not None and watch.vectors is not None:
+            problem = self._stopped(problem, result, watch)
         return self._finish(problem, result, weights)
 
     def _finish(self, problem, result, weights):
@@ -204,8 +217,11 @@ class TorchEstimator(BaseEstimator):
             denominator=None if scale is None else scale[0].cpu(),
             states={step: state.cpu() for step, state in result.states.items()},
         )
-        curve = np.array(result.loss_curve).reshape(self.max_epochs, -1)
+        per_epoch = self._steps_per_epoch(recipe)
+        curve = np.array(result.loss_curve).reshape(-1, per_epoch)
         self.loss_curve_ = curve.mean(axis=1)
+        self.n_epochs_ = recipe.n_steps // per_epoch
+        self._held_out = problem.held_out
         return self
 
     def _keep(self, model, n_steps):
@@ -262,25 +278,48 @@ class TorchEstimator(BaseEstimator):
         model = FunctionalModule(self._build_module(X, init_seed))
         if check:
             self._check_rebuilt(model.module, X, init_seed)
+            warn_of_useless_biases(model.module, X[:FEW], stacklevel=6)
         model.look(X)
         draws = model.behaviour.masks or model.behaviour.draws
         mask_seed = draw_seed(rng) if draws else 0
-        batches = epoch_batches(len(X), self.batch_size, self.max_epochs, batch_seed)
+        stopping = self._stopping()
+        held_out = np.zeros(0, dtype=np.intp)
+        if stopping is not None:
+            classes = isinstance(self.loss_function_, ClassLoss)
+            held_out = stopping.rows_held_out(y, classes, batch_seed)
+        batches = self._batches(len(X), held_out, batch_seed)
         n_steps = self.max_epochs if batches is None else len(batches)
+        rates = self._learning_rates(n_steps)
+        if stopping is not None and stopping.decided:
+            n_steps = min(n_steps, stopping.n_epochs * (n_steps // self.max_epochs))
+            rates = rates[:n_steps]
+            batches = None if batches is None else batches[:n_steps]
         recipe = Recipe(
             optimizer=self._optimizer().bound(model.module),
-            learning_rates=self._learning_rates(n_steps),
+            learning_rates=rates,
             initial=model.flatten().cpu(),
             batches=batches,
             clip_norm=self.clip_norm,
             statistics=model.statistics().cpu() if model.n_buffers else None,
             seed=mask_seed,
+            average=self._shares_of_states(n_steps),
         )
         few = few_outputs(model.evaluated, X)
         check_loss(self.loss_function_, few, targets[:FEW])
         weighting = self._weighting(targets)
+        validation = None
+        if stopping is not None and not stopping.decided:
+            rows = self._validation_rows(stopping, held_out, X, targets)
+            validation = self._validation(stopping, *rows, n_steps // self.max_epochs)
         return TrainingProblem(
-            model, self.loss_function_, recipe, X, targets, weighting
+            model,
+            self.loss_function_,
+            recipe,
+            X,
+            targets,
+            weighting,
+            validation,
+            held_out,
         )
 
     def _weighting(self, targets):
@@ -376,13 +415,13 @@ class TorchEstimator(BaseEstimator):
     def _stack(
         self, X, y, weights, *, random_state, masks=None, n_jobs=None, verbose=0
     ):
-        """Train once per weighting of the rows; return model and parameters (M, P + B).
+        """Train once per weighting of the rows; return model and `Trained`.
 
         ``self`` must have its targets encoded and is not changed. ``masks`` (M,) are
         seeds of the random numbers of layers; None is one for all.
         """
         problem = self._problem(X, y, random_state)
-        params = train_stack(
+        found = train_stack(
             problem.model,
             problem.loss,
             problem.recipe,
@@ -391,10 +430,11 @@ class TorchEstimator(BaseEstimator):
             problem.weighted(weights),
             memory_bytes=memory_cap(),
             seeds=None if masks is None else torch.tensor(masks).to(problem.X.device),
+            validation=problem.validation,
             n_jobs=n_jobs,
             verbose=verbose,
         )
-        return problem.model, params
+        return problem.model, found
 
     def _stack_size(self, X, y):
         """Return how many models a stack holds under the memory cap."""
@@ -403,9 +443,9 @@ class TorchEstimator(BaseEstimator):
 
     def _retrained_outputs(self, X_query, **options):
         """Train once per weighting of the rows; return outputs (M, q, C)."""
-        model, params = self._stack(**options)
-        queries = as_tensor(X_query, params)
-        return stacked_outputs(model, params, queries, memory_cap())
+        model, found = self._stack(**options)
+        queries = as_tensor(X_query, found.params)
+        return stacked_outputs(model, found.params, queries, memory_cap())
 
     # ------------------------------------------------------------- prediction
     def _outputs(self, X):
@@ -445,41 +485,6 @@ class TorchEstimator(BaseEstimator):
             # a pickle must load on a machine without this device
             state = {**state, "module_": copy.deepcopy(module).cpu()}
         return state
-
-
-def fitted_from(cls, module, targets, device, loss, link, **fitted):
-    """Return a fitted wrapper around a trained module, without a record.
-
-    ``targets`` are examples, as many different ones as there can be.
-    """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, got {type(module)}.")
-    if not any(p.requires_grad for p in module.parameters()):
-        raise ValueError("module has no trainable parameters.")
-    check_takes_rows(module)
-    if device is None:
-        device = next(module.parameters()).device
-    estimator = cls(module=module, loss=loss, device=device)
-    if is_lazy(module):
-        raise ValueError(
-            "module has lazy layers that have seen no input yet: call it on a few rows "
-            "once, as its training did."
-        )
-    estimator.module_ = in_single_precision(uncompiled_copy(module).to(device)).eval()
-    check_layers(estimator.module_)
-    estimator.trajectory_ = None
-    loss = as_loss(loss, link, single_output=module_width(module) == 1)
-    estimator.loss_function_, n_outputs = loss, loss.n_outputs(targets)
-    estimator.n_outputs_ = n_outputs
-    few_targets = targets[-FEW:]
-    shape = len(few_targets), n_outputs
-    # numbers that may be rates, log-odds or predictions
-    outputs = torch.linspace(0.2, 1.0, shape[0] * shape[1]).view(shape)
-    check_loss(loss, outputs, few_targets)
-    estimator._tried = try_on_noise(estimator.module_, n_outputs, loss)
-    for name, value in fitted.items():
-        setattr(estimator, name, value)
-    return estimator
 
 
 def untrained(estimator, X, y, random_state=0):

@@ -1,13 +1,14 @@
 """The family of networks: what attributors ask of TorchClassifier, TorchRegressor."""
 
 import copy
+import warnings
 
 import numpy as np
 from sklearn.base import clone
 
 from skattrib._validation import as_tensor
 from skattrib.engine._functional import FunctionalModule
-from skattrib.exceptions import TrajectoryError
+from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
 from skattrib.models._module_checks import FEW, check_module
 from skattrib.models._protocol import Differentiable, Recorded, Retrainable
 
@@ -40,6 +41,26 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
         blank = clone(self.estimator)
         blank._learn_target(y, X)
         return blank.loss_function_
+
+    def recipe(self):
+        """Return what to train on other rows: a fitted one stops where it stopped."""
+        return self.estimator._kept_stopping()
+
+    def trained_weights(self, weights):
+        """Return the weights of the rows; 0 for those that were not trained on."""
+        held_out = getattr(self.estimator, "_held_out", ())
+        if not len(held_out) or len(weights) <= held_out[-1]:
+            return weights
+        warnings.warn(
+            f"early_stopping held out {len(held_out)} of the {len(weights)} rows: "
+            "their attributions are 0, although they decide when training stops. Use "
+            "EarlyStopping(validation_data=(X, y)) to attribute to all rows.",
+            FaithfulnessWarning,
+            stacklevel=7,
+        )
+        weights = weights.copy()
+        weights[held_out] = 0
+        return weights
 
     @property
     def module(self):

@@ -77,6 +77,21 @@ class Model:
         """
         return self.estimator
 
+    def trained_weights(self, weights: Any) -> Any:
+        """Return the weights of the rows of a fit; 0 for those it held out.
+
+        Parameters
+        ----------
+        weights : ndarray of shape (n,)
+            That the fit was given.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Here the same.
+        """
+        return weights
+
     @property
     def takes_texts(self) -> bool:
         """Whether rows are texts."""

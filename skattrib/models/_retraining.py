@@ -25,6 +25,7 @@ from skattrib._validation import (
 )
 from skattrib.engine._losses import Loss, OutcomeFunction, SetMeasure
 from skattrib.engine._parallel import call_all
+from skattrib.engine._training import Trained
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._any import EstimatorModel
 from skattrib.models._as_model import as_model
@@ -129,14 +130,14 @@ class Trainer:
 
     def params(
         self, weights: FloatArray, seed: int, masks: NDArray[np.int64] | None = None
-    ) -> torch.Tensor:
-        """Train a stack of neural networks; return what answers queries (k, P + B).
+    ) -> Trained:
+        """Train a stack of neural networks.
 
         ``masks`` (k,) are seeds of the random numbers of their layers; None is one for
         all.
         """
         options = {**self._stack_options(weights, seed), "masks": masks}
-        return cast(torch.Tensor, self.estimator._stack(**options)[1])
+        return cast(Trained, self.estimator._stack(**options)[1])
 
     def outputs(
         self, weights: FloatArray, seed: int, X_query: Any

@@ -31,8 +31,9 @@ from skattrib._validation import (
 from skattrib.engine._losses import ClassLoss, LabelLoss, Loss, as_loss
 from skattrib.engine._modules import uncompiled_copy
 from skattrib.engine._row_weights import RowWeighting
+from skattrib.models._from_module import check_classes, fitted_from, targets_of
 from skattrib.models._module_checks import module_width
-from skattrib.models._network import TorchEstimator, fitted_from
+from skattrib.models._network import TorchEstimator
 from skattrib.models._skorch import classifier_of, regressor_of
 
 __all__ = ["TorchClassifier", "TorchRegressor"]
@@ -88,7 +89,18 @@ _DOCS = {
         Rows per step. None is all of them: only then do weights act exactly as
         repeated rows, because the minibatches do not depend on them.
     max_epochs : int, default=100
-        Passes over the rows; there is no early stopping.
+        Passes over the rows, at most.
+    early_stopping : bool or EarlyStopping, default=False
+        Whether training stops where the loss on validation rows no longer falls. True
+        holds out a tenth of the rows and waits for 5 epochs. Retrainings of a fitted
+        network stop where it did, unless told otherwise.
+    average : {"ema", "swa"} or None, default=None
+        What answers queries: None is the network after the last step; "ema" an
+        exponential average over the steps, "swa" the mean over their last quarter, of
+        weights and running statistics. Averages are calmer functions of the rows: their
+        attributions rank retrained models better where the learning rate is high.
+    average_decay : float, default=0.99
+        Of "ema", for each step.
     record : {"recipe", "checkpoints", "states"}, default="recipe"
         What `trajectory_` keeps: what is needed to repeat the run; also about √T
         states; or all T of them.
@@ -107,8 +119,12 @@ _DOCS = {
         Record of the run; None for a wrapped module.
     loss_function_ : Loss
         Loss of a row.
-    loss_curve_ : ndarray of shape (max_epochs,)
+    loss_curve_ : ndarray of shape (n_epochs,)
         Mean training loss of each epoch, measured before each step.
+    n_epochs_ : int
+        Epochs that the network was trained for, up to the one that was taken.
+    validation_loss_curve_ : ndarray of shape (n_epochs,)
+        Mean loss of the validation rows after each epoch, with early stopping.
     n_outputs_ : int
         Number of outputs of the module.
     n_features_in_ : int
@@ -127,32 +143,6 @@ _DOCS = {
     `sklearn.frozen.FrozenEstimator`, as scikit-learn trains what is not frozen.
     """,
 }
-
-
-def targets_of(loss, n_outputs):
-    """Return for how many targets a loss of numbers takes so many outputs."""
-    for n_targets in range(n_outputs, 0, -1):
-        if loss.n_outputs(torch.zeros(1, n_targets)) == n_outputs:
-            return n_targets
-    raise ValueError(
-        f"n_outputs={n_outputs} is what loss {loss!r} takes for no number of targets: "
-        f"for one it takes {loss.n_outputs(torch.zeros(1, 1))}."
-    )
-
-
-def check_classes(classes):
-    """Return the labels of a module's outputs as an array."""
-    classes = np.asarray(classes)
-    if (
-        classes.ndim != 1
-        or len(classes) < 2
-        or not np.array_equal(np.unique(classes), classes)
-    ):
-        raise ValueError(
-            "classes must be at least two different labels in sorted order, as "
-            f"np.unique(y) gives them; got {classes!r}."
-        )
-    return classes
 
 
 @fill_in(_DOCS)
@@ -195,9 +185,11 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
 
     Notes
     -----
-    Layers through which rows influence each other (batch normalisation in training
-    mode) and layers that draw random numbers (dropout) are refused: with them "the
-    effect of a row" is not defined by the weights alone.
+    Dropout draws the same mask for a row in each retraining: it is a function of
+    `random_state`, the step and the row. Batch normalisation counts rows by their
+    weights. So a row of weight zero is one that is left out, and derivatives in the
+    weights are exact. Layers in evaluation mode when the module is passed stay so.
+    Other layers through which rows influence each other are refused.
 
     Examples
     --------
@@ -235,6 +227,9 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         clip_norm=None,
         batch_size=None,
         max_epochs=100,
+        early_stopping=False,
+        average=None,
+        average_decay=0.99,
         record="recipe",
         device="cpu",
         random_state=None,
@@ -256,6 +251,9 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
             clip_norm=clip_norm,
             batch_size=batch_size,
             max_epochs=max_epochs,
+            early_stopping=early_stopping,
+            average=average,
+            average_decay=average_decay,
             record=record,
             device=device,
             random_state=random_state,

@@ -11,8 +11,17 @@ from sklearn.frozen import FrozenEstimator
 from torch import nn
 from torch.nn import functional as F
 
-from skattrib import AdamWInfluence, DualInfluence, TorchClassifier
-from skattrib.engine._row_context import RowContext
+from skattrib import (
+    AdamWInfluence,
+    DualInfluence,
+    EarlyStopping,
+    TorchClassifier,
+    TorchRegressor,
+    lookahead_training,
+)
+from skattrib.engine._row_context import RowContext, uniform
+from skattrib.evaluation import retrain_outcomes
+from tests.cases import build
 
 N, D, C = 24, 16, 3
 STEPS = {"max_epochs": 3, "batch_size": 8, "random_state": 0, "learning_rate": 1e-2}
@@ -36,7 +45,11 @@ class Attending(nn.Module):
 
     def forward(self, X):
         h = X.view(-1, 4, 4)
-        h = self.block(h) if self.first else self.block(h.transpose(0, 1)).transpose(0, 1)
+        h = (
+            self.block(h)
+            if self.first
+            else self.block(h.transpose(0, 1)).transpose(0, 1)
+        )
         return self.head(h.mean(1))
 
 
@@ -111,6 +124,12 @@ NETS = {
 }
 
 
+AVERAGED = {
+    "ema": {"average": "ema", "average_decay": 0.8},
+    "swa": {"average": "swa"},
+}
+
+
 def network(make, **options):
     def seeded(n_features, n_outputs):
         return make().double()
@@ -144,10 +163,19 @@ ROWS, QUERIES = [0, 7, 13, 20], [1, 2, 3]
     + [("batch norm", True), ("convolution", True), ("dropout .5", True)],
 )
 def test_derivatives_are_those_of_differences(name, half):
-    X, y = data()
     weights = np.ones(N)
     weights[::2] = 0.05 if half else 1.0
-    clf = network(NETS[name])
+    assert_derivatives(network(NETS[name]), weights)
+
+
+@pytest.mark.parametrize("average", AVERAGED)
+def test_derivatives_of_averages(average):
+    weights = np.linspace(0.5, 1.5, N)
+    assert_derivatives(network(normalised, **AVERAGED[average]), weights)
+
+
+def assert_derivatives(clf, weights):
+    X, y = data()
     expected = differences(clf, X, y, weights, ROWS, QUERIES)
     fitted = FrozenEstimator(clone(clf).fit(X, y, sample_weight=weights))
     influence = AdamWInfluence(fitted, outcome="margin", random_state=0)
@@ -195,3 +223,219 @@ def test_weight_0_is_deletion(name):
     expected = torch_loop(clf, X, y, kept, 0).state_dict()
     for key, value in fitted.module_.state_dict().items():
         assert_allclose(value, expected[key], rtol=0, atol=1e-12, err_msg=key)
+
+
+# ------------------------------------------------------------------- averages
+def test_ema_is_that_of_torch():
+    X, y = data()
+    clf = network(lambda: mlp(nn.Tanh()), average="ema", average_decay=0.8)
+    fitted = clone(clf).fit(X, y)
+    recipe = fitted.trajectory_.recipe
+    module = copy.deepcopy(fitted.module_)
+    torch.nn.utils.vector_to_parameters(recipe.initial, module.parameters())
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2, weight_decay=1e-2)
+    average = torch.optim.swa_utils.AveragedModel(
+        module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.8)
+    )
+    for rows in recipe.batches:
+        optimizer.zero_grad()
+        F.cross_entropy(module(torch.tensor(X[rows])), torch.tensor(y[rows])).backward()
+        optimizer.step()
+        average.update_parameters(module)
+    with torch.no_grad():
+        expected = average(torch.tensor(X)).numpy()
+    assert_allclose(fitted.decision_function(X), expected, rtol=0, atol=1e-12)
+
+
+# -------------------------------------------------------------- early stopping
+V = data(1)
+RULE = EarlyStopping(patience=1, restore_best=False, validation_data=V)
+LONG = {"max_epochs": 30, "learning_rate": 0.03}
+
+
+def stopping(rule, **options):
+    return network(lambda: mlp(nn.Tanh()), early_stopping=rule, **LONG, **options)
+
+
+@pytest.mark.parametrize("restore_best", [False, True])
+def test_a_fixed_stop_is_a_shorter_run(restore_best):
+    X, y = data()
+    rule = EarlyStopping(patience=2, restore_best=restore_best, validation_data=V)
+    fitted = stopping(rule).fit(X, y)
+    curve = fitted.validation_loss_curve_
+    best = int(curve.argmin())
+    assert len(curve) == best + 3 < 30
+    assert fitted.n_epochs_ == (best + 1 if restore_best else best + 3)
+    short = network(lambda: mlp(nn.Tanh()), learning_rate=0.03)
+    short.set_params(max_epochs=fitted.n_epochs_).fit(X, y)
+    assert_allclose(fitted.predict_proba(X), short.predict_proba(X), atol=1e-14)
+
+    def attributed(clf):
+        options = {"n_trajectories": 2, "n_halves": 0, "random_state": 0}
+        influence = AdamWInfluence(clf, **options).fit(X, y)
+        halves = np.arange(N)[None] % 2 == [[0], [1]]
+        return influence.attribute(*V), retrain_outcomes(
+            influence.estimator_, X, y, halves, *V
+        )
+
+    for found, expected in zip(attributed(fitted), attributed(short), strict=True):
+        assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_validation_loss_is_that_of_the_loss():
+    X, y = data()
+    fitted = stopping(EarlyStopping(patience=30, restore_best=False, validation_data=V))
+    fitted.fit(X, y)
+    own = fitted.predict_log_proba(V[0])[np.arange(N), V[1]]
+    assert_allclose(fitted.validation_loss_curve_[-1], -own.mean(), rtol=1e-12)
+
+
+def test_rows_held_out_have_no_attribution():
+    X, y = data()
+    clf = stopping(EarlyStopping(patience=2, validation_fraction=0.25))
+    for kind in (AdamWInfluence, DualInfluence):
+        influence = kind(clf, random_state=0, n_halves=0)
+        with pytest.warns(UserWarning, match="held out 6 of the 24 rows"):
+            influence.fit(X, y)
+        attributions = influence.attribute(*V)
+        held_out = influence.estimator_._held_out
+        assert np.bincount(y[held_out], minlength=C).max() <= 3  # of every class
+        assert not attributions[:, held_out].any()
+        assert (attributions != 0).sum() >= N * (N - 6) // 2
+
+
+def test_each_run_stops_by_itself():
+    """Differences of the outcomes of a half run whose stop does not move."""
+    X, y = data()
+    rule = EarlyStopping(patience=2, redecide=True, validation_data=V)
+    influence = AdamWInfluence(
+        stopping(rule), n_trajectories=4, n_halves=0, outcome="margin", random_state=0
+    ).fit(X, y)
+    (runs,) = influence._runs
+    stops = runs.averages.argmax(dim=1)
+    assert len(set(stops.tolist())) > 1
+    for k, weights in enumerate(influence.weights_):
+        alone = clone(influence.estimator_).set_params(
+            early_stopping=EarlyStopping(
+                n_epochs=int(stops[k]) // 3, validation_data=V, restore_best=False
+            )
+        )
+        expected = differences(alone, *data(), weights, ROWS, QUERIES)
+        queries = influence._derivatives.queries(X[QUERIES], y[QUERIES], "margin")
+        found = influence._each_run(queries)[k][:, ROWS]
+        assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+BAD = {
+    "patience": ({"patience": 0}, "patience=0 must be a whole number of at least 1"),
+    "delta": ({"min_delta": -1}, "min_delta=-1 must be a number of at least 0"),
+    "fraction": ({"validation_fraction": 1.0}, "must be between 0 and 1"),
+    "data": ({"validation_data": 3}, r"must be a pair \(X, y\), got int"),
+    "epochs": ({"n_epochs": 1.5}, "n_epochs=1.5 must be a whole number"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_rules_that_cannot_be(name):
+    options, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        EarlyStopping(**options)
+
+
+def test_bad_validation_rows():
+    X, y = data()
+    few = np.r_[np.zeros(N - 2, dtype=int), 1, 2]
+    with pytest.raises(
+        ValueError, match=r"cannot hold out 10% of 24 rows.*least popul"
+    ):
+        stopping(True).fit(X, few)
+    narrow = EarlyStopping(validation_data=(V[0][:, :3], V[1]))
+    with pytest.raises(ValueError, match=r"X of shape \(24, 3\).*shape \(16,\)"):
+        stopping(narrow).fit(X, y)
+    with pytest.raises(ValueError, match="held_out has row 99"):
+        stopping(EarlyStopping(held_out=[99])).fit(X, y)
+    with pytest.raises(ValueError, match=r"average='swa'.*early_stopping"):
+        stopping(RULE, average="swa").fit(X, y)
+    with pytest.raises(ValueError, match="takes no average='ema'"):
+        lookahead_training(network(normalised, average="ema"), X, y, *V)
+
+
+# ------------------------------------------------------------------ what is said
+def test_a_bias_that_is_taken_away_is_pointed_out():
+    X, y = data()
+    clf = network(lambda: mlp(nn.BatchNorm1d(6)))
+    with pytest.warns(UserWarning, match=r"layer 0 has a bias.*bias=False") as caught:
+        clf.fit(X, y)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.BatchNorm1d(6, momentum=None), r"1 \(BatchNorm1d\) averages.*momentum=0.1"),
+        (nn.BatchNorm1d(6, track_running_stats=False), "track_running_stats=True"),
+        (nn.InstanceNorm1d(6, track_running_stats=True), "track_running_stats=False"),
+    ],
+)
+def test_statistics_that_are_refused(layer, message):
+    with pytest.raises(ValueError, match=message):
+        network(lambda: mlp(layer)).fit(*data())
+
+
+def test_own_random_numbers():
+    """Half runs draw their own masks; trainings of one seed draw the same."""
+    X, y = data()
+    clf = network(NETS["dropout .5"])
+    influence = AdamWInfluence(clf, n_trajectories=4, n_halves=0, random_state=0)
+    influence.fit(X, y)
+    seeds = influence._runs[0].seeds.tolist()
+    assert len(set(seeds)) == 4
+    assert influence._own_run.seeds is None
+    once, twice = (clone(clf).fit(X, y).predict_proba(X) for _ in range(2))
+    assert_allclose(once, twice, rtol=0, atol=0)
+
+
+def test_masks_do_not_depend_on_the_batch():
+    seed, ids = torch.tensor(3), torch.arange(50)
+    whole = uniform(seed, 2, 1, ids, 8)
+    part = uniform(seed, 2, 1, ids[[7, 31]], 8)
+    assert torch.equal(whole[[7, 31]], part)
+    many = uniform(seed, 2, 1, torch.arange(4000), 25)
+    assert abs(float(many.mean()) - 0.5) < 0.005
+    others = [uniform(seed + 1, 2, 1, ids, 8), uniform(seed, 3, 1, ids, 8)]
+    others.append(uniform(seed, 2, 2, ids, 8))
+    for other in others:
+        both = torch.stack([whole.flatten(), other.flatten()])
+        assert abs(float(torch.corrcoef(both)[0, 1])) < 0.2
+
+
+def test_attention_without_dropout_is_that_of_torch():
+    block = build(
+        lambda: nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
+    ).double()
+    X = torch.linspace(-1, 1, 5 * 3 * 4, dtype=torch.float64).view(5, 3, 4)
+    with RowContext(None, torch.arange(5), torch.tensor(0), 1):
+        inside = block(X), *block.self_attn(X, X, X)
+    outside = block(X), *block.self_attn(X, X, X)
+    for one, other in zip(inside, outside, strict=True):
+        assert_allclose(one.detach(), other.detach(), rtol=0, atol=1e-12)
+
+
+def test_regression_with_batch_norm():
+    rng = np.random.RandomState(0)
+    X = rng.normal(size=(N, D))
+
+    def build(n_features, n_outputs):
+        return nn.Sequential(
+            nn.Linear(n_features, 6, bias=False),
+            nn.BatchNorm1d(6),
+            nn.ReLU(),
+            nn.Linear(6, n_outputs),
+        )
+
+    reg = TorchRegressor(build, **STEPS)
+    influence = AdamWInfluence(reg, n_trajectories=2, n_halves=4, random_state=0)
+    with pytest.warns(UserWarning, match="too few"):
+        influence.fit(X, X[:, 0])
+    assert influence.attribute(X[:2], X[:2, 0]).shape == (2, N)
+    assert int(influence.estimator_.module_[1].num_batches_tracked) == 9

@@ -16,7 +16,7 @@ class EarlyStopping:
 
     Parameters
     ----------
-    patience : int, default=5
+    patience : int, default=10
         Epochs without a smaller validation loss after which training stops.
     min_delta : float, default=0.0
         How much smaller the loss must be to count.
@@ -25,8 +25,8 @@ class EarlyStopping:
         of each class the same. They are not trained on, and their attributions are 0.
     validation_data : tuple of (X, y) or None, default=None
         Other rows to decide by; none of ``fit`` is held out then.
-    restore_best : bool, default=True
-        Take the network of the epoch with the smallest loss; False takes the last.
+    restore_best : bool, default=False
+        Take the network of the epoch with the smallest loss, not the last one.
     redecide : bool, default=False
         Let each retraining stop by itself. By default all of them end where the fitted
         network did: what a row does to the moment of stopping is left out.
@@ -58,11 +58,11 @@ class EarlyStopping:
     True
     """
 
-    patience: int = 5
+    patience: int = 10
     min_delta: float = 0.0
     validation_fraction: float = 0.1
     validation_data: Any = field(default=None, repr=False)
-    restore_best: bool = True
+    restore_best: bool = False
     redecide: bool = False
     n_epochs: int | None = None
     held_out: Any = field(default=None, repr=False)
@@ -74,7 +74,7 @@ class EarlyStopping:
         if self.n_epochs is not None:
             self._check("n_epochs", Integral, 1)
         share: Any = self.validation_fraction
-        if not isinstance(share, Real) or not 0 < share < 1:
+        if not isinstance(share, Real) or not 0 < float(share) < 1:
             raise ValueError(
                 f"EarlyStopping: validation_fraction={share!r} must be between 0 and 1."
             )
@@ -86,8 +86,9 @@ class EarlyStopping:
             )
 
     def _check(self, name: str, kind: type, least: float) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, kind) or value < least:
+        value: Any = getattr(self, name)
+        known = isinstance(value, kind) and not isinstance(value, bool)
+        if not known or float(value) < least:
             whole = "a whole number" if kind is Integral else "a number"
             raise ValueError(
                 f"EarlyStopping: {name}={value!r} must be {whole} of at least {least}."

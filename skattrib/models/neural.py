@@ -92,7 +92,7 @@ _DOCS = {
         Passes over the rows, at most.
     early_stopping : bool or EarlyStopping, default=False
         Whether training stops where the loss on validation rows no longer falls. True
-        holds out a tenth of the rows and waits for 5 epochs. Retrainings of a fitted
+        holds out a tenth of the rows and waits for 10 epochs. Retrainings of a fitted
         network stop where it did, unless told otherwise.
     average : {"ema", "swa"} or None, default=None
         What answers queries: None is the network after the last step; "ema" an

@@ -20,6 +20,7 @@ ROOMS = [
     "_frames",
     "_progress",
     "engine._optimizers",
+    "engine._row_context",
     "engine._functional",
     "engine._row_weights",
     "engine._solvers",

@@ -36,7 +36,7 @@ CHECKS = {
     "check_module",
     "check_repeatable",
     "condition_number",
-    "look_for_recomputation",
+    "look",
 }
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
-from typing import Literal, NamedTuple, Protocol
+from itertools import accumulate, pairwise
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from sklearn.exceptions import EfficiencyWarning
@@ -24,14 +24,16 @@ from skattrib._progress import tqdm
 from skattrib.engine._dense_hessian import DenseGradient, dense_layers
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._losses import Loss
-from skattrib.engine._minibatch import NO_BUFFERS, Minibatch, row_shares
+from skattrib.engine._minibatch import Minibatch, row_shares, same_seeds
 from skattrib.engine._modules import activation_size
 from skattrib.engine._optimizers import (
     Optimizer,
     StepDerivative,
+    Rate,
     clip_gradient,
     map_state,
     plain_sgd,
+    with_values,
 )
 from skattrib.engine._plain_gradients import (
     REFUSALS,
@@ -66,6 +68,29 @@ _DIGITS_LEFT = 1e4
 _FEWEST_QUERIES = 4
 
 
+class Kind(NamedTuple):
+    """How functions of a run are differentiated.
+
+    Attributes
+    ----------
+    curvature : float
+        Factor on second derivatives; below 1 the sweep is damped.
+    floor : float
+        Added to the second moment of the gradient, in units of its mean, where the
+        optimizer divides by it; see `Optimizer.pullback`.
+    average : Tensor of shape (T + 1,) or None
+        Shares of the states after 0 to T steps in what the functions are of; None takes
+        those of the recipe.
+    """
+
+    curvature: float = 1.0
+    floor: float = 0.0
+    average: Tensor | None = None
+
+
+EXACT = Kind()
+
+
 def differentiate_run(
     model: FunctionalModule,
     loss: Loss,
@@ -79,6 +104,8 @@ def differentiate_run(
     dynamics: Dynamics = "recorded",
     hessian: Hessian = "exact",
     inert: float = 0.0,
+    kinds: Sequence[tuple[int, Kind]] | None = None,
+    seeds: Tensor | None = None,
     on_rows: RowCallback | None = None,
     memory_bytes: float,
     verbose: int = 0,
@@ -89,8 +116,9 @@ def differentiate_run(
     ----------
     weights : Tensor of shape (M, n)
         Multipliers of the rows in the M runs.
-    cotangents : Tensor of shape (M, q, P)
-        Gradients of the functions in the parameters at the end of each run.
+    cotangents : Tensor of shape (M, q, P + B)
+        Gradients of the functions in parameters and running statistics, at the end of
+        each run or where an average of its states is.
     states : mapping of int to TrainingState
         States that training kept, of all M runs. The others are replayed, from
         checkpoints if not all fit the memory.
@@ -106,6 +134,11 @@ def differentiate_run(
         `Optimizer.pullback`. In a run on a subset, these are parameters trained mostly
         by rows left out. Their derivative is huge and valid for tiny weights only; 0.01
         excludes it in runs on random halves.
+    kinds : sequence of (int, Kind), or None
+        How many of the functions, one after the other, are differentiated in which way;
+        None takes the exact one for all.
+    seeds : int64 Tensor of shape (M,) or None
+        Of the random numbers of the runs; None takes the recipe's for all.
     on_rows : callable
         Called with the scores of each step, last step first.
     verbose : int
@@ -117,7 +150,15 @@ def differentiate_run(
         Derivatives, summed over the steps; also for rows of weight zero.
     """
     probe = check_differentiable(model, loss, X, targets)
+    if hessian == "empirical_fisher" and model.behaviour.mixes:
+        raise ValueError(
+            "hessian='empirical_fisher' needs the gradient of each row, and batch "
+            "normalisation lets rows of a batch meet. Use hessian='exact'."
+        )
     n_runs, n_queries = cotangents.shape[:2]
+    if seeds is None:
+        seeds = same_seeds(n_runs, recipe.seed, X)
+    groups = _groups(kinds or [(n_queries, EXACT)])
     plan = sweep_sizes(model, recipe, X, n_runs, n_queries, memory_bytes)
     stacks = not probe.one_by_one and can_stack(model, loss, X, targets)
     if n_runs > 1 and not stacks:
@@ -135,6 +176,7 @@ def differentiate_run(
                 X,
                 targets,
                 weights[runs],
+                seeds[runs],
                 dynamics,
                 hessian,
                 inert,
@@ -146,7 +188,9 @@ def differentiate_run(
                 # queries first: autograd batches over the leading axis
                 after = cotangents[runs, queries].transpose(0, 1).to(X)
                 steps = stack.sweep(
-                    after, stack.states_backwards(kept_states, plan.n_states)
+                    after,
+                    stack.states_backwards(kept_states, plan.n_states),
+                    _within(groups, queries),
                 )
                 for t, rows, step_scores in steps:
                     step_scores = step_scores.transpose(0, 1)
@@ -156,6 +200,31 @@ def differentiate_run(
                     bar.update()
 
     return scores
+
+
+#: Which functions are differentiated in which way.
+_Groups = list[tuple[slice, Kind]]
+
+
+def _groups(kinds: Sequence[tuple[int, Kind]]) -> _Groups:
+    ends = list(accumulate((n for n, _ in kinds), initial=0))
+    return [(slice(*ends[i : i + 2]), kind) for i, (_, kind) in enumerate(kinds)]
+
+
+def _within(groups: _Groups, part: slice) -> _Groups:
+    """Return the groups of some of the functions, counted from the first of these."""
+    cut = [
+        (
+            slice(max(g.start, part.start), min(g.stop, part.stop)),
+            kind,
+        )
+        for g, kind in groups
+    ]
+    return [
+        (slice(g.start - part.start, g.stop - part.start), kind)
+        for g, kind in cut
+        if g.start < g.stop
+    ]
 
 
 class Probe(NamedTuple):
@@ -175,7 +244,8 @@ class Probe(NamedTuple):
     def agrees(self, make_gradient: Callable[..., Differentiated]) -> bool:
         """Return whether another implementation gives the same, up to rounding."""
         rows = torch.arange(self.shares.shape[1], device=self.shares.device)
-        gradient = make_gradient(self.params, rows, self.shares, None)
+        seeds = same_seeds(1, 0, self.shares)
+        gradient = make_gradient(self.params, rows, self.shares, None, seeds, 0)
         pairs = zip(
             (gradient.value, *gradient.products(self.cotangents)),
             (self.value, self.curved, self.dots),
@@ -192,8 +262,8 @@ def check_differentiable(
     Raise ValueError if it cannot. Those batched over queries are compared with those of
     one query.
     """
-    model.look_for_recomputation(X)
-    params = model.flatten().to(X)[None]
+    model.look(X)
+    params = model.vector().to(X)[None]
     shares = params.new_tensor([[0.25, 0.75]])[:, : len(X)]
     ramp = torch.linspace(-1, 1, params.shape[1]).to(params)
     cotangents = ramp.expand(2, 1, -1)
@@ -201,8 +271,9 @@ def check_differentiable(
     minibatch = Minibatch(model, loss, X[:2], targets[:2])
 
     def products(cotangents: Tensor, one_by_one: bool) -> tuple[Tensor, ...]:
+        seeds = same_seeds(1, 0, X)
         gradient = _Gradient(
-            minibatch, "exact", params, None, shares, None, one_by_one=one_by_one
+            minibatch, "exact", params, None, shares, None, seeds, one_by_one=one_by_one
         )
         return gradient.value, *gradient.products(cotangents)
 
@@ -240,7 +311,10 @@ class Differentiated(Protocol):
     value: Tensor
 
     def products(self, cotangents: Tensor) -> tuple[Tensor, Tensor]:
-        """Return H a (q, M, P) and the dots ∇ℓᵀ a (q, M, B) for cotangents a."""
+        """Return H a, of the shape of a, and the dots ∇ℓᵀ a (q, M, rows).
+
+        Cotangents a (q, M, P + B) are of the gradient and of new running statistics.
+        """
 
 
 class _Gradient:
@@ -250,11 +324,13 @@ class _Gradient:
     ----------
     minibatch : Minibatch
     hessian : {"exact", "empirical_fisher"}
-    params : Tensor of shape (M, P)
-    rows : int Tensor of shape (B,) or None
-    shares : Tensor of shape (M, B)
+    params : Tensor of shape (M, P + B)
+    rows : int Tensor of shape (rows,) or None
+    shares : Tensor of shape (M, rows)
         Weights of the rows over their sum.
     clip_norm : float or None
+    seeds : int64 Tensor of shape (M,)
+    step : int
     one_by_one : bool
         Take products for one query after the other.
     """
@@ -267,6 +343,8 @@ class _Gradient:
         rows: Tensor | None,
         shares: Tensor,
         clip_norm: float | None,
+        seeds: Tensor,
+        step: int = 0,
         *,
         one_by_one: bool = False,
     ) -> None:
@@ -277,20 +355,22 @@ class _Gradient:
         with torch.enable_grad():
             # only unfused attention has second derivatives
             with sdpa_kernel(SDPBackend.MATH):
-                self._losses, _ = minibatch.stacked_losses(
-                    self._params, NO_BUFFERS, self._shares, rows
+                self._losses, statistics = minibatch.stacked_losses(
+                    self._params, self._shares, rows, seeds, step
                 )
             (grad,) = torch.autograd.grad(
                 (self._losses * self._shares).sum(), self._params, create_graph=True
             )
             # The clipped gradient is what the optimizer consumes: products go through
             # the Jacobian of clipping as well.
-            self._grad = clip_gradient(grad, clip_norm)
-
-        self.value = self._grad.detach()
+            grad = clip_gradient(grad[:, : minibatch.model.n_params], clip_norm)
+            self.value = grad.detach()
+            self._grad = grad
+            if minibatch.model.n_buffers:
+                self._grad = torch.cat([grad, statistics], dim=1)
 
     def products(self, cotangents: Tensor) -> tuple[Tensor, Tensor]:
-        """Return H a (q, M, P) and the dots ∇ℓᵀ a (q, M, B) for cotangents a.
+        """Return H a, of the shape of a, and the dots ∇ℓᵀ a (q, M, rows).
 
         Both come from the transposed Jacobian of one function, the gradient in terms of
         parameters and shares: gradients of rows are not formed.
@@ -308,6 +388,36 @@ class _Gradient:
         return curved, dots
 
 
+class _Entering:
+    """What cotangents (q, m, P + B) add to the derivative in each state of the run.
+
+    Most functions are of the last state: nothing enters before.
+    """
+
+    def __init__(self, recipe: Recipe, cotangents: Tensor, groups: _Groups) -> None:
+        self._cotangents = cotangents
+        self._averages = [
+            (part, recipe.average if kind.average is None else kind.average)
+            for part, kind in groups
+        ]
+        self.last = cotangents
+        if any(average is not None for _, average in self._averages):
+            self.last = self._times(recipe.n_steps, last=1.0)
+
+    def _times(self, t: int, last: float) -> Tensor:
+        factors = self._cotangents.new_full((len(self._cotangents), 1, 1), last)
+        for part, average in self._averages:
+            if average is not None:
+                factors[part] = float(average[t])
+        return self._cotangents * factors
+
+    def before(self, t: int) -> Tensor | None:
+        """Return what enters at the state after t steps but the last; None: nothing."""
+        if all(a is None or not a[t] for _, a in self._averages):
+            return None
+        return self._times(t, last=0.0)
+
+
 @dataclass(frozen=True)
 class _Stack:
     """Runs that differ only in the weights (m, n) of their rows."""
@@ -318,6 +428,7 @@ class _Stack:
     X: Tensor
     targets: Tensor
     weights: Tensor
+    seeds: Tensor
     dynamics: Dynamics
     hessian: Hessian
     inert: float
@@ -332,40 +443,90 @@ class _Stack:
         return plain_sgd(recorded)
 
     def sweep(
-        self, cotangents: Tensor, states: Iterator[tuple[int, TrainingState]]
+        self,
+        cotangents: Tensor,
+        states: Iterator[tuple[int, TrainingState]],
+        groups: _Groups,
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield step, rows and scores (q, m, rows), from the last step to the first."""
         all_rows = torch.arange(len(self.X), device=self.X.device)
         gradient_of = self._gradients(cotangents[:, 0].numel())
-        optimizer = self.optimizer
+        optimizer, n_params = self.optimizer, self.model.n_params
+        entering = _Entering(self.recipe, cotangents, groups)
+        factors = cotangents.new_ones(len(cotangents), 1, 1)
+        for part, kind in groups:
+            factors[part] = kind.curvature
+        damped = bool((factors != 1.0).any())
+        sizes = [n_params, self.model.n_buffers]
+        params, buffers = entering.last.split(sizes, dim=2)
         # derivatives in the final optimizer state are zero
-        state_zeros = map_state(torch.zeros_like, optimizer.initial_state(cotangents))
-        after = StepDerivative(cotangents, state_zeros)
+        state_zeros = map_state(torch.zeros_like, optimizer.initial_state(params))
+        after = StepDerivative(params, state_zeros)
 
         for n_done, state in states:
             t = n_done + 1
             rate, rows = self.recipe.step(t, self.X.device)
             weights = self.weights if rows is None else self.weights[:, rows]
             shares = row_shares(weights)
-            gradient = gradient_of(state.params, rows, shares, self.recipe.clip_norm)
+            clip = self.recipe.clip_norm
+            gradient = gradient_of(state.params, rows, shares, clip, self.seeds, t)
             rows = all_rows if rows is None else rows
             # assigned to `after` at once, so that its large old value is freed
-            in_grad, after = self.recipe.at_step(optimizer, t).pullback(
-                state.params,
-                gradient.value,
-                state.optimizer,
-                self.recipe.n_before + t,
-                rate,
-                after,
-                self.inert,
+            in_grad, after = self._pullback(
+                optimizer, t, rate, state, gradient.value, after, groups
             )
+            if self.model.n_buffers:
+                in_grad = torch.cat([in_grad, buffers], dim=2)
             curved, dots = gradient.products(in_grad)
-            after = after._replace(params=after.params + curved)
+            params, buffers = curved.split(sizes, dim=2)
+            if damped:
+                params = params * factors
+            if (more := entering.before(n_done)) is not None:
+                params = params + more[..., :n_params]
+                buffers = buffers + more[..., n_params:]
+            after = after._replace(params=after.params + params)
             total = weights.sum(dim=1, keepdim=True)
             # A larger share of one row means smaller shares of the others. A batch
             # whose weights are all zero contributes nothing.
             dots = dots - (dots * shares).sum(dim=-1, keepdim=True)
             yield t, rows, torch.where(total > 0, dots / total, 0.0)
+
+    def _pullback(
+        self,
+        optimizer: Optimizer,
+        t: int,
+        rate: Rate,
+        state: TrainingState,
+        gradient: Tensor,
+        after: StepDerivative,
+        groups: _Groups,
+    ) -> tuple[Tensor, StepDerivative]:
+        """Pull derivatives back through a step, each group of them in its way."""
+        step = self.recipe.at_step(optimizer, t)
+        count = self.recipe.n_before + t
+        at = (
+            state.params[:, : self.model.n_params],
+            gradient,
+            state.optimizer,
+            count,
+            rate,
+        )
+        floors = [kind.floor for _, kind in groups]
+        if len(set(floors)) == 1:
+            return _pulled_back(step, at, after, self.inert, floors[0])
+        in_grad = torch.empty_like(after.params)
+        before = []
+        for (part, _), floor in zip(groups, floors, strict=True):
+            some = StepDerivative(
+                after.params[part],
+                map_state(lambda value, part=part: value[part], after.state),  # type: ignore[misc]
+            )
+            in_grad[part], pulled = _pulled_back(step, at, some, self.inert, floor)
+            before.append(pulled)
+        params = torch.cat([each.params for each in before])
+        state_parts = zip(*(each.state for each in before), strict=True)
+        values = [torch.cat(parts) for parts in state_parts]
+        return in_grad, StepDerivative(params, with_values(after.state, values))
 
     def _gradients(self, n_numbers: int) -> Callable[..., Differentiated]:
         """Return a function for gradients of minibatches, in closed form if known."""
@@ -430,7 +591,15 @@ class _Stack:
             state,
             first,
             keep,
+            self.seeds,
         )
+
+
+def _pulled_back(
+    step: Optimizer, at: Any, after: StepDerivative, inert: float, floor: float
+) -> tuple[Tensor, StepDerivative]:
+    damped = {"floor": floor} if floor else {}
+    return step.pullback(*at, after, inert, **damped)
 
 
 def _slack(value: Tensor) -> Tensor:

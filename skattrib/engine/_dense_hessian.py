@@ -126,6 +126,8 @@ class DenseGradient:
     shares : Tensor of shape (M, B)
         Weights of the rows over their sum.
     clip_norm : float or None
+    seeds, step
+        Of no use: no layer draws random numbers.
     """
 
     def __init__(
@@ -136,6 +138,8 @@ class DenseGradient:
         rows: Tensor | None,
         shares: Tensor,
         clip_norm: float | None,
+        seeds: Tensor | None = None,
+        step: int = 0,
     ) -> None:
         X, targets, loss = minibatch.X, minibatch.targets, minibatch.loss
         if rows is not None:

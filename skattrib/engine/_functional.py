@@ -12,18 +12,28 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from skattrib.engine._row_context import (
+    Behaviour,
+    RowContext,
+    counter_names,
+    drawing_from,
+    known_behaviour,
+    statistics_names,
+)
+
 
 class FunctionalModule:
     """Evaluate a module at any flat parameter vector.
 
     Only parameters that require a gradient enter the vector, in the order of
-    ``named_parameters``; buffers and frozen parameters stay as they are. Tied
-    parameters appear once.
+    ``named_parameters``; frozen parameters stay as they are. Tied parameters appear
+    once. The running statistics of batch normalisation may follow them, which training
+    moves; a vector without them leaves all buffers as they are.
 
     Parameters
     ----------
     module : nn.Module
-        Not modified, not copied.
+        As it is trained, layers in training mode or not. Not modified, not copied.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -33,6 +43,14 @@ class FunctionalModule:
         self.shapes = [tuple(p.shape) for _, p in named]
         self.sizes = [p.numel() for _, p in named]
         self.n_params = sum(self.sizes)
+        self._statistics = statistics_names(module)
+        held = dict(module.named_buffers())
+        self._statistics_shapes = [tuple(held[name].shape) for name in self._statistics]
+        self._statistics_sizes = [held[name].numel() for name in self._statistics]
+        self.n_buffers = sum(self._statistics_sizes)
+        # what it does in training, as far as is known before `look`
+        self.behaviour = known_behaviour(module)
+        self._evaluated: nn.Module | None = None
         # by parameters: whether torch.func's gradients of rows in them are right
         self.transformed: dict[tuple[str, ...], bool] = {}
         # where they are not: what is done instead, which is said once, also of copies
@@ -47,43 +65,94 @@ class FunctionalModule:
         params = dict(self.module.named_parameters())
         return torch.cat([params[k].detach().reshape(-1) for k in self.names])
 
+    def statistics(self) -> Tensor:
+        """Return a copy of the present running statistics, shape (B,)."""
+        held = dict(self.module.named_buffers())
+        found = [held[name].reshape(-1) for name in self._statistics]
+        return torch.cat(found).clone() if found else self.flatten()[:0]
+
+    def vector(self) -> Tensor:
+        """Return parameters and running statistics, shape (P + B,)."""
+        return torch.cat([self.flatten(), self.statistics()])
+
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """Cut a vector (P,) into named parameters."""
+        """Cut a vector, (P,) or (P + B,), into named parameters and statistics."""
+        names, sizes, shapes = self.names, self.sizes, self.shapes
+        if self.n_buffers and len(vector) > self.n_params:
+            names = names + self._statistics
+            sizes = sizes + self._statistics_sizes
+            shapes = shapes + self._statistics_shapes
         # split, not slices: its backward is one concatenation
-        pieces = torch.split(vector, self.sizes)
+        pieces = torch.split(vector, sizes)
         return {
             name: piece.view(shape)
-            for name, piece, shape in zip(self.names, pieces, self.shapes, strict=True)
+            for name, piece, shape in zip(names, pieces, shapes, strict=True)
         }
 
+    @property
+    def evaluated(self) -> nn.Module:
+        """The module as it answers queries: in evaluation mode, if that differs."""
+        if not any(self.behaviour):
+            return self.module
+        if self._evaluated is None:
+            self._evaluated = apart(self.module).eval()
+        return self._evaluated
+
     def outputs(self, vector: Tensor, X: Tensor) -> Tensor:
-        """Return the outputs (n, C) of the module with these parameters."""
+        """Return the outputs (n, C) for queries of the module with these parameters."""
         params = self.unflatten(vector)
+        if len(vector) > self.n_params:
+            with RowContext():
+                return self._run(self.evaluated, X, params)
+        return self._run(self.evaluated, X, params)
+
+    def training_outputs(
+        self, vector: Tensor, X: Tensor, shares: Tensor, ids: Tensor, seed: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return outputs (n, C) of step t of a training, and new statistics (B,).
+
+        Parameters
+        ----------
+        vector : Tensor of shape (P + B,)
+        X : Tensor of shape (n, ...)
+        shares : Tensor of shape (n,)
+            Weights of the rows over their sum.
+        ids : int64 Tensor of shape (n,)
+            Numbers of the rows.
+        seed : int64 Tensor of shape ()
+        t : int
+        """
+        params = self.unflatten(vector)
+        if not any(self.behaviour):
+            return self._run(self.module, X, params), vector[self.n_params :]
+        held = {name: params[name] for name in self._statistics if name in params}
+        params |= {name: seed.new_zeros(()) for name in counter_names(self.module)}
+        with RowContext(shares, ids, seed, t, held) as context:
+            if self.behaviour.draws:
+                with drawing_from(seed, t):
+                    out = self._run(self.module, X, params)
+            else:
+                out = self._run(self.module, X, params)
+        if not held:
+            return out, vector[self.n_params :]
+        moved = [context.new.get(name, value) for name, value in held.items()]
+        return out, torch.cat([value.reshape(-1) for value in moved])
+
+    def _run(self, module: nn.Module, X: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         if self.recomputes:
-            out = run_module(self._with(params), X)
-        else:
-            out = run_module(self.module, X, params)
-        return as_rows(out, len(X))
+            return as_rows(run_module(_with(module, params), X), len(X))
+        return as_rows(run_module(module, X, params), len(X))
 
-    def _with(self, params: Mapping[str, Tensor]) -> nn.Module:
-        """Return a copy that has these parameters for good."""
-        module = apart(self.module)
-        own = dict(module.named_parameters())
-        new = {id(own[name]): value for name, value in params.items()}
-        for layer in module.modules():
-            for name, parameter in layer._parameters.items():
-                if id(parameter) in new:
-                    layer.__dict__["_parameters"][name] = new[id(parameter)]
-        return module
+    def look(self, X: Tensor) -> None:
+        """Find out from two rows what must be known of the module.
 
-    def look_for_recomputation(self, X: Tensor) -> None:
-        """Find out from two rows whether parameters must outlast the forward pass.
-
-        A checkpoint calls its layers again in the backward pass, when `functional_call`
+        That is what it does in training, and whether parameters must outlast the
+        forward pass: a checkpoint calls its layers again in the backward pass, when `functional_call`
         has taken its parameters back: gradients would silently be those elsewhere.
         """
         if self.recomputes is not None:
             return
+        self._look_at_layers(X[:2])
 
         vector = 0.9 * self.flatten().to(X)
         found = []
@@ -102,13 +171,38 @@ class FunctionalModule:
             kept, swapped, rtol=1e-3, atol=1e-3 * float(kept.abs().max())
         )
 
+    def _look_at_layers(self, X: Tensor) -> None:
+        """Find random numbers that no layer's class tells of."""
+        seed = torch.zeros((), dtype=torch.int64, device=X.device)
+        shares = torch.full_like(seed, 1, dtype=X.dtype).expand(len(X)) / len(X)
+        ids = torch.arange(len(X), device=X.device)
+        module = apart(self.module)
+        found = []
+        try:
+            with torch.no_grad(), drawing_from(seed, 0):
+                for _ in range(2):
+                    held = {n: b.clone() for n, b in module.named_buffers()}
+                    with RowContext(shares, ids, seed, 0, held) as context:
+                        out = run_module(module, X.clone(), held)
+                    found.append(out)
+        except (RuntimeError, NotImplementedError, ValueError, TypeError):
+            return  # whoever needs outputs will say what is wrong
+        first, second = (value.nan_to_num() for value in found)
+        masks, mixes, draws = self.behaviour
+        self.behaviour = Behaviour(
+            masks or context.calls > 0,
+            mixes or context.mixes,
+            draws or not torch.equal(first, second),
+        )
+
     def present_outputs(self, X: Tensor) -> Tensor:
         """Return the outputs (n, C) of the module as it is."""
-        return as_rows(run_module(self.module, X), len(X))
+        return as_rows(run_module(self.evaluated, X), len(X))
 
     def load(self, vector: Tensor) -> None:
-        """Write a vector into the module's own parameters."""
-        params = dict(self.module.named_parameters())
+        """Write a vector into the module's own parameters, and statistics."""
+        params: dict[str, Tensor] = dict(self.module.named_parameters())
+        params |= dict(self.module.named_buffers())
         with torch.no_grad():
             for name, value in self.unflatten(vector).items():
                 params[name].copy_(value)
@@ -138,6 +232,7 @@ class FunctionalModule:
         copied = FunctionalModule(module)
         copied.transformed, copied.said = dict(self.transformed), self.said
         copied.recomputes, copied.silent = self.recomputes, self.silent
+        copied.behaviour = self.behaviour
         return copied
 
 
@@ -204,6 +299,21 @@ def _run(module: nn.Module, X: Tensor, params: Mapping[str, Tensor] | None) -> T
         module(X) if params is None else functional_call(module, dict(params), (X,))
     )
     return out
+
+
+def _with(module: nn.Module, params: Mapping[str, Tensor]) -> nn.Module:
+    """Return a copy that has these parameters for good."""
+    module = apart(module)
+    own: dict[str, Tensor] = dict(module.named_parameters())
+    own |= dict(module.named_buffers())
+    new = {id(own[name]): value for name, value in params.items()}
+    for layer in module.modules():
+        for kind in ("_parameters", "_buffers"):
+            held = getattr(layer, kind)
+            for name, value in held.items():
+                if id(value) in new:
+                    layer.__dict__[kind][name] = new[id(value)]
+    return module
 
 
 def apart(module: nn.Module) -> nn.Module:

@@ -1,17 +1,16 @@
 """The gradient of a minibatch's loss: one function for training and derivatives.
 
-    G(parameters, buffers, shares; rows, seed, step) → (gradient, new buffers)
+    G(vector, shares; rows, seed, step) → (gradient, new statistics)
 
-with shares w / Σ w of the rows. Training, replay, the reverse sweep and the forward
-sweep all use it. So far no layer changes its buffers, and rows are independent; layers
-that draw random numbers or share statistics between rows would be handled in `losses`.
-A faster implementation, such as second derivatives in closed form, states what it
-assumes and is compared with this function.
+with shares w / Σ w of the rows, and the vector of parameters and running statistics.
+Training, replay, the reverse sweep and the forward sweep all use it. Rows may draw
+random numbers and meet in batch statistics: both are functions of these arguments, see
+`skattrib.engine._row_context`. A faster implementation, such as second derivatives in
+closed form, states what it assumes and is compared with this function.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,15 +20,16 @@ from torch.func import grad, vmap
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._losses import Loss
 
-Buffers = Mapping[str, Tensor]
-
-NO_BUFFERS: Buffers = {}
-
 
 def row_shares(weights: Tensor) -> Tensor:
     """Return w / Σ w of the rows of a batch (M, n); zero where all weights are zero."""
     total = weights.sum(dim=1, keepdim=True)
     return weights / torch.where(total > 0, total, 1.0)
+
+
+def same_seeds(n_models: int, seed: int, X: Tensor) -> Tensor:
+    """Return the seeds (M,) of models that draw the same random numbers."""
+    return torch.full((n_models,), seed, dtype=torch.int64, device=X.device)
 
 
 @dataclass(frozen=True)
@@ -47,103 +47,114 @@ class Minibatch:
 
     def losses(
         self,
-        params: Tensor,
-        buffers: Buffers,
+        vector: Tensor,
         shares: Tensor,
         rows: Tensor | None,
-        seed: int = 0,
+        seed: Tensor,
         step: int = 0,
-    ) -> tuple[Tensor, Buffers]:
-        """Return the losses (B,) of the rows of one model (P,), and its new buffers."""
-        X, targets = self.X, self.targets
-        if rows is not None:
-            X, targets = X[rows], targets[rows]
-        return self.loss.values(self.model.outputs(params, X), targets), buffers
+    ) -> tuple[Tensor, Tensor]:
+        """Return losses (B,) of the rows of one model, and its new statistics."""
+        return self._losses(vector, shares, *self._picked(rows), seed, step)
+
+    def _picked(self, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rows, their targets and their numbers."""
+        if rows is None:
+            every = torch.arange(len(self.X), device=self.X.device)
+            return self.X, self.targets, every
+        return self.X[rows], self.targets[rows], rows
+
+    def _losses(
+        self,
+        vector: Tensor,
+        shares: Tensor,
+        X: Tensor,
+        targets: Tensor,
+        ids: Tensor,
+        seed: Tensor,
+        step: int,
+    ) -> tuple[Tensor, Tensor]:
+        outputs, statistics = self.model.training_outputs(
+            vector, X, shares, ids, seed, step
+        )
+        return self.loss.values(outputs, targets), statistics
 
     def stacked_losses(
         self,
-        params: Tensor,
-        buffers: Buffers,
+        vectors: Tensor,
         shares: Tensor,
         rows: Tensor | None,
-        seed: int = 0,
+        seeds: Tensor,
         step: int = 0,
-    ) -> tuple[Tensor, Buffers]:
-        """Return the losses (M, B) of a stack of models (M, P), and new buffers."""
-        if rows is not None:  # once, for all models
-            minibatch = Minibatch(
-                self.model, self.loss, self.X[rows], self.targets[rows]
+    ) -> tuple[Tensor, Tensor]:
+        """Return losses (M, B) of a stack of models (M, P + B), and new statistics."""
+        picked = self._picked(rows)  # once, for all models
+        if len(vectors) == 1:
+            values, statistics = self._losses(
+                vectors[0], shares[0], *picked, seeds[0], step
             )
-            return minibatch.stacked_losses(params, buffers, shares, None, seed, step)
-        if len(params) == 1:
-            values, after = self.losses(
-                params[0], _first(buffers), shares[0], None, seed, step
-            )
-            return values[None], {name: value[None] for name, value in after.items()}
+            return values[None], statistics[None]
 
-        def losses_of_model(
-            vector: Tensor, own_buffers: Buffers, share: Tensor
-        ) -> tuple[Tensor, Buffers]:
-            return self.losses(vector, own_buffers, share, None, seed, step)
+        def of_model(
+            vector: Tensor, share: Tensor, seed: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            return self._losses(vector, share, *picked, seed, step)
 
-        losses_and_buffers: tuple[Tensor, Buffers] = vmap(losses_of_model)(
-            params, dict(buffers), shares
-        )
-        return losses_and_buffers
+        found: tuple[Tensor, Tensor] = vmap(of_model)(vectors, shares, seeds)
+        return found
 
     def __call__(
         self,
-        params: Tensor,
-        buffers: Buffers,
+        vectors: Tensor,
         shares: Tensor,
         rows: Tensor | None,
-        seed: int = 0,
+        seeds: Tensor,
         step: int = 0,
-    ) -> tuple[Tensor, Buffers, Tensor]:
-        """Return gradients (M, P) of a stack, new buffers, and mean losses (M,).
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return gradients (M, P) of a stack, new statistics, and mean losses (M,).
 
         A model whose shares are all zero here has loss 0, hence a zero gradient.
         """
-        params = params.detach().requires_grad_()
-        values, buffers = self.stacked_losses(params, buffers, shares, rows, seed, step)
+        vectors = vectors.detach().requires_grad_()
+        values, statistics = self.stacked_losses(vectors, shares, rows, seeds, step)
         mean = (values * shares).sum(dim=1)
-        (gradient,) = torch.autograd.grad(mean.sum(), params)
-        return gradient, buffers, mean.detach()
+        (gradient,) = torch.autograd.grad(mean.sum(), vectors)
+        gradient = gradient[:, : self.model.n_params]
+        return gradient, statistics.detach(), mean.detach()
 
-    def gradient(
+    def moved(
         self,
-        params: Tensor,
-        buffers: Buffers,
+        vector: Tensor,
         shares: Tensor,
         rows: Tensor | None,
-        seed: int = 0,
+        seed: Tensor,
         step: int = 0,
     ) -> Tensor:
-        """Return the gradient (P,) of one model, for transforms of torch.func."""
+        """Return gradient and new statistics (P + B,), for transforms of torch.func."""
 
-        def mean_loss(vector: Tensor) -> Tensor:
-            values, _ = self.losses(vector, buffers, shares, rows, seed, step)
-            return values @ shares
+        def mean_loss(vector: Tensor) -> tuple[Tensor, Tensor]:
+            values, statistics = self.losses(vector, shares, rows, seed, step)
+            return values @ shares, statistics
 
-        gradient: Tensor = grad(mean_loss)(params)
-        return gradient
+        gradient, statistics = grad(mean_loss, has_aux=True)(vector)
+        return self._joined(gradient, statistics)
 
-    def plain_gradient(
+    def plainly_moved(
         self,
-        params: Tensor,
-        buffers: Buffers,
+        vector: Tensor,
         shares: Tensor,
         rows: Tensor | None,
-        seed: int = 0,
+        seed: Tensor,
         step: int = 0,
     ) -> Tensor:
         """Return the same with its graph, where torch.func cannot go."""
         with torch.enable_grad():
-            if not params.requires_grad:
-                params = params.detach().requires_grad_()
-            values, _ = self.losses(params, buffers, shares, rows, seed, step)
-            return torch.autograd.grad(values @ shares, params, create_graph=True)[0]
+            if not vector.requires_grad:
+                vector = vector.detach().requires_grad_()
+            values, statistics = self.losses(vector, shares, rows, seed, step)
+            gradient = torch.autograd.grad(values @ shares, vector, create_graph=True)
+            return self._joined(gradient[0], statistics)
 
-
-def _first(buffers: Buffers) -> Buffers:
-    return {name: value[0] for name, value in buffers.items()}
+    def _joined(self, gradient: Tensor, statistics: Tensor) -> Tensor:
+        if not self.model.n_buffers:
+            return gradient
+        return torch.cat([gradient[: self.model.n_params], statistics])

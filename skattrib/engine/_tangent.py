@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from skattrib._progress import tqdm
 from skattrib.engine._functional import FunctionalModule, apart, chunks
 from skattrib.engine._losses import Loss
-from skattrib.engine._minibatch import NO_BUFFERS, Minibatch, row_shares
+from skattrib.engine._minibatch import Minibatch, row_shares, same_seeds
 from skattrib.engine._modules import activation_size
 from skattrib.engine._optimizers import (
     StepDerivative,
@@ -81,8 +81,9 @@ def tangents(
 
     Returns
     -------
-    tuple of Tensor of shape (r, P)
-        First derivatives of the parameters, and second ones.
+    tuple of Tensor of shape (r, P + B)
+        First derivatives of parameters and running statistics that answer queries, and
+        second ones.
 
     Raises
     ------
@@ -151,8 +152,8 @@ class _Run:
 
         Where reverse mode cannot tell, nothing changes.
         """
-        params = self.model.flatten().to(self.X)
-        self.model.look_for_recomputation(self.X)
+        params = self.model.vector().to(self.X)
+        self.model.look(self.X)
         rows = torch.arange(min(2, len(self.X)), device=self.X.device)
         shares = torch.linspace(1.0, 2.0, len(rows)).to(self.X)
         ramp = torch.linspace(-1, 1, len(params)).to(self.X)
@@ -194,7 +195,7 @@ class _Run:
             targets=targets.double() if targets.is_floating_point() else targets,
             by_reverse_mode=True,
         )
-        params = run.model.flatten()
+        params = run.model.vector()
         v = torch.linspace(-1, 1, len(params)).to(params)
         v *= params.norm() / v.norm()
         weights = torch.linspace(1.0, 2.0, len(X)).to(params)
@@ -234,12 +235,15 @@ class _Run:
     def follow(
         self, directions: Tensor, on_step: Callable[[], object]
     ) -> tuple[Tensor, ...]:
-        """Return derivatives (r, P) of the parameters at the end, by order."""
+        """Return derivatives (r, P + B) of what answers queries, by order."""
         optimizer = self.recipe.optimizer_on(self.X)
         if self.plain_sgd:
             optimizer = plain_sgd(optimizer)
-        before = start(self.recipe, self.X, 1)
-        zeros = self.X.new_zeros(len(directions), self.model.n_params)
+        before, n_params = start(self.recipe, self.X, 1), self.model.n_params
+        zeros = self.X.new_zeros(len(directions), n_params)
+        moved = [self.X.new_zeros(len(directions), self.model.n_buffers)] * self.order
+        total = [torch.zeros(())] * self.order
+        average = self.recipe.average
         state_zeros = map_state(torch.zeros_like, optimizer.initial_state(zeros))
         derivatives = [StepDerivative(zeros, state_zeros)] * self.order
         steps = train_steps(
@@ -255,28 +259,37 @@ class _Run:
         )
 
         for t, after, _ in steps:
-            gradient, *in_gradient = self._gradient(
-                before, t, directions, [d.params for d in derivatives]
-            )
+            paths = [
+                torch.cat([d.params, m], dim=1)
+                for d, m in zip(derivatives, moved, strict=True)
+            ]
+            gradient, *in_gradient = self._gradient(before, t, directions, paths)
+            moved = [each[:, n_params:] for each in in_gradient]
             rate, _ = self.recipe.step(t, self.X.device)
             derivatives = self.recipe.at_step(optimizer, t).pushforward(
-                before.params[0],
-                gradient,
+                before.params[0, :n_params],
+                gradient[:n_params],
                 map_state(lambda value: value[0], before.optimizer),
                 self.recipe.n_before + t,
                 rate,
                 derivatives,
-                in_gradient,
+                [each[:, :n_params] for each in in_gradient],
             )
             before = after
+            if average is not None or t == self.recipe.n_steps:
+                share = 1.0 if average is None else float(average[t])
+                total = [
+                    sum_ + share * torch.cat([d.params, m], dim=1)
+                    for sum_, d, m in zip(total, derivatives, moved, strict=True)
+                ]
             on_step()
 
-        return tuple(d.params for d in derivatives)
+        return tuple(total)
 
     def _gradient(
         self, before: TrainingState, t: int, directions: Tensor, paths: list[Tensor]
     ) -> tuple[Tensor, ...]:
-        """Return a step's gradient (P,) and its derivatives (r, P) along the paths."""
+        """Return what a step computes (P + B,) and derivatives along the paths."""
         _, rows = self.recipe.step(t, self.X.device)
         weights = self.weights
         if rows is not None:
@@ -294,18 +307,26 @@ class _Run:
         directions: Tensor,
         paths: list[Tensor],
     ) -> tuple[Tensor, ...]:
-        """Return the gradient of rows (P,) and its derivatives along the paths."""
+        """Return gradient and new statistics of rows (P + B,), and their derivatives.
+
+        Those are (r, P + B), along each of the paths.
+        """
         minibatch = Minibatch(self.model, self.loss, self.X, self.targets)
-        gradient_of = minibatch.gradient
+        n_params, seed = self.model.n_params, same_seeds(1, self.recipe.seed, self.X)[0]
+        gradient_of = minibatch.moved
         jvp_of: Callable[..., Any] = jvp
         if self.by_reverse_mode:
-            gradient_of = minibatch.plain_gradient
+            gradient_of = minibatch.plainly_moved
             jvp_of = partial(torch.autograd.functional.jvp, create_graph=True)
 
-        def clipped(params: Tensor, w: Tensor) -> Tensor:
+        def computed(params: Tensor, w: Tensor) -> Tensor:
             shares = row_shares(w[None])[0]
-            gradient = gradient_of(params, NO_BUFFERS, shares, rows, step=t)
-            return clip_gradient(gradient, self.recipe.clip_norm)
+            found = gradient_of(params, shares, rows, seed, t)
+            if self.recipe.clip_norm is None:
+                return found
+            gradient, statistics = found.split([n_params, self.model.n_buffers])
+            clipped = clip_gradient(gradient, self.recipe.clip_norm)
+            return torch.cat([clipped, statistics])
 
         zero = self.X.new_zeros(())
         one = torch.ones_like(zero)
@@ -317,7 +338,7 @@ class _Run:
                 moved = params + s * velocity
                 for curvature in acceleration:
                     moved = moved + 0.5 * s**2 * curvature
-                return clipped(moved, weights + s * direction)
+                return computed(moved, weights + s * direction)
 
             def slope(s: Tensor) -> Tensor:
                 first_derivative: Tensor = jvp_of(at, (s,), (one,))[1]
@@ -328,7 +349,7 @@ class _Run:
             return tuple(jvp_of(slope, (zero,), (one,)))
 
         with sdpa_kernel(SDPBackend.MATH):
-            value = clipped(params, weights)
+            value = computed(params, weights)
             if not self.by_reverse_mode:
                 return value, *vmap(derivatives)(directions, *paths)
             moved = [

@@ -14,7 +14,7 @@ from torch.func import vmap
 from skattrib._progress import tqdm
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._losses import Loss
-from skattrib.engine._minibatch import NO_BUFFERS, Minibatch, row_shares
+from skattrib.engine._minibatch import Minibatch, row_shares, same_seeds
 from skattrib.engine._modules import activation_size
 from skattrib.engine._optimizers import clip_gradient, map_state, with_values
 from skattrib.engine._parallel import batches, call_all, call_each
@@ -38,7 +38,10 @@ class TrainingResult:
 
     Attributes
     ----------
-    params : Tensor of shape (M, P)
+    params : Tensor of shape (M, P + B)
+        Parameters and running statistics that answer queries.
+    averaged : Tensor of shape (M, P + B) or None
+        The same of another average over the run, if one was asked for.
     denominator : Tensor of shape (M, P) or None
         Divisor of the last step of the optimizer; None if it does not divide.
     loss_curve : list of float
@@ -48,6 +51,7 @@ class TrainingResult:
 
     params: Tensor
     denominator: Tensor | None
+    averaged: Tensor | None = None
     loss_curve: list[float] = field(default_factory=list)
     states: dict[int, TrainingState] = field(default_factory=dict)
 
@@ -60,6 +64,8 @@ def train(
     targets: Tensor,
     weights: Tensor,
     *,
+    seeds: Tensor | None = None,
+    average: Tensor | None = None,
     keep: Collection[int] = (),
     stop_when_diverged: bool = False,
     on_step: Callable[[], object] | None = None,
@@ -70,6 +76,10 @@ def train(
     ----------
     weights : Tensor of shape (M, n)
         Multiplier of every row's loss; zero leaves the row out.
+    seeds : int64 Tensor of shape (M,) or None
+        Of the random numbers that layers draw; None takes the recipe's for all models.
+    average : Tensor of shape (T + 1,) or None
+        Shares of the states in another average that is to be returned.
     keep : collection of int
         Steps after which the state is kept; 0 is the start.
     stop_when_diverged : bool
@@ -79,32 +89,60 @@ def train(
     """
     state = start(recipe, X, len(weights))
     result = TrainingResult(state.params, None)
+    own, other = _Mean(recipe.average, state), _Mean(average, state)
     if 0 in keep:
         result.states[0] = state
     steps = train_steps(
-        model, loss, recipe, X, targets, weights, state, 0, recipe.n_steps
+        model,
+        loss,
+        recipe,
+        X,
+        targets,
+        weights,
+        state,
+        0,
+        recipe.n_steps,
+        seeds=seeds,
     )
 
     for t, state, losses in steps:
         result.loss_curve.append(losses[0].item())
         if stop_when_diverged and not math.isfinite(result.loss_curve[-1]):
             break
+        own.add(t, state)
+        other.add(t, state)
         if t in keep:
             result.states[t] = state
         if on_step is not None:
             on_step()
 
-    result.params = state.params
+    result.params = state.params if own.value is None else own.value
+    result.averaged = other.value
     result.denominator = recipe.optimizer.denominator(
         state.optimizer, recipe.n_before + recipe.n_steps
     )
     return result
 
 
+class _Mean:
+    """A weighted sum of the states of a run."""
+
+    def __init__(self, shares: Tensor | None, state: TrainingState) -> None:
+        self._shares = None if shares is None else shares.tolist()
+        self.value: Tensor | None = None
+        if self._shares is not None:
+            self.value = self._shares[0] * state.params
+
+    def add(self, t: int, state: TrainingState) -> None:
+        """Add the state after t steps, with its share."""
+        if self.value is not None and self._shares is not None and self._shares[t]:
+            self.value = self.value.add(state.params, alpha=self._shares[t])
+
+
 def start(recipe: Recipe, X: Tensor, n_models: int) -> TrainingState:
     """Return the state of M models before the first step, where X is."""
-    params = recipe.initial.to(X).expand(n_models, -1).contiguous()
-    moments = recipe.optimizer.initial_state(params)
+    params = recipe.start.to(X).expand(n_models, -1).contiguous()
+    moments = recipe.optimizer.initial_state(params[:, : len(recipe.initial)])
     if recipe.moments is not None:
         moments = map_state(
             lambda value: value.to(X).expand(n_models, -1).contiguous(), recipe.moments
@@ -122,6 +160,7 @@ def replay(
     state: TrainingState,
     first: int,
     keep: Collection[int],
+    seeds: Tensor | None = None,
 ) -> dict[int, TrainingState]:
     """Continue a run from its state after ``first`` steps; return the states to keep.
 
@@ -130,7 +169,7 @@ def replay(
     states = {first: state} if first in keep else {}
     shelf = _Shelf(len(keep))
     steps = train_steps(
-        model, loss, recipe, X, targets, weights, state, first, max(keep)
+        model, loss, recipe, X, targets, weights, state, first, max(keep), seeds=seeds
     )
     for t, state, _ in steps:
         if t in keep:
@@ -173,25 +212,28 @@ def train_steps(
     state: TrainingState,
     first: int,
     last: int,
+    *,
+    seeds: Tensor | None = None,
 ) -> Iterator[tuple[int, TrainingState, Tensor]]:
     """Yield t, the state after step t and the losses before it, first < t ≤ last."""
     optimizer = recipe.optimizer_on(X)
-    model.look_for_recomputation(X)
+    model.look(X)
     minibatch = Minibatch(model, loss, X, targets)
-    buffers = NO_BUFFERS
+    if seeds is None:
+        seeds = same_seeds(len(weights), recipe.seed, X)
     for t in range(first + 1, last + 1):
         rate, rows = recipe.step(t, X.device)
         shares = row_shares(weights if rows is None else weights[:, rows])
-        gradient, buffers, losses = minibatch(
-            state.params, buffers, shares, rows, step=t
-        )
+        gradient, statistics, losses = minibatch(state.params, shares, rows, seeds, t)
         with torch.no_grad():
             gradient = clip_gradient(gradient, recipe.clip_norm)
             count = recipe.n_before + t
             step = recipe.at_step(optimizer, t).step
-            state = TrainingState(
-                *step(state.params, gradient, state.optimizer, count, rate)
-            )
+            params = state.params[:, : model.n_params]
+            params, moments = step(params, gradient, state.optimizer, count, rate)
+            if model.n_buffers:
+                params = torch.cat([params, statistics], dim=1)
+            state = TrainingState(params, moments)
         yield t, state, losses
 
 
@@ -204,17 +246,20 @@ def _why_not_stacked(
     model: FunctionalModule, loss: Loss, X: Tensor, targets: Tensor
 ) -> str:
     """Compare gradients of a stack of two models with those of one after the other."""
-    model.look_for_recomputation(X)
-    params = model.flatten().to(X)
-    stack = torch.stack([params, 0.9 * params])
-    shares = X.new_ones(2, len(X[:2]))
+    model.look(X)
+    if model.behaviour.draws:
+        return "it draws from torch's generator, which models cannot share"
+    vector = model.vector().to(X)
+    stack = torch.stack([vector, 0.9 * vector])
+    shares = row_shares(X.new_ones(2, len(X[:2])))
+    seeds = same_seeds(2, 0, X)
     minibatch = Minibatch(model, loss, X[:2], targets[:2])
     try:
-        found = minibatch(stack, NO_BUFFERS, shares, None)[0]
+        found = minibatch(stack, shares, None, seeds)[0]
     except REFUSALS as error:
         return summary(error)
     single = [
-        minibatch(stack[i : i + 1], NO_BUFFERS, shares[:1], None)[0] for i in range(2)
+        minibatch(stack[i : i + 1], shares[:1], None, seeds[:1])[0] for i in range(2)
     ]
     expected = torch.cat(single)
     right = not finite([expected]) or agree(found, expected)
@@ -242,16 +287,19 @@ def train_stack(
     weights: Tensor,
     *,
     memory_bytes: float,
+    seeds: Tensor | None = None,
     n_jobs: int | None = None,
     verbose: int = 0,
 ) -> Tensor:
-    """Train a model for every row of ``weights``; return parameters (M, P).
+    """Train a model for every row of ``weights``; return what answers (M, P + B).
 
     Stacks are as large as the memory cap allows, and are divided among joblib's
     workers, which changes results by rounding alone. A module that vmap cannot batch is
     trained once per weighting in joblib's workers instead, with a warning.
     """
     n_models = len(weights)
+    if seeds is None:
+        seeds = same_seeds(n_models, recipe.seed, X)
     failure = _why_not_stacked(model, loss, X, targets) if n_models > 1 else ""
     if failure:
         warn_slow(
@@ -262,8 +310,8 @@ def train_stack(
         trained = call_all(
             _train_one,
             (
-                (model, loss, recipe, X, targets, row[None])
-                for row in tqdm(weights, desc="retraining", disable=not verbose)
+                (model, loss, recipe, X, targets, weights[i : i + 1], seeds[i : i + 1])
+                for i in tqdm(range(n_models), desc="retraining", disable=not verbose)
             ),
             n_jobs,
             prefer="processes",
@@ -274,9 +322,9 @@ def train_stack(
     if X.device.type != "cpu":  # which one process shares out best
         n_jobs = 1
     stacks = batches(n_models, size, n_jobs)
+    parts = [(model, loss, recipe, X, targets, weights[s], seeds[s]) for s in stacks]
     if len(stacks) > 1 and effective_n_jobs(n_jobs) > 1:
         with tqdm(total=n_models, desc="retraining", disable=not verbose) as bar:
-            parts = [(model, loss, recipe, X, targets, weights[s]) for s in stacks]
             trained = []
             for params in call_each(_train_one, parts, n_jobs, prefer="processes"):
                 trained.append(params)
@@ -287,12 +335,11 @@ def train_stack(
         desc=f"retraining {n_models} models",
         disable=not verbose,
     ) as bar:
+        run = (model, loss, recipe, X, targets)
         return torch.cat(
             [
-                train(
-                    model, loss, recipe, X, targets, weights[stack], on_step=bar.update
-                ).params
-                for stack in stacks
+                train(*run, weights[s], seeds=seeds[s], on_step=bar.update).params
+                for s in stacks
             ]
         )
 
@@ -325,6 +372,7 @@ def _train_one(
     X: Tensor,
     targets: Tensor,
     weights: Tensor,
+    seeds: Tensor,
 ) -> Tensor:
     # a worker thread must not share a module: functional_call swaps its parameters
-    return train(model.apart(), loss, recipe, X, targets, weights).params
+    return train(model.apart(), loss, recipe, X, targets, weights, seeds=seeds).params

@@ -122,6 +122,13 @@ class Recipe:
         Factor of each step on `decay`, if steps decay differently.
     groups : int64 Tensor of shape (P,) or None
         Group of every parameter, if groups have learning rates of their own.
+    statistics : Tensor of shape (B,) or None
+        Running statistics of batch normalisation before the first step.
+    seed : int
+        Of the random numbers that layers draw.
+    average : Tensor of shape (T + 1,) or None
+        Share of the state after each number of steps in the model that answers
+        queries; None takes the last one.
     """
 
     optimizer: Optimizer
@@ -134,6 +141,16 @@ class Recipe:
     decay: Tensor | None = field(default=None, repr=False)
     groups: Tensor | None = field(default=None, repr=False)
     decay_factors: Tensor | None = field(default=None, repr=False)
+    statistics: Tensor | None = field(default=None, repr=False)
+    seed: int = 0
+    average: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def start(self) -> Tensor:
+        """Parameters and running statistics before the first step, (P + B,)."""
+        if self.statistics is None:
+            return self.initial
+        return torch.cat([self.initial, self.statistics])
 
     def optimizer_on(self, X: Tensor) -> Optimizer:
         """Return the optimizer, with tensors of the dtype and device of X."""
@@ -191,7 +208,8 @@ class Recipe:
     def options(self) -> str:
         """Return everything except the arrays, as JSON."""
         optimizer = {"name": name_of(self.optimizer), **self.optimizer.options()}
-        return json.dumps([optimizer, self.clip_norm, self.n_before])
+        seed = [self.seed] if self.seed else []
+        return json.dumps([optimizer, self.clip_norm, self.n_before, *seed])
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the arrays, with the minibatches concatenated."""
@@ -205,14 +223,18 @@ class Recipe:
             tensors["decay"] = self.decay
         if self.groups is not None:
             tensors["groups"] = self.groups
-        if self.decay_factors is not None:
-            tensors["decay_factors"] = self.decay_factors
+        for name in ("decay_factors", "statistics", "average"):
+            if (value := getattr(self, name)) is not None:
+                tensors[name] = value
         return tensors
 
     @classmethod
     def from_tensors(cls, options: str, tensors: dict[str, Tensor]) -> Recipe:
         """Return the recipe from what `options` and `tensors` returned."""
-        named, clip_norm, n_before = json.loads(options)
+        named, clip_norm, n_before, *rest = json.loads(options)
+        seed = rest[0] if rest else 0
+        if type(seed) is not int or not 0 <= seed < _LARGEST:
+            raise ValueError("its seed is out of range")
         optimizer = _read_optimizer(named)
         _check_run(clip_norm, n_before)
         batches = None
@@ -234,6 +256,9 @@ class Recipe:
             tensors.get("decay"),
             tensors.get("groups"),
             tensors.get("decay_factors"),
+            tensors.get("statistics"),
+            seed,
+            tensors.get("average"),
         )
 
     def _has_all_rates(self) -> bool:
@@ -256,7 +281,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Parameters (M, P) and optimizer state after a step."""
+    """Parameters and running statistics (M, P + B), optimizer state after a step."""
 
     params: Tensor
     optimizer: State
@@ -398,12 +423,19 @@ class Trajectory:
         recipe, size = self.recipe, self.recipe.initial.shape
         tensors = [recipe.initial, recipe.decay, self.denominator]
         tensors += [] if recipe.moments is None else recipe.moments
+        whole = recipe.start.shape
         for state in self.states.values():
-            tensors += [state.params[0], *(m[0] for m in state.optimizer)]
+            tensors += [m[0] for m in state.optimizer]
         given = [t for t in tensors if t is not None]
-
         if len(size) != 1 or any(t.shape != size for t in given):
             return "its parameters and its states differ in size"
+        if any(state.params[0].shape != whole for state in self.states.values()):
+            return "its parameters and its states differ in size"
+        given += [state.params[0] for state in self.states.values()]
+        if recipe.average is not None:
+            given.append(recipe.average)
+            if recipe.average.shape != (recipe.n_steps + 1,):
+                return "its average does not have one share for each state"
 
         given += [self.row_weights, recipe.learning_rates]
         factors = recipe.decay_factors
@@ -476,6 +508,18 @@ def _digest(tensors: dict[str, Tensor], start: bytes = b"") -> str:
         digest.update(f"{name}{array.dtype}{array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def exponential_average(n_steps: int, decay: float) -> Tensor:
+    """Return the shares (T + 1,) of the states in an exponential moving average.
+
+    It begins after the first step, as ``torch.optim.swa_utils.AveragedModel`` with
+    ``get_ema_multi_avg_fn(decay)``, updated after each step.
+    """
+    shares = decay ** torch.arange(n_steps, -1, -1, dtype=torch.float64)
+    shares[2:] *= 1.0 - decay
+    shares[0] = 0.0
+    return shares
 
 
 def steps_to_keep(record: Record, n_steps: int) -> set[int]:

@@ -334,7 +334,7 @@ class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
         self._last_sweep = LastAnswer()
         problem = self._derivatives.problem
         whole = as_tensor(self._row_weights, problem.X)[None]
-        end = problem.model.flatten()[None]
+        end = problem.model.vector()[None]
         self._own_run = Runs(problem.recipe, whole.cpu(), end.cpu())
         if model.frozen:
             check_reproduced(problem, self._own_run)

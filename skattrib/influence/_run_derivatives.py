@@ -158,7 +158,7 @@ class RunDerivatives:
         rows = as_tensor(X, next(model.module.parameters()))
         targets = model.targets(y, rows)
         module = FunctionalModule(model.module)
-        module.look_for_recomputation(rows)  # which copies for queries know then
+        module.look(rows)  # which copies for queries know then
 
         self._trained = TrainingProblem(
             module,

@@ -10,7 +10,7 @@ from skattrib.engine._adjoint import _Gradient
 from skattrib.engine._dense_hessian import DenseGradient, dense_layers
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._losses import CrossEntropy
-from skattrib.engine._minibatch import Minibatch
+from skattrib.engine._minibatch import Minibatch, same_seeds
 from tests.cases import LOSSES, MODULES, build, mlp, randn
 
 N_ROWS, N_QUERIES = 7, 4
@@ -37,7 +37,8 @@ def assert_same(module, n_runs, task="classification", clip_norm=None):
     y, loss = targets_of(task, module[-1].out_features), LOSSES[task]
     layers = dense_layers(model, X)
     assert layers is not None
-    minibatch, rest = Minibatch(model, loss, X, y), (params, None, shares, clip_norm)
+    minibatch = Minibatch(model, loss, X, y)
+    rest = params, None, shares, clip_norm, same_seeds(len(params), 0, X)
     ours = DenseGradient(layers, minibatch, *rest)
     theirs = _Gradient(minibatch, "exact", *rest)
     cotangents = randn(N_QUERIES, n_runs, model.n_params, seed=5)

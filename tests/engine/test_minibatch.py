@@ -9,7 +9,7 @@ from skattrib.engine._adjoint import differentiate_run
 from skattrib.engine._dense_hessian import DenseGradient
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._losses import CrossEntropy
-from skattrib.engine._minibatch import NO_BUFFERS, Minibatch, row_shares
+from skattrib.engine._minibatch import Minibatch, row_shares, same_seeds
 from skattrib.engine._optimizers import SGD
 from skattrib.engine._trajectory import Recipe
 from tests.cases import build, mlp, randn
@@ -28,8 +28,9 @@ def problem():
 def test_one_function_three_ways(rows):
     minibatch, params, shares = problem()
     shares = shares if rows is None else shares[:, rows]
-    gradients, after, losses = minibatch(params, NO_BUFFERS, shares, rows)
-    assert dict(after) == {}
+    seeds = same_seeds(M, 0, params)
+    gradients, after, losses = minibatch(params, shares, rows, seeds)
+    assert after.shape == (M, 0)
     taken = slice(None) if rows is None else rows
     for i in range(M):
         vector = params[i].clone().requires_grad_()
@@ -39,9 +40,10 @@ def test_one_function_three_ways(rows):
         (expected,) = torch.autograd.grad(mean, vector)
         assert_allclose(losses[i], mean.detach(), rtol=1e-14)
         assert_allclose(gradients[i], expected, rtol=0, atol=1e-14)
-        alone = minibatch.gradient(params[i], NO_BUFFERS, shares[i], rows)
+        alone = minibatch.moved(params[i], shares[i], rows, seeds[i])
         assert_allclose(alone, expected, rtol=0, atol=1e-14)
-        single, *_ = minibatch(params[i : i + 1], NO_BUFFERS, shares[i : i + 1], rows)
+        one = slice(i, i + 1)
+        single, *_ = minibatch(params[one], shares[one], rows, seeds[one])
         assert_allclose(single[0], expected, rtol=0, atol=1e-14)
 
 

@@ -128,7 +128,7 @@ def test_an_encoder_is_the_same_without_its_fast_attention():
 def test_parameters_stay_for_a_backward_pass_that_runs_layers_again(name):
     module, X = build(name), randn(4, 8)
     model = FunctionalModule(module)
-    model.look_for_recomputation(X)
+    model.look(X)
     assert model.recomputes == (name == "checkpoint")
     assert model.apart().recomputes == model.recomputes
 
@@ -154,7 +154,7 @@ def test_tied_parameters_stay_tied():
     with torch.random.fork_rng():
         module, X = Tied().double(), randn(4, 8)
     model = FunctionalModule(module)
-    model.look_for_recomputation(X)
+    model.look(X)
     assert model.recomputes
     vector = (1.3 * model.flatten()).requires_grad_()
     (found,) = torch.autograd.grad(model.outputs(vector, X).sum(), vector)

@@ -17,7 +17,7 @@ from torch import nn
 from skattrib.engine import _training
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._losses import CrossEntropy, SquaredError
-from skattrib.engine._minibatch import NO_BUFFERS, Minibatch, row_shares
+from skattrib.engine._minibatch import Minibatch, row_shares, same_seeds
 from skattrib.engine._optimizers import map_state
 from skattrib.engine._training import (
     can_stack,
@@ -237,7 +237,9 @@ def test_minibatch_without_weights(n_models):
     weights = random_weights(n_models)
     weights[-1] = 0
     minibatch = Minibatch(model, CLASSIFICATION, X, y)
-    gradient, _, losses = minibatch(params, NO_BUFFERS, row_shares(weights), None)
+    gradient, _, losses = minibatch(
+        params, row_shares(weights), None, same_seeds(len(params), 0, X)
+    )
     assert losses[-1] == 0
     assert not gradient[-1].any()
     assert gradient[:-1].any(dim=1).all()
@@ -380,7 +382,7 @@ def test_kept_states_lead_to_the_end(record, optimizer):
             rate, rows = recipe.step(t, X.device)
             minibatch = Minibatch(model, CLASSIFICATION, X[rows], y[rows])
             shares = row_shares(weights[:, rows])
-            gradient, *_ = minibatch(params, NO_BUFFERS, shares, None)
+            gradient, *_ = minibatch(params, shares, None, same_seeds(len(params), 0, X))
             scale = (recipe.clip_norm / (gradient.norm() + 1e-6)).clamp(max=1)
             with torch.no_grad():
                 params, state = recipe.optimizer.step(

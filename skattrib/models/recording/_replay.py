@@ -8,7 +8,7 @@ from sklearn.utils.validation import _num_samples
 from torch import nn
 
 from skattrib.engine._functional import FunctionalModule
-from skattrib.engine._minibatch import NO_BUFFERS, Minibatch, row_shares
+from skattrib.engine._minibatch import Minibatch, row_shares, same_seeds
 from skattrib.engine._trajectory import Recipe, TrainingState
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._network import replay_error
@@ -97,7 +97,8 @@ def _first_gradient_norm(problem, weights):
     _, rows = recipe.step(1, problem.X.device)
     minibatch = Minibatch(problem.model, problem.loss, problem.X, problem.targets)
     shares = row_shares(weights if rows is None else weights[:, rows])
-    initial = recipe.initial.to(problem.X)[None]
-    norm = float(minibatch(initial, NO_BUFFERS, shares, rows, step=1)[0].norm())
+    initial = recipe.start.to(problem.X)[None]
+    seeds = same_seeds(1, recipe.seed, problem.X)
+    norm = float(minibatch(initial, shares, rows, seeds, 1)[0].norm())
     clip = recipe.clip_norm
     return norm if clip is None else min(norm, clip)

@@ -9,6 +9,7 @@ which are needed, before anything is compared with retraining.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,15 +62,21 @@ EXACT, DAMPED = Derivative(), Derivative(0.8, 1.0)
 AVERAGED = Derivative(0.8, 1.0, 0.99)
 
 
-def chosen(agreement: float | None, n_runs: int) -> tuple[Derivative, ...]:
-    """Return the derivatives to begin with, from the agreement of exact ones."""
+def chosen(
+    agreement: float | None, n_runs: int, averages: bool = False
+) -> tuple[Derivative, ...]:
+    """Return the derivatives to begin with, from the agreement of exact ones.
+
+    ``averages`` says that the model has averaged weights anyway.
+    """
+    smooth = (DAMPED,) if averages else (DAMPED, AVERAGED)
     if agreement is None:
         return (EXACT,)
     if n_runs >= _FEWEST_RUNS and agreement >= _CALM:
         return (EXACT,)
     if n_runs >= _FEWEST_RUNS and agreement < _ROUGH:
-        return (AVERAGED,)
-    return EXACT, DAMPED, AVERAGED
+        return smooth[-1:]
+    return EXACT, *smooth
 
 
 # -------------------------------------------------------------------- agreement
@@ -156,14 +163,14 @@ class Weighed:
         fit = np.flatnonzero(np.array(self.agreements) >= _CALM)
         return int(fit[0]) if len(fit) else len(self.agreements) - 1
 
-    def means(self, found: Averages) -> PriorMeans:
-        """Return averages as prior means, all of the size of one.
+    def means(self, found: Averages, n_units: int | None = None) -> PriorMeans:
+        """Return averages as prior means, all of the size of one, and centred.
 
         That is the first whose halves agree, else the last. One that is not finite for
-        a query is left out there.
+        a query is left out there. Only the first ``n_units`` entries have a size.
         """
-        means = found.means - found.means.mean(axis=2, keepdims=True)
-        sizes = np.linalg.norm(means, axis=2)
+        means = found.means - found.means[..., :n_units].mean(axis=2, keepdims=True)
+        sizes = np.linalg.norm(means[..., :n_units], axis=2)
         usable = np.isfinite(sizes) & (sizes > 0)
         usable &= np.isfinite(found.errors).all(axis=2)
         order = np.r_[self._sized, np.arange(len(self.agreements))[::-1]]
@@ -184,24 +191,33 @@ class Weighed:
 
 
 # --------------------------------------------------------------------- averages
-@dataclass(frozen=True)
-class Averages:
-    """Attributions by several derivatives, averaged over the runs.
+class Averages(NamedTuple):
+    """Attributions by K derivatives, averaged over the runs.
 
     Attributes
     ----------
     means : ndarray of shape (q, K, n_units)
-    errors : ndarray of shape (q, K, n_units), or None of a single run
+    errors : ndarray of shape (q, K, n_units), or None
+        None of a single run.
     correlations : ndarray of shape (q, K, K)
         Of the errors.
     state : ndarray of int of shape (n_runs, q)
         Of each run in the best of the derivatives: 0, `EXPLODES` or `NOT_FINITE`.
     """
 
-    means: FloatArray
-    errors: FloatArray | None
+    means: NDArray[np.floating]
+    errors: NDArray[np.floating] | None
     correlations: FloatArray
     state: NDArray[np.intp]
+
+    @property
+    def single(self) -> bool:
+        """Whether they are by one derivative."""
+        return self.means.shape[1] == 1
+
+    def only(self) -> tuple[NDArray[np.floating], NDArray[np.floating] | None]:
+        """Return the means (q, n_units), and errors or None, by the first of them."""
+        return self.means[:, 0], None if self.errors is None else self.errors[:, 0]
 
     def packed(self) -> FloatArray:
         """Return a row of numbers for each query."""
@@ -243,10 +259,9 @@ def averaged(each_run: NDArray[np.floating], how: str) -> Averages:
         finite = np.isfinite(one).all(axis=2)
         states.append(np.where(finite, exploded * EXPLODES, NOT_FINITE))
         found.append(aggregate(one, how, exploded))
-    means = np.stack([mean for mean, _ in found], axis=1).astype(float)
-    errors = None
-    if found[0][1] is not None:
-        errors = np.stack([error for _, error in found], axis=1).astype(float)
+    means, errors = np.stack([mean for mean, _ in found], axis=1), None
+    if len(each_run[0]) > 1:
+        errors = np.stack([error for _, error in found], axis=1)
     together = _correlations(each_run, means, errors)
     return Averages(means, errors, together, np.min(states, axis=0))
 

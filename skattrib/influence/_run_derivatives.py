@@ -248,7 +248,7 @@ class RunDerivatives:
         if can_stack(problem.model, problem.loss, problem.X, problem.targets):
             at_once = stack_size(problem.model, recipe, problem.X, memory_cap())
         found = [
-            train(*rows, weights[part], average=coefficients).average
+            train(*rows, weights[part], average=coefficients).averaged
             for part in chunks(len(weights), at_once)
         ]
         return torch.cat(found).to(runs.params)

@@ -60,7 +60,9 @@ class QueryMeans:
             kept = squares / n_left / _SD**2
             total = values + kept
             total = np.where(total > 0, total, 1.0)
-            found = np.where(values + kept > 0, (told + kept * expected) / total, expected)
+            found = np.where(
+                values + kept > 0, (told + kept * expected) / total, expected
+            )
             slopes = vectors @ found
             n_left = max(len(differences) - float((values / total).sum()), 1.0)
             squares = np.square(differences - X @ slopes).sum()

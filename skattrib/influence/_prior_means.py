@@ -222,7 +222,9 @@ class Averages(NamedTuple):
     def packed(self) -> FloatArray:
         """Return a row of numbers for each query."""
         n_queries = len(self.means)
-        errors = np.full_like(self.means, np.nan) if self.errors is None else self.errors
+        errors = (
+            np.full_like(self.means, np.nan) if self.errors is None else self.errors
+        )
         parts = self.means, errors, self.correlations
         rows = [part.reshape(n_queries, -1) for part in parts]
         return np.hstack([*rows, self.state.T])
@@ -283,6 +285,8 @@ def _correlations(
         squares = flat @ flat.T
         sizes = np.sqrt(np.diag(squares))
         usual = np.outer(sizes, sizes)
-        found[i] = np.where(usual > 0, squares / np.where(usual > 0, usual, 1.0), found[i])
+        found[i] = np.where(
+            usual > 0, squares / np.where(usual > 0, usual, 1.0), found[i]
+        )
         np.fill_diagonal(found[i], 1.0)
     return found

@@ -2,9 +2,9 @@
 
 Twelve networks, AdamW with weight decay 0.01, minibatches of 32, 15 epochs, ReLU; 512
 digits (400 rows of breast cancer, 120 of wine, 350 of diabetes). Margins (diabetes:
-log-likelihoods) of 12 queries, 6 of the networks without closed-form derivatives. LDS of
-attributions that are added up on 200 halves, really retrained, one training seed: from
-the exact derivatives of 16 runs, and from those that `AdamWInfluence` chooses by
+log-likelihoods) of 12 queries, 6 of the networks without closed-form derivatives. LDS
+of attributions that are added up on 200 halves, really retrained, one training seed:
+from the exact derivatives of 16 runs, and from those that `AdamWInfluence` chooses by
 `agreement_`; alone, and after 64 and 256 further halves. Intervals after 64 halves: of
 the outcomes of the 200 halves, and of linear effects by least squares on 3,000 others,
 whose own error is added in quadrature. *Slope*: of true outcomes on those that are

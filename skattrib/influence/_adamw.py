@@ -25,8 +25,8 @@ from skattrib.influence._costs import (
 from skattrib.influence._inclusion import TrainedOnSubsets
 from skattrib.influence._prior_means import (
     EXACT,
-    NOT_FINITE,
     N_ROWS,
+    NOT_FINITE,
     Averages,
     Weighed,
     averaged,

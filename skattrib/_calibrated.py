@@ -241,14 +241,22 @@ class CalibratedByHalves:
 
         Those of `_attribute`, or of the posterior that begins with them.
         """
-        found = self._attribute(X, y, outcome)
         if self._trained_halves is None:
-            return found
+            return self._attribute(X, y, outcome)
+        found = self._prior()(X, y, outcome)
         outcomes, _ = self._half_outcomes(X, y, outcome)
         if len(found[0]) != outcomes.shape[1]:
-            return found  # of an attributor that knows no sets, and is told so
+            # of an attributor that knows no sets, and is told so
+            return self._attribute(X, y, outcome)
         after = posterior(*found, self._evidence(), outcomes, self._knowledge())
         return after.mean, after.std
+
+    def _prior(self):
+        """Return the method that answers queries with what the posterior begins with.
+
+        It returns what `_attribute` does, or several means as `PriorMeans`, and None.
+        """
+        return self._attribute  # itself: warnings count frames
 
     def _half_outcomes(self, X, y, outcome, stacklevel=5):
         """Return the outcomes (m, n_queries) of retrained halves; warn of bad ones.
@@ -295,7 +303,7 @@ class CalibratedByHalves:
         """Return figures of halves held out, None each if there are none."""
         if self._trained_halves is None:
             return dict.fromkeys(HELD_OUT)
-        evidence, found = self._evidence(), self._attribute(X, y, outcome)
+        evidence, found = self._evidence(), self._prior()(X, y, outcome)
         if isinstance(outcome, SetOutcome):
             self._check_is_of_set(found[0], outcome)
         shown = self._shown_beside(self._predictor_beside(X, y, outcome))
@@ -322,7 +330,7 @@ class CalibratedByHalves:
 
     def _posteriors(self, X, y, outcome, beside):
         """Yield the posterior of each query; see `QueryPosterior`."""
-        found = self._attribute(X, y, outcome)
+        found = self._prior()(X, y, outcome)
         if isinstance(outcome, SetOutcome):
             self._check_is_of_set(found[0], outcome)
         outcomes, whole = self._half_outcomes(X, y, outcome, stacklevel=7)

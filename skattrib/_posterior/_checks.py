@@ -18,6 +18,7 @@ from skattrib._posterior._gaussian import (
     query_posterior,
     query_posteriors,
 )
+from skattrib._posterior._means import PriorMeans
 from skattrib.evaluation import lds_score
 from skattrib.exceptions import ConstantOutcomeWarning
 
@@ -30,7 +31,7 @@ _SHARES, _SPREAD = np.linspace(0.05, 0.975, 38), 0.6
 
 
 def held_out_figures(
-    attributions: FloatArray,
+    attributions: FloatArray | PriorMeans,
     errors: FloatArray | None,
     halves: Halves,
     outcomes: FloatArray,
@@ -41,8 +42,9 @@ def held_out_figures(
 
     Parameters
     ----------
-    attributions, errors : ndarray of shape (n_queries, n_units), or None
+    attributions : ndarray of shape (n_queries, n_units), or PriorMeans
         What the posterior begins with.
+    errors : ndarray of shape (n_queries, n_units) or None
     halves : Halves
     outcomes : ndarray of shape (2 P, n_queries)
     knowledge : Knowledge
@@ -60,7 +62,7 @@ def held_out_figures(
           if none has outcomes that differ.
         - coverage: share of these differences within their 95 % intervals.
         - prior_slope: median slope of differences on the attributions that the
-          posterior begins with.
+          posterior begins with; of several means, the sum of their slopes.
         - share: additive share of what this slope leaves, the most likely one.
 
         All are None where there are too few halves to hold some out.
@@ -115,7 +117,7 @@ def _ranks(outcomes: FloatArray, predicted: FloatArray) -> float:
 
 
 def additive_share(
-    attributions: FloatArray,
+    attributions: FloatArray | PriorMeans,
     errors: FloatArray | None,
     halves: Halves,
     outcomes: FloatArray,

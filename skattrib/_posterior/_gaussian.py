@@ -20,7 +20,7 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.special import digamma, polygamma
 from scipy.stats import t
 
-FloatArray = NDArray[np.float64]
+from skattrib._posterior._means import FloatArray, PriorMeans, QueryMeans
 
 #: Fewest pairs of halves that a posterior is worth having from.
 FEWEST_PAIRS = 8
@@ -278,7 +278,7 @@ def _like_halves(weights: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def query_posterior(
-    attributions: FloatArray,
+    attributions: FloatArray | QueryMeans,
     errors: FloatArray | None,
     halves: Halves,
     outcomes: FloatArray,
@@ -291,8 +291,9 @@ def query_posterior(
 
     Parameters
     ----------
-    attributions : ndarray of shape (n_units,)
-        What to begin with. Not finite: nothing.
+    attributions : ndarray of shape (n_units,), or QueryMeans
+        What to begin with. Not finite: nothing. Several means bring their errors, and
+        their slopes are drawn to their weights, whatever is known of a slope.
     errors : ndarray of shape (n_units,) or None
         Their standard errors, of which only the relation to each other, and for a prior
         of the level their size, counts.
@@ -319,14 +320,20 @@ def query_posterior(
     if n_pairs < len(finite):
         halves, first, second = halves.some(finite), first[finite], second[finite]
     D, middles = (first - second) / 2, (first + second) / 2
+    slope = None
+    if isinstance(attributions, QueryMeans):
+        attributions, errors, slope = attributions.told(halves.differences, D)
     if not np.isfinite(attributions).all():
-        attributions, errors = np.zeros(halves.n_units), None
+        attributions, errors, slope = np.zeros(halves.n_units), None, None
     a = attributions - attributions.mean()
     x, centre = halves.differences @ a, None
     if beside is not None:
         x, centre = _shown(beside[: len(outcomes)], finite)
-    slope = drawn_slope(x, D, *knowledge.slope)
-    used = max(slope, 0.0)
+    if slope is None:
+        slope = drawn_slope(x, D, *knowledge.slope)
+        used = max(slope, 0.0)
+    else:
+        used = float(slope > 0)  # these have their slopes already
     r = D - used * x
     variance = _level(r, errors, knowledge.level)
     phi = knowledge.share if share is None else share
@@ -438,7 +445,7 @@ class Posterior:
 
 
 def query_posteriors(
-    attributions: FloatArray,
+    attributions: FloatArray | PriorMeans,
     errors: FloatArray | None,
     halves: Halves,
     outcomes: FloatArray,
@@ -453,7 +460,7 @@ def query_posteriors(
     """
     for i, row in enumerate(attributions):
         yield query_posterior(
-            np.asarray(row, dtype=float),
+            row if isinstance(row, QueryMeans) else np.asarray(row, dtype=float),
             None if errors is None else np.asarray(errors[i], dtype=float),
             halves,
             np.asarray(outcomes[:, i], dtype=float),
@@ -464,7 +471,7 @@ def query_posteriors(
 
 
 def posterior(
-    attributions: FloatArray,
+    attributions: FloatArray | PriorMeans,
     errors: FloatArray | None,
     halves: Halves,
     outcomes: FloatArray,

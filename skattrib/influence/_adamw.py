@@ -17,17 +17,21 @@ from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._adjoint import check_differentiable
 from skattrib.engine._functional import spread
 from skattrib.engine._losses import SetOutcome
-from skattrib.influence._aggregation import (
-    AGGREGATIONS,
-    aggregate,
-    exploding,
-    finite_mean,
-)
+from skattrib.influence._aggregation import AGGREGATIONS, finite_mean
 from skattrib.influence._costs import (
     sweep_megabytes,
     sweep_seconds,
 )
 from skattrib.influence._inclusion import TrainedOnSubsets
+from skattrib.influence._prior_means import (
+    EXACT,
+    N_ROWS,
+    NOT_FINITE,
+    Averages,
+    Weighed,
+    averaged,
+)
+from skattrib.influence._run_agreement import AgreementOfRuns
 from skattrib.influence._run_derivatives import (
     RunDerivatives,
     Runs,
@@ -59,12 +63,10 @@ _INERT = 0.01
 # Halves that are retrained for each run: the best ranking at its cost for ten queries,
 # and near it for hundreds (benchmarks.posterior.frontier).
 _HALVES_PER_RUN = 32
-# State of a run of which a derivative is not finite.
-_NOT_FINITE = 2
 
 
 @fill_in(ATTRIBUTOR_DOCS)
-class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
+class AdamWInfluence(AgreementOfRuns, TrainedOnSubsets, BaseAttributor):
     """Derivatives of the training run as it happened, optimizer included.
 
     The run is differentiated in the weight of every row by one reverse sweep through
@@ -97,6 +99,10 @@ class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
     hessian : {"exact", "empirical_fisher"}, default="exact"
         Curvature of the minibatch loss; "empirical_fisher" replaces it by second
         moments of gradients.
+    inert : "auto" or float, default="auto"
+        Parameters whose gradients have been at most this fraction of the usual size
+        are taken not to move while runs are differentiated. "auto": 0.01, or 0 where
+        all units are present.
     n_models : int, default=1
         Training seeds to average over: the outcome is then the mean over these seeds,
         in `score` too. Each has `n_trajectories` runs.
@@ -124,6 +130,11 @@ class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
     weights_ : ndarray of shape (n_runs, n_units)
         Weights of the units in each run: 1 if present, 0.05 if absent; the same for
         all seeds.
+    agreement_ : float or None
+        How well attributions of up to 12 training rows by one half of the runs
+        correlate with those by the other: at 0.75 derivatives of single runs are
+        smooth, below 0.5 they are rough, and below 0.15 training is chaotic. None at
+        ``inclusion=1``, of a single run, and of few units.
     %(halves_found)s
     X_train_ : ndarray of shape (n_samples, n_features)
         Training rows.
@@ -141,6 +152,18 @@ class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
     that have hardly had a gradient are taken not to move; without that, one run in ten
     had derivatives ten or more times too large, which spoils averages. That holds for
     all optimizers that divide by the size of gradients; SGD does not.
+
+    Where training is at the edge of stability, which deep networks with a large
+    learning rate often are, the runs disagree: their derivatives are so rough that an
+    average over them is mostly noise. From an `agreement_` of 0.75 on, attributions are
+    the average. Below 0.3 they are derivatives of a damped adjoint, whose curvature is
+    0.8 times as large and whose steps divide by nothing far below the usual, of the
+    outcome at the weights averaged over the run, which is smoother. Between, and with
+    fewer than 8 runs, they are a mixture of both and of the damped derivative of the
+    outcome itself, by how well the halves of the runs agree in each. All are then of
+    the size of the first in which they agree to 0.75, else of that of averaged weights;
+    retrained halves tell each query how much of each is right, and what size. That is
+    for ``inclusion`` below 1, ``dynamics="recorded"`` and ``hessian="exact"``.
 
     A minibatch's loss is Σ w ℓ / Σ w, so a row's weight also moves the share of the
     others. Runs are replayed from their recipe at query time: states are kept under
@@ -172,6 +195,7 @@ class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
         "aggregation": [StrOptions(set(AGGREGATIONS))],
         "dynamics": [StrOptions({"recorded", "sgd"})],
         "hessian": [StrOptions({"exact", "empirical_fisher"})],
+        "inert": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
         "n_models": [Interval(Integral, 1, None, closed="left")],
         "n_halves": [
             StrOptions({"auto"}),
@@ -190,6 +214,7 @@ class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
         aggregation="trimmed_mean",
         dynamics="recorded",
         hessian="exact",
+        inert="auto",
         n_models=1,
         outcome="auto",
         n_halves="auto",
@@ -206,6 +231,7 @@ class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
         self.aggregation = aggregation
         self.dynamics = dynamics
         self.hessian = hessian
+        self.inert = inert
         self.n_models = n_models
         self.outcome = outcome
         self.n_halves = n_halves
@@ -245,7 +271,9 @@ class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
         -----
         FaithfulnessWarning
             If the record of a frozen estimator does not reproduce it, or early stopping
-            held out rows.
+            held out rows; if the runs disagree, so that training is rough or chaotic;
+            and if derivatives of the run on all units are mostly those of parameters
+            that have hardly had a gradient.
         """
         return self._fit(X, y, tasks, fit_params)
 
@@ -298,9 +326,9 @@ class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
             seconds += training_seconds(model, problem, 1, X, y)
         if repeated:
             seconds += training_seconds(model, problem, n_runs, X, y)
-        inert = _INERT if self.inclusion_ < 1 else 0.0
-        options = {**self._sweep_options(inert), "verbose": 0}
-        seconds += sweep_seconds(problem, n_runs, n_queries, **options)
+        options = {**self._sweep_options(), "verbose": 0}
+        n_swept = n_queries + (min(N_ROWS, len(X)) if self.inclusion_ < 1 else 0)
+        seconds += sweep_seconds(problem, n_runs, n_swept, **options)
         # of others it may end before max_iter
         at_most = "" if model.stacks or model.frozen else "at most "
         steps = f"{at_most}{problem.recipe.n_steps} steps"
@@ -354,6 +382,7 @@ class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
             self._say(self._few_units_hint())
             self._runs = [self._train(trainer, rows, seed) for seed in seeds]
         self.estimand_ = self._estimand()
+        self._learn_agreement()
 
     def _design(self):
         if self.inclusion_ == 1:
@@ -370,14 +399,14 @@ class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
         found = trained_models(
             trainer, rows, seed, self.memory, masks=masks, stops=own_stops
         )
-        params, averages = as_tensor(np.array(found), recipe.initial), None
+        params, shares = as_tensor(np.array(found), recipe.initial), None
         if own_stops:  # the last number of each
             params, stops = params[:, :-1], params[:, -1].long()
             recipe = recipe.cut(int(stops.max()))
-            averages = blank._shares_at(stops)
+            shares = blank._shares_at(stops)
         seeds = None if masks is None else torch.tensor(masks)
         rows = as_tensor(rows, recipe.initial)
-        return Runs(recipe, rows, params, seeds, averages)
+        return Runs(recipe, rows, params, seeds=seeds, shares=shares)
 
     def _n_seeds(self):
         return self.n_models
@@ -399,43 +428,76 @@ class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
         return few_units_hint(self.n_units_, 1 + len(self.weights_) * self.n_models)
 
     # ---------------------------------------------------------------- queries
-    def _sweep_options(self, inert=0.0):
+    def _inert_at(self, inclusion):
+        """Return the size of gradients, over the usual, at which none are counted."""
+        if self.inert != "auto":
+            return float(self.inert)
+        return _INERT if inclusion < 1 else 0.0
+
+    def _sweep_options(self, inclusion=None):
+        """Return how runs with so many units are differentiated."""
+        inclusion = self.inclusion_ if inclusion is None else inclusion
         return {
             "dynamics": self.dynamics,
             "hessian": self.hessian,
-            "inert": inert,
+            "inert": self._inert_at(inclusion),
             "verbose": self.verbose,
         }
 
-    def _each_run(self, queries):
-        """Return the attributions of every run, (n_runs, q, n_units)."""
-        options = self._sweep_options(_INERT if self.inclusion_ < 1 else 0.0)
+    def _each_run(self, queries, by=(EXACT,)):
+        """Return the attributions of every run, (n_derivatives, n_runs, q, n_units)."""
         of_rows = [
             derivatives_by_workers(
-                self._derivatives, runs, queries, self.n_jobs, **options
+                self._derivatives,
+                runs,
+                queries,
+                self.n_jobs,
+                by=by,
+                **self._sweep_options(),
             )
             for runs in self._runs
         ]
-        return self._by_unit(torch.cat(of_rows).cpu().numpy())
+        return self._by_unit(torch.cat(of_rows, dim=1).cpu().numpy())
 
     def _attribute(self, X, y, outcome):
-        attributions, errors, state = self._swept(X, y, outcome)
-        if len(state) > 1:
-            warn_if_exploding(state > 0, state < _NOT_FINITE)
-        return attributions, errors
+        found = self._swept(X, y, outcome)
+        if len(found.state) > 1:
+            warn_if_exploding(found.state > 0, found.state < NOT_FINITE)
+        if found.single:
+            return found.only()
+        return self._weighed.means(found).mixture()
+
+    def _prior(self):
+        return self._several_means
+
+    def _several_means(self, X, y, outcome):
+        """Return what `_attribute` does, or the means that it mixes, and None."""
+        found = self._swept(X, y, outcome)
+        if len(found.state) > 1:
+            warn_if_exploding(found.state > 0, found.state < NOT_FINITE)
+        if found.single:
+            return found.only()
+        return self._weighed.means(found), None
 
     def _swept(self, X, y, outcome):
-        """Return attributions, their errors and the state of the runs, of one sweep.
+        """Return the averages over the runs, of one sweep.
 
-        States (n_runs, q) are 0, 1 where a run explodes, 2 where it is not finite. The
-        sweep is remembered: all that is asked of the same queries costs one.
+        The sweep is remembered: all that is asked of the same queries costs one.
         """
         question = X, y, outcome, *self._how()
-        return self._last_sweep(question, lambda: self._swept_by_query(X, y, outcome))
+        return Averages(
+            *self._last_sweep(question, lambda: self._swept_by_query(X, y, outcome))
+        )
 
     def _how(self):
         """Return what is read when queries come, and may be set anew by then."""
-        return self.dynamics, self.hessian, self.aggregation
+        inert = self._inert_at(self.inclusion_)
+        return self.dynamics, self.hessian, self.aggregation, inert, self._by()
+
+    def _by(self):
+        """Return the derivatives that attributions are made of."""
+        exact = self.dynamics == "recorded" and self.hessian == "exact"
+        return self._weighed.derivatives if exact else Weighed().derivatives
 
     def _swept_by_query(self, X, y, outcome):
         whole = isinstance(outcome, SetOutcome)
@@ -444,18 +506,15 @@ class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
 
         def answers(X, y):
             found = self._averaged(self._derivatives.queries(X, y, outcome))
-            attributions, errors, state = found
-            if errors is None:
-                errors = np.full_like(attributions, np.nan)
-            return np.hstack([attributions, errors, state.T])
+            return Averages(*found).packed()
 
         n, n_runs = self.n_units_, sum(len(runs.params) for runs in self._runs)
-        size = (2 * n + n_runs) * 8
+        k = len(self._by())
+        size = (2 * k * n + k * k + n_runs) * 8
         rows = answered_by_query(
             self.memory, self._identity(outcome), (X, y), answers, size
         )
-        errors = rows[:, n : 2 * n] if n_runs > 1 else None
-        return rows[:, :n], errors, rows[:, 2 * n :].T
+        return Averages.unpacked(rows, k, n_runs)
 
     def _identity(self, outcome):
         """Return what answers to queries depend on."""
@@ -464,27 +523,30 @@ class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
         units = self._unit_of_row, self._row_weights
         how = *self._how(), self.inclusion_, problem.loss
         runs = [
-            (run.recipe, run.weights, run.params, run.seeds, run.averages)
+            (run.recipe, run.weights, run.params, run.seeds, run.shares)
             for run in self._runs
         ]
         return "sweep", rows, units, how, runs, outcome
 
     def _averaged(self, queries):
-        """Return attributions, averaged over the runs, errors, and the runs' states."""
-        each_run = self._each_run(queries)
-        exploded = exploding(each_run)
-        state = np.where(np.isfinite(each_run).all(axis=2), exploded, _NOT_FINITE)
-        return *aggregate(each_run, self.aggregation, exploded), state
+        """Return the entries of `Averages` over the runs."""
+        return averaged(self._each_run(queries, self._by()), self.aggregation)
 
     def _value_new(self, X_new, y_new, X, y, outcome):
-        queries = self._derivatives.queries(X, y, outcome)
-        options = self._sweep_options(_INERT if self.inclusion_ < 1 else 0.0)
+        queries, by = self._derivatives.queries(X, y, outcome), self._by()
+        options = self._sweep_options()
         found = [
-            self._derivatives.of_new_rows(runs, queries, X_new, y_new, **options)
+            self._derivatives.of_new_rows(runs, queries, X_new, y_new, by, **options)
             for runs in self._runs
         ]
-        each_run = torch.cat(found).cpu().numpy()[:, None]
-        return aggregate(each_run, self.aggregation, exploding(each_run))[0][0]
+        each_run, n = torch.cat(found, dim=1).cpu().numpy(), len(self._features)
+        units = self._by_unit(each_run[..., :n])
+        each_run = np.concatenate([units, each_run[..., n:]], axis=2)
+        means = Averages(*averaged(each_run[:, :, None], self.aggregation))
+        if means.single:
+            return means.only()[0][0, self.n_units_ :]
+        mixed = self._weighed.means(means, self.n_units_).mixture()[0]
+        return mixed[0, self.n_units_ :]
 
     def _run_outcomes(self, queries):
         """Return the outcomes of every run, (n_models, n_runs, q)."""
@@ -562,7 +624,7 @@ class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
             self._own_run,
             queries,
             on_rows=note,
-            **self._sweep_options(),
+            **self._sweep_options(inclusion=1),
         )
         return Bunch(
             steps=np.repeat(np.arange(1, len(ends) + 1), per_step),
@@ -601,6 +663,7 @@ class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
 
             - exploding_share: share of runs and queries whose attributions are more
               than ten times as large as the median run's.
+            - agreement: `agreement_`, how well the halves of the runs agree.
             %(halves_figures)s
             - second_order_error: along the run on all units, without retraining: how
               far the trained weights go beyond the straight line when a unit is
@@ -624,8 +687,9 @@ class AdamWInfluence(TrainedOnSubsets, BaseAttributor):
         """
         check_is_fitted(self, "n_units_")
         X, y, outcome = self._check_finite_query(X, y)
-        _, _, state = self._swept(X, y, outcome)
+        state = self._swept(X, y, outcome).state
         figures = Bunch(exploding_share=float((state > 0).mean()))
+        figures.agreement = self.agreement_
         figures.update(self._held_out(X, y, outcome))
         if n_retrainings:
             figures.update(self._calibrate(X, y, outcome, n_retrainings))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,13 +19,15 @@ from skattrib.engine._adjoint import RowCallback, differentiate_run
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._kinds import Kind
 from skattrib.engine._losses import MeanOfRows, OutcomeFunction, SetMeasure
+from skattrib.engine._minibatch import same_seeds
 from skattrib.engine._modules import activation_size
 from skattrib.engine._parallel import batches, call_each
 from skattrib.engine._plain_gradients import vector_jacobian
 from skattrib.engine._set_gradients import all_outputs, set_gradient
-from skattrib.engine._training import train
-from skattrib.engine._trajectory import Recipe
+from skattrib.engine._training import can_stack, stack_size, train
+from skattrib.engine._trajectory import Recipe, exponential_average
 from skattrib.exceptions import FaithfulnessWarning
+from skattrib.influence._prior_means import EXACT, Derivative
 from skattrib.models._network import TrainingProblem, replay_error
 from skattrib.models._protocol import Differentiable
 
@@ -62,7 +65,7 @@ def derivatives_by_workers(
     label = f"sweeps by {n_workers} workers"
     done = call_each(_differentiate, tasks, n_jobs, prefer="processes")
     bar = tqdm(done, desc=label, total=len(tasks), disable=not verbose)
-    return torch.cat(list(bar), dim=0 if by_run else 1)
+    return torch.cat(list(bar), dim=1 if by_run else 2)
 
 
 def _differentiate(
@@ -82,29 +85,37 @@ class Runs:
         Of the rows, without those of their classes.
     params : Tensor of shape (M, P + B)
         Parameters and running statistics that answer queries, of each run.
+    averages : dict of float to Tensor of shape (M, P + B)
+        Exponential averages over each run, by their decay, as far as they are known.
     seeds : int64 Tensor of shape (M,) or None
         Of the random numbers of each; None is the recipe's for all.
-    averages : Tensor of shape (M, T + 1) or None
-        Shares of the states of each in what answers queries; None are the recipe's.
+    shares : Tensor of shape (M, T + 1) or None
+        Those of the states of each in what answers queries; None are the recipe's.
     """
 
     recipe: Recipe
     weights: Tensor
     params: Tensor
+    averages: Mapping[float, Tensor] = field(default_factory=dict)
     seeds: Tensor | None = None
-    averages: Tensor | None = None
+    shares: Tensor | None = None
 
     def part(self, which: slice) -> Runs:
         """Return some of them."""
-        seeds = None if self.seeds is None else self.seeds[which]
-        averages = None if self.averages is None else self.averages[which]
         return Runs(
-            self.recipe, self.weights[which], self.params[which], seeds, averages
+            self.recipe,
+            self.weights[which],
+            self.params[which],
+            {decay: params[which] for decay, params in self.averages.items()},
+            None if self.seeds is None else self.seeds[which],
+            None if self.shares is None else self.shares[which],
         )
 
-    def seeds_on(self, X: Tensor) -> Tensor | None:
-        """Return the seeds where X is."""
-        return None if self.seeds is None else self.seeds.to(X.device)
+    def seeds_on(self, X: Tensor) -> Tensor:
+        """Return the seeds of all runs, where X is."""
+        if self.seeds is None:
+            return same_seeds(len(self.params), self.recipe.seed, X)
+        return self.seeds.to(X.device)
 
 
 def own_seeds(seed: int, n_runs: int) -> NDArray[np.int64] | None:
@@ -219,44 +230,71 @@ class RunDerivatives:
         runs: Runs,
         queries: Queries,
         on_rows: RowCallback | None = None,
+        by: Sequence[Derivative] = (EXACT,),
         **options: Any,
     ) -> Tensor:
-        """Return derivatives (M, q, n) of outcomes in the weights of the rows.
+        """Return derivatives (K, M, q, n) of outcomes in the weights of the rows.
 
-        ``options`` are those of `differentiate_run`, `verbose` among them.
+        Those of several kinds are taken in one sweep. ``options`` are those of
+        `differentiate_run`, `verbose` among them.
         """
         problem = self.problem
-        numbers = len(runs.params) * problem.model.n_params
+        numbers = len(by) * len(runs.params) * problem.model.n_params
         size = int(memory_cap() / (_SHARE * numbers * problem.X.element_size()))
         row_weights, derivatives = runs.weights.to(problem.X), []
         weights = problem.weighting(row_weights)
 
         for part in chunks(queries.n_outcomes, size):
-            gradients = _outcome_gradients(problem, runs, queries, part)
-            derivatives.append(
-                differentiate_run(
-                    problem.model,
-                    problem.loss,
-                    runs.recipe,
-                    problem.X,
-                    problem.targets,
-                    weights,
-                    gradients,
-                    kinds=[(gradients.shape[1], Kind(average=runs.averages))],
-                    seeds=runs.seeds_on(problem.X),
-                    on_rows=None if on_rows is None else _shifted(on_rows, part.start),
-                    memory_bytes=memory_cap(),
-                    **options,
-                )
+            gradients, kinds = _cotangents(problem, runs, queries, part, by)
+            found = differentiate_run(
+                problem.model,
+                problem.loss,
+                runs.recipe,
+                problem.X,
+                problem.targets,
+                weights,
+                gradients,
+                kinds=kinds,
+                seeds=runs.seeds_on(problem.X),
+                on_rows=None if on_rows is None else _shifted(on_rows, part.start),
+                memory_bytes=memory_cap(),
+                **options,
             )
-        return problem.weighting.pullback(row_weights, torch.cat(derivatives, dim=1))
+            derivatives.append(found.unflatten(1, (len(by), -1)))
+        whole = torch.cat(derivatives, dim=2)
+        pulled = problem.weighting.pullback(row_weights, whole.flatten(1, 2))
+        return pulled.unflatten(1, whole.shape[1:3]).transpose(0, 1)
+
+    def averages(self, runs: Runs, decay: float, verbose: int = 0) -> Tensor:
+        """Return exponential averages (M, P + B) of the states of each run."""
+        problem, recipe = self.problem, runs.recipe
+        weights = problem.weighted(runs.weights)
+        coefficients = exponential_average(recipe.n_steps, decay)
+        seeds = runs.seeds_on(problem.X)
+        rows = problem.model, problem.loss, recipe, problem.X, problem.targets
+        at_once = 1
+        if can_stack(problem.model, problem.loss, problem.X, problem.targets):
+            at_once = stack_size(problem.model, recipe, problem.X, memory_cap())
+        found = [
+            train(
+                *rows, weights[part], seeds=seeds[part], average=coefficients
+            ).averaged
+            for part in chunks(len(weights), at_once)
+        ]
+        return torch.cat(found).to(runs.params)
 
     def of_new_rows(
-        self, runs: Runs, queries: Queries, X: Any, y: Any, **options: Any
+        self,
+        runs: Runs,
+        queries: Queries,
+        X: Any,
+        y: Any,
+        by: Sequence[Derivative] = (EXACT,),
+        **options: Any,
     ) -> Tensor:
-        """Return derivatives (M, k) of the mean outcome in weights of further rows.
+        """Return derivatives (K, M, n + k) of the mean outcome, also in further rows.
 
-        They are in every minibatch, with weight 0, so that the run is the same, and the
+        The last k are in their weights. They are in every minibatch, with weight 0, so that the run is the same, and the
         derivatives in their weights come out of one sweep for all queries and all of
         these rows. A row that is really trained on is in some minibatches only: in a
         run that draws them by shuffling, in one of each epoch, and in that of |B| of
@@ -268,14 +306,17 @@ class RunDerivatives:
         rows = as_tensor(X, problem.X)
         targets = self._model.targets(y, rows)
         measure = _of_set(queries.outcome)
-        gradients = _set_gradients(problem, runs, queries, measure)
+        one = Queries(queries.X, queries.targets, measure)
+        gradients, kinds = _cotangents(problem, runs, one, slice(None), by)
+        options["kinds"] = kinds
         found = [
             self._of_few_new_rows(
                 problem, runs, gradients, rows[part], targets[part], options
             )
             for part in chunks(len(rows), _new_at_once(problem))
         ]
-        return torch.cat(found, dim=1)
+        n = len(problem.X)  # the rows that are trained on are in each
+        return torch.cat([found[0][..., :n], *[one[..., n:] for one in found]], dim=-1)
 
     def _of_few_new_rows(
         self,
@@ -299,10 +340,10 @@ class RunDerivatives:
         weighting = self._model.weighting(everything)
         absent = problem.X.new_zeros(len(runs.params), n_new)
         weights = torch.cat([runs.weights.to(problem.X), absent], dim=1)
-        of_new = torch.zeros_like(absent)
+        of_new = absent.new_zeros(*gradients.shape[:2], n_new)
 
-        def add(t: int, _: Tensor, scores: Tensor, which: slice, __: slice) -> None:
-            of_new[which] += chances[t - 1] * scores[:, 0, -n_new:]
+        def add(t: int, _: Tensor, scores: Tensor, which: slice, by: slice) -> None:
+            of_new[which, by] += chances[t - 1] * scores[..., -n_new:]
 
         derivatives = differentiate_run(
             problem.model,
@@ -312,14 +353,13 @@ class RunDerivatives:
             everything,
             weighting(weights),
             gradients,
-            kinds=[(1, Kind(average=runs.averages))],
             seeds=runs.seeds_on(problem.X),
             on_rows=add,
             memory_bytes=memory_cap(),
             **options,
         )
-        derivatives[:, 0, -n_new:] = of_new
-        return weighting.pullback(weights, derivatives)[:, 0, -n_new:]
+        derivatives[..., -n_new:] = of_new
+        return weighting.pullback(weights, derivatives).transpose(0, 1)
 
 
 def _new_at_once(problem: TrainingProblem) -> int:
@@ -338,29 +378,44 @@ def _of_set(outcome: OutcomeFunction) -> SetMeasure:
     return SetMeasure(MeanOfRows(outcome), "the mean outcome", outcome)
 
 
-def _set_gradients(
-    problem: TrainingProblem, runs: Runs, queries: Queries, measure: SetMeasure
-) -> Tensor:
-    """Return gradients (M, 1, P) of one outcome in the parameters at the end."""
-    rows = queries.X, queries.targets, measure, memory_cap()
-    gradients = [
-        set_gradient(problem.model, vector, *rows)
-        for vector in runs.params.to(problem.X)
-    ]
-    return torch.stack(gradients)[:, None]
+def _cotangents(
+    problem: TrainingProblem,
+    runs: Runs,
+    queries: Queries,
+    part: slice,
+    by: Sequence[Derivative],
+) -> tuple[Tensor, list[tuple[int, Kind]]]:
+    """Return gradients (M, K q, P) of some outcomes, and how each q are differentiated.
+
+    They are taken in the parameters whose outcome is differentiated.
+    """
+    found: dict[float | None, Tensor] = {}
+    for decay in {one.decay for one in by}:
+        params = runs.params if decay is None else runs.averages[decay]
+        found[decay] = _outcome_gradients(problem, params, queries, part)
+    kinds = []
+    for one in by:
+        average = runs.shares
+        if one.decay is not None:
+            average = exponential_average(runs.recipe.n_steps, one.decay)
+        n_queries = found[one.decay].shape[1]
+        kinds.append((n_queries, Kind(one.curvature, one.floor, average)))
+    return torch.cat([found[one.decay] for one in by], dim=1), kinds
 
 
 def _outcome_gradients(
-    problem: TrainingProblem, runs: Runs, queries: Queries, part: slice
+    problem: TrainingProblem, params: Tensor, queries: Queries, part: slice
 ) -> Tensor:
-    """Return gradients (M, q, P) of some outcomes in the parameters at the end."""
-    if isinstance(queries.outcome, SetMeasure):
-        return _set_gradients(problem, runs, queries, queries.outcome)
-    model, params = problem.model, runs.params.to(problem.X)
+    """Return gradients (M, q, P) of some outcomes in parameters (M, P)."""
+    model, params = problem.model, params.to(problem.X)
+    outcome = queries.outcome
+    if isinstance(outcome, SetMeasure):
+        rows = queries.X, queries.targets, outcome, memory_cap()
+        return torch.stack([set_gradient(model, one, *rows) for one in params])[:, None]
     queries = queries.part(part)
 
     def outcomes(vector: Tensor) -> Tensor:
-        return queries.outcome(model.outputs(vector, queries.X), queries.targets)
+        return outcome(model.outputs(vector, queries.X), queries.targets)
 
     return torch.stack([vector_jacobian(model, outcomes, vector) for vector in params])
 

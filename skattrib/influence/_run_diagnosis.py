@@ -15,6 +15,7 @@ from skattrib._verdict import SIZE_WRONG, halves_findings, judged
 from skattrib.engine._tangent import tangents
 from skattrib.engine._training import train_stack
 from skattrib.exceptions import FaithfulnessWarning
+from skattrib.influence._prior_means import CHAOTIC, DISAGREE
 from skattrib.models._network import TrainingProblem
 
 # Units whose removal is followed, spread over all.
@@ -22,6 +23,8 @@ N_UNITS = 16
 # Past these the verdict is bad, or trust ends at the order.
 _EXPLODING_LIMIT, _LDS_LIMIT, _SECOND_ORDER_LIMIT = 0.25, 0.3, 0.5
 _SLOPES = (0.5, 2.0)
+# Times as large as without parameters that hardly had a gradient: most is theirs.
+_INERT_LIMIT = 2.0
 
 
 def warn_if_exploding(exploded: NDArray[np.bool_], finite: NDArray[np.bool_]) -> None:
@@ -43,6 +46,41 @@ def warn_if_exploding(exploded: NDArray[np.bool_], finite: NDArray[np.bool_]) ->
             "activation.",
             FaithfulnessWarning,
             stacklevel=6,
+        )
+
+
+def warn_if_disagreeing(agreement: float) -> None:
+    """Warn, while fitting, if the halves of the runs do not agree."""
+    if agreement < CHAOTIC:
+        warnings.warn(
+            f"The runs disagree (agreement_={agreement:.2f}): training is chaotic, and "
+            "the kernel of equal labels says about as much as any attribution. Lower "
+            "the learning rate, or average the weights of the model; retrained halves "
+            "(n_halves) help little.",
+            FaithfulnessWarning,
+            stacklevel=8,
+        )
+    elif agreement < DISAGREE:
+        warnings.warn(
+            f"The runs disagree (agreement_={agreement:.2f}): training is rough, and "
+            "attributions rank retrained models less well than they could. Lower the "
+            "learning rate, average the weights of the model, or retrain more halves "
+            "(n_halves).",
+            FaithfulnessWarning,
+            stacklevel=8,
+        )
+
+
+def warn_if_inert_counts(size: float, without: float) -> None:
+    """Warn, while fitting, if inert parameters make a derivative so much larger."""
+    if not size <= _INERT_LIMIT * without:
+        times = f"{size / without:.1f} times" if 0 < without < size else "far"
+        warnings.warn(
+            f"Derivatives of the run are {times} as large as without parameters that "
+            "hardly had a gradient, and these are valid for tiny weights only. Pass "
+            "inert=0.01, which takes them not to move.",
+            FaithfulnessWarning,
+            stacklevel=9,
         )
 
 
@@ -114,6 +152,15 @@ def run_verdict(figures: Bunch, *, at_full_data: bool, hint: str = "") -> Bunch:
         figures[name] for name in ("exploding_share", "calibration_slope", "lds")
     )
     in_favour = [f"{share:.0%} of the runs explode"]
+    agreement = figures.get("agreement")
+    if agreement is not None:
+        found = f"the halves of the runs agree to {agreement:.2f}"
+        if agreement < CHAOTIC:
+            against.append(f"{found}: training is chaotic (lower the learning rate)")
+        elif agreement < DISAGREE and lds is None:  # retrained models know better
+            against.append(f"{found} (lower the learning rate, or retrain halves)")
+        else:
+            in_favour.append(found)
     if share > _EXPLODING_LIMIT:
         against.append(
             f"{share:.0%} of the runs have derivatives that are far too large "

@@ -92,6 +92,11 @@ class PosteriorOfPrior:
             return super()._knowledge()
         return self.prior_._knowledge()
 
+    def _prior(self):
+        if not self._fitted_posterior or self.prior_._trained_halves is not None:
+            return super()._prior()
+        return self.prior_._prior()
+
     def _attribute(self, X, y, outcome):
         if not self._fitted_posterior:
             return super()._attribute(X, y, outcome)

@@ -17,7 +17,7 @@ from sklearn.preprocessing import scale
 from sklearn.utils import Bunch
 from torch import nn
 
-import skattrib.influence._adamw
+import skattrib.influence._prior_means
 import skattrib.influence._run_derivatives
 import skattrib.models._answers
 import skattrib.models._network
@@ -50,7 +50,7 @@ def net(**options):
 
 def each_run(influence, X, y, outcome):
     """The attributions of every run, before they are averaged."""
-    return influence._each_run(influence._derivatives.queries(X, y, outcome))
+    return influence._each_run(influence._derivatives.queries(X, y, outcome))[0]
 
 
 def make(estimator=None, **options):
@@ -192,9 +192,9 @@ def test_workers_share_runs_or_queries(inclusion, monkeypatch):
 
     alone = make(net(), n_trajectories=4, **options).fit(X, y)
     expected = alone.attribute(*queries, return_std=True)
-    monkeypatch.setattr(RunDerivatives, "derivatives", noted)
     with joblib.parallel_config("threading"):
         shared = make(net(), n_trajectories=4, n_jobs=2, **options).fit(X, y)
+        monkeypatch.setattr(RunDerivatives, "derivatives", noted)
         found = shared.attribute(*queries, return_std=True)
     # one run is shared out by queries, others by runs
     assert sorted(parts) == sorted([(1, 3)] * 6 if inclusion == 1 else [(2, 6)] * 2)
@@ -503,7 +503,7 @@ def test_averages_of_exploding_runs_warn(monkeypatch):
         influence._last_sweep = LastAnswer()
         found = runs.copy()
         found[:n_wild] *= 1e4
-        monkeypatch.setattr(influence, "_each_run", lambda *_, found=found: found)
+        monkeypatch.setattr(influence, "_each_run", lambda *_, found=found: found[None])
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             influence.attribute(Xq, yq)
@@ -630,24 +630,32 @@ def test_exploding_runs_are_looked_for_once(aggregation, monkeypatch):
         calls.append(len(each_run))
         return exploding(each_run)
 
-    monkeypatch.setattr(skattrib.influence._adamw, "exploding", counted)
+    monkeypatch.setattr(skattrib.influence._prior_means, "exploding", counted)
     influence.attribute(Xq, yq)
-    assert calls == [4]
+    assert calls == [4] * 3  # by each derivative
     influence.diagnose(Xq, yq)
-    assert calls == [4]
+    assert calls == [4] * 3
 
 
 # ------------------------------------------------------------- answers are remembered
 @pytest.fixture
 def sweeps(monkeypatch):
-    """Numbers of queries of the sweeps that are done."""
-    found, derivatives = [], RunDerivatives.derivatives
+    """Numbers of queries of the sweeps that are done, but for those of fits."""
+    found, fitting, derivatives = [], [], RunDerivatives.derivatives
+    learn = AdamWInfluence._learn_agreement
 
     def noted(self, runs, queries, **options):
-        found.append(len(queries.X))
+        if not fitting:
+            found.append(len(queries.X))
         return derivatives(self, runs, queries, **options)
 
+    def learning(self):
+        fitting.append(True)
+        learn(self)
+        fitting.pop()
+
     monkeypatch.setattr(RunDerivatives, "derivatives", noted)
+    monkeypatch.setattr(AdamWInfluence, "_learn_agreement", learning)
     return found
 
 

@@ -124,6 +124,7 @@ class _Moving(Optimizer):
         learning_rate: Rate,
         after: StepDerivative,
         inert: float = 0.0,
+        floor: float = 0.0,
     ) -> tuple[Tensor, StepDerivative]:
         beta1, beta2 = self.betas
         grad = self._consumed(params, grad)
@@ -132,10 +133,16 @@ class _Moving(Optimizer):
         correction = 1.0 - beta2**t
         rate = learning_rate / (1.0 - beta1**t)
         variance = moments[-1] / correction
-        root = variance.sqrt()
+        usual = variance.mean(dim=-1, keepdim=True)
+        # as in the general pullback: nothing is divided by far less than usual, or
+        # inert parameters are held fixed
+        if floor:
+            root = torch.add(variance, usual, alpha=floor**2).sqrt()
+            moves = root > 0
+        else:
+            root = variance.sqrt()
+            moves = root > inert * usual.sqrt()
         scale = root + self._eps_at(t)
-        # inert parameters are held fixed, as in the general pullback
-        moves = root > inert * variance.mean(dim=-1, keepdim=True).sqrt()
         in_first = torch.where(moves, -rate / scale, 0.0)
         # divided one by one: the square of scale may underflow
         ratio = torch.where(moves, moments[0] / root, 0.0)

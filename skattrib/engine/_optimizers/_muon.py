@@ -96,7 +96,8 @@ class Muon(Optimizer):
 
     For ``metric="optimizer"`` of `DualInfluence`, a matrix is divided by the singular
     value that its momentum would have if all singular values were equal. Runs on
-    subsets hold columns and rows of a matrix fixed whose momentum is almost zero.
+    subsets hold columns and rows of a matrix fixed whose momentum is almost zero; a
+    floor of the denominator, which damps such derivatives, is for AdamW's part alone.
 
     Examples
     --------
@@ -332,6 +333,7 @@ class Muon(Optimizer):
         learning_rate: Rate,
         after: StepDerivative,
         inert: float = 0.0,
+        floor: float = 0.0,
     ) -> tuple[Tensor, StepDerivative]:
         others, decays = self._for_others()
         rate, rates = self._cut_number(learning_rate)
@@ -349,6 +351,7 @@ class Muon(Optimizer):
             rate,
             StepDerivative(mu, Moments(rho, sigma)),
             inert,
+            floor,
         )
 
         derivatives = []

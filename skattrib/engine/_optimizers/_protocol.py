@@ -248,6 +248,7 @@ class Optimizer:
         learning_rate: Rate,
         after: StepDerivative,
         inert: float = 0.0,
+        floor: float = 0.0,
     ) -> tuple[Tensor, StepDerivative]:
         """Apply the transposed Jacobian of `step`, at the same arguments.
 
@@ -269,6 +270,11 @@ class Optimizer:
             Parameters whose denominator, without eps, is at most this fraction of the
             root mean square over their model count as not moved by any gradient. At 0,
             these are the parameters that have never had a gradient.
+        floor : float, default=0.0
+            Above 0, the derivative is that of another step: the square of the
+            denominator, without eps, is larger by floor² times the mean square over
+            the parameters of their model, which counts as a constant. Then no
+            parameter is held fixed. Without a denominator it does nothing.
 
         Returns
         -------
@@ -277,7 +283,8 @@ class Optimizer:
         before : StepDerivative
             Derivatives in ``params`` and ``state``, ``grad`` held fixed.
         """
-        still = self._held_still(params, grad, state, t, learning_rate, inert)
+        at = params, grad, state, t, learning_rate
+        still = self._floored(*at, floor) if floor else self._held_still(*at, inert)
 
         def flat(params: Tensor, grad: Tensor, *values: Tensor) -> State:
             held = with_values(state, values)
@@ -359,19 +366,55 @@ class Optimizer:
         moves = root > inert * root.square().mean(dim=-1, keepdim=True).sqrt()
 
         def denominator(state: State, t: int) -> Tensor:
-            # where() twice: the root of 0 has no derivative, which would make the
-            # derivatives of entries that are not selected NaN
-            state = map_state(lambda value: torch.where(moves, value, 0.0), state)
-            divisor = self.denominator(state, t)
-            if divisor is None:
-                raise TypeError(
-                    "denominator() must always return a tensor, or always None."
-                )
-            return torch.where(moves, divisor, torch.inf)
+            return torch.where(moves, self._divisor(state, t, moves), torch.inf)
 
-        still = copy.copy(self)
-        still._set(denominator=denominator)
-        return still
+        return self._with_denominator(denominator)
+
+    def _floored(
+        self,
+        params: Tensor,
+        grad: Tensor,
+        state: State,
+        t: int,
+        learning_rate: Rate,
+        floor: float,
+    ) -> Self:
+        """Return a copy whose step divides by nothing far below the usual divisor."""
+        _, new = self.step(params, grad, state, t, learning_rate)
+        scale, eps = self.denominator(new, t), getattr(self, "eps", 0.0)
+        if scale is None:
+            return self
+
+        moves = scale > eps
+        squares = torch.where(moves, scale - eps, 0.0).square()
+        lowest = floor**2 * squares.mean(dim=-1, keepdim=True)
+
+        def denominator(state: State, t: int) -> Tensor:
+            root = torch.where(moves, self._divisor(state, t, moves) - eps, 0.0)
+            # where no parameter has had a gradient none moves
+            squares = torch.where(lowest > 0, root.square() + lowest, torch.inf)
+            return squares.sqrt() + eps
+
+        return self._with_denominator(denominator)
+
+    def _divisor(self, state: State, t: int, moves: Tensor) -> Tensor:
+        """Return the denominator, whose derivatives are finite where it is asked for.
+
+        The root of 0 has no derivative, which would make those of entries that are not
+        selected afterwards NaN.
+        """
+        state = map_state(lambda value: torch.where(moves, value, 0.0), state)
+        divisor = self.denominator(state, t)
+        if divisor is None:
+            raise TypeError(
+                "denominator() must always return a tensor, or always None."
+            )
+        return divisor
+
+    def _with_denominator(self, denominator: Callable[[State, int], Tensor]) -> Self:
+        other = copy.copy(self)
+        other._set(denominator=denominator)
+        return other
 
     # ---------------------------------------------------------------- reading
     def options(self) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class VelocitySGD(SGD):
         learning_rate: Rate,
         after: StepDerivative,
         inert: float = 0.0,
+        floor: float = 0.0,
     ) -> tuple[Tensor, StepDerivative]:
         mu, before = after
         in_move = -mu

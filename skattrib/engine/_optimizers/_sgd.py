@@ -120,6 +120,7 @@ class SGD(Optimizer):
         learning_rate: Rate,
         after: StepDerivative,
         inert: float = 0.0,
+        floor: float = 0.0,
     ) -> tuple[Tensor, StepDerivative]:
         mu, before = after
         in_grad = -learning_rate * mu

@@ -438,3 +438,70 @@ def test_losses_of_a_run_fall(name):
     curve = train(*arguments, y, weights).loss_curve
     assert curve[-1] < curve[0]
     assert isinstance(arguments[1], Loss)
+
+
+# ----------------------------------------------------------------------- a floor
+@pytest.mark.parametrize("t", [1, 5])
+@pytest.mark.parametrize("name", TABLE)
+def test_a_floored_pullback_is_that_of_autograd(name, t):
+    """And of a step that divides by the root of v + floor² mean(v)."""
+    optimizer = of(name)
+    params, gradient, state = started(optimizer, 3, t)
+    arguments = params, gradient, state, t, 0.1, cotangents(params, state)
+    plain = optimizer.pullback(*arguments)
+    found = optimizer.pullback(*arguments, floor=0.5)
+    if name in MUONS:  # its matrices have no divisor
+        assert not torch.equal(found[0], plain[0])
+        return
+    expected = Optimizer.pullback(optimizer, *arguments, floor=0.5)
+    for one, other in zip(found[1].state, expected[1].state, strict=True):
+        assert_allclose(one, other, rtol=1e-10, atol=1e-12)
+    assert_allclose(found[0], expected[0], rtol=1e-10, atol=1e-12)
+    assert_allclose(found[1].params, expected[1].params, rtol=1e-10, atol=1e-12)
+    assert torch.equal(found[0], plain[0]) == (name not in HAVE_DENOMINATORS)
+    near = optimizer.pullback(*arguments, floor=1e-9)
+    assert_allclose(near[0], plain[0], rtol=1e-7, atol=1e-9)
+
+
+def test_the_floor_of_adam_is_the_published_formula():
+    """Of a parameter that has never had a gradient, too."""
+    optimizer = FLAT["adamw"]
+    params, gradient, state = started(optimizer, 2, 4)
+    still = torch.arange(N_PARAMS) >= 5
+    gradient, state = gradient * still, map_state(lambda x: x * still, state)
+    after, (beta1, beta2), t = cotangents(params, state), optimizer.betas, 4
+    m, v = (
+        b * s + (1 - b) * g
+        for b, s, g in zip(
+            optimizer.betas, state, (gradient, gradient.square()), strict=True
+        )
+    )
+    c1, c2 = 1 - beta1**t, 1 - beta2**t
+    r = (v / c2 + 0.7**2 * (v / c2).mean(dim=1, keepdim=True)).sqrt()
+    rho = after.state[0] - 0.1 / c1 / r * after.params
+    sigma = after.state[1] + 0.1 / (2 * c1 * c2) * m / r**3 * after.params
+    expected = (1 - beta1) * rho + 2 * (1 - beta2) * gradient * sigma
+    arguments = params, gradient, state, t, 0.1, after
+    for pullback in (type(optimizer).pullback, Optimizer.pullback):
+        found, before = pullback(optimizer, *arguments, floor=0.7)
+        assert_allclose(found, expected, rtol=1e-6)  # but for eps
+        assert_allclose(before.state[0], beta1 * rho, rtol=1e-6)
+        assert_allclose(before.state[1], beta2 * sigma, rtol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["its own", "autograd"])
+@pytest.mark.parametrize("name", ["adamw", "adam_amsgrad", "rmsprop_all"])
+def test_a_floor_leaves_no_nan_without_any_gradient(name, way):
+    optimizer = copy.copy(FLAT[name])
+    optimizer._set(weight_decay=0.0)
+    pullback = Optimizer.pullback if way == "autograd" else type(optimizer).pullback
+    gradient = torch.tensor([[0.0, 0.0, 0.0], [0.0, 1e-30, 1.0]])
+    params = torch.ones_like(gradient)
+    state = optimizer.initial_state(params)
+    after = StepDerivative(params[None], optimizer.initial_state(params[None]))
+    arguments = params, gradient, state, 1, 0.1, after
+    found, before = pullback(optimizer, *arguments, floor=1.0)
+    for value in (found, before.params, *before.state):
+        assert torch.isfinite(value).all()
+    assert not found[0, 0].any()
+    assert found[0, 1].all()

@@ -1,0 +1,1 @@
+"""Networks of several hidden layers, whose training is rough: AdamWInfluence."""

@@ -33,7 +33,7 @@ FAITHFULNESS = {
     },
     prefer_skip_nested_validation=False,
 )
-def plan(model, X, y, *, tasks=None, n_queries=10):
+def plan(model, X, y=None, *, tasks=None, n_queries=10):
     """Tell what attributing a model will take and give, before it is trained.
 
     A few steps of training and of a sweep are timed on this machine; other work is

@@ -59,6 +59,7 @@ from skattrib.engine._losses import LabelLoss, SetOutcome
 from skattrib.models._any import is_pairwise
 from skattrib.models._as_model import as_model, check_recipe, check_wrapped
 from skattrib.models._costs import Cost
+from skattrib.models._datasets import opened, rows_of
 from skattrib.models._fit_params import (
     check_names,
     check_target,
@@ -392,6 +393,7 @@ class BaseAttributor(
     def _prepared_fit(self, X, y, tasks, fit_params):
         """Check everything, fit transformers, and return what is to be trained."""
         check_recipe(self.estimator, stacklevel=6)
+        X, y = opened(X, y)
         if self.estimator is not None:  # before any number is drawn
             self._check_usable(Parts(self.estimator).model)
         check_names(fit_params)
@@ -486,6 +488,7 @@ class BaseAttributor(
     def _check_query(self, X, y):
         """Validate queries; return X, y and the outcome to measure."""
         check_is_fitted(self, "n_units_")
+        X, y = opened(X, y)
         if not (self._takes_texts or self._reads_texts):
             check_not_single(X, y)
         table = isinstance(self.X_train_, pd.DataFrame)
@@ -501,7 +504,7 @@ class BaseAttributor(
     def _check_rows(self, X):
         """Validate rows that have no targets; return them as the model takes them."""
         check_is_fitted(self, "n_units_")
-        table = isinstance(self.X_train_, pd.DataFrame)
+        X, table = rows_of(X), isinstance(self.X_train_, pd.DataFrame)
         return self._parts.features(self._validated(X, table=table, reset=False))
 
     def _own_predictions(self, X):
@@ -543,7 +546,7 @@ class BaseAttributor(
                 "has one for all of them. Use attribute(X), or an outcome of single "
                 "queries."
             )
-        X, y, outcome = self._check_query(X, None)
+        X, y, outcome = self._check_query(rows_of(X), None)
         cure = "Attribute fewer rows at a time, group rows by tasks="
         check_fits(_num_samples(X), self.n_units_, float_dtype(X), cure)
         return self._attribute_finite(X, y, outcome)[1]

@@ -22,6 +22,7 @@ from skattrib._validation import (
 )
 from skattrib.engine._losses import OutcomeFunction
 from skattrib.models._as_model import as_model
+from skattrib.models._datasets import opened
 from skattrib.models._kept_models import (
     CHUNK,
     Runner,
@@ -216,7 +217,7 @@ def _checked_data(estimator: Any, *data: Any) -> Any:
     """Return training rows and queries, and their targets, as far as all can use."""
     if as_model(estimator).takes_texts:
         return data
-    X, y, X_query, y_query = data
+    X, y, X_query, y_query = *opened(*data[:2]), *opened(*data[2:])
     return *check_rows(X, y, "X", "y"), *check_rows(
         X_query, y_query, "X_query", "y_query"
     )

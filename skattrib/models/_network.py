@@ -15,12 +15,11 @@ from torch import nn
 
 from skattrib._progress import tqdm
 from skattrib._validation import (
-    DTYPES,
     as_tensor,
     check_sample_weight,
     draw_seed,
+    float_dtype,
     memory_cap,
-    validate_data,
 )
 from skattrib.engine._functional import (
     FunctionalModule,
@@ -55,6 +54,7 @@ from skattrib.engine._trajectory import (
     steps_to_keep,
 )
 from skattrib.exceptions import FaithfulnessWarning
+from skattrib.models._datasets import rows_of
 from skattrib.models._module_checks import (
     CURE,
     FEW,
@@ -67,6 +67,14 @@ from skattrib.models._module_checks import (
     in_single_precision,
     module_width,
     try_on_noise,
+)
+from skattrib.models._rows import (
+    as_it_takes,
+    check_whole,
+    in_dtype_of,
+    unknown_numbers,
+    validate_rows,
+    with_integer_lookups,
 )
 
 # A replay whose error is a larger share of the distance moved is another run.
@@ -166,7 +174,7 @@ class TorchEstimator(BaseEstimator):
     # --------------------------------------------------------------- training
     def _fit(self, X, y, sample_weight):
         weights = check_sample_weight(
-            sample_weight, X, dtype=X.dtype, ensure_non_negative=True
+            sample_weight, X, dtype=float_dtype(X), ensure_non_negative=True
         )
         problem = self._problem(X, self._learn_target(y, X), check=True)
         keep = steps_to_keep(self.record, problem.recipe.n_steps)
@@ -231,11 +239,12 @@ class TorchEstimator(BaseEstimator):
             self.random_state if random_state is None else random_state
         )
         init_seed, batch_seed = draw_seed(rng), draw_seed(rng)
-        X = as_tensor(X).to(device)
-        targets = self._targets(y, X)
-        model = FunctionalModule(self._build_module(X, init_seed))
+        rows = as_tensor(X).to(device)
+        model = FunctionalModule(self._build_module(rows, init_seed))
         if check:
-            self._check_rebuilt(model.module, X, init_seed)
+            self._check_rebuilt(model.module, rows, init_seed)
+        X = in_dtype_of(model.module, rows)
+        targets = self._targets(y, X)
         batches = epoch_batches(len(X), self.batch_size, self.max_epochs, batch_seed)
         n_steps = self.max_epochs if batches is None else len(batches)
         recipe = Recipe(
@@ -313,15 +322,16 @@ class TorchEstimator(BaseEstimator):
                 X.shape[1], sizes.astype(int).tolist(), n_outputs, self.activation, seed
             )
         elif isinstance(self.module, nn.Module):
-            module = uncompiled_copy(self.module)
+            module, X = as_it_takes(uncompiled_copy(self.module), X)
         else:
-            module = call_seeded(self.module, X.shape[1], n_outputs, seed)
+            shape = X.shape[1] if X.ndim == 2 else tuple(X.shape[1:])
+            module = call_seeded(self.module, shape, n_outputs, seed)
             if not isinstance(module, nn.Module):
                 raise TypeError(
                     "module(n_features, n_outputs) must return a torch.nn.Module, got "
                     f"{type(module)}."
                 )
-            module = uncompiled_copy(module)
+            module, X = as_it_takes(uncompiled_copy(module), X)
         module = module.to(device=X.device, dtype=X.dtype)
         materialise(module, X[:FEW], seed)
         with generator_kept():  # a module that draws numbers is refused
@@ -368,13 +378,14 @@ class TorchEstimator(BaseEstimator):
     def _retrained_outputs(self, X_query, **options):
         """Train once per weighting of the rows; return outputs (M, q, C)."""
         model, params = self._stack(**options)
+        check_whole(model.module, X_query)
         queries = as_tensor(X_query, params)
         return stacked_outputs(model, params, queries, memory_cap())
 
     # ------------------------------------------------------------- prediction
     def _outputs(self, X):
         check_is_fitted(self, "module_")
-        X = validate_data(self, X, dtype=DTYPES, reset=False)
+        X = validate_rows(self, rows_of(X), reset=False)
         outputs = self._raw_outputs(X).cpu().numpy()
         bad = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
         if len(bad):
@@ -390,11 +401,15 @@ class TorchEstimator(BaseEstimator):
         """Return outputs (n, C) of validated rows, in the module's dtype."""
         like = next(self.module_.parameters())
         check_ids(self.module_, X, like.dtype)
+        check_whole(self.module_, X)
         parts = []
         with torch.no_grad():
             for part in chunks(len(X), 8192):
                 rows = as_tensor(X[part], like)
-                outputs = run_module(self.module_, rows)
+                try:
+                    outputs = run_module(self.module_, rows)
+                except IndexError as error:
+                    raise unknown_numbers(rows, error) from error
                 check_is_tensor(outputs)
                 parts.append(as_rows(outputs, len(rows)))
                 check_shape(parts[-1], len(rows), self.n_outputs_)
@@ -433,7 +448,8 @@ def fitted_from(cls, module, targets, device, loss, link, **fitted):
             "module has lazy layers that have seen no input yet: call it on a few rows "
             "once, as its training did."
         )
-    estimator.module_ = in_single_precision(uncompiled_copy(module).to(device))
+    module = with_integer_lookups(uncompiled_copy(module).to(device))
+    estimator.module_ = in_single_precision(module)
     estimator.trajectory_ = None
     loss = as_loss(loss, link, single_output=module_width(module) == 1)
     estimator.loss_function_, n_outputs = loss, loss.n_outputs(targets)

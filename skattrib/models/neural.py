@@ -14,7 +14,6 @@ from torch import nn
 
 from skattrib._docstrings import fill_in
 from skattrib._validation import (
-    DTYPES,
     as_numbers,
     as_tensor,
     check_labels,
@@ -25,14 +24,15 @@ from skattrib._validation import (
     seed_unset,
     target_type,
     unchanged_on_error,
-    validate_data,
     warn_if_measured,
 )
 from skattrib.engine._losses import ClassLoss, LabelLoss, Loss, as_loss
 from skattrib.engine._modules import uncompiled_copy
 from skattrib.engine._row_weights import RowWeighting
+from skattrib.models._datasets import ScoresDatasets, opened
 from skattrib.models._module_checks import module_width
 from skattrib.models._network import TorchEstimator, fitted_from
+from skattrib.models._rows import as_it_takes, validate_rows
 from skattrib.models._skorch import classifier_of, regressor_of
 
 __all__ = ["TorchClassifier", "TorchRegressor"]
@@ -156,7 +156,7 @@ def check_classes(classes):
 
 
 @fill_in(_DOCS)
-class TorchClassifier(ClassifierMixin, TorchEstimator):
+class TorchClassifier(ScoresDatasets, ClassifierMixin, TorchEstimator):
     """A neural network classifier, trained reproducibly.
 
     %(purpose)s
@@ -265,7 +265,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
 
     @_fit_context(prefer_skip_nested_validation=True)
     @fill_in(_DOCS)
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X, y=None, sample_weight=None):
         """Train the network.
 
         Parameters
@@ -288,8 +288,8 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         %(fit_errors)s
         """
         with unchanged_on_error(self):
-            several = has_columns(y)
-            X, y = validate_data(self, X, y, dtype=DTYPES, multi_output=several)
+            X, y = opened(X, y)
+            X, y = validate_rows(self, X, y, multi_output=has_columns(y))
             return self._fit(X, y, sample_weight)
 
     def _learn_target(self, y, X=None):
@@ -340,9 +340,10 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         if X is None or not isinstance(self.module, nn.Module):
             return False
         try:
-            module = uncompiled_copy(self.module).to(as_tensor(X[:1]).dtype)
+            module = uncompiled_copy(self.module)
+            module, row = as_it_takes(module, as_tensor(X[:1]))
             with torch.no_grad():
-                return module(as_tensor(X[:1])).numel() == 1
+                return module.to(row.dtype)(row).numel() == 1
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
             return False  # the checks of the module raise, with a reason
 
@@ -544,7 +545,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
 
 
 @fill_in(_DOCS)
-class TorchRegressor(RegressorMixin, TorchEstimator):
+class TorchRegressor(ScoresDatasets, RegressorMixin, TorchEstimator):
     """A neural network regressor, trained reproducibly.
 
     %(purpose)s
@@ -591,7 +592,7 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
 
     @_fit_context(prefer_skip_nested_validation=True)
     @fill_in(_DOCS)
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X, y=None, sample_weight=None):
         """Train the network.
 
         Parameters
@@ -613,9 +614,8 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
         %(fit_errors)s
         """
         with unchanged_on_error(self):
-            X, y = validate_data(
-                self, X, y, dtype=DTYPES, y_numeric=True, multi_output=True
-            )
+            X, y = opened(X, y)
+            X, y = validate_rows(self, X, y, y_numeric=True, multi_output=True)
             self._fit(X, y, sample_weight)
         self._warn_if_out_of_reach(X, y)
         return self

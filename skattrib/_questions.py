@@ -41,7 +41,7 @@ class FurtherQuestions:
 
         Parameters
         ----------
-        X : array-like of shape (n_queries, n_features)
+        X : array-like of shape (n_queries, n_features) or (n_queries, ...)
             Queries.
 
         Returns
@@ -133,12 +133,12 @@ class FurtherQuestions:
 
         Parameters
         ----------
-        X_new : array-like of shape (n_new, n_features)
+        X_new : array-like of shape (n_new, n_features) or (n_new, ...)
             Rows that the model was not trained on, with the columns of those that it
             was.
         y_new : array-like of shape (n_new,) or (n_new, n_outputs)
             Their targets, of the known classes.
-        X : array-like of shape (n_queries, n_features)
+        X : array-like of shape (n_queries, n_features) or (n_queries, ...)
             Queries.
         y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
             Their targets; None as in `attribute`.

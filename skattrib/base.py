@@ -143,10 +143,11 @@ ATTRIBUTOR_DOCS = {
         Names of the features, if X had any.
     """,
     "fit_rows": """
-    X : array-like of shape (n_samples, n_features)
-        Training rows.
-    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-        Their targets.
+    X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+        Training rows. A network with a `module` takes rows of any shape; a map-style
+        Dataset of torch brings its targets, here and in queries.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+        Their targets; None only with a Dataset.
     tasks : array-like of shape (n_samples,) or None, default=None
         Unit of each row, for example its source; None makes every row a unit.
     """,
@@ -525,7 +526,7 @@ class BaseAttributor(
 
         Parameters
         ----------
-        X : array-like of shape (n_queries, n_features)
+        X : array-like of shape (n_queries, n_features) or (n_queries, ...)
             Queries.
 
         Returns

@@ -648,7 +648,7 @@ BAD_FITS = {
         {"module": nn.Linear(D + 1, 3)},
         {},
         ValueError,
-        r"module failed on rows of shape \(3, 4\).*X is always 2-D",
+        r"module failed on rows of shape \(3, 4\).*give X the shape that the",
     ),
     "module that returns a tuple": (
         TorchClassifier,

@@ -4,7 +4,7 @@ from typing import NoReturn
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from skattrib._tables import plain
 from skattrib.engine._functional import spread
@@ -29,6 +29,11 @@ def opened(X, y=None):
         If a Dataset has no length, items that are no pairs or differ in shape, or is
         random.
     """
+    if isinstance(X, DataLoader) and y is None:
+        raise ValueError(
+            "X is a DataLoader of torch, which orders rows and makes batches, as the "
+            "estimator does: pass its dataset, loader.dataset."
+        )
     if y is not None or not isinstance(X, Dataset):
         return X, y
     name, tensors = type(X).__name__, _tensors(X)

@@ -53,7 +53,8 @@ _DOCS = {
     "module": """
     None builds a multilayer perceptron. An instance is copied and trained from the
     weights it has; a callable ``module(n_features, n_outputs) -> nn.Module`` is
-    called with torch's generator seeded by `random_state`.
+    called with torch's generator seeded by `random_state`. It gets the shape of a
+    row, a tuple, for n_features where X has more than two dimensions.
     """,
     "layers": """
     hidden_layer_sizes : array-like of int, default=(32,)
@@ -116,6 +117,13 @@ _DOCS = {
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, if X had any.
     """,
+    "rows": """
+    Training rows; the network takes their dtype, float32 or float64. With a `module`
+    they may have any shape: images, or sequences. Whole numbers become floats,
+    float64, if the module takes these; if not, as an ``nn.Embedding`` does not, they
+    stay integers (int64), and the network is of torch's default, float32. A map-style
+    ``torch.utils.data.Dataset`` of pairs (x, y) brings its targets.
+    """,
     "fit_errors": """
     ValueError
         If a parameter, the module, the loss or the data cannot be used, or
@@ -164,8 +172,8 @@ class TorchClassifier(ScoresDatasets, ClassifierMixin, TorchEstimator):
     Parameters
     ----------
     module : nn.Module, callable or None, default=None
-        Network from rows (n, n_features) to unnormalised log-probabilities
-        (n, n_classes).
+        Network from rows (n, n_features), or of another shape, to unnormalised
+        log-probabilities (n, n_classes).
         %(module)s
     %(layers)s
     loss : "auto", nn.Module or callable, default="auto"
@@ -270,11 +278,11 @@ class TorchClassifier(ScoresDatasets, ClassifierMixin, TorchEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows, float32 or float64; the network takes their dtype.
-        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            %(rows)s
+        y : array-like of shape (n_samples,) or (n_samples, n_labels), default=None
             Class labels, at least two different ones; or 0 and 1 for each of several
-            labels, of which a row may have any.
+            labels, of which a row may have any. None only with a Dataset.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Multiplier of each row's loss.
 
@@ -417,7 +425,7 @@ class TorchClassifier(ScoresDatasets, ClassifierMixin, TorchEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
             Rows.
 
         Returns
@@ -436,7 +444,7 @@ class TorchClassifier(ScoresDatasets, ClassifierMixin, TorchEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
             Rows.
 
         Returns
@@ -456,7 +464,7 @@ class TorchClassifier(ScoresDatasets, ClassifierMixin, TorchEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
             Rows.
 
         Returns
@@ -473,7 +481,7 @@ class TorchClassifier(ScoresDatasets, ClassifierMixin, TorchEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
             Rows.
 
         Returns
@@ -553,7 +561,8 @@ class TorchRegressor(ScoresDatasets, RegressorMixin, TorchEstimator):
     Parameters
     ----------
     module : nn.Module, callable or None, default=None
-        Network from rows (n, n_features) to predictions (n, n_outputs).
+        Network from rows (n, n_features), or of another shape, to predictions
+        (n, n_outputs).
         %(module)s
     %(layers)s
     loss : "auto", nn.Module or callable, default="auto"
@@ -597,10 +606,10 @@ class TorchRegressor(ScoresDatasets, RegressorMixin, TorchEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows, float32 or float64; the network takes their dtype.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Numbers to predict.
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            %(rows)s
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            Numbers to predict; None only with a Dataset.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Multiplier of each row's loss.
 
@@ -663,7 +672,7 @@ class TorchRegressor(ScoresDatasets, RegressorMixin, TorchEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
             Rows.
 
         Returns

@@ -346,8 +346,8 @@ class RISEValuator(BaseAttributor):
         ----------
         X : array-like of shape (n_samples, n_features)
             Rows.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Their targets.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            Their targets; None only with a Dataset of torch.
 
         Returns
         -------
@@ -513,8 +513,8 @@ class RISEValuator(BaseAttributor):
         ----------
         X : array-like of shape (n_queries, n_features)
             Queries.
-        y : array-like of shape (n_queries,) or (n_queries, n_outputs)
-            Their targets.
+        y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
+            Their targets; None only with a Dataset of torch, which brings them.
         n_retrainings : int, default=0
             Number of retrained models to compare with, at least 8; 0 for none.
 

@@ -217,7 +217,8 @@ def _checked_data(estimator: Any, *data: Any) -> Any:
     """Return training rows and queries, and their targets, as far as all can use."""
     if as_model(estimator).takes_texts:
         return data
-    X, y, X_query, y_query = *opened(*data[:2]), *opened(*data[2:])
+    X, y = opened(*data[:2])
+    X_query, y_query = opened(*data[2:])
     return *check_rows(X, y, "X", "y"), *check_rows(
         X_query, y_query, "X_query", "y_query"
     )

@@ -10,6 +10,7 @@ from skattrib.engine._functional import FunctionalModule
 from skattrib.exceptions import TrajectoryError
 from skattrib.models._module_checks import FEW, check_module
 from skattrib.models._protocol import Differentiable, Recorded, Retrainable
+from skattrib.models._rows import check_row_shape
 
 
 class NetworkModel(Retrainable, Differentiable, Recorded):
@@ -40,7 +41,8 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
 
     def future_loss(self, X, y):
         """Return the loss that it will be trained on."""
-        if self.frozen:
+        if self.frozen:  # and knows its rows
+            check_row_shape(self.estimator, X)
             return self.loss
         blank = clone(self.estimator)
         blank._learn_target(y, X)

@@ -39,7 +39,7 @@ def validate_rows(estimator, X, *y, any_shape=None, reset=True, **options):
     if any_shape is None:
         any_shape = getattr(estimator, "module", None) is not None
     if not reset:
-        _check_shape(estimator, _shape_of(X))
+        check_row_shape(estimator, X)
     if any_shape:
         options = {"allow_nd": True, "dtype": DTYPES + _INTEGERS, **options}
     found = validate_data(
@@ -53,16 +53,18 @@ def validate_rows(estimator, X, *y, any_shape=None, reset=True, **options):
         )
     if reset:
         estimator._row_shape = rows.shape[1:]
-    else:
-        _check_shape(estimator, rows.shape[1:])
     return found
+
+
+def check_row_shape(estimator, X):
+    """Raise unless X has rows of the shape that a fitted estimator knows."""
+    _check_shape(estimator, _shape_of(X))
 
 
 def _shape_of(X):
     """Return the shape of each row, None where it is not known yet."""
     try:
-        shape = X.shape if hasattr(X, "shape") else np.shape(X)
-        return tuple(shape[1:])
+        return tuple(X.shape if hasattr(X, "shape") else np.shape(X))[1:]
     except (RuntimeError, TypeError, ValueError):  # refused in a moment
         return None
 

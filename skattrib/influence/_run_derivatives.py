@@ -294,9 +294,9 @@ class RunDerivatives:
     ) -> Tensor:
         """Return derivatives (K, M, n + k) of the mean outcome, also in further rows.
 
-        The last k are in their weights. They are in every minibatch, with weight 0, so that the run is the same, and the
-        derivatives in their weights come out of one sweep for all queries and all of
-        these rows. A row that is really trained on is in some minibatches only: in a
+        The last k are in their weights. They are in every minibatch, with weight 0, so
+        that the run is the same, and the derivatives in their weights come out of one
+        sweep for all queries and all of these rows. A row that is really trained on is in some minibatches only: in a
         run that draws them by shuffling, in one of each epoch, and in that of |B| of
         the n rows with chance |B| / n. The derivative of each step counts for so much;
         with full batches for all, with equal ones that divides the sum by their number

@@ -14,6 +14,7 @@ from skattrib.models._module_checks import (
     module_width,
     try_on_noise,
 )
+from skattrib.models._rows import with_integer_lookups
 
 
 def fitted_from(cls, module, targets, device, loss, link, **fitted):
@@ -34,7 +35,8 @@ def fitted_from(cls, module, targets, device, loss, link, **fitted):
             "module has lazy layers that have seen no input yet: call it on a few rows "
             "once, as its training did."
         )
-    estimator.module_ = in_single_precision(uncompiled_copy(module).to(device)).eval()
+    module = with_integer_lookups(uncompiled_copy(module).to(device))
+    estimator.module_ = in_single_precision(module).eval()
     check_layers(estimator.module_)
     estimator.trajectory_ = None
     loss = as_loss(loss, link, single_output=module_width(module) == 1)

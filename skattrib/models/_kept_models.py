@@ -18,12 +18,10 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from skattrib._validation import (
-    DTYPES,
     as_tensor,
     dense,
     memory_cap,
     seed_unset,
-    validate_data,
 )
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._losses import OutcomeFunction, SetMeasure
@@ -34,6 +32,7 @@ from skattrib.models._memory import as_memory, cached_rows, digest
 from skattrib.models._outcomes import check_outcome
 from skattrib.models._protocol import protocols
 from skattrib.models._retraining import FloatArray, Trainer, as_retrainable, measure
+from skattrib.models._rows import validate_rows
 from skattrib.models._targets import OriginalUnits
 
 #: Models trained between two writes: an interruption loses at most these.
@@ -90,9 +89,7 @@ class Runner:
         self.trainer, self.estimator = trainer, trainer.estimator
         self.X_query, self.y_query = X_query, dense(y_query)
         if trainer.stacked:
-            self.X_query = validate_data(
-                self.estimator, X_query, dtype=DTYPES, reset=False
-            )
+            self.X_query = validate_rows(self.estimator, X_query, reset=False)
             self.estimator._targets(self.y_query, torch.empty(0))
         else:
             trainer.check_queries(self.X_query, self.y_query)

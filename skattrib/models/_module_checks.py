@@ -95,8 +95,9 @@ def check_module(module, X, n_outputs, loss, stacklevel=2):
             out = module(X.clone())
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ValueError(
-            f"module failed on rows of shape {tuple(X.shape)}: {error}. X is always "
-            "2-D; reshape inside the module (nn.Unflatten) for images or sequences."
+            f"module failed on rows of shape {tuple(X.shape)}: {error}. It gets X as "
+            "it is: give X the shape that the module takes, or reshape inside it "
+            "(nn.Unflatten), and whole numbers where it looks them up."
         ) from error
     check_is_tensor(out)
     out = as_rows(out, len(X))

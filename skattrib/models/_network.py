@@ -15,12 +15,11 @@ from torch import nn
 
 from skattrib._progress import tqdm
 from skattrib._validation import (
-    DTYPES,
     as_tensor,
     check_sample_weight,
     draw_seed,
+    float_dtype,
     memory_cap,
-    validate_data,
 )
 from skattrib.engine._functional import (
     FunctionalModule,
@@ -55,6 +54,7 @@ from skattrib.engine._trajectory import (
     steps_to_keep,
 )
 from skattrib.exceptions import FaithfulnessWarning
+from skattrib.models._datasets import rows_of
 from skattrib.models._module_checks import (
     FEW,
     check_ids,
@@ -63,6 +63,13 @@ from skattrib.models._module_checks import (
     check_shape,
     few_outputs,
     warn_of_useless_biases,
+)
+from skattrib.models._rows import (
+    as_it_takes,
+    check_whole,
+    in_dtype_of,
+    unknown_numbers,
+    validate_rows,
 )
 from skattrib.models._run_length import LengthOfRun
 from skattrib.models._stopping import EarlyStopping
@@ -81,6 +88,8 @@ class TrainingProblem:
     X: torch.Tensor
     targets: torch.Tensor
     weighting: RowWeighting
+    # steps that pass over the rows once
+    epoch: int = 1
     # what decides when the run stops, if nothing has; and rows held out for it
     validation: Validation | None = None
     held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.intp))
@@ -176,7 +185,7 @@ class TorchEstimator(LengthOfRun, BaseEstimator):
     # --------------------------------------------------------------- training
     def _fit(self, X, y, sample_weight):
         weights = check_sample_weight(
-            sample_weight, X, dtype=X.dtype, ensure_non_negative=True
+            sample_weight, X, dtype=float_dtype(X), ensure_non_negative=True
         )
         problem = self._problem(X, self._learn_target(y, X), check=True)
         keep = steps_to_keep(self.record, problem.recipe.n_steps)
@@ -217,10 +226,9 @@ class TorchEstimator(LengthOfRun, BaseEstimator):
             denominator=None if scale is None else scale[0].cpu(),
             states={step: state.cpu() for step, state in result.states.items()},
         )
-        per_epoch = self._steps_per_epoch(recipe)
-        curve = np.array(result.loss_curve).reshape(-1, per_epoch)
+        curve = np.array(result.loss_curve).reshape(-1, problem.epoch)
         self.loss_curve_ = curve.mean(axis=1)
-        self.n_epochs_ = recipe.n_steps // per_epoch
+        self.n_epochs_ = recipe.n_steps // problem.epoch
         self._held_out = problem.held_out
         return self
 
@@ -273,12 +281,14 @@ class TorchEstimator(LengthOfRun, BaseEstimator):
             self.random_state if random_state is None else random_state
         )
         init_seed, batch_seed = draw_seed(rng), draw_seed(rng)
-        X = as_tensor(X).to(device)
-        targets = self._targets(y, X)
-        model = FunctionalModule(self._build_module(X, init_seed))
+        rows = as_tensor(X).to(device)
+        model = FunctionalModule(self._build_module(rows, init_seed))
         if check:
-            self._check_rebuilt(model.module, X, init_seed)
+            self._check_rebuilt(model.module, rows, init_seed)
+        X = in_dtype_of(model.module, rows)
+        if check:
             warn_of_useless_biases(model.module, X[:FEW], stacklevel=6)
+        targets = self._targets(y, X)
         model.look(X)
         draws = model.behaviour.masks or model.behaviour.draws
         mask_seed = draw_seed(rng) if draws else 0
@@ -286,12 +296,12 @@ class TorchEstimator(LengthOfRun, BaseEstimator):
         held_out = np.zeros(0, dtype=np.intp)
         if stopping is not None:
             classes = isinstance(self.loss_function_, ClassLoss)
-            held_out = stopping.rows_held_out(y, classes, batch_seed)
+            held_out = stopping._rows_held_out(y, classes, batch_seed)
         batches = self._batches(len(X), held_out, batch_seed)
         n_steps = self.max_epochs if batches is None else len(batches)
-        rates = self._learning_rates(n_steps)
-        if stopping is not None and stopping.decided:
-            n_steps = min(n_steps, stopping.n_epochs * (n_steps // self.max_epochs))
+        rates, epoch = self._learning_rates(n_steps), n_steps // self.max_epochs
+        if stopping is not None and stopping.n_epochs is not None:
+            n_steps = min(n_steps, stopping.n_epochs * epoch)
             rates = rates[:n_steps]
             batches = None if batches is None else batches[:n_steps]
         recipe = Recipe(
@@ -308,9 +318,9 @@ class TorchEstimator(LengthOfRun, BaseEstimator):
         check_loss(self.loss_function_, few, targets[:FEW])
         weighting = self._weighting(targets)
         validation = None
-        if stopping is not None and not stopping.decided:
+        if stopping is not None and stopping.n_epochs is None:
             rows = self._validation_rows(stopping, held_out, X, targets)
-            validation = self._validation(stopping, *rows, n_steps // self.max_epochs)
+            validation = self._validation(stopping, *rows, epoch)
         return TrainingProblem(
             model,
             self.loss_function_,
@@ -318,6 +328,7 @@ class TorchEstimator(LengthOfRun, BaseEstimator):
             X,
             targets,
             weighting,
+            epoch,
             validation,
             held_out,
         )
@@ -384,15 +395,16 @@ class TorchEstimator(LengthOfRun, BaseEstimator):
                 X.shape[1], sizes.astype(int).tolist(), n_outputs, self.activation, seed
             )
         elif isinstance(self.module, nn.Module):
-            module = uncompiled_copy(self.module)
+            module, X = as_it_takes(uncompiled_copy(self.module), X)
         else:
-            module = call_seeded(self.module, X.shape[1], n_outputs, seed)
+            shape = X.shape[1] if X.ndim == 2 else tuple(X.shape[1:])
+            module = call_seeded(self.module, shape, n_outputs, seed)
             if not isinstance(module, nn.Module):
                 raise TypeError(
                     "module(n_features, n_outputs) must return a torch.nn.Module, got "
                     f"{type(module)}."
                 )
-            module = uncompiled_copy(module)
+            module, X = as_it_takes(uncompiled_copy(module), X)
         module = module.to(device=X.device, dtype=X.dtype)
         materialise(module, X[:FEW], seed)
         with generator_kept():  # a module that draws numbers is refused
@@ -444,13 +456,14 @@ class TorchEstimator(LengthOfRun, BaseEstimator):
     def _retrained_outputs(self, X_query, **options):
         """Train once per weighting of the rows; return outputs (M, q, C)."""
         model, found = self._stack(**options)
+        check_whole(model.module, X_query)
         queries = as_tensor(X_query, found.params)
         return stacked_outputs(model, found.params, queries, memory_cap())
 
     # ------------------------------------------------------------- prediction
     def _outputs(self, X):
         check_is_fitted(self, "module_")
-        X = validate_data(self, X, dtype=DTYPES, reset=False)
+        X = validate_rows(self, rows_of(X), reset=False)
         outputs = self._raw_outputs(X).cpu().numpy()
         bad = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
         if len(bad):
@@ -466,11 +479,15 @@ class TorchEstimator(LengthOfRun, BaseEstimator):
         """Return outputs (n, C) of validated rows, in the module's dtype."""
         like = next(self.module_.parameters())
         check_ids(self.module_, X, like.dtype)
+        check_whole(self.module_, X)
         parts = []
         with torch.no_grad():
             for part in chunks(len(X), 8192):
                 rows = as_tensor(X[part], like)
-                outputs = run_module(self.module_, rows)
+                try:
+                    outputs = run_module(self.module_, rows)
+                except IndexError as error:
+                    raise unknown_numbers(rows, error) from error
                 check_is_tensor(outputs)
                 parts.append(as_rows(outputs, len(rows)))
                 check_shape(parts[-1], len(rows), self.n_outputs_)

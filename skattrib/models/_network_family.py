@@ -11,6 +11,7 @@ from skattrib.engine._functional import FunctionalModule
 from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
 from skattrib.models._module_checks import FEW, check_module
 from skattrib.models._protocol import Differentiable, Recorded, Retrainable
+from skattrib.models._rows import check_row_shape
 
 
 class NetworkModel(Retrainable, Differentiable, Recorded):
@@ -30,13 +31,19 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
         return False
 
     @property
+    def takes_any_shape(self):
+        """Whether rows may have more than one axis: as a module takes them."""
+        return self.estimator.module is not None
+
+    @property
     def loss(self):
         """Loss that it was trained on; before that, the usual one of its kind."""
         return getattr(self.estimator, "loss_function_", super().loss)
 
     def future_loss(self, X, y):
         """Return the loss that it will be trained on."""
-        if self.frozen:
+        if self.frozen:  # and knows its rows
+            check_row_shape(self.estimator, X)
             return self.loss
         blank = clone(self.estimator)
         blank._learn_target(y, X)
@@ -121,9 +128,10 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
         """Raise unless the fitted module maps rows to outputs one by one.
 
         Training has made sure of it. A module that was trained elsewhere has met no
-        rows, unless it could be tried on some when it was wrapped.
+        rows, unless it could be tried on some of a table when it was wrapped.
         """
-        if not getattr(self.estimator, "_tried", True):
+        tried = getattr(self.estimator, "_tried", None)
+        if tried is False or (tried and np.ndim(X) > 2):
             rows = as_tensor(np.asarray(X)[:FEW], next(self.module.parameters()))
             check_module(self.module, rows, self.estimator.n_outputs_, self.loss)
 

@@ -111,6 +111,11 @@ class Model:
         return True
 
     @property
+    def takes_any_shape(self) -> bool:
+        """Whether rows may have more than one axis, and whole numbers stay them."""
+        return False
+
+    @property
     def loss(self) -> Loss:
         """Loss whose outcomes the model has."""
         return CrossEntropy() if is_classifier(self.estimator) else SquaredError()

@@ -15,13 +15,11 @@ from sklearn.utils.validation import check_consistent_length
 
 from skattrib._progress import tqdm
 from skattrib._validation import (
-    DTYPES,
     dense,
     draw_seed,
     draw_seeds,
     seed_unset,
     sorted_labels,
-    validate_data,
 )
 from skattrib.engine._losses import Loss, OutcomeFunction, SetMeasure
 from skattrib.engine._parallel import call_all
@@ -32,6 +30,7 @@ from skattrib.models._as_model import as_model
 from skattrib.models._parts import Parts, is_search
 from skattrib.models._protocol import Retrainable, label_codes
 from skattrib.models._repeatable import check_repeatable, finite_rows
+from skattrib.models._rows import validate_rows
 
 FloatArray = NDArray[np.float64]
 #: Iterations that a tighter tolerance may take.
@@ -83,8 +82,8 @@ class Trainer:
         if is_classifier(estimator) and self.y.ndim == 1 and not self.stacked:
             self.model.classes = sorted_labels(self.y, "y")[0]
         if self.stacked:
-            self.X, self.y = validate_data(
-                self.estimator, X, self.y, dtype=DTYPES, multi_output=self.y.ndim > 1
+            self.X, self.y = validate_rows(
+                self.estimator, X, self.y, multi_output=self.y.ndim > 1
             )
             self.estimator._learn_target(self.y, self.X)
 

@@ -28,7 +28,7 @@ class LengthOfRun:
             return None
         stopping = self.early_stopping
         stopping = EarlyStopping() if stopping is True else stopping
-        if self.average == "swa" and not stopping.decided:
+        if self.average == "swa" and stopping.n_epochs is None:
             raise ValueError(
                 "average='swa' is over the last quarter of the steps, and "
                 "early_stopping leaves their number open. Use average='ema', or "
@@ -89,13 +89,6 @@ class LengthOfRun:
         self.validation_loss_curve_ = torch.stack(watch.curves)[:, 0].numpy()
         return replace(problem, recipe=recipe)
 
-    def _steps_per_epoch(self, recipe):
-        """Return in how many steps a run passes over the rows."""
-        if recipe.batches is None or self.batch_size is None:
-            return 1
-        n_rows = len(np.unique(np.concatenate(recipe.batches)))
-        return -(-n_rows // self.batch_size)
-
     def _shares_of_states(self, n_steps):
         """Return the shares (T + 1,) of the states in the model; None: the last."""
         if self.average is None:
@@ -121,7 +114,11 @@ class LengthOfRun:
     def _kept_stopping(self):
         """Return the estimator, that stops where this fitted one did."""
         stopping = self._stopping()
-        if stopping is None or stopping.decided or not hasattr(self, "n_epochs_"):
+        if (
+            stopping is None
+            or stopping.n_epochs is not None
+            or not hasattr(self, "n_epochs_")
+        ):
             return self
-        kept = stopping.kept(self.n_epochs_, self._held_out)
+        kept = stopping._kept(self.n_epochs_, self._held_out)
         return clone(self).set_params(early_stopping=kept)

@@ -94,12 +94,7 @@ class EarlyStopping:
                 f"EarlyStopping: {name}={value!r} must be {whole} of at least {least}."
             )
 
-    @property
-    def decided(self) -> bool:
-        """Whether it is known when training stops."""
-        return self.n_epochs is not None
-
-    def rows_held_out(self, y: Any, classes: Any, seed: int) -> Any:
+    def _rows_held_out(self, y: Any, classes: Any, seed: int) -> Any:
         """Return the positions of the rows of a fit that are not trained on.
 
         Parameters
@@ -132,7 +127,7 @@ class EarlyStopping:
                 "EarlyStopping(validation_data=(X, y)), or early_stopping=False."
             ) from error
 
-    def kept(self, n_epochs: int, held_out: Any) -> "EarlyStopping":
+    def _kept(self, n_epochs: int, held_out: Any) -> "EarlyStopping":
         """Return the rule that other trainings of a fitted network follow."""
         if self.redecide:
             return replace(self, held_out=held_out)

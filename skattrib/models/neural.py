@@ -14,7 +14,6 @@ from torch import nn
 
 from skattrib._docstrings import fill_in
 from skattrib._validation import (
-    DTYPES,
     as_numbers,
     as_tensor,
     check_labels,
@@ -25,15 +24,16 @@ from skattrib._validation import (
     seed_unset,
     target_type,
     unchanged_on_error,
-    validate_data,
     warn_if_measured,
 )
 from skattrib.engine._losses import ClassLoss, LabelLoss, Loss, as_loss
 from skattrib.engine._modules import uncompiled_copy
 from skattrib.engine._row_weights import RowWeighting
+from skattrib.models._datasets import ScoresDatasets, opened
 from skattrib.models._from_module import check_classes, fitted_from, targets_of
 from skattrib.models._module_checks import module_width
 from skattrib.models._network import TorchEstimator
+from skattrib.models._rows import as_it_takes, validate_rows
 from skattrib.models._skorch import classifier_of, regressor_of
 
 __all__ = ["TorchClassifier", "TorchRegressor"]
@@ -54,7 +54,8 @@ _DOCS = {
     "module": """
     None builds a multilayer perceptron. An instance is copied and trained from the
     weights it has; a callable ``module(n_features, n_outputs) -> nn.Module`` is
-    called with torch's generator seeded by `random_state`.
+    called with torch's generator seeded by `random_state`. It gets the shape of a
+    row, a tuple, for n_features where X has more than two dimensions.
     """,
     "layers": """
     hidden_layer_sizes : array-like of int, default=(32,)
@@ -132,6 +133,13 @@ _DOCS = {
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, if X had any.
     """,
+    "rows": """
+    Training rows; the network takes their dtype, float32 or float64. With a `module`
+    they may have any shape: images, or sequences. Whole numbers become floats,
+    float64, if the module takes these; if not, as an ``nn.Embedding`` does not, they
+    stay integers (int64), and the network is of torch's default, float32. A map-style
+    ``torch.utils.data.Dataset`` of pairs (x, y) brings its targets.
+    """,
     "fit_errors": """
     ValueError
         If a parameter, the module, the loss or the data cannot be used, or
@@ -146,7 +154,7 @@ _DOCS = {
 
 
 @fill_in(_DOCS)
-class TorchClassifier(ClassifierMixin, TorchEstimator):
+class TorchClassifier(ScoresDatasets, ClassifierMixin, TorchEstimator):
     """A neural network classifier, trained reproducibly.
 
     %(purpose)s
@@ -154,8 +162,8 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
     Parameters
     ----------
     module : nn.Module, callable or None, default=None
-        Network from rows (n, n_features) to unnormalised log-probabilities
-        (n, n_classes).
+        Network from rows (n, n_features), or of another shape, to unnormalised
+        log-probabilities (n, n_classes).
         %(module)s
     %(layers)s
     loss : "auto", nn.Module or callable, default="auto"
@@ -263,16 +271,16 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
 
     @_fit_context(prefer_skip_nested_validation=True)
     @fill_in(_DOCS)
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X, y=None, sample_weight=None):
         """Train the network.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows, float32 or float64; the network takes their dtype.
-        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            %(rows)s
+        y : array-like of shape (n_samples,) or (n_samples, n_labels), default=None
             Class labels, at least two different ones; or 0 and 1 for each of several
-            labels, of which a row may have any.
+            labels, of which a row may have any. None only with a Dataset.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Multiplier of each row's loss.
 
@@ -286,8 +294,8 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         %(fit_errors)s
         """
         with unchanged_on_error(self):
-            several = has_columns(y)
-            X, y = validate_data(self, X, y, dtype=DTYPES, multi_output=several)
+            X, y = opened(X, y)
+            X, y = validate_rows(self, X, y, multi_output=has_columns(y))
             return self._fit(X, y, sample_weight)
 
     def _learn_target(self, y, X=None):
@@ -338,9 +346,10 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         if X is None or not isinstance(self.module, nn.Module):
             return False
         try:
-            module = uncompiled_copy(self.module).to(as_tensor(X[:1]).dtype)
+            module = uncompiled_copy(self.module)
+            module, row = as_it_takes(module, as_tensor(X[:1]))
             with torch.no_grad():
-                return module(as_tensor(X[:1])).numel() == 1
+                return module.to(row.dtype)(row).numel() == 1
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
             return False  # the checks of the module raise, with a reason
 
@@ -414,7 +423,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
             Rows.
 
         Returns
@@ -433,7 +442,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
             Rows.
 
         Returns
@@ -453,7 +462,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
             Rows.
 
         Returns
@@ -470,7 +479,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
             Rows.
 
         Returns
@@ -542,7 +551,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
 
 
 @fill_in(_DOCS)
-class TorchRegressor(RegressorMixin, TorchEstimator):
+class TorchRegressor(ScoresDatasets, RegressorMixin, TorchEstimator):
     """A neural network regressor, trained reproducibly.
 
     %(purpose)s
@@ -550,7 +559,8 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
     Parameters
     ----------
     module : nn.Module, callable or None, default=None
-        Network from rows (n, n_features) to predictions (n, n_outputs).
+        Network from rows (n, n_features), or of another shape, to predictions
+        (n, n_outputs).
         %(module)s
     %(layers)s
     loss : "auto", nn.Module or callable, default="auto"
@@ -589,15 +599,15 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
 
     @_fit_context(prefer_skip_nested_validation=True)
     @fill_in(_DOCS)
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X, y=None, sample_weight=None):
         """Train the network.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows, float32 or float64; the network takes their dtype.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Numbers to predict.
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            %(rows)s
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            Numbers to predict; None only with a Dataset.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Multiplier of each row's loss.
 
@@ -611,9 +621,8 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
         %(fit_errors)s
         """
         with unchanged_on_error(self):
-            X, y = validate_data(
-                self, X, y, dtype=DTYPES, y_numeric=True, multi_output=True
-            )
+            X, y = opened(X, y)
+            X, y = validate_rows(self, X, y, y_numeric=True, multi_output=True)
             self._fit(X, y, sample_weight)
         self._warn_if_out_of_reach(X, y)
         return self
@@ -661,7 +670,7 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
             Rows.
 
         Returns

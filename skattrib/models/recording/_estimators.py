@@ -14,6 +14,7 @@ from skattrib.exceptions import TrajectoryError
 from skattrib.models._from_module import check_classes
 from skattrib.models._module_checks import FEW, check_module, few_outputs
 from skattrib.models._network import TrainingProblem
+from skattrib.models._rows import as_it_takes
 from skattrib.models.neural import TorchClassifier, TorchRegressor
 
 CAUSES = (
@@ -68,7 +69,8 @@ class _Recorded:
 
     def _problem(self, X, y, random_state=None, *, check=False):
         module = copy.deepcopy(self.module).to(self._device())
-        X = as_tensor(X, next(p for p in module.parameters() if p.requires_grad))
+        module, X = as_it_takes(module, as_tensor(X))
+        X = X.to(next(p for p in module.parameters() if p.requires_grad))
         targets = self._targets(y, X)
         check_module(module, X[:FEW], self.n_outputs_, self.loss_function_)
         check_rows(self.recipe.batches, len(X))

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-from skattrib.engine._optimizers import Optimizer, StepDerivative
+from skattrib.engine._optimizers import Optimizer, Rate, State, StepDerivative
 from skattrib.engine._trajectory import Recipe
 
 
@@ -95,7 +95,11 @@ class Entering:
 
 
 def pulled_back(
-    step: Optimizer, at: Any, after: StepDerivative, inert: float, floor: float
+    step: Optimizer,
+    at: tuple[Tensor, Tensor, State, int, Rate],
+    after: StepDerivative,
+    inert: float,
+    floor: float,
 ) -> tuple[Tensor, StepDerivative]:
     """Pull derivatives back through a step of an optimizer, damped by a floor."""
     if not floor:  # which an optimizer of a user's need not know

@@ -275,13 +275,11 @@ class RunDerivatives:
         at_once = 1
         if can_stack(problem.model, problem.loss, problem.X, problem.targets):
             at_once = stack_size(problem.model, recipe, problem.X, memory_cap())
-        found = [
-            train(
-                *rows, weights[part], seeds=seeds[part], average=coefficients
-            ).averaged
-            for part in chunks(len(weights), at_once)
-        ]
-        return torch.cat(found).to(runs.params)
+        found = []
+        for part in chunks(len(weights), at_once):
+            run = train(*rows, weights[part], seeds=seeds[part], average=coefficients)
+            found += [] if run.averaged is None else [run.averaged.to(runs.params)]
+        return torch.cat(found)
 
     def of_new_rows(
         self,
@@ -296,11 +294,11 @@ class RunDerivatives:
 
         The last k are in their weights. They are in every minibatch, with weight 0, so
         that the run is the same, and the derivatives in their weights come out of one
-        sweep for all queries and all of these rows. A row that is really trained on is in some minibatches only: in a
-        run that draws them by shuffling, in one of each epoch, and in that of |B| of
-        the n rows with chance |B| / n. The derivative of each step counts for so much;
-        with full batches for all, with equal ones that divides the sum by their number
-        in an epoch.
+        sweep for all queries and all of these rows. A row that is really trained on is
+        in some minibatches only: in a run that draws them by shuffling, in one of each
+        epoch, and in that of |B| of the n rows with chance |B| / n. The derivative of
+        each step counts for so much; with full batches for all, with equal ones that
+        divides the sum by their number in an epoch.
         """
         problem = self.problem
         rows = as_tensor(X, problem.X)

@@ -114,11 +114,9 @@ class LengthOfRun:
     def _kept_stopping(self):
         """Return the estimator, that stops where this fitted one did."""
         stopping = self._stopping()
-        if (
-            stopping is None
-            or stopping.n_epochs is not None
-            or not hasattr(self, "n_epochs_")
-        ):
+        if stopping is None or stopping.n_epochs is not None:
+            return self
+        if not hasattr(self, "n_epochs_"):
             return self
         kept = stopping._kept(self.n_epochs_, self._held_out)
         return clone(self).set_params(early_stopping=kept)

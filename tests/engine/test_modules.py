@@ -179,7 +179,7 @@ def factory(n_inputs, n_outputs):
     return nn.Sequential(first, nn.Linear(30, n_outputs))
 
 
-def test_call_seeded_passes_the_shape_and_leaves_theglobal_generator():
+def test_call_seeded_passes_the_shape_and_leaves_the_global_generator():
     before = torch.random.get_rng_state()
     module = call_seeded(factory, 7, 3, seed=0)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -188,7 +188,7 @@ def test_call_seeded_passes_the_shape_and_leaves_theglobal_generator():
     assert not parameters_equal(module, call_seeded(factory, 7, 3, seed=1))
 
 
-def test_call_seeded_leaves_theglobal_generator_after_an_error():
+def test_call_seeded_leaves_the_global_generator_after_an_error():
     def failing(n_inputs, n_outputs):
         torch.randn(3)
         raise ArithmeticError

@@ -1,15 +1,15 @@
 """Networks as people train them: dropout, normalisation, early stopping, averages.
 
-512 digits, AdamW with weight decay 0.01, minibatches of 32, 15 epochs, ReLU, learning
-rate 0.01 unless said, training seed 0. Margins of 25 queries, 12 of networks of two and
+512 digits, AdamW with weight decay 0.01, minibatches of 32, 15 epochs, ReLU,
+learning rate 0.01 unless said, training seed 0. Margins of 25 queries, 12 of networks of two and
 more layers. LDS on 200 halves, really retrained, of `AdamWInfluence` with its 16 runs on
 halves and ``n_halves=0``: *exact*, their plain derivatives, and *chosen*, what it makes
 of them by `agreement_`.
 
 With dropout there are two truths: retrainings with the masks of the fitted network, and
 the mean of 8 retrainings with other masks each. Early stopping: patience 3, 100 further
-digits to decide by, at most 40 epochs; truth that stops where the fitted network did,
-and where each retraining stops by itself. *Limit*: of LDS for sums over rows, from
+digits to decide by, at most 40 epochs; truth that stops where the fitted network
+did, and where each retraining stops by itself. *Limit*: of LDS for sums over rows, from
 outcomes of halves that share half of their rows. Networks that are named have their rows
 replaced.
 
@@ -30,6 +30,7 @@ from benchmarks._table import reopen, write
 from skattrib import AdamWInfluence, EarlyStopping, TorchClassifier
 from skattrib.engine._training import stacked_outputs  # no public name
 from skattrib.evaluation import lds_score, make_weightings
+from skattrib.influence._prior_means import Weighed
 
 N_ROWS, N_VALIDATION, N_SUBSETS, N_MASKS = 512, 100, 200, 8
 TRAINED = {
@@ -165,8 +166,8 @@ class Setting:
             estimator, n_halves=0, outcome="margin", random_state=0
         )
         influence.fit(self.X, self.y)
-        if exact:  # what it chooses by is learnt in fit
-            influence._chosen = None
+        if exact:
+            influence._weighed = Weighed()
         return influence.attribute(*self.queries), influence.agreement_
 
 
@@ -187,7 +188,9 @@ def measure(name):
     cells = [f"{np.sqrt(max(0, 2 * r)):.2f}", f"{agreement:.2f}"]
     for truth in ("same", "masks"):
         known = truth in truths
-        cells += [lds(a, present, truths[truth]) if known else "" for a in (exact, chosen)]
+        cells += [
+            lds(a, present, truths[truth]) if known else "" for a in (exact, chosen)
+        ]
     if not setting.stopping:
         return [name, *cells, "", ""]
     own = replace(setting.stopping, redecide=True)

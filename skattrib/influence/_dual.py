@@ -30,7 +30,12 @@ from skattrib.influence._damping import (
     RidgeRule,
     calibrated_rules,
 )
-from skattrib.influence._diagnosis import N_STEPS, diagnose_linearized, verdict
+from skattrib.influence._diagnosis import (
+    N_STEPS,
+    diagnose_linearized,
+    linearity_along_run,
+    verdict,
+)
 from skattrib.influence._exact_diagnosis import diagnose_exact
 from skattrib.influence._exact_models import ExactModel
 from skattrib.influence._linear_models import (
@@ -39,6 +44,7 @@ from skattrib.influence._linear_models import (
     trained_seeds,
 )
 from skattrib.influence._measures import measures
+from skattrib.influence._run_derivatives import RunDerivatives
 from skattrib.influence._tangent_plans import check_has_head, plan_untrained
 from skattrib.models._answers import LastAnswer
 from skattrib.models._as_model import as_model
@@ -758,6 +764,9 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
               gradients; above 0.4 training stopped far too early.
             - step_linearity: relative error of the predicted output changes against
               the network evaluated at the predicted parameters.
+            - step_linearity_along_run: the same after 10, 50 and 100 % of the steps of
+              its training, for the same changes of the parameters; None if that was not
+              recorded. Where it is large early, what a row does there is lost.
             - leverage: largest share that a row has in its own output, in [0, 1);
               None where it would take too long.
             - flat_rows, negative_curvature: share of rows where the loss has no
@@ -794,8 +803,16 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         linear.trained.targets(y, queries)  # raises on labels that were not in fit
         figures = diagnose_linearized(linear.tangent, steps, queries)
         figures["approximation"] = linear.approximation_error(removed, steps, queries)
+        model = as_model(self._model)
+        along = None
+        if model.stacks and model.trajectory is not None:
+            run = RunDerivatives(model, self._features, self._targets).problem
+            changes = linear.tangent.parameter_change(steps)
+            weights = model.trajectory.row_weights
+            along = linearity_along_run(run, weights, changes, queries)
+        figures["step_linearity_along_run"] = along
 
-        recorded = as_model(self._model).can_retrain
+        recorded = model.can_retrain
         return verdict(figures, calibration, recorded, scale_hint(self._features))
 
 

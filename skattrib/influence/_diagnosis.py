@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from skattrib._verdict import SIZE_WRONG, halves_findings, judged
 from skattrib.engine._functional import chunks
 from skattrib.engine._linearized import LinearizedModel
 from skattrib.engine._losses import Loss
+from skattrib.engine._plain_gradients import REFUSALS
 from skattrib.engine._solvers import negative_share
+from skattrib.engine._tangent import load_forward_mode
 from skattrib.engine._training import train
 from skattrib.models._network import TrainingProblem
 
@@ -90,6 +93,7 @@ def linearity_along_run(
     marks = [max(1, round(part * recipe.n_steps)) for part in _PARTS]
     run = problem.model, problem.loss, recipe, problem.X, problem.targets
     kept = train(*run, problem.weighted(weights[None]), keep=set(marks)).states
+    load_forward_mode()
     changes = changes.to(problem.X)
     missing = changes.new_zeros(len(changes), problem.model.n_buffers)
     changes = torch.cat([changes, missing], dim=1)
@@ -100,12 +104,24 @@ def linearity_along_run(
     errors = []
     for mark in marks:
         vector = kept[mark].params[0]
-        moved = torch.stack([jvp(outputs, (vector,), (one,))[1] for one in changes])
+        moved = torch.stack([_slope(outputs, vector, one) for one in changes])
         with torch.no_grad():
             here = outputs(vector)
             actual = torch.stack([outputs(vector + one) - here for one in changes])
         errors.append(_median_error(moved, actual))
     return tuple(errors)
+
+
+def _slope(
+    outputs: Callable[[Tensor], Tensor], vector: Tensor, change: Tensor
+) -> Tensor:
+    """Return the derivative of outputs (q, C) along a change of the vector."""
+    slope: Tensor
+    try:
+        slope = jvp(outputs, (vector,), (change,))[1]
+    except REFUSALS:  # forward mode does not know every layer
+        slope = torch.autograd.functional.jvp(outputs, vector, change)[1]
+    return slope
 
 
 def _median_error(predicted: Tensor, actual: Tensor) -> float:

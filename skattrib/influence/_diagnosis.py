@@ -18,7 +18,7 @@ from skattrib.engine._plain_gradients import REFUSALS
 from skattrib.engine._solvers import negative_share
 from skattrib.engine._tangent import load_forward_mode
 from skattrib.engine._training import train
-from skattrib.models._network import TrainingProblem
+from skattrib.influence._run_derivatives import RunDerivatives
 
 #: Units whose removals are tried in the network, spread over all.
 N_STEPS = 16
@@ -73,22 +73,26 @@ def diagnose_linearized(
 
 
 def linearity_along_run(
-    problem: TrainingProblem, weights: Tensor, changes: Tensor, X: Tensor
-) -> tuple[float, ...]:
+    model: Any, rows: tuple[Any, Any], changes: Tensor, X: Tensor
+) -> tuple[float, ...] | None:
     """Return how far outputs are from a tangent after 10, 50 and 100 % of the steps.
 
     As `diagnose_linearized` at the end, for the same changes of the parameters; the
-    run is repeated for it.
+    run is repeated for it. None if it was not recorded.
 
     Parameters
     ----------
-    problem : TrainingProblem
-    weights : Tensor of shape (n,)
-        Of the rows.
+    model : Model
+    rows : tuple of ndarray
+        Training rows and their targets.
     changes : Tensor of shape (k, P)
     X : Tensor of shape (q, ...)
         Query rows.
     """
+    if not model.stacks or model.trajectory is None:
+        return None
+    problem = RunDerivatives(model, *rows).problem
+    weights = model.trajectory.row_weights
     recipe = problem.recipe
     marks = [max(1, round(part * recipe.n_steps)) for part in _PARTS]
     run = problem.model, problem.loss, recipe, problem.X, problem.targets

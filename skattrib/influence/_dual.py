@@ -44,7 +44,6 @@ from skattrib.influence._linear_models import (
     trained_seeds,
 )
 from skattrib.influence._measures import measures
-from skattrib.influence._run_derivatives import RunDerivatives
 from skattrib.influence._tangent_plans import check_has_head, plan_untrained
 from skattrib.models._answers import LastAnswer
 from skattrib.models._as_model import as_model
@@ -804,13 +803,11 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         figures = diagnose_linearized(linear.tangent, steps, queries)
         figures["approximation"] = linear.approximation_error(removed, steps, queries)
         model = as_model(self._model)
-        along = None
-        if model.stacks and model.trajectory is not None:
-            run = RunDerivatives(model, self._features, self._targets).problem
-            changes = linear.tangent.parameter_change(steps)
-            weights = model.trajectory.row_weights
-            along = linearity_along_run(run, weights, changes, queries)
-        figures["step_linearity_along_run"] = along
+        changes = linear.tangent.parameter_change(steps)
+        rows = self._features, self._targets
+        figures["step_linearity_along_run"] = linearity_along_run(
+            model, rows, changes, queries
+        )
 
         recorded = model.can_retrain
         return verdict(figures, calibration, recorded, scale_hint(self._features))

@@ -247,10 +247,11 @@ class RunDerivatives:
         at_once = 1
         if can_stack(problem.model, problem.loss, problem.X, problem.targets):
             at_once = stack_size(problem.model, recipe, problem.X, memory_cap())
-        found = [
-            train(*rows, weights[part], average=coefficients).averaged
-            for part in chunks(len(weights), at_once)
-        ]
+        found = []
+        for part in chunks(len(weights), at_once):
+            result = train(*rows, weights[part], average=coefficients)
+            assert result.averaged is not None  # it was asked for
+            found.append(result.averaged)
         return torch.cat(found).to(runs.params)
 
     def of_new_rows(
@@ -264,13 +265,13 @@ class RunDerivatives:
     ) -> Tensor:
         """Return derivatives (K, M, n + k) of the mean outcome, also in further rows.
 
-        The last k are in their weights. They are in every minibatch, with weight 0, so that the run is the same, and the
-        derivatives in their weights come out of one sweep for all queries and all of
-        these rows. A row that is really trained on is in some minibatches only: in a
-        run that draws them by shuffling, in one of each epoch, and in that of |B| of
-        the n rows with chance |B| / n. The derivative of each step counts for so much;
-        with full batches for all, with equal ones that divides the sum by their number
-        in an epoch.
+        The last k are in their weights. Further rows are in every minibatch, with
+        weight 0, so that the run is the same, and the derivatives in their weights come
+        out of one sweep for all queries and all of these rows. A row that is really
+        trained on is in some minibatches only: in a run that draws them by shuffling,
+        in one of each epoch, and in that of |B| of the n rows with chance |B| / n. The
+        derivative of each step counts for so much; with full batches for all, with
+        equal ones that divides the sum by their number in an epoch.
         """
         problem = self.problem
         rows = as_tensor(X, problem.X)

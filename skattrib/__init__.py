@@ -13,6 +13,7 @@ from skattrib.influence import (
     TreeInfluence,
     lookahead_training,
 )
+from skattrib.models._stopping import EarlyStopping
 from skattrib.models.neural import TorchClassifier, TorchRegressor
 from skattrib.models.recording import TrainingRecording, record_training
 from skattrib.random_projection import CountSketchTransformer, GradientTransformer
@@ -30,6 +31,7 @@ __all__ = [
     "AdamWInfluence",
     "CountSketchTransformer",
     "DualInfluence",
+    "EarlyStopping",
     "GradientTransformer",
     "KernelSurrogate",
     "KernelSurrogateAttributor",

@@ -48,11 +48,11 @@ class AttributesQueries:
 
         Parameters
         ----------
-        X : array-like of shape (n_queries, n_features)
-            Queries.
+        X : array-like of shape (n_queries, n_features) or (n_queries, ...)
+            Queries; or a Dataset of torch, which brings the targets.
         y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
             Their targets. None: the model's own predictions (class), or the
-            prediction itself (regressor).
+            prediction itself (regressor); of a Dataset its targets.
         reduce : {None, "mean"}, default=None
             "mean": attribute the mean outcome of the queries, which takes one pass for
             any number of them. Queries that are not finite are left out.
@@ -144,7 +144,7 @@ class AttributesQueries:
 
         Parameters
         ----------
-        X : array-like of shape (n_queries, n_features)
+        X : array-like of shape (n_queries, n_features) or (n_queries, ...)
             Queries.
         y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
             Their targets; None as in `attribute`.

@@ -5,9 +5,10 @@ import pandas as pd
 from sklearn.utils import get_tags
 from sklearn.utils.validation import check_consistent_length
 
-from skattrib._validation import DTYPES, check_texts, check_y, validate_data
+from skattrib._validation import check_texts, check_y, validate_data
 from skattrib.models._as_model import as_model
 from skattrib.models._parts import Parts, reads_texts
+from skattrib.models._rows import validate_rows
 
 
 class ValidatedInputs:
@@ -33,6 +34,11 @@ class ValidatedInputs:
         return whole or as_model(self.estimator).takes_sparse
 
     @property
+    def _takes_any_shape(self):
+        """Whether rows may have several axes, and whole numbers are passed on."""
+        return self.estimator is not None and as_model(self.estimator).takes_any_shape
+
+    @property
     def _takes_gaps(self):
         """Whether NaN in arrays is passed on, as it is in a data frame."""
         if self.estimator is None or not takes_tables(self.estimator):
@@ -51,7 +57,10 @@ class ValidatedInputs:
                 options["accept_sparse"] = "csr"
             if self._takes_gaps:
                 options["ensure_all_finite"] = "allow-nan"
-            return validate_data(self, X, *y, dtype=DTYPES, reset=reset, **options)
+            options["any_shape"] = self._takes_any_shape
+            return validate_rows(self, X, *y, reset=reset, **options)
+        if reset:  # of an earlier fit to an array
+            vars(self).pop("_row_shape", None)
         # which says, of y=None, that it is needed
         validate_data(self, X, *y, skip_check_array=True, reset=reset)
         if not y:
@@ -62,9 +71,8 @@ class ValidatedInputs:
 
     def _validated_documents(self, X, *y, several, reset):
         """Validate texts that a transformer turns into numbers."""
-        if reset:  # of an earlier fit to a table
-            vars(self).pop("n_features_in_", None)
-            vars(self).pop("feature_names_in_", None)
+        if reset:
+            self._forget_table()
         X = check_texts(X, "X")
         if not y:
             return X
@@ -72,11 +80,15 @@ class ValidatedInputs:
         check_consistent_length(X, y)
         return X, y
 
+    def _forget_table(self):
+        """Forget what was learnt of the columns of an earlier fit."""
+        for name in ("n_features_in_", "feature_names_in_", "_row_shape"):
+            vars(self).pop(name, None)
+
     def _validated_texts(self, X, *y, reset):
         """Validate prompts, None for no prompts at all, and completions if given."""
-        if reset:  # of an earlier fit to a table
-            vars(self).pop("n_features_in_", None)
-            vars(self).pop("feature_names_in_", None)
+        if reset:
+            self._forget_table()
         texts = [check_texts(column, "y") for column in y]
         if X is None and texts:
             return np.full(len(texts[0]), None, dtype=object), *texts

@@ -33,7 +33,7 @@ FAITHFULNESS = {
     },
     prefer_skip_nested_validation=False,
 )
-def plan(model, X, y, *, tasks=None, n_queries=10):
+def plan(model, X, y=None, *, tasks=None, n_queries=10):
     """Tell what attributing a model will take and give, before it is trained.
 
     A few steps of training and of a sweep are timed on this machine; other work is
@@ -44,10 +44,10 @@ def plan(model, X, y, *, tasks=None, n_queries=10):
     model : estimator or attributor
         What is to be attributed, fitted or not, for a row of each attributor of the
         package that takes it, with defaults; or an attributor with its parameters.
-    X : array-like of shape (n_samples, n_features)
-        Training rows.
-    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-        Their targets.
+    X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+        Training rows; or a Dataset of torch, which brings the targets.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+        Their targets; None only with a Dataset.
     tasks : array-like of shape (n_samples,) or None, default=None
         Unit of each row, as ``fit`` takes it.
     n_queries : int, default=10

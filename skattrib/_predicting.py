@@ -20,7 +20,7 @@ class PredictsOutcomes:
 
         Parameters
         ----------
-        X : array-like of shape (n_queries, n_features)
+        X : array-like of shape (n_queries, n_features) or (n_queries, ...)
             Queries.
         y : array-like of shape (n_queries,) or (n_queries, n_outputs)
             Their targets.

@@ -21,6 +21,7 @@ from skattrib.exceptions import (
     UnsupportedModelError,
 )
 from skattrib.models._as_model import as_model
+from skattrib.models._datasets import opened, rows_of
 from skattrib.models._kept_models import recipe_of, retrained_once
 from skattrib.models._protocol import protocols
 
@@ -40,7 +41,7 @@ class FurtherQuestions:
 
         Parameters
         ----------
-        X : array-like of shape (n_queries, n_features)
+        X : array-like of shape (n_queries, n_features) or (n_queries, ...)
             Queries.
 
         Returns
@@ -49,7 +50,7 @@ class FurtherQuestions:
             ``estimator_.predict(X)``.
         """
         check_is_fitted(self, "n_units_")
-        table = isinstance(self.X_train_, pd.DataFrame)
+        X, table = rows_of(X), isinstance(self.X_train_, pd.DataFrame)
         return self.estimator_.predict(self._validated(X, table=table, reset=False))
 
     # ------------------------------------------------------- a row and its own unit
@@ -132,12 +133,12 @@ class FurtherQuestions:
 
         Parameters
         ----------
-        X_new : array-like of shape (n_new, n_features)
+        X_new : array-like of shape (n_new, n_features) or (n_new, ...)
             Rows that the model was not trained on, with the columns of those that it
             was.
         y_new : array-like of shape (n_new,) or (n_new, n_outputs)
             Their targets, of the known classes.
-        X : array-like of shape (n_queries, n_features)
+        X : array-like of shape (n_queries, n_features) or (n_queries, ...)
             Queries.
         y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
             Their targets; None as in `attribute`.
@@ -210,6 +211,7 @@ class FurtherQuestions:
     def _checked_new(self, X_new, y_new):
         """Validate new rows; return them as the model takes them."""
         try:
+            X_new, y_new = opened(X_new, y_new)
             if y_new is None:
                 raise ValueError("y_new is None: a row to train on has a target.")
             X_new, y_new, _ = self._check_query(X_new, y_new)

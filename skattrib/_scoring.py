@@ -7,6 +7,7 @@ from sklearn.utils import Bunch
 
 from skattrib._verdict import calibration_slope
 from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
+from skattrib.models._datasets import with_targets
 from skattrib.models._kept_models import recipe_of
 
 FEWEST_RETRAININGS = 8
@@ -18,7 +19,7 @@ class ScoredByRetraining:
     It has what `skattrib.base.BaseAttributor` learns in ``fit``.
     """
 
-    def score(self, X, y):
+    def score(self, X, y=None):
         """Score how well predicted outcomes rank retrained ones.
 
         Trains `n_retrainings` models, each on a random `retrain_size` of the units;
@@ -26,10 +27,10 @@ class ScoredByRetraining:
 
         Parameters
         ----------
-        X : array-like of shape (n_queries, n_features)
+        X : array-like of shape (n_queries, n_features) or (n_queries, ...)
             Queries.
-        y : array-like of shape (n_queries,) or (n_queries, n_outputs)
-            Their targets.
+        y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
+            Their targets; None only with a Dataset of torch, which brings them.
 
         Returns
         -------
@@ -45,6 +46,7 @@ class ScoredByRetraining:
         TrajectoryError
             If the estimator is a frozen module without a record of its training.
         """
+        X, y = with_targets(X, y, "score")
         X, y, outcome = self._check_finite_query(X, y)
         weights, truth = self._retrain(X, y, self.n_retrainings)
         return lds_score(truth, self._predicted(X, y, weights, outcome))

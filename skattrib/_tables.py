@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 def plain(values, name):
     """Return tensors as arrays, and the rest as it is; refuse what would be misread."""
     if isinstance(values, torch.Tensor):
-        values = values.detach()
+        values = values.detach().cpu()
         # NumPy has no bfloat16
         is_short = values.dtype == torch.bfloat16
         return np.asarray(values.float() if is_short else values)
@@ -32,7 +32,8 @@ def find_fault(values, name, numeric):
     if isinstance(values, Dataset | DataLoader):
         return (
             f"{name} is a {type(values).__name__} of torch: pass its rows and targets, "
-            "two tensors or arrays, such as X, y = dataset.tensors."
+            "two tensors or arrays, such as X, y = dataset.tensors. A Dataset in the "
+            "place of X brings its targets: leave y out, as in fit(dataset)."
         )
     is_sized = hasattr(values, "__len__") or hasattr(values, "__array__")
     if isinstance(values, str | bytes | dict | set) or not is_sized:

@@ -100,6 +100,11 @@ def _with_cure(check):
             cure = to_encode(odd, estimator) if odd else None
             if sparse.issparse(X) and not options.get("accept_sparse"):
                 cure = "In a pipeline, give the encoder sparse_output=False."
+            if str(error).startswith("Found array with dim") and np.ndim(X) > 2:
+                cure = (
+                    "Flatten the rows, X.reshape(len(X), -1), or pass a network that "
+                    "takes them, as TorchClassifier(module=...)."
+                )
             if cure is None:
                 raise
             kind = TypeError if isinstance(error, TypeError) else ValueError

@@ -59,6 +59,7 @@ from skattrib.engine._losses import LabelLoss, SetOutcome
 from skattrib.models._any import is_pairwise
 from skattrib.models._as_model import as_model, check_recipe, check_wrapped
 from skattrib.models._costs import Cost
+from skattrib.models._datasets import opened, rows_of
 from skattrib.models._fit_params import (
     check_names,
     check_target,
@@ -142,10 +143,11 @@ ATTRIBUTOR_DOCS = {
         Names of the features, if X had any.
     """,
     "fit_rows": """
-    X : array-like of shape (n_samples, n_features)
-        Training rows.
-    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-        Their targets.
+    X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+        Training rows. A network with a `module` takes rows of any shape; a map-style
+        Dataset of torch brings its targets, here and in queries.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+        Their targets; None only with a Dataset.
     tasks : array-like of shape (n_samples,) or None, default=None
         Unit of each row, for example its source; None makes every row a unit.
     """,
@@ -381,6 +383,8 @@ class BaseAttributor(
             parts.fit_model(rows, labels, **model_params)
         check_repeatable(as_model(parts.model), features)
         check_finite(as_model(parts.model), features)
+        trained = as_model(parts.model).trained_weights(self._row_weights)
+        self._row_weights = trained
         self.estimator_ = parts.whole if job.search is None else job.search
         self.X_train_, self.y_train_ = job.X, job.y
         self._parts = parts
@@ -392,6 +396,7 @@ class BaseAttributor(
     def _prepared_fit(self, X, y, tasks, fit_params):
         """Check everything, fit transformers, and return what is to be trained."""
         check_recipe(self.estimator, stacklevel=6)
+        X, y = opened(X, y)
         if self.estimator is not None:  # before any number is drawn
             self._check_usable(Parts(self.estimator).model)
         check_names(fit_params)
@@ -486,6 +491,7 @@ class BaseAttributor(
     def _check_query(self, X, y):
         """Validate queries; return X, y and the outcome to measure."""
         check_is_fitted(self, "n_units_")
+        X, y = opened(X, y)
         if not (self._takes_texts or self._reads_texts):
             check_not_single(X, y)
         table = isinstance(self.X_train_, pd.DataFrame)
@@ -501,7 +507,7 @@ class BaseAttributor(
     def _check_rows(self, X):
         """Validate rows that have no targets; return them as the model takes them."""
         check_is_fitted(self, "n_units_")
-        table = isinstance(self.X_train_, pd.DataFrame)
+        X, table = rows_of(X), isinstance(self.X_train_, pd.DataFrame)
         return self._parts.features(self._validated(X, table=table, reset=False))
 
     def _own_predictions(self, X):
@@ -522,7 +528,7 @@ class BaseAttributor(
 
         Parameters
         ----------
-        X : array-like of shape (n_queries, n_features)
+        X : array-like of shape (n_queries, n_features) or (n_queries, ...)
             Queries.
 
         Returns
@@ -543,7 +549,7 @@ class BaseAttributor(
                 "has one for all of them. Use attribute(X), or an outcome of single "
                 "queries."
             )
-        X, y, outcome = self._check_query(X, None)
+        X, y, outcome = self._check_query(rows_of(X), None)
         cure = "Attribute fewer rows at a time, group rows by tasks="
         check_fits(_num_samples(X), self.n_units_, float_dtype(X), cure)
         return self._attribute_finite(X, y, outcome)[1]

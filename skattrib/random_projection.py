@@ -25,6 +25,7 @@ from skattrib._validation import (
     as_tensor,
     check_fits,
     draw_seed,
+    float_dtype,
     has_columns,
     memory_cap,
     seed_unset,
@@ -42,10 +43,12 @@ from skattrib.engine._sketch import (
 )
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._as_model import as_model, check_recipe
+from skattrib.models._datasets import opened, rows_of
 from skattrib.models._fit_params import check_target
 from skattrib.models._outcomes import OUTCOMES, check_own_outcome
 from skattrib.models._parts import Parts, is_search
 from skattrib.models._repeatable import check_repeatable
+from skattrib.models._rows import validate_rows
 from skattrib.models.neural import make_estimator
 
 __all__ = ["CountSketchTransformer", "GradientTransformer"]
@@ -394,8 +397,11 @@ class GradientTransformer(
             return self._fit(X, y, sample_weight)
 
     def _fit(self, X, y, sample_weight):
+        X, y = opened(X, y)
         several = has_columns(y)
-        X, y = validate_data(self, X, y, dtype=DTYPES, multi_output=several)
+        X, y = validate_rows(
+            self, X, y, multi_output=several, any_shape=self._takes_any_shape
+        )
         seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(2)
         estimator = make_estimator(self.estimator, y, int(seeds[0] >> 1))
         y = check_target(y, estimator)
@@ -428,10 +434,14 @@ class GradientTransformer(
 
         if projection is not None:
             # only the shape is used
-            projection.fit(sp.csr_array((len(X), n_params), dtype=X.dtype))
+            projection.fit(sp.csr_array((len(X), n_params), dtype=float_dtype(X)))
             self._n_features_out = projection.n_components_
 
         return self
+
+    @property
+    def _takes_any_shape(self):
+        return self.estimator is not None and as_model(self.estimator).takes_any_shape
 
     def _make_projection(self, seed):
         if self.projection is None:
@@ -461,9 +471,11 @@ class GradientTransformer(
             If the result is larger than scikit-learn's ``working_memory``.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=DTYPES, reset=False)
+        X = validate_rows(
+            self, rows_of(X), reset=False, any_shape=self._takes_any_shape
+        )
         cure = "Pass projection=, transform fewer rows at a time"
-        check_fits(len(X), self._n_features_out, X.dtype, cure)
+        check_fits(len(X), self._n_features_out, float_dtype(X), cure)
         module = self.estimator_.module_
         like = next(module.parameters())
         model = FunctionalModule(module)
@@ -481,7 +493,7 @@ class GradientTransformer(
         row_batches = batches(len(X), size, self.n_jobs)
         calls = [(*arguments, X[batch]) for batch in row_batches]
 
-        out = np.empty((len(X), self._n_features_out), dtype=X.dtype)
+        out = np.empty((len(X), self._n_features_out), dtype=float_dtype(X))
         blocks = call_each(_features, calls, self.n_jobs)
         for batch, block in zip(row_batches, blocks, strict=True):
             out[batch] = block
@@ -510,7 +522,7 @@ def _features(module, loss, outcome, projection, n_features, cap, X):
     project = None
     if projection is not None:
         project = ParameterProjection(projection, like).apply
-    out = np.zeros((len(X), n_features), dtype=X.dtype)
+    out = np.zeros((len(X), n_features), dtype=float_dtype(X))
     rows = as_tensor(X, like)
 
     for columns, block in outcome_gradients(model, rows, outcome, loss, cap):

@@ -615,20 +615,6 @@ BAD_FITS = {
         ValueError,
         r"module Sequential lets the rows of a batch influence each other.*\.eval\(\)",
     ),
-    "batch normalisation": (
-        TorchClassifier,
-        {"module": with_layer(nn.BatchNorm1d(6))},
-        {},
-        ValueError,
-        r"module layer 1 \(BatchNorm1d\) lets the rows.*\.eval\(\).*LayerNorm",
-    ),
-    "dropout": (
-        TorchRegressor,
-        {"module": with_layer(nn.Dropout())},
-        {},
-        ValueError,
-        r"module layer 1 \(Dropout\) draws random numbers.*\.eval\(\)",
-    ),
     "custom layer that mixes rows": (
         TorchClassifier,
         {"module": Centred},
@@ -648,7 +634,7 @@ BAD_FITS = {
         {"module": nn.Linear(D + 1, 3)},
         {},
         ValueError,
-        r"module failed on rows of shape \(3, 4\).*X is always 2-D",
+        r"module failed on rows of shape \(3, 4\).*give X the shape that the",
     ),
     "module that returns a tuple": (
         TorchClassifier,
@@ -838,16 +824,6 @@ def test_targets_of_queries_must_be_known():
         (lambda: (mlp(D, 1), ["a"]), ValueError, "classes.*at least two"),
         (lambda: (mlp(D, 2), [["a", "b"]]), ValueError, "classes must be"),
         (lambda: (np.tanh, [0, 1]), TypeError, r"module must be a torch\.nn\.Module"),
-        (
-            lambda: (with_layer(nn.BatchNorm1d(6))(D, 2), [0, 1]),
-            ValueError,
-            r"module layer 1 \(BatchNorm1d\).*\.eval\(\)",
-        ),
-        (
-            lambda: (with_layer(nn.Dropout())(D, 2), [0, 1]),
-            ValueError,
-            r"module layer 1 \(Dropout\).*\.eval\(\)",
-        ),
         (lambda: (nn.Tanh(), [0, 1]), ValueError, "module has no trainable parameters"),
     ],
 )

@@ -12,8 +12,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate, pairwise
-from typing import Any, Literal, NamedTuple, Protocol
+from itertools import pairwise
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from sklearn.exceptions import EfficiencyWarning
@@ -23,6 +23,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from skattrib._progress import tqdm
 from skattrib.engine._dense_hessian import DenseGradient, dense_layers
 from skattrib.engine._functional import FunctionalModule, chunks
+from skattrib.engine._kinds import (
+    EXACT,
+    Entering,
+    Groups,
+    Kind,
+    groups_of,
+    pulled_back,
+    within,
+)
 from skattrib.engine._losses import Loss
 from skattrib.engine._minibatch import Minibatch, row_shares, same_seeds
 from skattrib.engine._modules import activation_size
@@ -66,29 +75,6 @@ _LARGEST_ARRAY = 2**24
 _DIGITS_LEFT = 1e4
 # With fewer queries at a time, the replay for each of them would take longer.
 _FEWEST_QUERIES = 4
-
-
-class Kind(NamedTuple):
-    """How functions of a run are differentiated.
-
-    Attributes
-    ----------
-    curvature : float
-        Factor on second derivatives; below 1 the sweep is damped.
-    floor : float
-        Added to the second moment of the gradient, in units of its mean, where the
-        optimizer divides by it; see `Optimizer.pullback`.
-    average : Tensor of shape (T + 1,) or None
-        Shares of the states after 0 to T steps in what the functions are of; None takes
-        those of the recipe.
-    """
-
-    curvature: float = 1.0
-    floor: float = 0.0
-    average: Tensor | None = None
-
-
-EXACT = Kind()
 
 
 def differentiate_run(
@@ -158,30 +144,20 @@ def differentiate_run(
     n_runs, n_queries = cotangents.shape[:2]
     if seeds is None:
         seeds = same_seeds(n_runs, recipe.seed, X)
-    groups = _groups(kinds or [(n_queries, EXACT)])
+    groups = groups_of(kinds or [(n_queries, EXACT)])
     plan = sweep_sizes(model, recipe, X, n_runs, n_queries, memory_bytes)
     stacks = not probe.one_by_one and can_stack(model, loss, X, targets)
     if n_runs > 1 and not stacks:
         plan = replace(plan, n_runs=1)
     scores = X.new_zeros(n_runs, n_queries, len(X))
+    run = model, loss, recipe, X, targets
+    how = dynamics, hessian, inert, probe
     n_sweeps = math.ceil(n_runs / plan.n_runs) * math.ceil(n_queries / plan.n_queries)
     total = n_sweeps * recipe.n_steps
 
     with tqdm(total=total, desc="sweeping steps", disable=not verbose) as bar:
         for runs in chunks(n_runs, plan.n_runs):
-            stack = _Stack(
-                model,
-                loss,
-                recipe,
-                X,
-                targets,
-                weights[runs],
-                seeds[runs],
-                dynamics,
-                hessian,
-                inert,
-                probe,
-            )
+            stack = _Stack(*run, weights[runs], seeds[runs], *how)
             kept_states = {t: state[runs].to(X) for t, state in (states or {}).items()}
             kept_states.setdefault(0, start(recipe, X, len(stack.weights)))
             for queries in chunks(n_queries, plan.n_queries):
@@ -190,7 +166,7 @@ def differentiate_run(
                 steps = stack.sweep(
                     after,
                     stack.states_backwards(kept_states, plan.n_states),
-                    _within(groups, queries),
+                    within(groups, queries, runs),
                 )
                 for t, rows, step_scores in steps:
                     step_scores = step_scores.transpose(0, 1)
@@ -200,31 +176,6 @@ def differentiate_run(
                     bar.update()
 
     return scores
-
-
-#: Which functions are differentiated in which way.
-_Groups = list[tuple[slice, Kind]]
-
-
-def _groups(kinds: Sequence[tuple[int, Kind]]) -> _Groups:
-    ends = list(accumulate((n for n, _ in kinds), initial=0))
-    return [(slice(*ends[i : i + 2]), kind) for i, (_, kind) in enumerate(kinds)]
-
-
-def _within(groups: _Groups, part: slice) -> _Groups:
-    """Return the groups of some of the functions, counted from the first of these."""
-    cut = [
-        (
-            slice(max(g.start, part.start), min(g.stop, part.stop)),
-            kind,
-        )
-        for g, kind in groups
-    ]
-    return [
-        (slice(g.start - part.start, g.stop - part.start), kind)
-        for g, kind in cut
-        if g.start < g.stop
-    ]
 
 
 class Probe(NamedTuple):
@@ -388,36 +339,6 @@ class _Gradient:
         return curved, dots
 
 
-class _Entering:
-    """What cotangents (q, m, P + B) add to the derivative in each state of the run.
-
-    Most functions are of the last state: nothing enters before.
-    """
-
-    def __init__(self, recipe: Recipe, cotangents: Tensor, groups: _Groups) -> None:
-        self._cotangents = cotangents
-        self._averages = [
-            (part, recipe.average if kind.average is None else kind.average)
-            for part, kind in groups
-        ]
-        self.last = cotangents
-        if any(average is not None for _, average in self._averages):
-            self.last = self._times(recipe.n_steps, last=1.0)
-
-    def _times(self, t: int, last: float) -> Tensor:
-        factors = self._cotangents.new_full((len(self._cotangents), 1, 1), last)
-        for part, average in self._averages:
-            if average is not None:
-                factors[part] = float(average[t])
-        return self._cotangents * factors
-
-    def before(self, t: int) -> Tensor | None:
-        """Return what enters at the state after t steps but the last; None: nothing."""
-        if all(a is None or not a[t] for _, a in self._averages):
-            return None
-        return self._times(t, last=0.0)
-
-
 @dataclass(frozen=True)
 class _Stack:
     """Runs that differ only in the weights (m, n) of their rows."""
@@ -446,13 +367,13 @@ class _Stack:
         self,
         cotangents: Tensor,
         states: Iterator[tuple[int, TrainingState]],
-        groups: _Groups,
+        groups: Groups,
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield step, rows and scores (q, m, rows), from the last step to the first."""
         all_rows = torch.arange(len(self.X), device=self.X.device)
         gradient_of = self._gradients(cotangents[:, 0].numel())
         optimizer, n_params = self.optimizer, self.model.n_params
-        entering = _Entering(self.recipe, cotangents, groups)
+        entering = Entering(self.recipe, cotangents, groups)
         factors = cotangents.new_ones(len(cotangents), 1, 1)
         for part, kind in groups:
             factors[part] = kind.curvature
@@ -468,8 +389,8 @@ class _Stack:
             rate, rows = self.recipe.step(t, self.X.device)
             weights = self.weights if rows is None else self.weights[:, rows]
             shares = row_shares(weights)
-            clip = self.recipe.clip_norm
-            gradient = gradient_of(state.params, rows, shares, clip, self.seeds, t)
+            clip, count = self.recipe.clip_norm, self.recipe.n_before + t
+            gradient = gradient_of(state.params, rows, shares, clip, self.seeds, count)
             rows = all_rows if rows is None else rows
             # assigned to `after` at once, so that its large old value is freed
             in_grad, after = self._pullback(
@@ -499,7 +420,7 @@ class _Stack:
         state: TrainingState,
         gradient: Tensor,
         after: StepDerivative,
-        groups: _Groups,
+        groups: Groups,
     ) -> tuple[Tensor, StepDerivative]:
         """Pull derivatives back through a step, each group of them in its way."""
         step = self.recipe.at_step(optimizer, t)
@@ -513,7 +434,7 @@ class _Stack:
         )
         floors = [kind.floor for _, kind in groups]
         if len(set(floors)) == 1:
-            return _pulled_back(step, at, after, self.inert, floors[0])
+            return pulled_back(step, at, after, self.inert, floors[0])
         in_grad = torch.empty_like(after.params)
         before = []
         for (part, _), floor in zip(groups, floors, strict=True):
@@ -521,7 +442,7 @@ class _Stack:
                 after.params[part],
                 map_state(lambda value, part=part: value[part], after.state),  # type: ignore[misc]
             )
-            in_grad[part], pulled = _pulled_back(step, at, some, self.inert, floor)
+            in_grad[part], pulled = pulled_back(step, at, some, self.inert, floor)
             before.append(pulled)
         params = torch.cat([each.params for each in before])
         state_parts = zip(*(each.state for each in before), strict=True)
@@ -593,13 +514,6 @@ class _Stack:
             keep,
             self.seeds,
         )
-
-
-def _pulled_back(
-    step: Optimizer, at: Any, after: StepDerivative, inert: float, floor: float
-) -> tuple[Tensor, StepDerivative]:
-    damped = {"floor": floor} if floor else {}
-    return step.pullback(*at, after, inert, **damped)
 
 
 def _slack(value: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ class FunctionalModule:
         self.shapes = [tuple(p.shape) for _, p in named]
         self.sizes = [p.numel() for _, p in named]
         self.n_params = sum(self.sizes)
+        # of those that are in evaluation mode throughout, buffers stay as they are
         self._statistics = statistics_names(module)
         held = dict(module.named_buffers())
         self._statistics_shapes = [tuple(held[name].shape) for name in self._statistics]
@@ -123,9 +124,9 @@ class FunctionalModule:
         t : int
         """
         params = self.unflatten(vector)
-        if not any(self.behaviour):
-            return self._run(self.module, X, params), vector[self.n_params :]
         held = {name: params[name] for name in self._statistics if name in params}
+        if not held and not any(self.behaviour):
+            return self._run(self.module, X, params), vector[self.n_params :]
         params |= {name: seed.new_zeros(()) for name in counter_names(self.module)}
         with RowContext(shares, ids, seed, t, held) as context:
             if self.behaviour.draws:
@@ -147,8 +148,9 @@ class FunctionalModule:
         """Find out from two rows what must be known of the module.
 
         That is what it does in training, and whether parameters must outlast the
-        forward pass: a checkpoint calls its layers again in the backward pass, when `functional_call`
-        has taken its parameters back: gradients would silently be those elsewhere.
+        forward pass: a checkpoint calls its layers again in the backward pass, when
+        `functional_call` has taken its parameters back, and gradients would silently be
+        those elsewhere.
         """
         if self.recomputes is not None:
             return
@@ -187,6 +189,8 @@ class FunctionalModule:
                     found.append(out)
         except (RuntimeError, NotImplementedError, ValueError, TypeError):
             return  # whoever needs outputs will say what is wrong
+        if not all(isinstance(value, Tensor) for value in found):
+            return
         first, second = (value.nan_to_num() for value in found)
         masks, mixes, draws = self.behaviour
         self.behaviour = Behaviour(

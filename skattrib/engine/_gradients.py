@@ -218,7 +218,7 @@ def row_gradients(
     ``memory_bytes``, rows are processed in pieces whose temporaries fit part of it.
     """
     # a copy of the layers: hooks are added, and parameters replaced
-    module = apart(model.module)
+    module = apart(model.evaluated)
     size = len(X)
     if memory_bytes is not None and len(X) > _PROBE:
         per_row = _COPIES * _probed(model, module, X).bytes_per_row
@@ -238,7 +238,7 @@ class GradientSize(NamedTuple):
 
 def gradient_size(model: FunctionalModule, X: Tensor) -> GradientSize:
     """Return the size of the gradients of these rows, after trying two."""
-    piece = _probed(model, apart(model.module), X)
+    piece = _probed(model, apart(model.evaluated), X)
     return GradientSize(len(X) * piece.bytes_per_row, is_dense(piece))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import random
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -14,7 +13,13 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
-from skattrib.engine._functional import as_rows, run_module
+from skattrib.engine._functional import (
+    FunctionalModule,
+    apart,
+    as_rows,
+    run_module,
+)
+from skattrib.engine._row_context import RowContext, global_generator
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -26,9 +31,6 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 _RANDOM = (nn.modules.dropout._DropoutNd, nn.AlphaDropout, nn.RReLU)
 
-# A factory draws from torch's global generator, which threads share.
-_global_generator = threading.RLock()
-
 
 @contextmanager
 def generator_kept() -> Iterator[None]:
@@ -36,7 +38,7 @@ def generator_kept() -> Iterator[None]:
 
     CUDA generators are not touched.
     """
-    with _global_generator, torch.random.fork_rng(devices=[]):
+    with global_generator, torch.random.fork_rng(devices=[]):
         yield
 
 
@@ -139,6 +141,8 @@ def activation_size(module: nn.Module, X: Tensor) -> int:
         if isinstance(output, Tensor):
             total += output[:1].numel()
 
+    if any(layer.training for layer in module.modules()):
+        module = apart(module).eval()
     leaves = [m for m in module.modules() if not list(m.children())]
     handles = [leaf.register_forward_hook(count) for leaf in leaves]
     try:
@@ -181,22 +185,87 @@ def find_unsuitable_layers(module: nn.Module) -> list[tuple[str, str]]:
     return unsuitable
 
 
-def probe_rows(module: nn.Module, X: Tensor) -> str | None:
-    """Run a few rows alone, together and twice; return what is wrong, or None.
+def find_refused_layers(module: nn.Module) -> list[tuple[str, str]]:
+    """Return the layers whose training is no function of weights and seeds.
 
-    This detects custom layers that `find_unsuitable_layers` does not know.
+    Returns
+    -------
+    list of (name, reason)
+        With what to use instead.
     """
-    state = {k: v.clone() for k, v in module.state_dict().items()}
-    with torch.no_grad(), generator_kept():
-        together = as_rows(module(X), len(X))
-        again = as_rows(module(X), len(X))
-        alone = torch.cat([as_rows(module(row[None]), 1) for row in X])
+    refused = []
+    for name, layer in module.named_modules():
+        reason = _why_refused(layer)
+        if reason:
+            refused.append((f"{name or 'module'} ({type(layer).__name__})", reason))
+    return refused
 
-    changed = any(not _same(v, state[k]) for k, v in module.state_dict().items())
-    if changed:
-        return "changes its own buffers in the forward pass"
-    if not _same(together, again):
-        return "is random: it returns different outputs for the same rows"
+
+def _why_refused(layer: nn.Module) -> str:
+    if isinstance(layer, nn.modules.instancenorm._InstanceNorm):
+        moves = layer.training and layer.track_running_stats
+        return (
+            "keeps running statistics of single rows: use track_running_stats=False"
+            if moves
+            else ""
+        )
+    if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        return ""
+    if layer.running_mean is None:
+        return (
+            "lets the rows of a batch influence each other when it predicts, too: use "
+            "track_running_stats=True"
+        )
+    if layer.training and layer.momentum is None:
+        return (
+            "averages its statistics over a number of batches that depends on which "
+            "rows are there: use momentum=0.1"
+        )
+    if layer.training and isinstance(layer, nn.SyncBatchNorm):
+        return "takes statistics over several processes: use BatchNorm"
+    return ""
+
+
+def probe_training(model: FunctionalModule, X: Tensor) -> str | None:
+    """Run a few rows as in training; return what is wrong, or None.
+
+    Random numbers that are masks by row, and batch statistics, are right.
+    """
+    if not any(m.training for m in model.module.modules()):
+        return None
+    seed = torch.zeros((), dtype=torch.int64, device=X.device)
+    vector, ids = model.vector().to(X), torch.arange(len(X), device=X.device)
+    shares = X.new_full((len(X),), 1.0 / len(X))
+    before = {k: v.clone() for k, v in model.module.state_dict().items()}
+    with torch.no_grad(), generator_kept():
+        first, _ = model.training_outputs(vector, X.clone(), shares, ids, seed, 1)
+        again, _ = model.training_outputs(vector, X.clone(), shares, ids, seed, 1)
+    after = model.module.state_dict()
+    if any(not _same(v, before[k]) for k, v in after.items()):
+        return "changes its own buffers while it is trained"
+    if not _same(first, again):
+        return (
+            "draws random numbers while it is trained that torch's seed does not fix: "
+            "draw them from torch's global generator, as torch.rand does"
+        )
+    if model.recomputes and any(model.behaviour):
+        return (
+            "has a checkpoint, which runs layers again in the backward pass, where "
+            "their random numbers and batch statistics are others: leave it out"
+        )
+    if model.behaviour.draws:
+        return None
+    with torch.no_grad(), RowContext(silent=True):
+        return _meeting(model.module, X)
+
+
+def _meeting(module: nn.Module, X: Tensor) -> str | None:
+    """Return what is wrong if outputs of rows depend on who they come with."""
+    module = apart(module)
+    # batch normalisation counts its calls
+    held = {name: value.clone() for name, value in module.named_buffers()}
+    together = as_rows(run_module(module, X.clone(), held), len(X))
+    alone = torch.cat([as_rows(run_module(module, row[None], held), 1) for row in X])
     if alone.shape != together.shape:
         return "returns other shapes for one row than for several"
 
@@ -206,6 +275,25 @@ def probe_rows(module: nn.Module, X: Tensor) -> str | None:
     if not bool((close | (together.isnan() & alone.isnan())).all()):
         return "lets the rows of a batch influence each other"
     return None
+
+
+def probe_rows(module: nn.Module, X: Tensor) -> str | None:
+    """Run a few rows alone, together and twice; return what is wrong, or None.
+
+    This detects custom layers that `find_unsuitable_layers` does not know.
+    """
+    state = {k: v.clone() for k, v in module.state_dict().items()}
+    with torch.no_grad(), generator_kept():
+        together = as_rows(module(X), len(X))
+        again = as_rows(module(X), len(X))
+
+    changed = any(not _same(v, state[k]) for k, v in module.state_dict().items())
+    if changed:
+        return "changes its own buffers in the forward pass"
+    if not _same(together, again):
+        return "is random: it returns different outputs for the same rows"
+    with torch.no_grad(), generator_kept():
+        return _meeting(module, X)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

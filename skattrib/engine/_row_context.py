@@ -405,7 +405,7 @@ _ANSWERED: dict[Callable[..., Any], Callable[..., Tensor]] = {
 }
 
 
-def _bare(function: types.FunctionType) -> Callable[..., Any]:
+def _bare(function: Any) -> Callable[..., Any]:
     """Return a function of torch's that does not ask for modes before its body."""
     bare = types.FunctionType(
         function.__code__,

@@ -321,7 +321,7 @@ class _Run:
 
         def computed(params: Tensor, w: Tensor) -> Tensor:
             shares = row_shares(w[None])[0]
-            found = gradient_of(params, shares, rows, seed, t)
+            found = gradient_of(params, shares, rows, seed, self.recipe.n_before + t)
             if self.recipe.clip_norm is None:
                 return found
             gradient, statistics = found.split([n_params, self.model.n_buffers])

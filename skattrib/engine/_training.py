@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from joblib import effective_n_jobs
@@ -25,6 +26,7 @@ from skattrib.engine._plain_gradients import (
     summary,
     warn_slow,
 )
+from skattrib.engine._stopping import Validation, Watch
 from skattrib.engine._trajectory import Recipe, TrainingState
 
 # Numbers alive per parameter in a step: parameters, gradient, moments, temporaries.
@@ -66,6 +68,7 @@ def train(
     *,
     seeds: Tensor | None = None,
     average: Tensor | None = None,
+    watch: Watch | None = None,
     keep: Collection[int] = (),
     stop_when_diverged: bool = False,
     on_step: Callable[[], object] | None = None,
@@ -80,6 +83,8 @@ def train(
         Of the random numbers that layers draw; None takes the recipe's for all models.
     average : Tensor of shape (T + 1,) or None
         Shares of the states in another average that is to be returned.
+    watch : Watch or None
+        Decides when the run stops, and what of it answers queries.
     keep : collection of int
         Steps after which the state is kept; 0 is the start.
     stop_when_diverged : bool
@@ -115,8 +120,12 @@ def train(
             result.states[t] = state
         if on_step is not None:
             on_step()
+        if watch is not None and watch(t, state):
+            break
 
     result.params = state.params if own.value is None else own.value
+    if watch is not None and watch.vectors is not None:
+        result.params = watch.vectors
     result.averaged = other.value
     result.denominator = recipe.optimizer.denominator(
         state.optimizer, recipe.n_before + recipe.n_steps
@@ -224,10 +233,12 @@ def train_steps(
     for t in range(first + 1, last + 1):
         rate, rows = recipe.step(t, X.device)
         shares = row_shares(weights if rows is None else weights[:, rows])
-        gradient, statistics, losses = minibatch(state.params, shares, rows, seeds, t)
+        count = recipe.n_before + t
+        gradient, statistics, losses = minibatch(
+            state.params, shares, rows, seeds, count
+        )
         with torch.no_grad():
             gradient = clip_gradient(gradient, recipe.clip_norm)
-            count = recipe.n_before + t
             step = recipe.at_step(optimizer, t).step
             params = state.params[:, : model.n_params]
             params, moments = step(params, gradient, state.optimizer, count, rate)
@@ -278,6 +289,21 @@ def stack_size(
     return max(1, int(memory_bytes / (numbers * X.element_size())))
 
 
+class Trained(NamedTuple):
+    """What training a stack returns.
+
+    Attributes
+    ----------
+    params : Tensor of shape (M, P + B)
+        What answers queries.
+    stops : int64 Tensor of shape (M,)
+        Steps of each model.
+    """
+
+    params: Tensor
+    stops: Tensor
+
+
 def train_stack(
     model: FunctionalModule,
     loss: Loss,
@@ -288,10 +314,11 @@ def train_stack(
     *,
     memory_bytes: float,
     seeds: Tensor | None = None,
+    validation: Validation | None = None,
     n_jobs: int | None = None,
     verbose: int = 0,
-) -> Tensor:
-    """Train a model for every row of ``weights``; return what answers (M, P + B).
+) -> Trained:
+    """Train a model for every row of ``weights``.
 
     Stacks are as large as the memory cap allows, and are divided among joblib's
     workers, which changes results by rounding alone. A module that vmap cannot batch is
@@ -300,6 +327,7 @@ def train_stack(
     n_models = len(weights)
     if seeds is None:
         seeds = same_seeds(n_models, recipe.seed, X)
+    run = (model, loss, recipe, X, targets)
     failure = _why_not_stacked(model, loss, X, targets) if n_models > 1 else ""
     if failure:
         warn_slow(
@@ -310,38 +338,32 @@ def train_stack(
         trained = call_all(
             _train_one,
             (
-                (model, loss, recipe, X, targets, weights[i : i + 1], seeds[i : i + 1])
+                (*run, weights[i : i + 1], seeds[i : i + 1], validation)
                 for i in tqdm(range(n_models), desc="retraining", disable=not verbose)
             ),
             n_jobs,
             prefer="processes",
         )
-        return torch.cat(trained)
+        return _joined(trained)
 
     size = stack_size(model, recipe, X, memory_bytes)
     if X.device.type != "cpu":  # which one process shares out best
         n_jobs = 1
     stacks = batches(n_models, size, n_jobs)
-    parts = [(model, loss, recipe, X, targets, weights[s], seeds[s]) for s in stacks]
+    parts = [(*run, weights[s], seeds[s], validation) for s in stacks]
     if len(stacks) > 1 and effective_n_jobs(n_jobs) > 1:
         with tqdm(total=n_models, desc="retraining", disable=not verbose) as bar:
             trained = []
-            for params in call_each(_train_one, parts, n_jobs, prefer="processes"):
-                trained.append(params)
-                bar.update(len(params))
-        return torch.cat(trained)
+            for part in call_each(_train_one, parts, n_jobs, prefer="processes"):
+                trained.append(part)
+                bar.update(len(part.params))
+        return _joined(trained)
     with tqdm(
         total=len(stacks) * recipe.n_steps,
         desc=f"retraining {n_models} models",
         disable=not verbose,
     ) as bar:
-        run = (model, loss, recipe, X, targets)
-        return torch.cat(
-            [
-                train(*run, weights[s], seeds=seeds[s], on_step=bar.update).params
-                for s in stacks
-            ]
-        )
+        return _joined([_trained(*part, on_step=bar.update) for part in parts])
 
 
 def stacked_outputs(
@@ -365,7 +387,11 @@ def stacked_outputs(
         )
 
 
-def _train_one(
+def _joined(parts: Sequence[Trained]) -> Trained:
+    return Trained(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def _trained(
     model: FunctionalModule,
     loss: Loss,
     recipe: Recipe,
@@ -373,6 +399,18 @@ def _train_one(
     targets: Tensor,
     weights: Tensor,
     seeds: Tensor,
-) -> Tensor:
+    validation: Validation | None,
+    on_step: Callable[[], object] | None = None,
+) -> Trained:
+    watch = None
+    if validation is not None:
+        watch = Watch(model, loss, validation, len(weights))
+    run = (model, loss, recipe, X, targets, weights)
+    params = train(*run, seeds=seeds, watch=watch, on_step=on_step).params
+    stops = torch.full((len(weights),), recipe.n_steps, device=X.device)
+    return Trained(params, stops if watch is None else watch.stops)
+
+
+def _train_one(model: FunctionalModule, *arguments: Any) -> Trained:
     # a worker thread must not share a module: functional_call swaps its parameters
-    return train(model.apart(), loss, recipe, X, targets, weights, seeds=seeds).params
+    return _trained(model.apart(), *arguments)

@@ -165,6 +165,18 @@ class Recipe:
         decay = cast(Tensor, optimizer.weight_decay)
         return replace(optimizer, weight_decay=decay * float(self.decay_factors[t - 1]))
 
+    def cut(self, n_steps: int, average: Tensor | None = None) -> Recipe:
+        """Return the first steps of the run, and how their states are averaged."""
+        return replace(
+            self,
+            learning_rates=self.learning_rates[:n_steps],
+            batches=None if self.batches is None else self.batches[:n_steps],
+            decay_factors=(
+                None if self.decay_factors is None else self.decay_factors[:n_steps]
+            ),
+            average=average,
+        )
+
     @property
     def n_steps(self) -> int:
         """Number of optimizer steps."""
@@ -420,23 +432,10 @@ class Trajectory:
 
     def _find_fault(self, n_rows: int) -> str | None:
         """Return what is wrong with a record of a run on ``n_rows`` rows, or None."""
-        recipe, size = self.recipe, self.recipe.initial.shape
-        tensors = [recipe.initial, recipe.decay, self.denominator]
-        tensors += [] if recipe.moments is None else recipe.moments
-        whole = recipe.start.shape
-        for state in self.states.values():
-            tensors += [m[0] for m in state.optimizer]
-        given = [t for t in tensors if t is not None]
-        if len(size) != 1 or any(t.shape != size for t in given):
-            return "its parameters and its states differ in size"
-        if any(state.params[0].shape != whole for state in self.states.values()):
-            return "its parameters and its states differ in size"
-        given += [state.params[0] for state in self.states.values()]
-        if recipe.average is not None:
-            given.append(recipe.average)
-            if recipe.average.shape != (recipe.n_steps + 1,):
-                return "its average does not have one share for each state"
-
+        fault, given = self._find_fault_of_sizes()
+        if fault:
+            return fault
+        recipe = self.recipe
         given += [self.row_weights, recipe.learning_rates]
         factors = recipe.decay_factors
         if factors is not None:
@@ -457,6 +456,27 @@ class Trajectory:
         if any(not 0 <= t <= recipe.n_steps for t in self.states):
             return "it has states after its last step"
         return None
+
+    def _find_fault_of_sizes(self) -> tuple[str | None, list[Tensor]]:
+        """Return what is wrong with the sizes of arrays, or None; and the arrays."""
+        differ = "its parameters and its states differ in size"
+        recipe, size = self.recipe, self.recipe.initial.shape
+        tensors = [recipe.initial, recipe.decay, self.denominator]
+        tensors += [] if recipe.moments is None else recipe.moments
+        whole = recipe.start.shape
+        for state in self.states.values():
+            tensors += [m[0] for m in state.optimizer]
+        given = [t for t in tensors if t is not None]
+        if len(size) != 1 or any(t.shape != size for t in given):
+            return differ, given
+        if any(state.params[0].shape != whole for state in self.states.values()):
+            return differ, given
+        given += [state.params[0] for state in self.states.values()]
+        if recipe.average is not None:
+            given.append(recipe.average)
+            if recipe.average.shape != (recipe.n_steps + 1,):
+                return "its average does not have one share for each state", given
+        return None, given
 
 
 def _check_format(name: str, metadata: Mapping[str, str]) -> None:

@@ -22,6 +22,7 @@ from skattrib._validation import (
 )
 from skattrib.engine._losses import OutcomeFunction
 from skattrib.models._as_model import as_model
+from skattrib.models._datasets import opened
 from skattrib.models._kept_models import (
     CHUNK,
     Runner,
@@ -83,8 +84,8 @@ def retrain_outcomes(
         `sklearn.compose.TransformedTargetRegressor`; outcomes are in the unit of y. A
         search is repeated for every weighting; a frozen search is replaced by the
         estimator that it chose.
-    X : array-like of shape (n_samples, n_features)
-        Training rows.
+    X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+        Training rows; or a Dataset of torch, which brings the targets: then y is None.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         Their targets.
     weights : array-like of shape (n_weightings, n_units)
@@ -93,7 +94,7 @@ def retrain_outcomes(
         Other estimators are fitted to the rows whose weight is not 0, and need a
         ``fit`` with `sample_weight` for weights other than 0 and 1. A class that has no
         row left has probability 0.
-    X_query : array-like of shape (n_queries, n_features)
+    X_query : array-like of shape (n_queries, n_features) or (n_queries, ...)
         Query rows, whose outcomes are returned.
     y_query : array-like of shape (n_queries,) or (n_queries, n_outputs)
         Their targets.
@@ -216,7 +217,8 @@ def _checked_data(estimator: Any, *data: Any) -> Any:
     """Return training rows and queries, and their targets, as far as all can use."""
     if as_model(estimator).takes_texts:
         return data
-    X, y, X_query, y_query = data
+    X, y = opened(*data[:2])
+    X_query, y_query = opened(*data[2:])
     return *check_rows(X, y, "X", "y"), *check_rows(
         X_query, y_query, "X_query", "y_query"
     )

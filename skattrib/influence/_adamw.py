@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skattrib._docstrings import fill_in
 from skattrib._posterior._gaussian import Knowledge
-from skattrib._validation import as_tensor, memory_cap
+from skattrib._validation import as_tensor, float_dtype, memory_cap
 from skattrib._verdict import few_units_hint, scale_hint
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._adjoint import check_differentiable
@@ -37,6 +37,7 @@ from skattrib.influence._run_derivatives import (
     Runs,
     check_reproduced,
     derivatives_by_workers,
+    own_seeds,
 )
 from skattrib.influence._run_diagnosis import (
     N_UNITS,
@@ -47,6 +48,7 @@ from skattrib.influence._run_diagnosis import (
 from skattrib.models._answers import LastAnswer, answered_by_query
 from skattrib.models._as_model import as_model
 from skattrib.models._costs import Cost, training_seconds
+from skattrib.models._datasets import with_targets
 from skattrib.models._kept_models import trained_models
 from skattrib.models._network import check_seeds, untrained
 from skattrib.models._retraining import Trainer
@@ -244,7 +246,7 @@ class AdamWInfluence(AgreementOfRuns, TrainedOnSubsets, BaseAttributor):
     # -------------------------------------------------------------------- fit
     @_fit_context(prefer_skip_nested_validation=False)
     @fill_in(ATTRIBUTOR_DOCS)
-    def fit(self, X, y, tasks=None, **fit_params):
+    def fit(self, X, y=None, tasks=None, **fit_params):
         """Train the model, and the runs to be differentiated.
 
         Parameters
@@ -370,7 +372,7 @@ class AdamWInfluence(AgreementOfRuns, TrainedOnSubsets, BaseAttributor):
         self._runs = [self._own_run]
         if self.inclusion_ < 1 or self.n_models > 1:
             trainer = Trainer(
-                model.estimator,
+                model.recipe(),
                 self._features,
                 self._targets,
                 self.n_jobs,
@@ -391,10 +393,21 @@ class AdamWInfluence(AgreementOfRuns, TrainedOnSubsets, BaseAttributor):
 
     def _train(self, trainer, rows, seed):
         blank = trainer.estimator
-        recipe = blank._problem(trainer.X, trainer.y, seed).recipe
-        params = np.array(trained_models(trainer, rows, seed, self.memory))
-        params = as_tensor(params, recipe.initial)
-        return Runs(recipe, as_tensor(rows, recipe.initial), params)
+        problem = blank._problem(trainer.X, trainer.y, seed)
+        recipe, own_stops = problem.recipe, problem.validation is not None
+        # their own random numbers each: the derivative of the mean over masks
+        masks = own_seeds(recipe.seed, len(rows))
+        found = trained_models(
+            trainer, rows, seed, self.memory, masks=masks, stops=own_stops
+        )
+        params, shares = as_tensor(np.array(found), recipe.initial), None
+        if own_stops:  # the last number of each
+            params, stops = params[:, :-1], params[:, -1].long()
+            recipe = recipe.cut(int(stops.max()))
+            shares = blank._shares_at(stops)
+        seeds = None if masks is None else torch.tensor(masks)
+        rows = as_tensor(rows, recipe.initial)
+        return Runs(recipe, rows, params, seeds=seeds, shares=shares)
 
     def _n_seeds(self):
         return self.n_models
@@ -510,7 +523,10 @@ class AdamWInfluence(AgreementOfRuns, TrainedOnSubsets, BaseAttributor):
         rows = problem.model.module, problem.X, problem.targets, problem.weighting
         units = self._unit_of_row, self._row_weights
         how = *self._how(), self.inclusion_, problem.loss
-        runs = [(runs.recipe, runs.weights, runs.params) for runs in self._runs]
+        runs = [
+            (run.recipe, run.weights, run.params, run.seeds, run.shares)
+            for run in self._runs
+        ]
         return "sweep", rows, units, how, runs, outcome
 
     def _averaged(self, queries):
@@ -588,7 +604,7 @@ class AdamWInfluence(AgreementOfRuns, TrainedOnSubsets, BaseAttributor):
         per_step = [len(self._features)] * recipe.n_steps
         if batches is not None:
             per_step = [len(batch) for batch in batches]
-        needed = sum(per_step) * queries.n_outcomes * X.dtype.itemsize
+        needed = sum(per_step) * queries.n_outcomes * float_dtype(X).itemsize
         if needed > memory_cap():
             raise ValueError(
                 f"{sum(per_step)} rows in {recipe.n_steps} steps for {len(X)} queries "
@@ -598,7 +614,7 @@ class AdamWInfluence(AgreementOfRuns, TrainedOnSubsets, BaseAttributor):
             )
         ends = np.cumsum(per_step)
         rows = np.empty(ends[-1], dtype=np.intp)
-        scores_of_rows = np.empty((queries.n_outcomes, ends[-1]), dtype=X.dtype)
+        scores_of_rows = np.empty((queries.n_outcomes, ends[-1]), dtype=float_dtype(X))
 
         def note(t, step_rows, scores, _, part):
             where = slice(ends[t - 1] - len(step_rows), ends[t - 1])
@@ -614,7 +630,7 @@ class AdamWInfluence(AgreementOfRuns, TrainedOnSubsets, BaseAttributor):
         return Bunch(
             steps=np.repeat(np.arange(1, len(ends) + 1), per_step),
             rows=rows,
-            attributions=scores_of_rows * weights[rows].astype(X.dtype),
+            attributions=scores_of_rows * weights[rows].astype(float_dtype(X)),
         )
 
     def _weights_in_batches(self):
@@ -629,15 +645,15 @@ class AdamWInfluence(AgreementOfRuns, TrainedOnSubsets, BaseAttributor):
         return problem.weighted(self._own_run.weights)[0].cpu().numpy()
 
     @fill_in(ATTRIBUTOR_DOCS)
-    def diagnose(self, X, y, n_retrainings=0):
+    def diagnose(self, X, y=None, n_retrainings=0):
         """Say how far the attributions can be trusted, and why not.
 
         Parameters
         ----------
         X : array-like of shape (n_queries, n_features)
             Queries.
-        y : array-like of shape (n_queries,) or (n_queries, n_outputs)
-            Their targets.
+        y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
+            Their targets; None only with a Dataset of torch, which brings them.
         n_retrainings : int, default=0
             Number of retrained models to compare with, at least 8; 0 for none.
 
@@ -671,6 +687,7 @@ class AdamWInfluence(AgreementOfRuns, TrainedOnSubsets, BaseAttributor):
             If the verdict is bad.
         """
         check_is_fitted(self, "n_units_")
+        X, y = with_targets(X, y, "diagnose")
         X, y, outcome = self._check_finite_query(X, y)
         state = self._swept(X, y, outcome).state
         figures = Bunch(exploding_share=float((state > 0).mean()))

@@ -43,6 +43,7 @@ from skattrib.influence._tangent_plans import check_has_head, plan_untrained
 from skattrib.models._answers import LastAnswer
 from skattrib.models._as_model import as_model
 from skattrib.models._costs import Cost, training_seconds
+from skattrib.models._datasets import with_targets
 from skattrib.models._linear import Convex
 from skattrib.models._network import check_seeds, untrained
 
@@ -251,7 +252,7 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
     # -------------------------------------------------------------------- fit
     @_fit_context(prefer_skip_nested_validation=False)
     @fill_in(ATTRIBUTOR_DOCS)
-    def fit(self, X, y, tasks=None, **fit_params):
+    def fit(self, X, y=None, tasks=None, **fit_params):
         """Train the model and prepare for the removal of every unit.
 
         Parameters
@@ -580,7 +581,7 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         for rule in [RidgeRule(float(ridge)) for ridge in ridges]:
             steps = [linear.at_ridge(rule).without_each_unit() for linear in models]
             path.append(_attributions(batches, steps).mean(axis=0))
-        values = np.stack(path).astype(X.dtype, copy=False)
+        values = np.stack(path).astype(float_dtype(X), copy=False)
         self._warn_not_finite(values.swapaxes(0, 1), stacklevel=3)
         return values
 
@@ -736,15 +737,15 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         return change
 
     @fill_in(ATTRIBUTOR_DOCS)
-    def diagnose(self, X, y, n_retrainings=0):
+    def diagnose(self, X, y=None, n_retrainings=0):
         """Say how far the attributions can be trusted, and why not.
 
         Parameters
         ----------
         X : array-like of shape (n_queries, n_features)
             Queries.
-        y : array-like of shape (n_queries,) or (n_queries, n_outputs)
-            Their targets.
+        y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
+            Their targets; None only with a Dataset of torch, which brings them.
         n_retrainings : int, default=0
             Number of retrained models to compare with, at least 8; 0 for none.
 
@@ -773,6 +774,7 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         FaithfulnessWarning
             If the verdict is bad.
         """
+        X, y = with_targets(X, y, "diagnose")
         X, y, outcome = self._check_finite_query(X, y)
         linear = self._linear_models[0]
         calibration = self._held_out(X, y, outcome)

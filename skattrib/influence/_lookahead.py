@@ -12,13 +12,12 @@ from sklearn.utils._param_validation import Interval, StrOptions, validate_param
 
 from skattrib._progress import tqdm
 from skattrib._validation import (
-    DTYPES,
     as_tensor,
     check_sample_weight,
     first_labels,
+    float_dtype,
     label_positions,
     memory_cap,
-    validate_data,
 )
 from skattrib.engine._adjoint import check_differentiable, differentiate_run
 from skattrib.engine._functional import chunks
@@ -27,7 +26,9 @@ from skattrib.engine._training import TrainingResult, start, train
 from skattrib.engine._trajectory import steps_to_keep
 from skattrib.exceptions import UnsupportedModelError
 from skattrib.models._as_model import as_model, check_recipe
+from skattrib.models._datasets import opened
 from skattrib.models._parts import Parts
+from skattrib.models._rows import check_whole, validate_rows
 
 __all__ = ["lookahead_training"]
 
@@ -163,7 +164,7 @@ def lookahead_training(
     """
     model = _cloned(estimator)
     problem, weights = _check_training(model, X, y, sample_weight)
-    validation = _check_validation(model, X_val, y_val, problem.X)
+    validation = _check_validation(model, X_val, y_val, problem)
     recipe = problem.recipe
     everything = np.arange(len(problem.X))
     batches = recipe.batches or [everything] * recipe.n_steps
@@ -202,6 +203,13 @@ def _cloned(estimator):
             "TorchClassifier(module=...)."
         )
     model = clone(given.estimator)
+    for name in ("average", "early_stopping"):
+        if value := getattr(model, name, None):
+            raise ValueError(
+                f"lookahead_training drops rows while it trains, and takes no "
+                f"{name}={value!r}: what it looks ahead to is the last step. Use "
+                f"{name}={'None' if name == 'average' else 'False'}."
+            )
     model._validate_params()
     return model
 
@@ -209,25 +217,24 @@ def _cloned(estimator):
 def _check_training(model, X, y, sample_weight):
     """Return the problem, as `fit` would build it, and the weights of the rows."""
     regressor = is_regressor(model)
-    X, y = validate_data(
-        model, X, y, dtype=DTYPES, y_numeric=regressor, multi_output=regressor
-    )
+    X, y = opened(X, y)
+    X, y = validate_rows(model, X, y, y_numeric=regressor, multi_output=regressor)
     weights = check_sample_weight(
-        sample_weight, X, dtype=X.dtype, ensure_non_negative=True
+        sample_weight, X, dtype=float_dtype(X), ensure_non_negative=True
     )
     problem = model._problem(X, model._learn_target(y, X))
     return problem, as_tensor(weights, problem.X)
 
 
-def _check_validation(model, X_val, y_val, like):
+def _check_validation(model, X_val, y_val, problem):
     """Return the validation rows and their targets as tensors."""
     regressor = is_regressor(model)
     try:
-        X_val, y_val = validate_data(
+        X_val, y_val = opened(X_val, y_val)
+        X_val, y_val = validate_rows(
             model,
             X_val,
             y_val,
-            dtype=DTYPES,
             y_numeric=regressor,
             multi_output=regressor,
             reset=False,
@@ -248,7 +255,8 @@ def _check_validation(model, X_val, y_val, like):
             f"y_val has shape {y_val.shape}, but y has {model.n_outputs_} outputs: "
             "give both the same columns."
         )
-    X_val = as_tensor(X_val, like)
+    check_whole(problem.model.module, X_val)
+    X_val = as_tensor(X_val, problem.X)
     return X_val, as_model(model).targets(y_val, X_val)
 
 
@@ -343,10 +351,13 @@ class _Run:
 
     def _recipe(self, window, batches):
         """Return the window as a run of its own, from where the training stands."""
+        n_params = self._problem.model.n_params
+        statistics = self._state.params[0, n_params:]
         return replace(
             self._problem.recipe,
             learning_rates=self._problem.recipe.learning_rates[window],
-            initial=self._state.params[0],
+            initial=self._state.params[0, :n_params],
+            statistics=statistics if len(statistics) else None,
             batches=batches,
             n_before=self._problem.recipe.n_before + window.start,
             moments=map_state(torch.flatten, self._state.optimizer),

@@ -42,7 +42,8 @@ class AgreementOfRuns:
         warn_if_disagreeing(agreement)
         if self.dynamics != "recorded" or self.hessian != "exact":
             return
-        averages = self._runs[0].recipe.average is not None
+        run = self._runs[0]
+        averages = run.recipe.average is not None or run.shares is not None
         by = chosen(agreement, n_runs, averages)
         for decay in {one.decay for one in by} - {None}:
             self._say("averages over the runs, which are trained once more")

@@ -10,13 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from joblib import effective_n_jobs
+from numpy.typing import NDArray
 from torch import Tensor
 
 from skattrib._progress import tqdm
 from skattrib._validation import as_tensor, memory_cap
-from skattrib.engine._adjoint import Kind, RowCallback, differentiate_run
+from skattrib.engine._adjoint import RowCallback, differentiate_run
 from skattrib.engine._functional import FunctionalModule, chunks
+from skattrib.engine._kinds import Kind
 from skattrib.engine._losses import MeanOfRows, OutcomeFunction, SetMeasure
+from skattrib.engine._minibatch import same_seeds
 from skattrib.engine._modules import activation_size
 from skattrib.engine._parallel import batches, call_each
 from skattrib.engine._plain_gradients import vector_jacobian
@@ -80,21 +83,44 @@ class Runs:
     recipe : Recipe
     weights : Tensor of shape (M, n)
         Of the rows, without those of their classes.
-    params : Tensor of shape (M, P)
-        At the end of each run.
-    averages : dict of float to Tensor of shape (M, P)
+    params : Tensor of shape (M, P + B)
+        Parameters and running statistics that answer queries, of each run.
+    averages : dict of float to Tensor of shape (M, P + B)
         Exponential averages over each run, by their decay, as far as they are known.
+    seeds : int64 Tensor of shape (M,) or None
+        Of the random numbers of each; None is the recipe's for all.
+    shares : Tensor of shape (M, T + 1) or None
+        Those of the states of each in what answers queries; None are the recipe's.
     """
 
     recipe: Recipe
     weights: Tensor
     params: Tensor
     averages: Mapping[float, Tensor] = field(default_factory=dict)
+    seeds: Tensor | None = None
+    shares: Tensor | None = None
 
     def part(self, which: slice) -> Runs:
         """Return some of them."""
-        averages = {decay: params[which] for decay, params in self.averages.items()}
-        return Runs(self.recipe, self.weights[which], self.params[which], averages)
+        return Runs(
+            self.recipe,
+            self.weights[which],
+            self.params[which],
+            {decay: params[which] for decay, params in self.averages.items()},
+            None if self.seeds is None else self.seeds[which],
+            None if self.shares is None else self.shares[which],
+        )
+
+    def seeds_on(self, X: Tensor) -> Tensor:
+        """Return the seeds of all runs, where X is."""
+        if self.seeds is None:
+            return same_seeds(len(self.params), self.recipe.seed, X)
+        return self.seeds.to(X.device)
+
+
+def own_seeds(seed: int, n_runs: int) -> NDArray[np.int64] | None:
+    """Return seeds (M,) of runs that draw other random numbers each; None: none do."""
+    return seed + 1 + np.arange(n_runs) if seed else None
 
 
 def check_reproduced(problem: TrainingProblem, run: Runs) -> None:
@@ -103,7 +129,7 @@ def check_reproduced(problem: TrainingProblem, run: Runs) -> None:
     again = train(
         problem.model, problem.loss, run.recipe, problem.X, problem.targets, weights
     ).params
-    error = replay_error(again, run.params, run.recipe.initial)
+    error = replay_error(again, run.params, run.recipe.start)
     if error:
         warnings.warn(
             f"Replaying the record of the frozen estimator on these rows misses its "
@@ -157,7 +183,7 @@ class RunDerivatives:
         model, (X, y) = self._model, self._arrays
         rows = as_tensor(X, next(model.module.parameters()))
         targets = model.targets(y, rows)
-        module = FunctionalModule(model.module)
+        module = FunctionalModule(model.module_in_training)
         module.look(rows)  # which copies for queries know then
 
         self._trained = TrainingProblem(
@@ -229,6 +255,7 @@ class RunDerivatives:
                 weights,
                 gradients,
                 kinds=kinds,
+                seeds=runs.seeds_on(problem.X),
                 on_rows=None if on_rows is None else _shifted(on_rows, part.start),
                 memory_bytes=memory_cap(),
                 **options,
@@ -239,20 +266,20 @@ class RunDerivatives:
         return pulled.unflatten(1, whole.shape[1:3]).transpose(0, 1)
 
     def averages(self, runs: Runs, decay: float, verbose: int = 0) -> Tensor:
-        """Return exponential averages (M, P) of the parameters over each run."""
+        """Return exponential averages (M, P + B) of the states of each run."""
         problem, recipe = self.problem, runs.recipe
         weights = problem.weighted(runs.weights)
         coefficients = exponential_average(recipe.n_steps, decay)
+        seeds = runs.seeds_on(problem.X)
         rows = problem.model, problem.loss, recipe, problem.X, problem.targets
         at_once = 1
         if can_stack(problem.model, problem.loss, problem.X, problem.targets):
             at_once = stack_size(problem.model, recipe, problem.X, memory_cap())
         found = []
         for part in chunks(len(weights), at_once):
-            result = train(*rows, weights[part], average=coefficients)
-            assert result.averaged is not None  # it was asked for
-            found.append(result.averaged)
-        return torch.cat(found).to(runs.params)
+            run = train(*rows, weights[part], seeds=seeds[part], average=coefficients)
+            found += [] if run.averaged is None else [run.averaged.to(runs.params)]
+        return torch.cat(found)
 
     def of_new_rows(
         self,
@@ -265,13 +292,13 @@ class RunDerivatives:
     ) -> Tensor:
         """Return derivatives (K, M, n + k) of the mean outcome, also in further rows.
 
-        The last k are in their weights. Further rows are in every minibatch, with
-        weight 0, so that the run is the same, and the derivatives in their weights come
-        out of one sweep for all queries and all of these rows. A row that is really
-        trained on is in some minibatches only: in a run that draws them by shuffling,
-        in one of each epoch, and in that of |B| of the n rows with chance |B| / n. The
-        derivative of each step counts for so much; with full batches for all, with
-        equal ones that divides the sum by their number in an epoch.
+        The last k are in their weights. They are in every minibatch, with weight 0, so
+        that the run is the same, and the derivatives in their weights come out of one
+        sweep for all queries and all of these rows. A row that is really trained on is
+        in some minibatches only: in a run that draws them by shuffling, in one of each
+        epoch, and in that of |B| of the n rows with chance |B| / n. The derivative of
+        each step counts for so much; with full batches for all, with equal ones that
+        divides the sum by their number in an epoch.
         """
         problem = self.problem
         rows = as_tensor(X, problem.X)
@@ -324,6 +351,7 @@ class RunDerivatives:
             everything,
             weighting(weights),
             gradients,
+            seeds=runs.seeds_on(problem.X),
             on_rows=add,
             memory_bytes=memory_cap(),
             **options,
@@ -365,7 +393,7 @@ def _cotangents(
         found[decay] = _outcome_gradients(problem, params, queries, part)
     kinds = []
     for one in by:
-        average = None
+        average = runs.shares
         if one.decay is not None:
             average = exponential_average(runs.recipe.n_steps, one.decay)
         n_queries = found[one.decay].shape[1]

@@ -123,7 +123,7 @@ def removal_errors(
     if retrain:
         ends = train_stack(
             *run, torch.cat([weights[None], weights - directions]), **cap
-        )
+        ).params
         change = ends[1:] - ends[0]
         parts = {
             "optimizer_mismatch": mismatch,

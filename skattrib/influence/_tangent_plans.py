@@ -127,4 +127,4 @@ def check_has_head(model, X, y):
         head_parameters(model.module, as_tensor(X[:2], next(model.module.parameters())))
     elif model.stacks:
         problem = untrained(model.estimator, X, y)
-        head_parameters(problem.model.module, problem.X)
+        head_parameters(problem.model.evaluated, problem.X)

@@ -33,6 +33,7 @@ from skattrib.influence._tree_structures import (
 from skattrib.models._answers import LastAnswer
 from skattrib.models._as_model import as_model
 from skattrib.models._costs import Cost, fit_cost
+from skattrib.models._datasets import with_targets
 from skattrib.models._kept_models import trained_models
 from skattrib.models._retraining import Trainer
 from skattrib.models._trees import check_categories, known_categories
@@ -208,7 +209,7 @@ class TreeInfluence(TrainedOnSubsets, BaseAttributor):
     # -------------------------------------------------------------------- fit
     @_fit_context(prefer_skip_nested_validation=False)
     @fill_in(ATTRIBUTOR_DOCS)
-    def fit(self, X, y, tasks=None, **fit_params):
+    def fit(self, X, y=None, tasks=None, **fit_params):
         """Train the model, and those whose structures are kept.
 
         Parameters
@@ -539,15 +540,15 @@ class TreeInfluence(TrainedOnSubsets, BaseAttributor):
 
     # ------------------------------------------------------------------ verdict
     @fill_in(ATTRIBUTOR_DOCS)
-    def diagnose(self, X, y, n_retrainings=0):
+    def diagnose(self, X, y=None, n_retrainings=0):
         """Say how far the attributions can be trusted, and why not.
 
         Parameters
         ----------
         X : array-like of shape (n_queries, n_features)
             Queries.
-        y : array-like of shape (n_queries,) or (n_queries, n_outputs)
-            Their targets.
+        y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
+            Their targets; None only with a Dataset of torch, which brings them.
         n_retrainings : int, default=0
             Number of retrained models to compare with, at least 8; 0 for none.
 
@@ -573,6 +574,7 @@ class TreeInfluence(TrainedOnSubsets, BaseAttributor):
             If the verdict is bad.
         """
         check_is_fitted(self, "n_units_")
+        X, y = with_targets(X, y, "diagnose")
         X, y, outcome = self._check_finite_query(X, y)
         figures = Bunch(agreement=None, slope=None, explained=None)
         halves = self._averaged(X, y, outcome)[2]

@@ -18,12 +18,10 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from skattrib._validation import (
-    DTYPES,
     as_tensor,
     dense,
     memory_cap,
     seed_unset,
-    validate_data,
 )
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._losses import OutcomeFunction, SetMeasure
@@ -34,6 +32,7 @@ from skattrib.models._memory import as_memory, cached_rows, digest
 from skattrib.models._outcomes import check_outcome
 from skattrib.models._protocol import protocols
 from skattrib.models._retraining import FloatArray, Trainer, as_retrainable, measure
+from skattrib.models._rows import validate_rows
 from skattrib.models._targets import OriginalUnits
 
 #: Models trained between two writes: an interruption loses at most these.
@@ -90,9 +89,7 @@ class Runner:
         self.trainer, self.estimator = trainer, trainer.estimator
         self.X_query, self.y_query = X_query, dense(y_query)
         if trainer.stacked:
-            self.X_query = validate_data(
-                self.estimator, X_query, dtype=DTYPES, reset=False
-            )
+            self.X_query = validate_rows(self.estimator, X_query, reset=False)
             self.estimator._targets(self.y_query, torch.empty(0))
         else:
             trainer.check_queries(self.X_query, self.y_query)
@@ -287,21 +284,32 @@ def trained_models(
     weights: FloatArray,
     seed: int,
     memory: str | os.PathLike[str] | joblib.Memory | None,
+    masks: NDArray[np.int64] | None = None,
+    stops: bool = False,
 ) -> list[Any]:
     """Train for weights (m, n_samples), or remember; as many at a time as are stacked.
+
+    Networks take a seed (m,) of the random numbers of their layers each, if ``masks``
+    are given. With ``stops``, a further number is the steps that each took.
 
     Returns
     -------
     list of length m
-        Parameters (P,) of networks, else fitted estimators.
+        Parameters and running statistics (P + B,) of networks, else fitted estimators.
     """
     cache, key = as_memory(memory), ""
     if cache is not None:
         key = digest(
             "models", trainer.way(), trainer.identity(), trainer.X, trainer.y, seed
         )
-    train = partial(_parameters, trainer) if trainer.stacked else trainer.models
+        key += "stops" * stops
+    train: Any = trainer.models
+    if trainer.stacked:
+        masked = masks is not None
+        train = partial(_parameters, trainer, masked=masked, stops=stops)
     size = min(CHUNK, trainer.stack_size()) if trainer.stacked else CHUNK
+    if masks is not None:  # remembered with the weights
+        weights = np.column_stack([weights, masks])
     return cached_rows(cache, key, weights, partial(train, seed=seed), size)
 
 
@@ -321,6 +329,15 @@ def _warn_if_large(fitted: Any, n_models: int) -> None:
         )
 
 
-def _parameters(trainer: Trainer, weights: FloatArray, seed: int) -> NDArray[Any]:
-    parameters: NDArray[Any] = trainer.params(weights, seed).cpu().numpy()
+def _parameters(
+    trainer: Trainer, rows: FloatArray, seed: int, *, masked: bool, stops: bool
+) -> NDArray[Any]:
+    masks = None
+    if masked:
+        rows, masks = rows[:, :-1], rows[:, -1].astype(np.int64)
+    found = trainer.params(rows, seed, masks)
+    params = found.params
+    if stops:
+        params = torch.cat([params, found.stops[:, None].to(params)], dim=1)
+    parameters: NDArray[Any] = params.cpu().numpy()
     return parameters

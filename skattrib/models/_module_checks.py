@@ -7,16 +7,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from skattrib.engine._functional import apart, as_rows
+from skattrib.engine._functional import FunctionalModule, apart, as_rows
 from skattrib.engine._losses import ClassLoss, LabelLoss
-from skattrib.engine._modules import find_unsuitable_layers, probe_rows
+from skattrib.engine._modules import find_refused_layers, probe_rows, probe_training
 from skattrib.exceptions import FaithfulnessWarning
 
-#: What to do about layers that cannot be attributed.
+#: What to do about modules that cannot be attributed.
 CURE = (
-    "skattrib needs each row's output to depend on that row alone and to be the same "
-    "every time. Call .eval() on this layer (or on the module) before passing it, or "
-    "replace it (LayerNorm or GroupNorm for BatchNorm, weight_decay for dropout)."
+    "skattrib needs the output for a row to depend on that row alone, and to be the "
+    "same every time; in training, rows may meet in batch normalisation, and random "
+    "numbers come from dropout or from torch's global generator. Call .eval() on the "
+    "layer that does it, or replace it."
 )
 #: Rows that a module and its loss are tried on.
 FEW = 3
@@ -77,30 +78,43 @@ def check_takes_rows(module):
 
 
 def check_module(module, X, n_outputs, loss, stacklevel=2):
-    """Raise ValueError unless the module maps rows to outputs one by one."""
+    """Raise ValueError unless the module maps rows to outputs one by one.
+
+    It is as in training: what its layers do there, and not for queries, is allowed if
+    the weights of rows, and seeds, determine it.
+    """
     if not any(p.requires_grad for p in module.parameters()):
         raise ValueError("module has no trainable parameters.")
     check_takes_rows(module)
-    unsuitable = find_unsuitable_layers(module)
-    if unsuitable:
-        name, reason = unsuitable[0]
-        raise ValueError(f"module layer {name} {reason}. {CURE}")
+    check_layers(module)
+    model = FunctionalModule(module)
+    model.look(X)
+    module = model.evaluated
     try:
         with torch.no_grad():
             out = module(X.clone())
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ValueError(
-            f"module failed on rows of shape {tuple(X.shape)}: {error}. X is always "
-            "2-D; reshape inside the module (nn.Unflatten) for images or sequences."
+            f"module failed on rows of shape {tuple(X.shape)}: {error}. It gets X as "
+            "it is: give X the shape that the module takes, or reshape inside it "
+            "(nn.Unflatten), and whole numbers where it looks them up."
         ) from error
     check_is_tensor(out)
     out = as_rows(out, len(X))
     check_shape(out, len(X), n_outputs)
     if isinstance(loss, ClassLoss | LabelLoss):
         _warn_of_probabilities(module, X, out, stacklevel + 1)
-    wrong = probe_rows(module, X)
+    wrong = probe_rows(module, X) or probe_training(model, X)
     if wrong:
         raise ValueError(f"module {type(module).__name__} {wrong}. {CURE}")
+
+
+def check_layers(module):
+    """Raise ValueError if a layer cannot be trained as a function of weights."""
+    refused = find_refused_layers(module)
+    if refused:
+        name, reason = refused[0]
+        raise ValueError(f"module layer {name} {reason}.")
 
 
 def _warn_of_probabilities(module, X, out, stacklevel):
@@ -118,6 +132,33 @@ def _warn_of_probabilities(module, X, out, stacklevel):
         UserWarning,
         stacklevel=stacklevel,
     )
+
+
+def warn_of_useless_biases(module, X, stacklevel=2):
+    """Warn if batch normalisation takes away a bias that is trained."""
+    module, biased, found = apart(module).eval(), {}, []
+
+    def note(layer, inputs, output):
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            found.extend(biased.get(id(inputs[0]), ())[:1])
+        bias = getattr(layer, "bias", None)
+        linear = isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)
+        if linear and bias is not None and bias.requires_grad:
+            biased[id(output)] = names[layer], output  # kept, or its id is used again
+
+    names = {layer: name for name, layer in module.named_modules()}
+    for layer in names:
+        layer.register_forward_hook(note)
+    with torch.no_grad():
+        module(X.clone())
+    if found:
+        warnings.warn(
+            f"module layer {found[0]} has a bias, which the batch normalisation after "
+            "it takes away again: its gradient is rounding noise, which optimizers "
+            "like Adam magnify. Pass bias=False.",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
 
 
 def _last_called(module, X):

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 
 import numpy as np
@@ -15,32 +15,32 @@ from torch import nn
 
 from skattrib._progress import tqdm
 from skattrib._validation import (
-    DTYPES,
     as_tensor,
     check_sample_weight,
     draw_seed,
+    float_dtype,
     memory_cap,
-    validate_data,
 )
 from skattrib.engine._functional import (
     FunctionalModule,
+    apart,
     as_rows,
     chunks,
     run_module,
 )
-from skattrib.engine._losses import Loss, as_loss, check_loss
+from skattrib.engine._losses import ClassLoss, Loss, check_loss
 from skattrib.engine._modules import (
     ACTIVATIONS,
     build_mlp,
     call_seeded,
-    find_unsuitable_layers,
     generator_kept,
-    is_lazy,
     materialise,
     uncompiled_copy,
 )
 from skattrib.engine._optimizers import OPTIMIZERS, Optimizer
+from skattrib.engine._row_context import counter_names
 from skattrib.engine._row_weights import RowWeighting
+from skattrib.engine._stopping import Validation
 from skattrib.engine._training import (
     stack_size,
     stacked_outputs,
@@ -51,23 +51,28 @@ from skattrib.engine._trajectory import (
     SCHEDULES,
     Recipe,
     Trajectory,
-    epoch_batches,
     steps_to_keep,
 )
 from skattrib.exceptions import FaithfulnessWarning
+from skattrib.models._datasets import rows_of
 from skattrib.models._module_checks import (
-    CURE,
     FEW,
     check_ids,
     check_is_tensor,
     check_module,
     check_shape,
-    check_takes_rows,
     few_outputs,
-    in_single_precision,
-    module_width,
-    try_on_noise,
+    warn_of_useless_biases,
 )
+from skattrib.models._rows import (
+    as_it_takes,
+    check_whole,
+    in_dtype_of,
+    unknown_numbers,
+    validate_rows,
+)
+from skattrib.models._run_length import LengthOfRun
+from skattrib.models._stopping import EarlyStopping
 
 # A replay whose error is a larger share of the distance moved is another run.
 _REPLAY_TOLERANCE = 1e-3
@@ -83,13 +88,18 @@ class TrainingProblem:
     X: torch.Tensor
     targets: torch.Tensor
     weighting: RowWeighting
+    # steps that pass over the rows once
+    epoch: int = 1
+    # what decides when the run stops, if nothing has; and rows held out for it
+    validation: Validation | None = None
+    held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.intp))
 
     def weighted(self, weights):
         """Return the weights (k, n) in minibatch losses, where X is."""
         return self.weighting(as_tensor(weights, self.X))
 
 
-class TorchEstimator(BaseEstimator):
+class TorchEstimator(LengthOfRun, BaseEstimator):
     """Training and prediction shared by classifier and regressor."""
 
     #: Whether it repeats one recorded run, whatever the seed.
@@ -114,6 +124,9 @@ class TorchEstimator(BaseEstimator):
         "clip_norm": [Interval(Real, 0, None, closed="neither"), None],
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "early_stopping": ["boolean", EarlyStopping],
+        "average": [StrOptions({"ema", "swa"}), None],
+        "average_decay": [Interval(Real, 0, 1, closed="neither")],
         "record": [StrOptions({"recipe", "checkpoints", "states"})],
         "device": [str, torch.device],
         "random_state": ["random_state"],
@@ -138,6 +151,9 @@ class TorchEstimator(BaseEstimator):
         clip_norm=None,
         batch_size=None,
         max_epochs=100,
+        early_stopping=False,
+        average=None,
+        average_decay=0.99,
         record="recipe",
         device="cpu",
         random_state=None,
@@ -158,6 +174,9 @@ class TorchEstimator(BaseEstimator):
         self.clip_norm = clip_norm
         self.batch_size = batch_size
         self.max_epochs = max_epochs
+        self.early_stopping = early_stopping
+        self.average = average
+        self.average_decay = average_decay
         self.record = record
         self.device = device
         self.random_state = random_state
@@ -166,11 +185,12 @@ class TorchEstimator(BaseEstimator):
     # --------------------------------------------------------------- training
     def _fit(self, X, y, sample_weight):
         weights = check_sample_weight(
-            sample_weight, X, dtype=X.dtype, ensure_non_negative=True
+            sample_weight, X, dtype=float_dtype(X), ensure_non_negative=True
         )
         problem = self._problem(X, self._learn_target(y, X), check=True)
         keep = steps_to_keep(self.record, problem.recipe.n_steps)
         weights = as_tensor(weights, problem.X)
+        watch = self._watch(problem)
         with tqdm(
             total=problem.recipe.n_steps,
             desc=type(self).__name__,
@@ -183,10 +203,13 @@ class TorchEstimator(BaseEstimator):
                 problem.X,
                 problem.targets,
                 problem.weighted(weights[None]),
+                watch=watch,
                 keep=keep,
                 stop_when_diverged=True,
                 on_step=bar.update,
             )
+        if watch is not None and watch.vectors is not None:
+            problem = self._stopped(problem, result, watch)
         return self._finish(problem, result, weights)
 
     def _finish(self, problem, result, weights):
@@ -195,7 +218,7 @@ class TorchEstimator(BaseEstimator):
         self._check_finite(result, recipe.n_steps)
         problem.model.load(result.params[0])
         scale = result.denominator
-        self.module_ = problem.model.module
+        self._keep(problem.model, recipe.n_steps)
         # the record is on the CPU: it must load where this device is missing
         self.trajectory_ = Trajectory(
             recipe=recipe,
@@ -203,9 +226,36 @@ class TorchEstimator(BaseEstimator):
             denominator=None if scale is None else scale[0].cpu(),
             states={step: state.cpu() for step, state in result.states.items()},
         )
-        curve = np.array(result.loss_curve).reshape(self.max_epochs, -1)
+        curve = np.array(result.loss_curve).reshape(-1, problem.epoch)
         self.loss_curve_ = curve.mean(axis=1)
+        self.n_epochs_ = recipe.n_steps // problem.epoch
+        self._held_out = problem.held_out
         return self
+
+    def _keep(self, model, n_steps):
+        """Store the trained module, as it answers queries."""
+        self.module_ = model.module
+        self._in_training = ()
+        if not any(model.behaviour):
+            return
+        self._in_training = tuple(
+            name for name, layer in self.module_.named_modules() if layer.training
+        )
+        self.module_.eval()
+        held = dict(self.module_.named_buffers())
+        for name in counter_names(self.module_):
+            if name.rpartition(".")[0] in self._in_training:
+                held[name] += n_steps
+
+    def _module_in_training(self):
+        """Return the trained module, its tensors shared, as it was trained."""
+        names = getattr(self, "_in_training", ())
+        if not names:
+            return self.module_
+        module = apart(self.module_)
+        for name in names:
+            module.get_submodule(name).training = True
+        return module
 
     def _check_finite(self, result, n_steps, n_before=0):
         """Raise if a run, of which ``n_before`` steps were taken before, diverged."""
@@ -231,24 +281,56 @@ class TorchEstimator(BaseEstimator):
             self.random_state if random_state is None else random_state
         )
         init_seed, batch_seed = draw_seed(rng), draw_seed(rng)
-        X = as_tensor(X).to(device)
-        targets = self._targets(y, X)
-        model = FunctionalModule(self._build_module(X, init_seed))
+        rows = as_tensor(X).to(device)
+        model = FunctionalModule(self._build_module(rows, init_seed))
         if check:
-            self._check_rebuilt(model.module, X, init_seed)
-        batches = epoch_batches(len(X), self.batch_size, self.max_epochs, batch_seed)
+            self._check_rebuilt(model.module, rows, init_seed)
+        X = in_dtype_of(model.module, rows)
+        if check:
+            warn_of_useless_biases(model.module, X[:FEW], stacklevel=6)
+        targets = self._targets(y, X)
+        model.look(X)
+        draws = model.behaviour.masks or model.behaviour.draws
+        mask_seed = draw_seed(rng) if draws else 0
+        stopping = self._stopping()
+        held_out = np.zeros(0, dtype=np.intp)
+        if stopping is not None:
+            classes = isinstance(self.loss_function_, ClassLoss)
+            held_out = stopping._rows_held_out(y, classes, batch_seed)
+        batches = self._batches(len(X), held_out, batch_seed)
         n_steps = self.max_epochs if batches is None else len(batches)
+        rates, epoch = self._learning_rates(n_steps), n_steps // self.max_epochs
+        if stopping is not None and stopping.n_epochs is not None:
+            n_steps = min(n_steps, stopping.n_epochs * epoch)
+            rates = rates[:n_steps]
+            batches = None if batches is None else batches[:n_steps]
         recipe = Recipe(
             optimizer=self._optimizer().bound(model.module),
-            learning_rates=self._learning_rates(n_steps),
+            learning_rates=rates,
             initial=model.flatten().cpu(),
             batches=batches,
             clip_norm=self.clip_norm,
+            statistics=model.statistics().cpu() if model.n_buffers else None,
+            seed=mask_seed,
+            average=self._shares_of_states(n_steps),
         )
-        check_loss(self.loss_function_, few_outputs(model.module, X), targets[:FEW])
+        few = few_outputs(model.evaluated, X)
+        check_loss(self.loss_function_, few, targets[:FEW])
         weighting = self._weighting(targets)
+        validation = None
+        if stopping is not None and stopping.n_epochs is None:
+            rows = self._validation_rows(stopping, held_out, X, targets)
+            validation = self._validation(stopping, *rows, epoch)
         return TrainingProblem(
-            model, self.loss_function_, recipe, X, targets, weighting
+            model,
+            self.loss_function_,
+            recipe,
+            X,
+            targets,
+            weighting,
+            epoch,
+            validation,
+            held_out,
         )
 
     def _weighting(self, targets):
@@ -313,15 +395,16 @@ class TorchEstimator(BaseEstimator):
                 X.shape[1], sizes.astype(int).tolist(), n_outputs, self.activation, seed
             )
         elif isinstance(self.module, nn.Module):
-            module = uncompiled_copy(self.module)
+            module, X = as_it_takes(uncompiled_copy(self.module), X)
         else:
-            module = call_seeded(self.module, X.shape[1], n_outputs, seed)
+            shape = X.shape[1] if X.ndim == 2 else tuple(X.shape[1:])
+            module = call_seeded(self.module, shape, n_outputs, seed)
             if not isinstance(module, nn.Module):
                 raise TypeError(
                     "module(n_features, n_outputs) must return a torch.nn.Module, got "
                     f"{type(module)}."
                 )
-            module = uncompiled_copy(module)
+            module, X = as_it_takes(uncompiled_copy(module), X)
         module = module.to(device=X.device, dtype=X.dtype)
         materialise(module, X[:FEW], seed)
         with generator_kept():  # a module that draws numbers is refused
@@ -341,13 +424,16 @@ class TorchEstimator(BaseEstimator):
                     "global generator, as torch.nn.init does, or from NumPy's."
                 )
 
-    def _stack(self, X, y, weights, *, random_state, n_jobs=None, verbose=0):
-        """Train once per weighting of the rows; return model and parameters (M, P).
+    def _stack(
+        self, X, y, weights, *, random_state, masks=None, n_jobs=None, verbose=0
+    ):
+        """Train once per weighting of the rows; return model and `Trained`.
 
-        ``self`` must have its targets encoded and is not changed.
+        ``self`` must have its targets encoded and is not changed. ``masks`` (M,) are
+        seeds of the random numbers of layers; None is one for all.
         """
         problem = self._problem(X, y, random_state)
-        params = train_stack(
+        found = train_stack(
             problem.model,
             problem.loss,
             problem.recipe,
@@ -355,10 +441,12 @@ class TorchEstimator(BaseEstimator):
             problem.targets,
             problem.weighted(weights),
             memory_bytes=memory_cap(),
+            seeds=None if masks is None else torch.tensor(masks).to(problem.X.device),
+            validation=problem.validation,
             n_jobs=n_jobs,
             verbose=verbose,
         )
-        return problem.model, params
+        return problem.model, found
 
     def _stack_size(self, X, y):
         """Return how many models a stack holds under the memory cap."""
@@ -367,14 +455,15 @@ class TorchEstimator(BaseEstimator):
 
     def _retrained_outputs(self, X_query, **options):
         """Train once per weighting of the rows; return outputs (M, q, C)."""
-        model, params = self._stack(**options)
-        queries = as_tensor(X_query, params)
-        return stacked_outputs(model, params, queries, memory_cap())
+        model, found = self._stack(**options)
+        check_whole(model.module, X_query)
+        queries = as_tensor(X_query, found.params)
+        return stacked_outputs(model, found.params, queries, memory_cap())
 
     # ------------------------------------------------------------- prediction
     def _outputs(self, X):
         check_is_fitted(self, "module_")
-        X = validate_data(self, X, dtype=DTYPES, reset=False)
+        X = validate_rows(self, rows_of(X), reset=False)
         outputs = self._raw_outputs(X).cpu().numpy()
         bad = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
         if len(bad):
@@ -390,11 +479,15 @@ class TorchEstimator(BaseEstimator):
         """Return outputs (n, C) of validated rows, in the module's dtype."""
         like = next(self.module_.parameters())
         check_ids(self.module_, X, like.dtype)
+        check_whole(self.module_, X)
         parts = []
         with torch.no_grad():
             for part in chunks(len(X), 8192):
                 rows = as_tensor(X[part], like)
-                outputs = run_module(self.module_, rows)
+                try:
+                    outputs = run_module(self.module_, rows)
+                except IndexError as error:
+                    raise unknown_numbers(rows, error) from error
                 check_is_tensor(outputs)
                 parts.append(as_rows(outputs, len(rows)))
                 check_shape(parts[-1], len(rows), self.n_outputs_)
@@ -409,44 +502,6 @@ class TorchEstimator(BaseEstimator):
             # a pickle must load on a machine without this device
             state = {**state, "module_": copy.deepcopy(module).cpu()}
         return state
-
-
-def fitted_from(cls, module, targets, device, loss, link, **fitted):
-    """Return a fitted wrapper around a trained module, without a record.
-
-    ``targets`` are examples, as many different ones as there can be.
-    """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, got {type(module)}.")
-    if not any(p.requires_grad for p in module.parameters()):
-        raise ValueError("module has no trainable parameters.")
-    check_takes_rows(module)
-    if device is None:
-        device = next(module.parameters()).device
-    estimator = cls(module=module, loss=loss, device=device)
-    unsuitable = find_unsuitable_layers(module)
-    if unsuitable:
-        name, reason = unsuitable[0]
-        raise ValueError(f"module layer {name} {reason}. {CURE}")
-    if is_lazy(module):
-        raise ValueError(
-            "module has lazy layers that have seen no input yet: call it on a few rows "
-            "once, as its training did."
-        )
-    estimator.module_ = in_single_precision(uncompiled_copy(module).to(device))
-    estimator.trajectory_ = None
-    loss = as_loss(loss, link, single_output=module_width(module) == 1)
-    estimator.loss_function_, n_outputs = loss, loss.n_outputs(targets)
-    estimator.n_outputs_ = n_outputs
-    few_targets = targets[-FEW:]
-    shape = len(few_targets), n_outputs
-    # numbers that may be rates, log-odds or predictions
-    outputs = torch.linspace(0.2, 1.0, shape[0] * shape[1]).view(shape)
-    check_loss(loss, outputs, few_targets)
-    estimator._tried = try_on_noise(estimator.module_, n_outputs, loss)
-    for name, value in fitted.items():
-        setattr(estimator, name, value)
-    return estimator
 
 
 def untrained(estimator, X, y, random_state=0):

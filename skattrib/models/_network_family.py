@@ -1,15 +1,17 @@
 """The family of networks: what attributors ask of TorchClassifier, TorchRegressor."""
 
 import copy
+import warnings
 
 import numpy as np
 from sklearn.base import clone
 
 from skattrib._validation import as_tensor
 from skattrib.engine._functional import FunctionalModule
-from skattrib.exceptions import TrajectoryError
+from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
 from skattrib.models._module_checks import FEW, check_module
 from skattrib.models._protocol import Differentiable, Recorded, Retrainable
+from skattrib.models._rows import check_row_shape
 
 
 class NetworkModel(Retrainable, Differentiable, Recorded):
@@ -29,22 +31,53 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
         return False
 
     @property
+    def takes_any_shape(self):
+        """Whether rows may have more than one axis: as a module takes them."""
+        return self.estimator.module is not None
+
+    @property
     def loss(self):
         """Loss that it was trained on; before that, the usual one of its kind."""
         return getattr(self.estimator, "loss_function_", super().loss)
 
     def future_loss(self, X, y):
         """Return the loss that it will be trained on."""
-        if self.frozen:
+        if self.frozen:  # and knows its rows
+            check_row_shape(self.estimator, X)
             return self.loss
         blank = clone(self.estimator)
         blank._learn_target(y, X)
         return blank.loss_function_
 
+    def recipe(self):
+        """Return what to train on other rows: a fitted one stops where it stopped."""
+        return self.estimator._kept_stopping()
+
+    def trained_weights(self, weights):
+        """Return the weights of the rows; 0 for those that were not trained on."""
+        held_out = getattr(self.estimator, "_held_out", ())
+        if not len(held_out) or len(weights) <= held_out[-1]:
+            return weights
+        warnings.warn(
+            f"early_stopping held out {len(held_out)} of the {len(weights)} rows: "
+            "their attributions are 0, although they decide when training stops. Use "
+            "EarlyStopping(validation_data=(X, y)) to attribute to all rows.",
+            FaithfulnessWarning,
+            stacklevel=7,
+        )
+        weights = weights.copy()
+        weights[held_out] = 0
+        return weights
+
     @property
     def module(self):
         """The fitted module."""
         return self.estimator.module_
+
+    @property
+    def module_in_training(self):
+        """The fitted module, its tensors shared, in the modes it was trained in."""
+        return self.estimator._module_in_training()
 
     @property
     def trajectory(self):
@@ -95,9 +128,10 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
         """Raise unless the fitted module maps rows to outputs one by one.
 
         Training has made sure of it. A module that was trained elsewhere has met no
-        rows, unless it could be tried on some when it was wrapped.
+        rows, unless it could be tried on some of a table when it was wrapped.
         """
-        if not getattr(self.estimator, "_tried", True):
+        tried = getattr(self.estimator, "_tried", None)
+        if tried is False or (tried and np.ndim(X) > 2):
             rows = as_tensor(np.asarray(X)[:FEW], next(self.module.parameters()))
             check_module(self.module, rows, self.estimator.n_outputs_, self.loss)
 

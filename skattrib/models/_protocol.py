@@ -77,6 +77,21 @@ class Model:
         """
         return self.estimator
 
+    def trained_weights(self, weights: Any) -> Any:
+        """Return the weights of the rows of a fit; 0 for those it held out.
+
+        Parameters
+        ----------
+        weights : ndarray of shape (n,)
+            That the fit was given.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Here the same.
+        """
+        return weights
+
     @property
     def takes_texts(self) -> bool:
         """Whether rows are texts."""
@@ -94,6 +109,11 @@ class Model:
     def takes_sparse(self) -> bool:
         """Whether sparse rows are passed on as they are."""
         return True
+
+    @property
+    def takes_any_shape(self) -> bool:
+        """Whether rows may have more than one axis, and whole numbers stay them."""
+        return False
 
     @property
     def loss(self) -> Loss:
@@ -492,6 +512,14 @@ class Differentiable(Model, ABC):
     @abstractmethod
     def module(self) -> torch.nn.Module:
         """The fitted module, from rows to outputs."""
+
+    @property
+    def module_in_training(self) -> torch.nn.Module:
+        """The same, its tensors shared, with its layers in the modes of training.
+
+        Here the module itself: it has no dropout and no batch normalisation.
+        """
+        return self.module
 
     @abstractmethod
     def targets(self, y: Any, like: torch.Tensor) -> torch.Tensor:

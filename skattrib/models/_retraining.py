@@ -15,22 +15,22 @@ from sklearn.utils.validation import check_consistent_length
 
 from skattrib._progress import tqdm
 from skattrib._validation import (
-    DTYPES,
     dense,
     draw_seed,
     draw_seeds,
     seed_unset,
     sorted_labels,
-    validate_data,
 )
 from skattrib.engine._losses import Loss, OutcomeFunction, SetMeasure
 from skattrib.engine._parallel import call_all
+from skattrib.engine._training import Trained
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._any import EstimatorModel
 from skattrib.models._as_model import as_model
 from skattrib.models._parts import Parts, is_search
 from skattrib.models._protocol import Retrainable, label_codes
 from skattrib.models._repeatable import check_repeatable, finite_rows
+from skattrib.models._rows import validate_rows
 
 FloatArray = NDArray[np.float64]
 #: Iterations that a tighter tolerance may take.
@@ -82,8 +82,8 @@ class Trainer:
         if is_classifier(estimator) and self.y.ndim == 1 and not self.stacked:
             self.model.classes = sorted_labels(self.y, "y")[0]
         if self.stacked:
-            self.X, self.y = validate_data(
-                self.estimator, X, self.y, dtype=DTYPES, multi_output=self.y.ndim > 1
+            self.X, self.y = validate_rows(
+                self.estimator, X, self.y, multi_output=self.y.ndim > 1
             )
             self.estimator._learn_target(self.y, self.X)
 
@@ -127,11 +127,16 @@ class Trainer:
         """Return how many neural networks are trained at a time."""
         return cast(int, self.estimator._stack_size(self.X, self.y))
 
-    def params(self, weights: FloatArray, seed: int) -> torch.Tensor:
-        """Train a stack of neural networks; return their parameters (k, P)."""
-        return cast(
-            torch.Tensor, self.estimator._stack(**self._stack_options(weights, seed))[1]
-        )
+    def params(
+        self, weights: FloatArray, seed: int, masks: NDArray[np.int64] | None = None
+    ) -> Trained:
+        """Train a stack of neural networks.
+
+        ``masks`` (k,) are seeds of the random numbers of their layers; None is one for
+        all.
+        """
+        options = {**self._stack_options(weights, seed), "masks": masks}
+        return cast(Trained, self.estimator._stack(**options)[1])
 
     def outputs(
         self, weights: FloatArray, seed: int, X_query: Any

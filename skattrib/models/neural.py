@@ -14,7 +14,6 @@ from torch import nn
 
 from skattrib._docstrings import fill_in
 from skattrib._validation import (
-    DTYPES,
     as_numbers,
     as_tensor,
     check_labels,
@@ -25,14 +24,16 @@ from skattrib._validation import (
     seed_unset,
     target_type,
     unchanged_on_error,
-    validate_data,
     warn_if_measured,
 )
 from skattrib.engine._losses import ClassLoss, LabelLoss, Loss, as_loss
 from skattrib.engine._modules import uncompiled_copy
 from skattrib.engine._row_weights import RowWeighting
+from skattrib.models._datasets import ScoresDatasets, opened
+from skattrib.models._from_module import check_classes, fitted_from, targets_of
 from skattrib.models._module_checks import module_width
-from skattrib.models._network import TorchEstimator, fitted_from
+from skattrib.models._network import TorchEstimator
+from skattrib.models._rows import as_it_takes, validate_rows
 from skattrib.models._skorch import classifier_of, regressor_of
 
 __all__ = ["TorchClassifier", "TorchRegressor"]
@@ -53,7 +54,8 @@ _DOCS = {
     "module": """
     None builds a multilayer perceptron. An instance is copied and trained from the
     weights it has; a callable ``module(n_features, n_outputs) -> nn.Module`` is
-    called with torch's generator seeded by `random_state`.
+    called with torch's generator seeded by `random_state`. It gets the shape of a
+    row, a tuple, for n_features where X has more than two dimensions.
     """,
     "layers": """
     hidden_layer_sizes : array-like of int, default=(32,)
@@ -88,7 +90,18 @@ _DOCS = {
         Rows per step. None is all of them: only then do weights act exactly as
         repeated rows, because the minibatches do not depend on them.
     max_epochs : int, default=100
-        Passes over the rows; there is no early stopping.
+        Passes over the rows, at most.
+    early_stopping : bool or EarlyStopping, default=False
+        Whether training stops where the loss on validation rows no longer falls. True
+        holds out a tenth of the rows and waits for 10 epochs. Retrainings of a fitted
+        network stop where it did, unless told otherwise.
+    average : {"ema", "swa"} or None, default=None
+        What answers queries: None is the network after the last step; "ema" an
+        exponential average over the steps, "swa" the mean over their last quarter, of
+        weights and running statistics. Averages are calmer functions of the rows: their
+        attributions rank retrained models better where the learning rate is high.
+    average_decay : float, default=0.99
+        Of "ema", for each step.
     record : {"recipe", "checkpoints", "states"}, default="recipe"
         What `trajectory_` keeps: what is needed to repeat the run; also about √T
         states; or all T of them.
@@ -107,14 +120,25 @@ _DOCS = {
         Record of the run; None for a wrapped module.
     loss_function_ : Loss
         Loss of a row.
-    loss_curve_ : ndarray of shape (max_epochs,)
+    loss_curve_ : ndarray of shape (n_epochs,)
         Mean training loss of each epoch, measured before each step.
+    n_epochs_ : int
+        Epochs that the network was trained for, up to the one that was taken.
+    validation_loss_curve_ : ndarray of shape (n_epochs,)
+        Mean loss of the validation rows after each epoch, with early stopping.
     n_outputs_ : int
         Number of outputs of the module.
     n_features_in_ : int
         Number of features seen in fit.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, if X had any.
+    """,
+    "rows": """
+    Training rows; the network takes their dtype, float32 or float64. With a `module`
+    they may have any shape: images, or sequences. Whole numbers become floats,
+    float64, if the module takes these; if not, as an ``nn.Embedding`` does not, they
+    stay integers (int64), and the network is of torch's default, float32. A map-style
+    ``torch.utils.data.Dataset`` of pairs (x, y) brings its targets.
     """,
     "fit_errors": """
     ValueError
@@ -129,34 +153,8 @@ _DOCS = {
 }
 
 
-def targets_of(loss, n_outputs):
-    """Return for how many targets a loss of numbers takes so many outputs."""
-    for n_targets in range(n_outputs, 0, -1):
-        if loss.n_outputs(torch.zeros(1, n_targets)) == n_outputs:
-            return n_targets
-    raise ValueError(
-        f"n_outputs={n_outputs} is what loss {loss!r} takes for no number of targets: "
-        f"for one it takes {loss.n_outputs(torch.zeros(1, 1))}."
-    )
-
-
-def check_classes(classes):
-    """Return the labels of a module's outputs as an array."""
-    classes = np.asarray(classes)
-    if (
-        classes.ndim != 1
-        or len(classes) < 2
-        or not np.array_equal(np.unique(classes), classes)
-    ):
-        raise ValueError(
-            "classes must be at least two different labels in sorted order, as "
-            f"np.unique(y) gives them; got {classes!r}."
-        )
-    return classes
-
-
 @fill_in(_DOCS)
-class TorchClassifier(ClassifierMixin, TorchEstimator):
+class TorchClassifier(ScoresDatasets, ClassifierMixin, TorchEstimator):
     """A neural network classifier, trained reproducibly.
 
     %(purpose)s
@@ -164,8 +162,8 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
     Parameters
     ----------
     module : nn.Module, callable or None, default=None
-        Network from rows (n, n_features) to unnormalised log-probabilities
-        (n, n_classes).
+        Network from rows (n, n_features), or of another shape, to unnormalised
+        log-probabilities (n, n_classes).
         %(module)s
     %(layers)s
     loss : "auto", nn.Module or callable, default="auto"
@@ -195,9 +193,11 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
 
     Notes
     -----
-    Layers through which rows influence each other (batch normalisation in training
-    mode) and layers that draw random numbers (dropout) are refused: with them "the
-    effect of a row" is not defined by the weights alone.
+    Dropout draws the same mask for a row in each retraining: it is a function of
+    `random_state`, the step and the row. Batch normalisation counts rows by their
+    weights. So a row of weight zero is one that is left out, and derivatives in the
+    weights are exact. Layers in evaluation mode when the module is passed stay so.
+    Other layers through which rows influence each other are refused.
 
     Examples
     --------
@@ -235,6 +235,9 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         clip_norm=None,
         batch_size=None,
         max_epochs=100,
+        early_stopping=False,
+        average=None,
+        average_decay=0.99,
         record="recipe",
         device="cpu",
         random_state=None,
@@ -256,6 +259,9 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
             clip_norm=clip_norm,
             batch_size=batch_size,
             max_epochs=max_epochs,
+            early_stopping=early_stopping,
+            average=average,
+            average_decay=average_decay,
             record=record,
             device=device,
             random_state=random_state,
@@ -265,16 +271,16 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
 
     @_fit_context(prefer_skip_nested_validation=True)
     @fill_in(_DOCS)
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X, y=None, sample_weight=None):
         """Train the network.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows, float32 or float64; the network takes their dtype.
-        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            %(rows)s
+        y : array-like of shape (n_samples,) or (n_samples, n_labels), default=None
             Class labels, at least two different ones; or 0 and 1 for each of several
-            labels, of which a row may have any.
+            labels, of which a row may have any. None only with a Dataset.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Multiplier of each row's loss.
 
@@ -288,8 +294,8 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         %(fit_errors)s
         """
         with unchanged_on_error(self):
-            several = has_columns(y)
-            X, y = validate_data(self, X, y, dtype=DTYPES, multi_output=several)
+            X, y = opened(X, y)
+            X, y = validate_rows(self, X, y, multi_output=has_columns(y))
             return self._fit(X, y, sample_weight)
 
     def _learn_target(self, y, X=None):
@@ -340,9 +346,10 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
         if X is None or not isinstance(self.module, nn.Module):
             return False
         try:
-            module = uncompiled_copy(self.module).to(as_tensor(X[:1]).dtype)
+            module = uncompiled_copy(self.module)
+            module, row = as_it_takes(module, as_tensor(X[:1]))
             with torch.no_grad():
-                return module(as_tensor(X[:1])).numel() == 1
+                return module.to(row.dtype)(row).numel() == 1
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
             return False  # the checks of the module raise, with a reason
 
@@ -416,7 +423,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
             Rows.
 
         Returns
@@ -435,7 +442,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
             Rows.
 
         Returns
@@ -455,7 +462,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
             Rows.
 
         Returns
@@ -472,7 +479,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
             Rows.
 
         Returns
@@ -544,7 +551,7 @@ class TorchClassifier(ClassifierMixin, TorchEstimator):
 
 
 @fill_in(_DOCS)
-class TorchRegressor(RegressorMixin, TorchEstimator):
+class TorchRegressor(ScoresDatasets, RegressorMixin, TorchEstimator):
     """A neural network regressor, trained reproducibly.
 
     %(purpose)s
@@ -552,7 +559,8 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
     Parameters
     ----------
     module : nn.Module, callable or None, default=None
-        Network from rows (n, n_features) to predictions (n, n_outputs).
+        Network from rows (n, n_features), or of another shape, to predictions
+        (n, n_outputs).
         %(module)s
     %(layers)s
     loss : "auto", nn.Module or callable, default="auto"
@@ -591,15 +599,15 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
 
     @_fit_context(prefer_skip_nested_validation=True)
     @fill_in(_DOCS)
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X, y=None, sample_weight=None):
         """Train the network.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows, float32 or float64; the network takes their dtype.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Numbers to predict.
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            %(rows)s
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            Numbers to predict; None only with a Dataset.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Multiplier of each row's loss.
 
@@ -613,9 +621,8 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
         %(fit_errors)s
         """
         with unchanged_on_error(self):
-            X, y = validate_data(
-                self, X, y, dtype=DTYPES, y_numeric=True, multi_output=True
-            )
+            X, y = opened(X, y)
+            X, y = validate_rows(self, X, y, y_numeric=True, multi_output=True)
             self._fit(X, y, sample_weight)
         self._warn_if_out_of_reach(X, y)
         return self
@@ -663,7 +670,7 @@ class TorchRegressor(RegressorMixin, TorchEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
             Rows.
 
         Returns

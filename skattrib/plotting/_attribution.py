@@ -507,4 +507,6 @@ def _check_images(rows, shape):
             f"image_shape={shape} takes {np.prod(shape)} pixels, but rows have "
             f"{images[0].size}: pass the shape of one image."
         )
+    if images.ndim == 4 and colours and images.shape[1:] == (shape[2], *shape[:2]):
+        images = np.moveaxis(images, 1, -1)  # colours came first, as torch has them
     return images.reshape(len(images), -1)

@@ -22,6 +22,7 @@ from skattrib.models._costs import (
     multiplications_per_second,
     training_seconds,
 )
+from skattrib.models._datasets import with_targets
 from skattrib.models._network import untrained
 from skattrib.models.language import CausalLanguageModel
 from skattrib.retrieval._indexing import (
@@ -237,7 +238,7 @@ class RISEValuator(BaseAttributor):
     # -------------------------------------------------------------------- fit
     @_fit_context(prefer_skip_nested_validation=False)
     @fill_in(ATTRIBUTOR_DOCS)
-    def fit(self, X, y, tasks=None, **fit_params):
+    def fit(self, X, y=None, tasks=None, **fit_params):
         """Train the model and index the training rows.
 
         Parameters
@@ -288,7 +289,7 @@ class RISEValuator(BaseAttributor):
         model = as_model(estimator)
         if model.stacks and not model.frozen:
             problem = untrained(estimator, X, y)
-            find_head(problem.model.module, problem.X)
+            find_head(problem.model.evaluated, problem.X)
         if self.index is not None:
             check_index(os.path.abspath(self.index), settings, self._fit_seed)
 
@@ -338,15 +339,15 @@ class RISEValuator(BaseAttributor):
         self.estimand_ = _ESTIMAND
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def partial_fit(self, X, y):
+    def partial_fit(self, X, y=None):
         """Add rows to the index; the model is not changed.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
             Rows.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Their targets.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            Their targets; None only with a Dataset of torch.
 
         Returns
         -------
@@ -363,9 +364,7 @@ class RISEValuator(BaseAttributor):
         """
         if not hasattr(self, "n_units_"):
             return self.fit(X, y)
-        if y is None:
-            raise ValueError("partial_fit needs y: the targets of the rows.")
-
+        X, y = with_targets(X, y, "partial_fit")
         X, y, _ = self._check_query(X, y)
         if self.tasks_ is not None:
             raise ValueError(
@@ -507,15 +506,15 @@ class RISEValuator(BaseAttributor):
         return means
 
     # ---------------------------------------------------------------- verdict
-    def diagnose(self, X, y, n_retrainings=0):
+    def diagnose(self, X, y=None, n_retrainings=0):
         """Report how far the scores can be trusted, and why not.
 
         Parameters
         ----------
         X : array-like of shape (n_queries, n_features)
             Queries.
-        y : array-like of shape (n_queries,) or (n_queries, n_outputs)
-            Their targets.
+        y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
+            Their targets; None only with a Dataset of torch, which brings them.
         n_retrainings : int, default=0
             Number of retrained models to compare with, at least 8; 0 for none.
 
@@ -541,6 +540,7 @@ class RISEValuator(BaseAttributor):
         FaithfulnessWarning
             If the verdict is bad.
         """
+        X, y = with_targets(X, y, "diagnose")
         X, y, outcome = self._check_finite_query(X, y)
         if n_retrainings:
             self._check_retrainable()

@@ -217,7 +217,7 @@ class KernelSurrogateAttributor(SurrogateAttributor):
 
     @_fit_context(prefer_skip_nested_validation=False)
     @fill_in(_DOCS)
-    def fit(self, X, y, tasks=None, **fit_params):
+    def fit(self, X, y=None, tasks=None, **fit_params):
         """Train the model and estimate the outcomes of random subsets.
 
         Parameters
@@ -354,7 +354,7 @@ class LinearSurrogateAttributor(PosteriorOfPrior, SurrogateAttributor):
 
     @_fit_context(prefer_skip_nested_validation=False)
     @fill_in(_DOCS)
-    def fit(self, X, y, tasks=None, **fit_params):
+    def fit(self, X, y=None, tasks=None, **fit_params):
         """Train the model and estimate the outcomes of random subsets.
 
         Parameters

@@ -263,7 +263,7 @@ class SurrogateAttributor(BaseAttributor):
         if isinstance(self.projection, Integral | None):
             return self.projection
         n_params = FunctionalModule(as_model(self._model).module).n_params
-        dtype = self._features.dtype
+        dtype = float_dtype(self._features)
         return fitted_projection(self.projection, n_params, dtype, self._fit_seed)
 
     def _with_loo(self):

@@ -210,8 +210,8 @@ def test_call_seeded_from_many_threads():
 def test_factory_may_build_by_a_factory(monkeypatch):
     """As one that pre-trains does: it must not wait for itself."""
     # a lock of its own, lest a failure here blocks all other tests
-    lock = type(_modules._global_generator)()
-    monkeypatch.setattr(_modules, "_global_generator", lock)
+    lock = type(_modules.global_generator)()
+    monkeypatch.setattr(_modules, "global_generator", lock)
     built = []
 
     def nested(n_inputs, n_outputs):

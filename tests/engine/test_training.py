@@ -382,7 +382,9 @@ def test_kept_states_lead_to_the_end(record, optimizer):
             rate, rows = recipe.step(t, X.device)
             minibatch = Minibatch(model, CLASSIFICATION, X[rows], y[rows])
             shares = row_shares(weights[:, rows])
-            gradient, *_ = minibatch(params, shares, None, same_seeds(len(params), 0, X))
+            gradient, *_ = minibatch(
+                params, shares, None, same_seeds(len(params), 0, X)
+            )
             scale = (recipe.clip_norm / (gradient.norm() + 1e-6)).clamp(max=1)
             with torch.no_grad():
                 params, state = recipe.optimizer.step(

@@ -373,7 +373,7 @@ def test_rows_are_added(tmp_path):
             rise.score(Xq, yq)
         with pytest.raises(ValueError, match="3 rows were added by partial_fit"):
             rise.diagnose(Xq, yq, n_retrainings=8)
-        with pytest.raises(ValueError, match="needs y"):
+        with pytest.raises(ValueError, match="requires y"):
             rise.partial_fit(Xq, None)
     named = make().fit(pd.DataFrame(X, index=[f"r{i}" for i in range(60)]), y)
     named.partial_fit(pd.DataFrame(Xq[:2]), yq[:2])

@@ -11,9 +11,11 @@ from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._losses import Loss, check_loss
 from skattrib.engine._trajectory import Recipe
 from skattrib.exceptions import TrajectoryError
+from skattrib.models._from_module import check_classes
 from skattrib.models._module_checks import FEW, check_module, few_outputs
 from skattrib.models._network import TrainingProblem
-from skattrib.models.neural import TorchClassifier, TorchRegressor, check_classes
+from skattrib.models._rows import as_it_takes
+from skattrib.models.neural import TorchClassifier, TorchRegressor
 
 CAUSES = (
     "The loop must take the mean over each minibatch of the loss of a row: of the "
@@ -30,6 +32,7 @@ class _Recorded:
     # parameters of a network that draws its run; fixed here
     record = "recipe"
     random_state = 0
+    average, average_decay, early_stopping = None, 0.99, False
 
     _parameter_constraints: dict = {
         "module": [nn.Module],
@@ -66,13 +69,14 @@ class _Recorded:
 
     def _problem(self, X, y, random_state=None, *, check=False):
         module = copy.deepcopy(self.module).to(self._device())
-        X = as_tensor(X, next(p for p in module.parameters() if p.requires_grad))
+        module, X = as_it_takes(module, as_tensor(X))
+        X = X.to(next(p for p in module.parameters() if p.requires_grad))
         targets = self._targets(y, X)
         check_module(module, X[:FEW], self.n_outputs_, self.loss_function_)
         check_rows(self.recipe.batches, len(X))
         model = FunctionalModule(module)
         loss = self.loss_function_
-        check_loss(loss, few_outputs(module, X), targets[:FEW])
+        check_loss(loss, few_outputs(model.evaluated, X), targets[:FEW])
         weighting = self._weighting(targets)
         return TrainingProblem(model, loss, self.recipe, X, targets, weighting)
 

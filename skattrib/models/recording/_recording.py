@@ -466,7 +466,8 @@ def _untrained(model):
 
 def _data(X, y):
     """Return the data as tensors whose digest tells them from others."""
-    X, y = check_array(X, dtype=[np.float64, np.float32]), np.asarray(y)
+    X = check_array(X, dtype=[np.float64, np.float32], allow_nd=True)
+    y = np.asarray(y)
     if y.dtype.kind not in "biuf":
         y = np.unique(y, return_inverse=True)[1]
     return as_tensor(X), as_tensor(y)
@@ -483,9 +484,8 @@ def record_training(model, optimizer, clip_norm=None):
     ----------
     model : nn.Module
         Module from rows (n, n_features) to unnormalised log-probabilities or
-        predictions. One that takes images is recorded as
-        ``nn.Sequential(nn.Unflatten(1, shape), model)``, with X as flat rows. Layers
-        that draw random numbers or mix rows are refused.
+        predictions; rows have the shape that it takes. Layers that draw random
+        numbers or mix rows are refused.
     optimizer : torch.optim.AdamW, Adam, SGD, RMSprop or Muon, or list of them
         What holds all trainable parameters of the model. Groups of them may differ in
         learning rate and weight decay. Schedulers may change the learning rate. It may

@@ -1,0 +1,162 @@
+"""Data sets of torch, which bring rows and targets together, as two arrays."""
+
+from typing import NoReturn
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+from skattrib._tables import plain
+from skattrib.engine._functional import spread
+from skattrib.engine._modules import seeded
+
+# Items that are read twice.
+_N_TWICE = 8
+
+
+def opened(X, y=None):
+    """Return the rows and targets of a Dataset as arrays; others as they are.
+
+    Parameters
+    ----------
+    X : array-like or torch.utils.data.Dataset
+    y : array-like or None
+        With targets, a Dataset is left as it is: `validate_data` refuses it.
+
+    Raises
+    ------
+    ValueError
+        If a Dataset has no length, items that are no pairs or differ in shape, or is
+        random.
+    """
+    if isinstance(X, DataLoader) and y is None:
+        raise ValueError(
+            "X is a DataLoader of torch, which orders rows and makes batches, as the "
+            "estimator does: pass its dataset, loader.dataset."
+        )
+    if y is not None or not isinstance(X, Dataset):
+        return X, y
+    name, tensors = type(X).__name__, _tensors(X)
+    if tensors is None:
+        return _read(X, name)
+    if len(tensors) != 2:
+        _refuse_item(0, name, f"a tuple of {len(tensors)}")
+    return tuple(plain(t, n) for t, n in zip(tensors, "Xy", strict=True))
+
+
+def rows_of(X):
+    """Return the rows of a Dataset; others as they are."""
+    return opened(X)[0]
+
+
+def with_targets(X, y, method):
+    """Return what `opened` does; raise if there are no targets."""
+    X, y = opened(X, y)
+    if y is None:
+        raise ValueError(
+            f"{method} requires y to be passed, but the target y is None: only a "
+            "Dataset of torch brings its targets."
+        )
+    return X, y
+
+
+def _tensors(dataset):
+    """Return tensors that hold all items, None if they must be read one by one."""
+    # a derived class may do anything to its items
+    if type(dataset) is TensorDataset:
+        return dataset.tensors
+    if type(dataset) is Subset and (inner := _tensors(dataset.dataset)) is not None:
+        rows = torch.as_tensor(np.asarray(dataset.indices, dtype=np.int64))
+        return tuple(tensor[rows] for tensor in inner)
+    return None
+
+
+def _read(dataset, name):
+    """Return the rows and targets of items that are read one by one."""
+    try:
+        n = len(dataset)
+    except TypeError as error:
+        raise ValueError(
+            f"X is a {name}, which has no length: rows are attributed one by one, so "
+            "it must be a Dataset with __len__ and __getitem__. Collect its items: "
+            "TensorDataset(X, y)."
+        ) from error
+    if not n:
+        raise ValueError(f"Found 0 samples: the {name} is empty.")
+    # what a random item draws must not move the user's generators
+    with seeded(0):
+        for i in spread(n, _N_TWICE):
+            _check_same(_item(dataset, i, name), _item(dataset, i, name), i, name)
+        items = [_item(dataset, i, name) for i in range(n)]
+    rows, targets = zip(*items, strict=True)
+    return _stacked(rows, "rows", name), _stacked(targets, "targets", name)
+
+
+def _item(dataset, i, name):
+    """Return an item as a pair of arrays."""
+    item = dataset[int(i)]
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        has_length = isinstance(item, tuple | list)
+        what = f"a {type(item).__name__}{f' of {len(item)}' if has_length else ''}"
+        _refuse_item(i, name, what)
+    x, y = (np.asarray(plain(part, f"item {i}")) for part in item)
+    if x.dtype.kind not in "biuf":
+        raise ValueError(
+            f"The row of item {i} of the {name} is a {type(item[0]).__name__}, no "
+            "tensor or array of numbers: let the Dataset turn it into one."
+        )
+    return x, y
+
+
+def _refuse_item(i, name, what) -> NoReturn:
+    raise ValueError(
+        f"Item {i} of the {name} is {what}, and must be a pair (x, y) of a row and its "
+        "target: wrap it in a Dataset whose __getitem__ returns that."
+    )
+
+
+def _check_same(one, other, i, name):
+    """Raise if an item is another when it is read again."""
+    for a, b in zip(one, other, strict=True):
+        if not np.array_equal(a, b, equal_nan=a.dtype.kind == b.dtype.kind == "f"):
+            raise ValueError(
+                f"The {name} is random: item {i}, read twice, is not the same, so a "
+                "model could not be trained on it again. Switch off its random "
+                "transforms, or draw once: pass TensorDataset(X, y) of what was drawn."
+            )
+
+
+def _stacked(parts, what, name):
+    """Return parts of equal shapes as one array."""
+    for i, part in enumerate(parts):
+        if part.shape != parts[0].shape:
+            raise ValueError(
+                f"Items 0 and {i} of the {name} have {what} of shapes "
+                f"{parts[0].shape} and {part.shape}, and there is no collate function "
+                "here: pad them to one shape (torch.nn.utils.rnn.pad_sequence)."
+            )
+    return np.stack(parts)
+
+
+class ScoresDatasets:
+    """A mixin of scikit-learn's ``score`` that takes a Dataset, too."""
+
+    def score(self, X, y=None, sample_weight=None):
+        """Return the accuracy, or the coefficient of determination of a regressor.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            Rows; or a Dataset of torch, which brings the targets.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            Their targets; None only with a Dataset.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the rows.
+
+        Returns
+        -------
+        float
+            As ``score`` of scikit-learn's classifiers and regressors returns it.
+        """
+        X, y = with_targets(X, y, "score")
+        return super().score(X, y, sample_weight)

@@ -330,10 +330,9 @@ def query_posterior(
     if beside is not None:
         x, centre = _shown(beside[: len(outcomes)], finite)
     if slope is None:
-        slope = drawn_slope(x, D, *knowledge.slope)
-        used = max(slope, 0.0)
+        used = max(slope := drawn_slope(x, D, *knowledge.slope), 0.0)
     else:
-        used = float(slope > 0)  # these have their slopes already
+        used = float(slope > 0)  # several means have their slopes already
     r = D - used * x
     variance = _level(r, errors, knowledge.level)
     phi = knowledge.share if share is None else share

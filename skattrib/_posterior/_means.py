@@ -55,7 +55,8 @@ class QueryMeans:
         values, vectors = eigh(X.T @ X)
         values, told = np.maximum(values, 0), vectors.T @ (X.T @ differences)
         slopes, expected = before, vectors.T @ before
-        squares, n_left = np.square(differences - X @ slopes).sum(), len(differences)
+        squares = np.square(differences - X @ slopes).sum()
+        n_left = float(len(differences))
         for _ in range(_N_ROUNDS):
             kept = squares / n_left / _SD**2
             total = values + kept

@@ -172,7 +172,8 @@ class Weighed:
         means = found.means - found.means[..., :n_units].mean(axis=2, keepdims=True)
         sizes = np.linalg.norm(means[..., :n_units], axis=2)
         usable = np.isfinite(sizes) & (sizes > 0)
-        usable &= np.isfinite(found.errors).all(axis=2)
+        errors = np.zeros_like(means) if found.errors is None else found.errors
+        usable &= np.isfinite(errors).all(axis=2)
         order = np.r_[self._sized, np.arange(len(self.agreements))[::-1]]
         sized = order[usable[:, order].argmax(axis=1)]
         aim = np.take_along_axis(sizes, sized[:, None], axis=1)
@@ -185,9 +186,9 @@ class Weighed:
         with np.errstate(invalid="ignore"):
             scaled = [
                 np.where(scales[..., None] > 0, scales[..., None] * values, 0.0)
-                for values in (means, found.errors)
+                for values in (means, errors)
             ]
-        return PriorMeans(*scaled, found.correlations, weights)
+        return PriorMeans(scaled[0], scaled[1], found.correlations, weights)
 
 
 # --------------------------------------------------------------------- averages

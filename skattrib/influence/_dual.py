@@ -44,7 +44,7 @@ from skattrib.influence._linear_models import (
     trained_seeds,
 )
 from skattrib.influence._measures import measures
-from skattrib.influence._tangent_plans import check_has_head, plan_untrained
+from skattrib.influence._tangent_plans import check_has_head, plan_untrained, told
 from skattrib.models._answers import LastAnswer
 from skattrib.models._as_model import as_model
 from skattrib.models._costs import Cost, training_seconds
@@ -363,7 +363,7 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
             n_trainings,
             seconds + self.n_models * taken,
             size / 2**20,
-            _told(plan),
+            told(plan),
         )
 
     def _units_left_out(self):
@@ -411,8 +411,8 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         self.estimators_ = [self.estimator_, *(model.estimator for model in models[1:])]
         first = self._linearize(models[0], self.removal)
         planned = vars(self).pop("_planned", None)
-        if planned is None or _told(planned) != _told(first.plan):
-            self._say(_told(first.plan))
+        if planned is None or told(planned) != told(first.plan):
+            self._say(told(first.plan))
         others = [self._linearize(model, first.removal) for model in models[1:]]
         self._linear_models = [first, *others]
         ways = "attribute", "predict_outcomes"
@@ -811,12 +811,6 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
 
         recorded = model.can_retrain
         return verdict(figures, calibration, recorded, scale_hint(self._features))
-
-
-def _told(plan):
-    """Return how a network is solved for and units are left out, and why."""
-    removal = f"removal {plan.removal}: {plan.removal_reason}"
-    return f"{removal}; solver {plan.solver}: {plan.reason}"
 
 
 def _attributions(batches, without_each):

@@ -420,9 +420,8 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         if self.ridge == "calibrate":
             self._calibrate_ridge()
         else:
-            self._without_each = [
-                linear.without_each_unit() for linear in self._linear_models
-            ]
+            models = self._linear_models
+            self._without_each = [linear.without_each_unit() for linear in models]
 
         self.ridge_rule_ = self._linear_models[0].ridge
 

@@ -37,8 +37,8 @@ from skattrib.engine._minibatch import Minibatch, row_shares, same_seeds
 from skattrib.engine._modules import activation_size
 from skattrib.engine._optimizers import (
     Optimizer,
-    StepDerivative,
     Rate,
+    StepDerivative,
     clip_gradient,
     map_state,
     plain_sgd,

@@ -108,7 +108,13 @@ class FunctionalModule:
         return self._run(self.evaluated, X, params)
 
     def training_outputs(
-        self, vector: Tensor, X: Tensor, shares: Tensor, ids: Tensor, seed: Tensor, t: int
+        self,
+        vector: Tensor,
+        X: Tensor,
+        shares: Tensor,
+        ids: Tensor,
+        seed: Tensor,
+        t: int,
     ) -> tuple[Tensor, Tensor]:
         """Return outputs (n, C) of step t of a training, and new statistics (B,).
 
@@ -139,7 +145,9 @@ class FunctionalModule:
         moved = [context.new.get(name, value) for name, value in held.items()]
         return out, torch.cat([value.reshape(-1) for value in moved])
 
-    def _run(self, module: nn.Module, X: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+    def _run(
+        self, module: nn.Module, X: Tensor, params: Mapping[str, Tensor]
+    ) -> Tensor:
         if self.recomputes:
             return as_rows(run_module(_with(module, params), X), len(X))
         return as_rows(run_module(module, X, params), len(X))

@@ -336,7 +336,9 @@ class RowContext(TorchFunctionMode):
         eps: float = 1e-5,
     ) -> Tensor:
         rows = input.reshape(len(input), input.shape[1], -1)
-        if not training or self._silent:  # torch's own has no derivative in the running statistics
+        if (
+            not training or self._silent
+        ):  # torch's own has no derivative in the running statistics
             if running_mean is None or running_var is None:
                 raise RuntimeError("batch normalisation without running statistics")
             centred = rows - running_mean[:, None]

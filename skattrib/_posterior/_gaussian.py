@@ -320,19 +320,14 @@ def query_posterior(
     if n_pairs < len(finite):
         halves, first, second = halves.some(finite), first[finite], second[finite]
     D, middles = (first - second) / 2, (first + second) / 2
-    slope = None
-    if isinstance(attributions, QueryMeans):
-        attributions, errors, slope = attributions.told(halves.differences, D)
-    if not np.isfinite(attributions).all():
-        attributions, errors, slope = np.zeros(halves.n_units), None, None
-    a = attributions - attributions.mean()
+    a, errors, slope = _begun(attributions, errors, halves, D)
     x, centre = halves.differences @ a, None
     if beside is not None:
         x, centre = _shown(beside[: len(outcomes)], finite)
     if slope is None:
         used = max(slope := drawn_slope(x, D, *knowledge.slope), 0.0)
     else:
-        used = float(slope > 0)  # several means have their slopes already
+        used = float(slope > 0)
     r = D - used * x
     variance = _level(r, errors, knowledge.level)
     phi = knowledge.share if share is None else share
@@ -365,6 +360,21 @@ def query_posterior(
         factor,
         centre,
     )
+
+
+def _begun(
+    attributions: FloatArray | QueryMeans,
+    errors: FloatArray | None,
+    halves: Halves,
+    differences: FloatArray,
+) -> tuple[FloatArray, FloatArray | None, float | None]:
+    """Return centred attributions, their errors, and the slope if it is in them."""
+    slope = None
+    if isinstance(attributions, QueryMeans):
+        attributions, errors, slope = attributions.told(halves.differences, differences)
+    if not np.isfinite(attributions).all():
+        return np.zeros(halves.n_units), None, None
+    return attributions - attributions.mean(), errors, slope
 
 
 def _told(

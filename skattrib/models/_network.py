@@ -33,8 +33,8 @@ from skattrib.engine._modules import (
     ACTIVATIONS,
     build_mlp,
     call_seeded,
-    generator_kept,
     materialise,
+    seeded,
     uncompiled_copy,
 )
 from skattrib.engine._optimizers import OPTIMIZERS, Optimizer
@@ -96,7 +96,11 @@ class TrainingProblem:
 
     def weighted(self, weights):
         """Return the weights (k, n) in minibatch losses, where X is."""
-        return self.weighting(as_tensor(weights, self.X))
+        weights = as_tensor(weights, self.X)
+        if len(self.held_out):  # which must not count for the weights of classes
+            weights = weights.clone()
+            weights[:, self.held_out] = 0
+        return self.weighting(weights)
 
 
 class TorchEstimator(LengthOfRun, BaseEstimator):
@@ -407,7 +411,7 @@ class TorchEstimator(LengthOfRun, BaseEstimator):
             module, X = as_it_takes(uncompiled_copy(module), X)
         module = module.to(device=X.device, dtype=X.dtype)
         materialise(module, X[:FEW], seed)
-        with generator_kept():  # a module that draws numbers is refused
+        with seeded(seed):  # a module that draws numbers may be refused
             check_module(module, X[:FEW], n_outputs, self.loss_function_)
         return module
 

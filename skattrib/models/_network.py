@@ -192,8 +192,15 @@ class TorchEstimator(LengthOfRun, BaseEstimator):
             sample_weight, X, dtype=float_dtype(X), ensure_non_negative=True
         )
         problem = self._problem(X, self._learn_target(y, X), check=True)
+        vars(self).pop("validation_loss_curve_", None)  # of an earlier fit
         keep = steps_to_keep(self.record, problem.recipe.n_steps)
         weights = as_tensor(weights, problem.X)
+        if len(problem.held_out) and not problem.weighted(weights[None]).any():
+            raise ValueError(
+                "sample_weight is 0 for all rows but those that early_stopping holds "
+                "out: nothing is left to train on. Pass EarlyStopping(validation_data="
+                "(X, y))."
+            )
         watch = self._watch(problem)
         with tqdm(
             total=problem.recipe.n_steps,
@@ -323,7 +330,8 @@ class TorchEstimator(LengthOfRun, BaseEstimator):
         weighting = self._weighting(targets)
         validation = None
         if stopping is not None and stopping.n_epochs is None:
-            rows = self._validation_rows(stopping, held_out, X, targets)
+            known = model.module, stopping, held_out, X, targets
+            rows = self._validation_rows(*known)
             validation = self._validation(stopping, *rows, epoch)
         return TrainingProblem(
             model,

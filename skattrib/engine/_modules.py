@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import torch
 from sklearn.utils import check_random_state
@@ -19,7 +20,11 @@ from skattrib.engine._functional import (
     as_rows,
     run_module,
 )
-from skattrib.engine._row_context import RowContext, global_generator
+from skattrib.engine._row_context import (
+    RowContext,
+    UnsuitableError,
+    global_generator,
+)
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -94,14 +99,26 @@ def is_lazy(module: nn.Module) -> bool:
     return any(nn.parameter.is_lazy(tensor) for tensor in held)
 
 
+def _lazy_buffers(module: nn.Module) -> dict[int, Any]:
+    """Return, by id, copies of the buffers that `copy.deepcopy` cannot copy."""
+    return {
+        id(buffer): nn.UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)
+        for buffer in module.buffers()
+        if isinstance(buffer, nn.UninitializedBuffer)
+    }
+
+
 def materialise(module: nn.Module, X: Tensor, seed: int) -> None:
     """Let the lazy layers of a module draw their weights, from a seed.
 
     ``X`` holds a few rows, by which they learn their widths.
     """
     if is_lazy(module):
+        modes = {layer: layer.training for layer in module.modules()}
         with seeded(seed), torch.no_grad():
-            module(X.clone())
+            module.eval()(X.clone())  # running statistics stay as they begin
+        for layer in module.modules():
+            layer.training = modes[layer]
 
 
 def uncompiled_copy(module: nn.Module) -> nn.Module:
@@ -111,7 +128,8 @@ def uncompiled_copy(module: nn.Module) -> nn.Module:
     opaque function, traced again for each transform of torch.func. Gradients of its
     embeddings are dense: a vector of all parameters cannot have sparse ones.
     """
-    copied = copy.deepcopy(getattr(module, "_orig_mod", module))
+    module = getattr(module, "_orig_mod", module)
+    copied = copy.deepcopy(module, _lazy_buffers(module))
     for parent in list(copied.modules()):
         if isinstance(parent, nn.Embedding | nn.EmbeddingBag):
             parent.sparse = False
@@ -237,9 +255,12 @@ def probe_training(model: FunctionalModule, X: Tensor) -> str | None:
     vector, ids = model.vector().to(X), torch.arange(len(X), device=X.device)
     shares = X.new_full((len(X),), 1.0 / len(X))
     before = {k: v.clone() for k, v in model.module.state_dict().items()}
-    with torch.no_grad(), generator_kept():
-        first, _ = model.training_outputs(vector, X.clone(), shares, ids, seed, 1)
-        again, _ = model.training_outputs(vector, X.clone(), shares, ids, seed, 1)
+    try:
+        with torch.no_grad(), generator_kept():
+            first, _ = model.training_outputs(vector, X.clone(), shares, ids, seed, 1)
+            again, _ = model.training_outputs(vector, X.clone(), shares, ids, seed, 1)
+    except UnsuitableError as error:
+        return str(error)
     after = model.module.state_dict()
     if any(not _same(v, before[k]) for k, v in after.items()):
         return "changes its own buffers while it is trained"
@@ -248,15 +269,44 @@ def probe_training(model: FunctionalModule, X: Tensor) -> str | None:
             "draws random numbers while it is trained that torch's seed does not fix: "
             "draw them from torch's global generator, as torch.rand does"
         )
-    if model.recomputes and any(model.behaviour):
+    answered = model.behaviour.masks or model.behaviour.mixes
+    if any(model.behaviour) and (
+        model.recomputes
+        or (answered and _runs_again(model, vector, X, shares, ids, seed))
+    ):
         return (
             "has a checkpoint, which runs layers again in the backward pass, where "
             "their random numbers and batch statistics are others: leave it out"
         )
     if model.behaviour.draws:
         return None
-    with torch.no_grad(), RowContext(silent=True):
-        return _meeting(model.module, X)
+    try:
+        with torch.no_grad(), RowContext(silent=True):
+            return _meeting(model.module, X)
+    except UnsuitableError as error:
+        return str(error)
+
+
+def _runs_again(
+    model: FunctionalModule,
+    vector: Tensor,
+    X: Tensor,
+    shares: Tensor,
+    ids: Tensor,
+    seed: Tensor,
+) -> bool:
+    """Return whether the backward pass calls what `RowContext` answers, or layers."""
+    model, calls = model.apart(), []
+    for layer in model.module.modules():
+        if layer is not model.module:
+            layer.register_forward_hook(lambda *_: calls.append(1))
+    vector = vector.clone().requires_grad_()
+    with torch.enable_grad(), generator_kept():
+        out, _ = model.training_outputs(vector, X.clone(), shares, ids, seed, 1)
+        calls.clear()
+        with RowContext(shares, ids, seed, 1, silent=True, seen=calls):
+            out.square().sum().backward()
+    return bool(calls)
 
 
 def _meeting(module: nn.Module, X: Tensor) -> str | None:

@@ -75,6 +75,13 @@ def uniform(seed: Tensor, step: int, call: int, ids: Tensor, n: int) -> Tensor:
     return ((cells >> 40) & 0xFFFFFF).float() / (1 << 24)
 
 
+class UnsuitableError(RuntimeError):
+    """What a module does makes its training no function of weights and seeds.
+
+    The message says what it is, and what to do, after the name of the module.
+    """
+
+
 class Behaviour(NamedTuple):
     """What a module does in training that it does not in evaluation mode.
 
@@ -86,11 +93,14 @@ class Behaviour(NamedTuple):
         Takes statistics of the rows of a batch.
     draws : bool
         Draws from torch's global generator, out of reach of `RowContext`.
+    differs : bool
+        Computes something else than in evaluation mode, without any of these.
     """
 
     masks: bool = False
     mixes: bool = False
     draws: bool = False
+    differs: bool = False
 
 
 def known_behaviour(module: nn.Module) -> Behaviour:
@@ -166,6 +176,8 @@ class RowContext(TorchFunctionMode):
         Those that the module was given, by name.
     silent : bool
         Draw nothing, and normalise by running statistics, whatever the mode.
+    seen : list or None
+        Gets an entry for each call that is answered.
 
     Attributes
     ----------
@@ -185,8 +197,10 @@ class RowContext(TorchFunctionMode):
         step: int = 0,
         buffers: Mapping[str, Tensor] | None = None,
         silent: bool = False,
+        seen: list[int] | None = None,
     ) -> None:
         super().__init__()
+        self._seen = seen
         self._silent = silent
         self._shares, self._ids, self._seed, self._step = shares, ids, seed, step
         self._names = {id(value): name for name, value in (buffers or {}).items()}
@@ -204,6 +218,8 @@ class RowContext(TorchFunctionMode):
         """Answer a call of torch's, or pass it on."""
         kwargs = kwargs or {}
         if func in _ANSWERED:
+            if self._seen is not None:
+                self._seen.append(1)
             return _ANSWERED[func](self, *args, **kwargs)
         if func in _COMPOSED:
             # a mode is off inside of its own answers: the body is run with it on
@@ -218,9 +234,9 @@ class RowContext(TorchFunctionMode):
         ids, seed = self._ids, self._seed
         if ids is None or seed is None:
             raise RuntimeError("a layer draws random numbers in evaluation mode")
-        if shape[0] != len(ids):
+        if not shape or shape[0] != len(ids):
             # rows are not first, or heads are folded into them: by position
-            ids = torch.arange(shape[0], device=ids.device)
+            ids = torch.arange(shape[0] if shape else 1, device=ids.device)
         n = math.prod(shape[1:])
         return uniform(seed, self._step, self.calls, ids, n).reshape(tuple(shape))
 
@@ -340,7 +356,10 @@ class RowContext(TorchFunctionMode):
             not training or self._silent
         ):  # torch's own has no derivative in the running statistics
             if running_mean is None or running_var is None:
-                raise RuntimeError("batch normalisation without running statistics")
+                raise UnsuitableError(
+                    "normalises by batch statistics without running ones, which "
+                    "predictions need: use track_running_stats=True"
+                )
             centred = rows - running_mean[:, None]
             out = centred / (running_var + eps).sqrt()[:, None]
         else:
@@ -359,7 +378,11 @@ class RowContext(TorchFunctionMode):
         """Return rows (B, C, cells) without their mean, and their variance (C,)."""
         self.mixes = True
         if self._shares is None or len(self._shares) != len(rows):
-            raise RuntimeError("batch normalisation of something else than rows")
+            raise UnsuitableError(
+                "normalises batches that are not the rows of X, such as tokens of all "
+                "rows together: let the first axis be the rows, as in (n, channels, "
+                "length)"
+            )
         mean = torch.einsum("b,bc->c", self._shares, rows.mean(-1))
         centred = rows - mean[:, None]
         var = torch.einsum("b,bc->c", self._shares, centred.square().mean(-1))
@@ -389,7 +412,11 @@ class RowContext(TorchFunctionMode):
         ):
             name = self._names.get(id(old))
             if name is None:
-                raise RuntimeError("statistics that are no buffers of a BatchNorm")
+                raise UnsuitableError(
+                    "keeps running statistics of its own: leave them to "
+                    "nn.BatchNorm1d, nn.BatchNorm2d or nn.BatchNorm3d"
+                )
+            old = self.new.get(name, old)  # a layer may be called twice
             moved = (1 - momentum) * old + momentum * now
             self.new[name] = torch.where(known, moved, old)
 

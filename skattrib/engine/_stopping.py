@@ -84,7 +84,7 @@ class Watch:
         if t % self._validation.epoch:
             return False
 
-        losses = self._losses(vectors)
+        losses = self.losses(vectors)
         self.curves.append(losses.cpu())
         better = losses < self._best - self._validation.min_delta
         better &= self._running
@@ -102,7 +102,7 @@ class Watch:
         return not bool(self._running.any())
 
     @torch.no_grad()
-    def _losses(self, vectors: Tensor) -> Tensor:
+    def losses(self, vectors: Tensor) -> Tensor:
         """Return the mean loss (M,) of the validation rows."""
         X, targets = self._validation.X, self._validation.targets
         totals = []

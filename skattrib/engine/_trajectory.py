@@ -165,6 +165,16 @@ class Recipe:
         decay = cast(Tensor, optimizer.weight_decay)
         return replace(optimizer, weight_decay=decay * float(self.decay_factors[t - 1]))
 
+    def with_statistics(self, statistics: Tensor) -> Recipe:
+        """Return the recipe; if it has none, with these, which training left alone.
+
+        Runs of other loops, and those of older records, have batch normalisation in
+        evaluation mode only.
+        """
+        if self.statistics is not None or not len(statistics):
+            return self
+        return replace(self, statistics=statistics.cpu())
+
     def cut(self, n_steps: int, average: Tensor | None = None) -> Recipe:
         """Return the first steps of the run, and how their states are averaged."""
         return replace(

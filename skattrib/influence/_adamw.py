@@ -466,7 +466,7 @@ class AdamWInfluence(AgreementOfRuns, TrainedOnSubsets, BaseAttributor):
             warn_if_exploding(found.state > 0, found.state < NOT_FINITE)
         if found.single:
             return found.only()
-        return self._weighed.means(found).mixture()
+        return self._of_present(*self._weighed.means(found).mixture())
 
     def _prior(self):
         return self._several_means

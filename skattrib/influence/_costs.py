@@ -222,9 +222,9 @@ def sweep_seconds(problem, n_runs, n_queries, **options):
     def steps(n_steps):
         nonlocal factor
         short, factor = shortened(problem, n_steps)
-        n_params = short.model.n_params
+        n_numbers = len(short.recipe.start)
         # gradients of some size, of which none is like another
-        ramp = torch.linspace(-1, 1, n_params).to(short.X)
+        ramp = torch.linspace(-1, 1, n_numbers).to(short.X)
         scales = torch.linspace(0.5, 1, queries).to(short.X)[:, None]
         differentiate_run(
             short.model,

@@ -190,7 +190,7 @@ class RunDerivatives:
         self._trained = TrainingProblem(
             module,
             model.loss,
-            model.trajectory.recipe,
+            model.trajectory.recipe.with_statistics(module.statistics()),
             rows,
             targets,
             model.weighting(targets),

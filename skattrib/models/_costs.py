@@ -101,6 +101,7 @@ def shortened(problem: TrainingProblem, n_steps: int) -> tuple[TrainingProblem, 
     recipe, X = problem.recipe, problem.X
     n_steps = min(n_steps, recipe.n_steps)
     changes: dict[str, Any] = {"learning_rates": recipe.learning_rates[:n_steps]}
+    changes["average"] = None  # which is of all steps
     if recipe.decay_factors is not None:
         changes["decay_factors"] = recipe.decay_factors[:n_steps]
     if recipe.batches is None:
@@ -113,7 +114,8 @@ def shortened(problem: TrainingProblem, n_steps: int) -> tuple[TrainingProblem, 
     index = torch.as_tensor(rows, device=X.device)
     short: Recipe = replace(recipe, **changes)
     targets = problem.targets[index]
-    return replace(problem, recipe=short, X=X[index], targets=targets), factor
+    changes = {"X": X[index], "targets": targets, "held_out": rows[:0]}
+    return replace(problem, recipe=short, **changes), factor
 
 
 def per_step(call: Callable[[int], object], n_steps: int) -> tuple[float, float]:

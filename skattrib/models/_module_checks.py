@@ -136,10 +136,16 @@ def _warn_of_probabilities(module, X, out, stacklevel):
 
 def warn_of_useless_biases(module, X, stacklevel=2):
     """Warn if batch normalisation takes away a bias that is trained."""
-    module, biased, found = apart(module).eval(), {}, []
+    module, biased, found = apart(module), {}, []
+    normalising = {
+        layer
+        for layer in module.modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training
+    }
+    module.eval()
 
     def note(layer, inputs, output):
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        if layer in normalising:
             found.extend(biased.get(id(inputs[0]), ())[:1])
         bias = getattr(layer, "bias", None)
         linear = isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)

@@ -33,8 +33,8 @@ from skattrib.engine._modules import (
     ACTIVATIONS,
     build_mlp,
     call_seeded,
-    generator_kept,
     materialise,
+    seeded,
     uncompiled_copy,
 )
 from skattrib.engine._optimizers import OPTIMIZERS, Optimizer
@@ -96,7 +96,11 @@ class TrainingProblem:
 
     def weighted(self, weights):
         """Return the weights (k, n) in minibatch losses, where X is."""
-        return self.weighting(as_tensor(weights, self.X))
+        weights = as_tensor(weights, self.X)
+        if len(self.held_out):  # which must not count for the weights of classes
+            weights = weights.clone()
+            weights[:, self.held_out] = 0
+        return self.weighting(weights)
 
 
 class TorchEstimator(LengthOfRun, BaseEstimator):
@@ -188,8 +192,15 @@ class TorchEstimator(LengthOfRun, BaseEstimator):
             sample_weight, X, dtype=float_dtype(X), ensure_non_negative=True
         )
         problem = self._problem(X, self._learn_target(y, X), check=True)
+        vars(self).pop("validation_loss_curve_", None)  # of an earlier fit
         keep = steps_to_keep(self.record, problem.recipe.n_steps)
         weights = as_tensor(weights, problem.X)
+        if len(problem.held_out) and not problem.weighted(weights[None]).any():
+            raise ValueError(
+                "sample_weight is 0 for all rows but those that early_stopping holds "
+                "out: nothing is left to train on. Pass EarlyStopping(validation_data="
+                "(X, y))."
+            )
         watch = self._watch(problem)
         with tqdm(
             total=problem.recipe.n_steps,
@@ -305,7 +316,8 @@ class TorchEstimator(LengthOfRun, BaseEstimator):
         weighting = self._weighting(targets)
         validation = None
         if stopping is not None and stopping.n_epochs is None:
-            rows = self._validation_rows(stopping, held_out, X, targets)
+            known = model.module, stopping, held_out, X, targets
+            rows = self._validation_rows(*known)
             validation = self._validation(stopping, *rows, epoch)
         return TrainingProblem(
             model,
@@ -382,7 +394,7 @@ class TorchEstimator(LengthOfRun, BaseEstimator):
             module, X = as_it_takes(uncompiled_copy(module), X)
         module = module.to(device=X.device, dtype=X.dtype)
         materialise(module, X[:FEW], seed)
-        with generator_kept():  # a module that draws numbers is refused
+        with seeded(seed):  # a module that draws numbers may be refused
             check_module(module, X[:FEW], n_outputs, self.loss_function_)
         return module
 

@@ -63,7 +63,7 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
             "their attributions are 0, although they decide when training stops. Use "
             "EarlyStopping(validation_data=(X, y)) to attribute to all rows.",
             FaithfulnessWarning,
-            stacklevel=7,
+            stacklevel=6,
         )
         weights = weights.copy()
         weights[held_out] = 0

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from skattrib._validation import DTYPES, validate_data
-from skattrib.engine._modules import generator_kept
+from skattrib.engine._modules import generator_kept, uncompiled_copy
 
 # Whole numbers that stay what they are; others, and truth values, become floats.
 _INTEGERS = [np.int64, np.int32, np.int16, np.int8, np.uint8]
@@ -179,7 +179,7 @@ def _extreme(X):
 def _refusal(module, X):
     """Return the error that a module raises on rows; None if it takes them."""
     # on a CPU: elsewhere a number without an embedding ends the process
-    tried = copy.deepcopy(module).eval().to("cpu", X.dtype)
+    tried = uncompiled_copy(module).eval().to("cpu", X.dtype)
     with torch.no_grad(), generator_kept():
         try:
             tried(X.clone().cpu())

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from sklearn.base import clone
-from sklearn.utils import check_array
+from sklearn.utils import check_array, check_consistent_length
 
 from skattrib._validation import DTYPES, as_tensor
 from skattrib.engine._stopping import Validation, Watch
@@ -14,6 +14,7 @@ from skattrib.engine._trajectory import (
     epoch_batches,
     exponential_average,
 )
+from skattrib.models._rows import check_whole, unknown_numbers
 from skattrib.models._stopping import EarlyStopping
 
 # "swa" averages over the last 1 / _LAST_PART of the steps.
@@ -50,19 +51,43 @@ class LengthOfRun:
             return [kept] * self.max_epochs
         return [kept[rows] for rows in batches]
 
-    def _validation_rows(self, stopping, held_out, X, targets):
+    def _validation_rows(self, module, stopping, held_out, X, targets):
         """Return the rows, and their targets, that decide when a run stops."""
         if stopping.validation_data is None:
             return X[held_out], targets[held_out]
         rows, y = stopping.validation_data
-        rows = check_array(rows, dtype=DTYPES, ensure_min_samples=1, allow_nd=True)
+        columns, known = getattr(rows, "columns", None), self._known_columns()
+        if columns is not None and known is not None and list(columns) != known:
+            raise ValueError(
+                f"EarlyStopping: validation_data has X with columns {list(columns)}, "
+                f"and X of fit has {known}: pass these, in this order."
+            )
+        try:
+            rows = check_array(rows, dtype=DTYPES, allow_nd=True, ensure_2d=False)
+            y = np.asarray(y)
+            check_consistent_length(rows, y)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"EarlyStopping: validation_data cannot be used: {error}"
+            ) from error
         if rows.shape[1:] != tuple(X.shape[1:]) or len(rows) != len(y):
             raise ValueError(
                 f"EarlyStopping: validation_data has X of shape {rows.shape} and "
                 f"{len(y)} targets; X of fit has rows of shape {tuple(X.shape[1:])}."
             )
-        rows = as_tensor(rows, X)
-        return rows, self._targets(np.asarray(y), rows)
+        try:
+            check_whole(module, rows)
+            rows = as_tensor(rows, X)
+            return rows, self._targets(y, rows)
+        except ValueError as error:
+            raise ValueError(
+                f"EarlyStopping: validation_data cannot be used: {error}"
+            ) from error
+
+    def _known_columns(self):
+        """Return the names of the columns of X, None where they have none."""
+        names = getattr(self, "feature_names_in_", None)
+        return None if names is None else list(names)
 
     def _validation(self, stopping, X, targets, epoch):
         decay = self.average_decay if self.average == "ema" else None
@@ -80,7 +105,13 @@ class LengthOfRun:
         """Return what decides when the run stops; None if that is known."""
         if problem.validation is None:
             return None
-        return Watch(problem.model, problem.loss, problem.validation, 1)
+        watch = Watch(problem.model, problem.loss, problem.validation, 1)
+        try:
+            watch.losses(problem.recipe.start.to(problem.X)[None])
+        except IndexError as error:
+            found = unknown_numbers(problem.validation.X, error)
+            raise ValueError(f"EarlyStopping: validation_data: {found}") from error
+        return watch
 
     def _stopped(self, problem, result, watch):
         """Return the problem up to where the run stopped, and cut the result there."""

@@ -24,7 +24,8 @@ class EarlyStopping:
         Share of the rows of ``fit`` that are held out, if `validation_data` is None;
         of each class the same. They are not trained on, and their attributions are 0.
     validation_data : tuple of (X, y) or None, default=None
-        Other rows to decide by; none of ``fit`` is held out then.
+        Other rows to decide by; none of ``fit`` is held out then. They are as the
+        network takes them: in a pipeline, transformed.
     restore_best : bool, default=False
         Take the network of the epoch with the smallest loss, not the last one.
     redecide : bool, default=False
@@ -35,6 +36,11 @@ class EarlyStopping:
     held_out : array-like of int or None, default=None
         Positions of the rows of ``fit`` that are held out, in the place of those that
         `validation_fraction` draws.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range.
 
     See Also
     --------
@@ -78,17 +84,25 @@ class EarlyStopping:
             raise ValueError(
                 f"EarlyStopping: validation_fraction={share!r} must be between 0 and 1."
             )
+        for name in ("restore_best", "redecide"):
+            if not isinstance(value := getattr(self, name), bool | np.bool_):
+                raise ValueError(
+                    f"EarlyStopping: {name}={value!r} must be True or False."
+                )
         data = self.validation_data
-        if data is not None and (not isinstance(data, tuple | list) or len(data) != 2):
+        if data is None:
+            return
+        pair = isinstance(data, tuple | list) and len(data) == 2
+        if not pair or any(part is None for part in data):
+            what = "a pair with None" if pair else type(data).__name__
             raise ValueError(
-                "EarlyStopping: validation_data must be a pair (X, y), got "
-                f"{type(data).__name__}."
+                f"EarlyStopping: validation_data must be a pair (X, y), got {what}."
             )
 
     def _check(self, name: str, kind: type, least: float) -> None:
         value: Any = getattr(self, name)
         known = isinstance(value, kind) and not isinstance(value, bool)
-        if not known or float(value) < least:
+        if not known or not least <= float(value) < np.inf:
             whole = "a whole number" if kind is Integral else "a number"
             raise ValueError(
                 f"EarlyStopping: {name}={value!r} must be {whole} of at least {least}."
@@ -107,12 +121,7 @@ class EarlyStopping:
         """
         n = len(y)
         if self.held_out is not None:
-            rows = np.unique(np.asarray(self.held_out, dtype=np.intp))
-            if len(rows) and not 0 <= rows[0] <= rows[-1] < n:
-                raise ValueError(
-                    f"EarlyStopping: held_out has row {rows[-1]}, of {n} rows of X."
-                )
-            return rows
+            return self._given_rows(n)
         if self.validation_data is not None:
             return np.zeros(0, dtype=np.intp)
         options = {"test_size": self.validation_fraction, "random_state": seed}
@@ -126,6 +135,29 @@ class EarlyStopping:
                 f"{n} rows: {error} Pass other rows, early_stopping="
                 "EarlyStopping(validation_data=(X, y)), or early_stopping=False."
             ) from error
+
+    def _given_rows(self, n: int) -> Any:
+        """Return `held_out`, sorted; raise ValueError if it cannot be."""
+        rows = np.asarray(self.held_out)
+        if rows.size and (rows.ndim != 1 or rows.dtype.kind not in "iu"):
+            raise ValueError(
+                "EarlyStopping: held_out must be positions of rows, whole numbers; got "
+                f"an array of {rows.dtype}, shape {rows.shape}. Of a mask they are "
+                "np.flatnonzero(mask)."
+            )
+        rows = np.unique(rows.astype(np.intp))
+        outside = rows[(rows < 0) | (rows >= n)]
+        if len(outside):
+            raise ValueError(
+                f"EarlyStopping: held_out has row {outside[-1]}, of {n} rows of X."
+            )
+        undecided = self.validation_data is None and self.n_epochs is None
+        if len(rows) == n or (undecided and not len(rows)):
+            raise ValueError(
+                f"EarlyStopping: held_out has {len(rows)} of {n} rows of X; some must "
+                "be held out, and some be left to train on."
+            )
+        return rows
 
     def _kept(self, n_epochs: int, held_out: Any) -> "EarlyStopping":
         """Return the rule that other trainings of a fitted network follow."""

@@ -349,7 +349,7 @@ class TorchClassifier(ScoresDatasets, ClassifierMixin, TorchEstimator):
             module = uncompiled_copy(self.module)
             module, row = as_it_takes(module, as_tensor(X[:1]))
             with torch.no_grad():
-                return module.to(row.dtype)(row).numel() == 1
+                return module.eval().to(row.dtype)(row).numel() == 1
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
             return False  # the checks of the module raise, with a reason
 

@@ -78,7 +78,8 @@ class _Recorded:
         loss = self.loss_function_
         check_loss(loss, few_outputs(model.evaluated, X), targets[:FEW])
         weighting = self._weighting(targets)
-        return TrainingProblem(model, loss, self.recipe, X, targets, weighting)
+        recipe = self.recipe.with_statistics(model.statistics())
+        return TrainingProblem(model, loss, recipe, X, targets, weighting)
 
 
 class RecordedClassifier(_Recorded, TorchClassifier):

@@ -242,14 +242,25 @@ class CalibratedByHalves:
         Those of `_attribute`, or of the posterior that begins with them.
         """
         if self._trained_halves is None:
-            return self._attribute(X, y, outcome)
+            return self._with_weights(*self._attribute(X, y, outcome))
         found = self._prior()(X, y, outcome)
         outcomes, _ = self._half_outcomes(X, y, outcome)
         if len(found[0]) != outcomes.shape[1]:
             # of an attributor that knows no sets, and is told so
             return self._attribute(X, y, outcome)
         after = posterior(*found, self._evidence(), outcomes, self._knowledge())
-        return after.mean, after.std
+        return self._with_weights(after.mean, after.std)
+
+    def _with_weights(self, attributions, errors):
+        """Return them, 0 for units whose rows have all weight 0."""
+        weights = np.bincount(self._unit_of_row, self._row_weights, self.n_units_)
+        if weights.all():
+            return attributions, errors
+        nothing = weights == 0
+        attributions = np.where(nothing, 0.0, attributions).astype(attributions.dtype)
+        if errors is not None:
+            errors = np.where(nothing, 0.0, errors).astype(errors.dtype)
+        return attributions, errors
 
     def _prior(self):
         """Return the method that answers queries with what the posterior begins with.

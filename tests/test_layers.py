@@ -1,6 +1,7 @@
 """The layers of the package: each room imports only rooms before it, and is small."""
 
 import ast
+import functools
 import graphlib
 from pathlib import Path
 
@@ -190,6 +191,7 @@ def code_lines(source, node):
     return sum(bool(lines[n - 1].strip()) for n in numbers)
 
 
+@functools.cache
 def parse(path):
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 

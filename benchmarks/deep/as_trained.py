@@ -1,17 +1,17 @@
 """Networks as people train them: dropout, normalisation, early stopping, averages.
 
-512 digits, AdamW with weight decay 0.01, minibatches of 32, 15 epochs, ReLU,
-learning rate 0.01 unless said, training seed 0. Margins of 25 queries, 12 of networks of two and
-more layers. LDS on 200 halves, really retrained, of `AdamWInfluence` with its 16 runs on
-halves and ``n_halves=0``: *exact*, their plain derivatives, and *chosen*, what it makes
-of them by `agreement_`.
+512 digits, AdamW with weight decay 0.01, minibatches of 32, 15 epochs, ReLU, learning
+rate 0.01 unless said, training seed 0. Margins of 25 queries, 12 of networks of two and
+more layers. LDS on 200 halves, really retrained, of `AdamWInfluence` with its 16 runs
+on halves and ``n_halves=0``: *exact*, their plain derivatives, and *chosen*, what it
+makes of them by `agreement_`.
 
 With dropout there are two truths: retrainings with the masks of the fitted network, and
 the mean of 8 retrainings with other masks each. Early stopping: patience 3, 100 further
-digits to decide by, at most 40 epochs; truth that stops where the fitted network
-did, and where each retraining stops by itself. *Limit*: of LDS for sums over rows, from
-outcomes of halves that share half of their rows. Networks that are named have their rows
-replaced.
+digits to decide by, at most 40 epochs; truth that stops where the fitted network did,
+and where each retraining stops by itself. *Limit*: of LDS for sums over rows, from
+outcomes of halves that share half of their rows. Networks that are named have their
+rows replaced.
 
     OMP_NUM_THREADS=1 python -m benchmarks.deep.as_trained [network ...]
 """

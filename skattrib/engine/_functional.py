@@ -162,7 +162,9 @@ class FunctionalModule:
         """
         if self.recomputes is not None:
             return
-        self._look_at_layers(X[:2])
+        if not self._look_at_layers(X[:2]):
+            self.recomputes = False
+            return
 
         vector = 0.9 * self.flatten().to(X)
         found = []
@@ -181,8 +183,11 @@ class FunctionalModule:
             kept, swapped, rtol=1e-3, atol=1e-3 * float(kept.abs().max())
         )
 
-    def _look_at_layers(self, X: Tensor) -> None:
-        """Find random numbers that no layer's class tells of."""
+    def _look_at_layers(self, X: Tensor) -> bool:
+        """Find random numbers that no layer's class tells of; say if there are outputs.
+
+        Whoever needs outputs will say what is wrong if there are none.
+        """
         seed = torch.zeros((), dtype=torch.int64, device=X.device)
         shares = torch.full_like(seed, 1, dtype=X.dtype).expand(len(X)) / len(X)
         ids = torch.arange(len(X), device=X.device)
@@ -196,9 +201,9 @@ class FunctionalModule:
                         out = run_module(module, X.clone(), held)
                     found.append(out)
         except (RuntimeError, NotImplementedError, ValueError, TypeError):
-            return  # whoever needs outputs will say what is wrong
+            return False
         if not all(isinstance(value, Tensor) for value in found):
-            return
+            return False
         first, second = (value.nan_to_num() for value in found)
         masks, mixes, draws = self.behaviour
         self.behaviour = Behaviour(
@@ -206,6 +211,7 @@ class FunctionalModule:
             mixes or context.mixes,
             draws or not torch.equal(first, second),
         )
+        return True
 
     def present_outputs(self, X: Tensor) -> Tensor:
         """Return the outputs (n, C) of the module as it is."""

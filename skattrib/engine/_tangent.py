@@ -91,7 +91,7 @@ def tangents(
         If torch's third derivatives of the module, which the second ones need, are
         wrong.
     """
-    _load_forward_mode()
+    load_forward_mode()
     model = _in_single_steps(model)
     run = _Run(model, loss, recipe, X, targets, weights, order, plain_sgd)
     run = run.without_forward_mode_if_wrong()
@@ -107,7 +107,7 @@ def tangents(
 
 
 @functools.cache
-def _load_forward_mode() -> None:
+def load_forward_mode() -> None:
     """Make torch load its rules of forward mode, which warn of torch's own calls."""
     zero = torch.zeros(())
     with warnings.catch_warnings():

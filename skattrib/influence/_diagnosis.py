@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from sklearn.utils import Bunch
 from torch import Tensor
+from torch.func import jvp
 
 from skattrib._verdict import SIZE_WRONG, halves_findings, judged
 from skattrib.engine._functional import chunks
 from skattrib.engine._linearized import LinearizedModel
 from skattrib.engine._losses import Loss
+from skattrib.engine._plain_gradients import REFUSALS
 from skattrib.engine._solvers import negative_share
+from skattrib.engine._tangent import load_forward_mode
+from skattrib.engine._training import train
+from skattrib.influence._run_derivatives import RunDerivatives
 
 #: Units whose removals are tried in the network, spread over all.
 N_STEPS = 16
+# Parts of a run after which steps are tried.
+_PARTS = 0.1, 0.5, 1.0
 # Past these the verdict is bad.
 _STEP_LIMIT, _LEVERAGE_LIMIT, _STATIONARITY_LIMIT = 0.5, 0.99, 0.4
 _APPROXIMATION_LIMIT = _FLAT_LIMIT = 0.5
@@ -54,17 +62,77 @@ def diagnose_linearized(
             ]
         )
 
-    smallest = torch.finfo(actual.dtype).tiny
-    error = (actual - predicted).flatten(1).norm(dim=1)
-    relative = error / actual.flatten(1).norm(dim=1).clamp(min=smallest)
     figures = {
         "stationarity": model.stationarity(),
-        "step_linearity": float(relative.median()),
+        "step_linearity": _median_error(predicted, actual),
     }
     figures |= curvature_left_out(model)
     if model.space.name != "cg":
         figures["leverage"] = float(model.leverages().max())
     return figures
+
+
+def linearity_along_run(
+    model: Any, rows: tuple[Any, Any], changes: Tensor, X: Tensor
+) -> tuple[float, ...] | None:
+    """Return how far outputs are from a tangent after 10, 50 and 100 % of the steps.
+
+    As `diagnose_linearized` at the end, for the same changes of the parameters; the
+    run is repeated for it. None if it was not recorded.
+
+    Parameters
+    ----------
+    model : Model
+    rows : tuple of ndarray
+        Training rows and their targets.
+    changes : Tensor of shape (k, P)
+    X : Tensor of shape (q, ...)
+        Query rows.
+    """
+    if not model.stacks or model.trajectory is None:
+        return None
+    problem = RunDerivatives(model, *rows).problem
+    weights = model.trajectory.row_weights
+    recipe = problem.recipe
+    marks = [max(1, round(part * recipe.n_steps)) for part in _PARTS]
+    run = problem.model, problem.loss, recipe, problem.X, problem.targets
+    kept = train(*run, problem.weighted(weights[None]), keep=set(marks)).states
+    load_forward_mode()
+    changes = changes.to(problem.X)
+    missing = changes.new_zeros(len(changes), problem.model.n_buffers)
+    changes = torch.cat([changes, missing], dim=1)
+
+    def outputs(vector: Tensor) -> Tensor:
+        return problem.model.outputs(vector, X)
+
+    errors = []
+    for mark in marks:
+        vector = kept[mark].params[0]
+        moved = torch.stack([_slope(outputs, vector, one) for one in changes])
+        with torch.no_grad():
+            here = outputs(vector)
+            actual = torch.stack([outputs(vector + one) - here for one in changes])
+        errors.append(_median_error(moved, actual))
+    return tuple(errors)
+
+
+def _slope(
+    outputs: Callable[[Tensor], Tensor], vector: Tensor, change: Tensor
+) -> Tensor:
+    """Return the derivative of outputs (q, C) along a change of the vector."""
+    slope: Tensor
+    try:
+        slope = jvp(outputs, (vector,), (change,))[1]
+    except REFUSALS:  # forward mode does not know every layer
+        slope = torch.autograd.functional.jvp(outputs, vector, change)[1]
+    return slope
+
+
+def _median_error(predicted: Tensor, actual: Tensor) -> float:
+    smallest = torch.finfo(actual.dtype).tiny
+    error = (actual - predicted).flatten(1).norm(dim=1)
+    relative = error / actual.flatten(1).norm(dim=1).clamp(min=smallest)
+    return float(relative.median())
 
 
 def curvature_left_out(model: LinearizedModel) -> dict[str, float]:

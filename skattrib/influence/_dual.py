@@ -30,7 +30,12 @@ from skattrib.influence._damping import (
     RidgeRule,
     calibrated_rules,
 )
-from skattrib.influence._diagnosis import N_STEPS, diagnose_linearized, verdict
+from skattrib.influence._diagnosis import (
+    N_STEPS,
+    diagnose_linearized,
+    linearity_along_run,
+    verdict,
+)
 from skattrib.influence._exact_diagnosis import diagnose_exact
 from skattrib.influence._exact_models import ExactModel
 from skattrib.influence._linear_models import (
@@ -39,7 +44,7 @@ from skattrib.influence._linear_models import (
     trained_seeds,
 )
 from skattrib.influence._measures import measures
-from skattrib.influence._tangent_plans import check_has_head, plan_untrained
+from skattrib.influence._tangent_plans import check_has_head, plan_untrained, told
 from skattrib.models._answers import LastAnswer
 from skattrib.models._as_model import as_model
 from skattrib.models._costs import Cost, training_seconds
@@ -358,7 +363,7 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
             n_trainings,
             seconds + self.n_models * taken,
             size / 2**20,
-            _told(plan),
+            told(plan),
         )
 
     def _units_left_out(self):
@@ -406,8 +411,8 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         self.estimators_ = [self.estimator_, *(model.estimator for model in models[1:])]
         first = self._linearize(models[0], self.removal)
         planned = vars(self).pop("_planned", None)
-        if planned is None or _told(planned) != _told(first.plan):
-            self._say(_told(first.plan))
+        if planned is None or told(planned) != told(first.plan):
+            self._say(told(first.plan))
         others = [self._linearize(model, first.removal) for model in models[1:]]
         self._linear_models = [first, *others]
         ways = "attribute", "predict_outcomes"
@@ -415,9 +420,8 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         if self.ridge == "calibrate":
             self._calibrate_ridge()
         else:
-            self._without_each = [
-                linear.without_each_unit() for linear in self._linear_models
-            ]
+            models = self._linear_models
+            self._without_each = [linear.without_each_unit() for linear in models]
 
         self.ridge_rule_ = self._linear_models[0].ridge
 
@@ -758,6 +762,9 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
               gradients; above 0.4 training stopped far too early.
             - step_linearity: relative error of the predicted output changes against
               the network evaluated at the predicted parameters.
+            - step_linearity_along_run: the same after 10, 50 and 100 % of the steps of
+              its training, for the same changes of the parameters; None if that was not
+              recorded. Where it is large early, what a row does there is lost.
             - leverage: largest share that a row has in its own output, in [0, 1);
               None where it would take too long.
             - flat_rows, negative_curvature: share of rows where the loss has no
@@ -794,15 +801,15 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         linear.trained.targets(y, queries)  # raises on labels that were not in fit
         figures = diagnose_linearized(linear.tangent, steps, queries)
         figures["approximation"] = linear.approximation_error(removed, steps, queries)
+        model = as_model(self._model)
+        changes = linear.tangent.parameter_change(steps)
+        rows = self._features, self._targets
+        figures["step_linearity_along_run"] = linearity_along_run(
+            model, rows, changes, queries
+        )
 
-        recorded = as_model(self._model).can_retrain
+        recorded = model.can_retrain
         return verdict(figures, calibration, recorded, scale_hint(self._features))
-
-
-def _told(plan):
-    """Return how a network is solved for and units are left out, and why."""
-    removal = f"removal {plan.removal}: {plan.removal_reason}"
-    return f"{removal}; solver {plan.solver}: {plan.reason}"
 
 
 def _attributions(batches, without_each):

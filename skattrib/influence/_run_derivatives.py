@@ -183,7 +183,8 @@ class RunDerivatives:
         model, (X, y) = self._model, self._arrays
         rows = as_tensor(X, next(model.module.parameters()))
         targets = model.targets(y, rows)
-        module = FunctionalModule(model.module_in_training)
+        # apart: other threads may be using it
+        module = FunctionalModule(model.module_in_training).apart()
         module.look(rows)  # which copies for queries know then
 
         self._trained = TrainingProblem(

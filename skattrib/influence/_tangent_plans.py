@@ -128,3 +128,9 @@ def check_has_head(model, X, y):
     elif model.stacks:
         problem = untrained(model.estimator, X, y)
         head_parameters(problem.model.evaluated, problem.X)
+
+
+def told(plan):
+    """Return how a network is solved for and units are left out, and why."""
+    removal = f"removal {plan.removal}: {plan.removal_reason}"
+    return f"{removal}; solver {plan.solver}: {plan.reason}"

@@ -257,20 +257,6 @@ class TorchEstimator(LengthOfRun, BaseEstimator):
             module.get_submodule(name).training = True
         return module
 
-    def _check_finite(self, result, n_steps, n_before=0):
-        """Raise if a run, of which ``n_before`` steps were taken before, diverged."""
-        curve = np.array(result.loss_curve)
-        if not (np.isfinite(curve).all() and torch.isfinite(result.params).all()):
-            raise self._diverged(f"step {n_before + len(curve)} of {n_steps}")
-
-    def _diverged(self, step):
-        """Return the error that says so."""
-        return ValueError(
-            f"Training diverged with learning_rate={self.learning_rate} in {step}: the "
-            "loss or the weights are no longer finite. Lower learning_rate, set "
-            "clip_norm, or standardise X."
-        )
-
     def _problem(self, X, y, random_state=None, *, check=False):
         """Build module, recipe and tensors from validated arrays.
 
@@ -364,17 +350,6 @@ class TorchEstimator(LengthOfRun, BaseEstimator):
         kind = OPTIMIZERS[self.optimizer]
         options = {name: getattr(self, name) for name in kind.from_estimator}
         return kind(weight_decay=decay, **options)
-
-    def _learning_rates(self, n_steps):
-        schedule = SCHEDULES.get(self.schedule, self.schedule)
-        factors = [schedule(step, n_steps) for step in range(n_steps)]
-        factors = np.array(factors, dtype=float)
-        if not np.isfinite(factors).all() or (factors < 0).any() or not factors.any():
-            raise ValueError(
-                "schedule(step, n_steps) must return finite factors >= 0, not all 0; "
-                f"got {factors.min():g} to {factors.max():g}."
-            )
-        return torch.tensor(self.learning_rate * factors)
 
     def _build_module(self, X, seed):
         n_outputs = self.n_outputs_

@@ -1,4 +1,4 @@
-"""How long the run of a network is, and which of its states answer queries."""
+"""The course of a network's run: how long it is, and which states answer queries."""
 
 from dataclasses import replace
 
@@ -9,7 +9,11 @@ from sklearn.utils import check_array
 
 from skattrib._validation import DTYPES, as_tensor
 from skattrib.engine._stopping import Validation, Watch
-from skattrib.engine._trajectory import epoch_batches, exponential_average
+from skattrib.engine._trajectory import (
+    SCHEDULES,
+    epoch_batches,
+    exponential_average,
+)
 from skattrib.models._stopping import EarlyStopping
 
 # "swa" averages over the last 1 / _LAST_PART of the steps.
@@ -120,3 +124,28 @@ class LengthOfRun:
             return self
         kept = stopping._kept(self.n_epochs_, self._held_out)
         return clone(self).set_params(early_stopping=kept)
+
+    def _learning_rates(self, n_steps):
+        schedule = SCHEDULES.get(self.schedule, self.schedule)
+        factors = [schedule(step, n_steps) for step in range(n_steps)]
+        factors = np.array(factors, dtype=float)
+        if not np.isfinite(factors).all() or (factors < 0).any() or not factors.any():
+            raise ValueError(
+                "schedule(step, n_steps) must return finite factors >= 0, not all 0; "
+                f"got {factors.min():g} to {factors.max():g}."
+            )
+        return torch.tensor(self.learning_rate * factors)
+
+    def _check_finite(self, result, n_steps, n_before=0):
+        """Raise if a run, of which ``n_before`` steps were taken before, diverged."""
+        curve = np.array(result.loss_curve)
+        if not (np.isfinite(curve).all() and torch.isfinite(result.params).all()):
+            raise self._diverged(f"step {n_before + len(curve)} of {n_steps}")
+
+    def _diverged(self, step):
+        """Return the error that says so."""
+        return ValueError(
+            f"Training diverged with learning_rate={self.learning_rate} in {step}: the "
+            "loss or the weights are no longer finite. Lower learning_rate, set "
+            "clip_norm, or standardise X."
+        )

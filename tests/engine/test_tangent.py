@@ -45,7 +45,7 @@ def directions_of(n_rows, n=3):
 @pytest.mark.parametrize("clip_norm", [None, 0.3])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_both_derivatives_equal_nested_forward_mode(optimizer, clip_norm):
-    arguments = problem(optimizer=optimizer, clip_norm=clip_norm, n_steps=14)
+    arguments = problem(optimizer=optimizer, clip_norm=clip_norm, n_steps=9)
     recipe = arguments[2]
     weights = random_weights(1)[0]
     weights[recipe.batches[7]] = 0
@@ -115,6 +115,7 @@ def test_second_derivative_foretells_the_error_of_the_first():
     assert spearmanr(proxy, missed).statistic > 0.9
 
 
+@pytest.mark.slow
 def test_one_by_one_and_all_together(monkeypatch, capsys):
     arguments, calls, follow = problem(), [], _Run.follow
 

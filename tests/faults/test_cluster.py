@@ -48,6 +48,7 @@ def cluster():
         yield client
 
 
+@pytest.mark.slow
 def test_a_worker_dies_in_a_forest_of_retrainings(cluster, tmp_path):
     # each array is over what dask would place on one worker
     X, y, Xq, yq = data()

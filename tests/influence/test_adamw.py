@@ -463,6 +463,7 @@ class Plain(NoForwardMode):
         return 2 * self.layer(x)
 
 
+@pytest.mark.slow
 def test_modules_without_forward_mode_have_a_second_order():
     X, y, Xq, yq = data()
     found, expected = (

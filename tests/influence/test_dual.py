@@ -792,6 +792,9 @@ def test_diagnose_compares_with_retraining():
     assert found.lds > 0.6
     assert 0.5 < found.calibration_slope < 2
     assert 0 < found.step_linearity < 0.5
+    along = found.step_linearity_along_run
+    assert along[-1] == pytest.approx(found.step_linearity, rel=1e-6)
+    assert len(set(along)) == 3
     assert 0 < found.leverage < 1
     assert "retrained outcomes rank" in found.verdict
 
@@ -822,6 +825,7 @@ def test_diagnose_of_a_linear_model_finds_no_fault():
     dual = DualInfluence(net, ridge=0.1, metric="identity", random_state=0)
     found = dual.fit(X, y).diagnose(Xq, yq, n_retrainings=8)
     assert found.step_linearity < 1e-8
+    assert max(found.step_linearity_along_run) < 1e-8
     assert found.calibration_slope == pytest.approx(1, abs=1e-6)
     assert found.lds == pytest.approx(1)
 

@@ -312,7 +312,7 @@ def test_each_run_stops_by_itself():
         stopping(rule), n_trajectories=4, n_halves=0, outcome="margin", random_state=0
     ).fit(X, y)
     (runs,) = influence._runs
-    stops = runs.averages.argmax(dim=1)
+    stops = runs.shares.argmax(dim=1)
     assert len(set(stops.tolist())) > 1
     for k, weights in enumerate(influence.weights_):
         alone = clone(influence.estimator_).set_params(
@@ -322,7 +322,7 @@ def test_each_run_stops_by_itself():
         )
         expected = differences(alone, *data(), weights, ROWS, QUERIES)
         queries = influence._derivatives.queries(X[QUERIES], y[QUERIES], "margin")
-        found = influence._each_run(queries)[k][:, ROWS]
+        found = influence._each_run(queries)[0, k][:, ROWS]
         assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 

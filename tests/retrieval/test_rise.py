@@ -183,6 +183,7 @@ def test_hidden_states_are_centred():
     assert_allclose(rise.attribute(Xq, yq), hq @ h.T, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_blocks_change_nothing():
     X, y, Xq, yq = data()
     for options in ({}, {"channels": ("rh", "h")}, {"n_sketches": 2}):

@@ -94,6 +94,8 @@ def row_agreement(
 ) -> FloatArray:
     """Return correlations (q,) between averages over halves of the runs.
 
+    NaN for a query that nothing has an effect on.
+
     Parameters
     ----------
     each_run : ndarray of shape (n_runs, q, n_units)
@@ -113,7 +115,8 @@ def row_agreement(
         with np.errstate(all="ignore"):  # what is not finite does not agree
             first, second = first - first.mean(), second - second.mean()
             sizes = np.linalg.norm(first) * np.linalg.norm(second)
-            found[i] = np.nan_to_num(first @ second / sizes)
+            same = np.nan_to_num(first @ second / sizes)
+        found[i] = np.nan if sizes == 0 else same
     return found
 
 
@@ -123,11 +126,13 @@ def agreement_of(
     """Return the mean of `row_agreement`, brought to eight runs in each half.
 
     More runs are not brought down: their average is as good as it is. None where there
-    is one run, or where there are so few units that correlations say nothing.
+    is one run, where there are so few units that correlations say nothing, and where no
+    query has effects.
     """
-    if n_runs < 2 * n_seeds or n_units <= _FEWEST_UNITS:
+    known = correlations[~np.isnan(correlations)]
+    if n_runs < 2 * n_seeds or n_units <= _FEWEST_UNITS or not len(known):
         return None
-    found = float(np.mean(correlations))
+    found = float(np.mean(known))
     sizes = [len(half) for half in halves_of_runs(n_runs, n_seeds)]
     longer = _RUNS_PER_HALF / (sizes[0] * sizes[1]) ** 0.5
     if longer > 1:  # by Spearman and Brown

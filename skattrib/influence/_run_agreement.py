@@ -51,7 +51,7 @@ class AgreementOfRuns:
                 found = self._derivatives.averages(runs, decay, self.verbose)
                 runs.averages[decay] = found
         if len(by) > 1:
-            others = self._agreement(by[1:])
+            others = [one or 0.0 for one in self._agreement(by[1:])]
             self._weighed = Weighed(by, (agreement, *others))
         else:
             self._weighed = Weighed(by)

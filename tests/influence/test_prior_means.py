@@ -122,7 +122,7 @@ def test_agreement_is_the_correlation_without_own_entries():
     each_run[1, 0, own[0]] = 1e3  # it is left out
     assert_allclose(row_agreement(each_run, own)[0], found[0])
     each_run[:4, 1] = 0  # says nothing
-    assert row_agreement(each_run, own)[1] == 0
+    assert np.isnan(row_agreement(each_run, own)[1])
     # halves of eight are averaged as all runs are, without those that explode
     many = np.random.RandomState(0).randn(16, 3, 20) + np.arange(20)
     expected = row_agreement(many, own)
@@ -139,6 +139,8 @@ def test_fewer_runs_are_brought_to_eight_in_each_half():
     assert agreement_of(-correlations, 20, 16) == pytest.approx(-0.4)
     assert agreement_of(correlations, 20, 1) is None
     assert agreement_of(correlations, 5, 16) is None
+    assert agreement_of(np.array([0.4, np.nan]), 20, 16) == pytest.approx(0.4)
+    assert agreement_of(np.full(2, np.nan), 20, 16) is None
     # Spearman and Brown are right for runs with noise of their own
     rng = np.random.RandomState(0)
     runs = rng.randn(400) + 3 * rng.randn(16, 40, 400)

@@ -101,8 +101,9 @@ def is_lazy(module: nn.Module) -> bool:
 
 def _lazy_buffers(module: nn.Module) -> dict[int, Any]:
     """Return, by id, copies of the buffers that `copy.deepcopy` cannot copy."""
+    kind: Any = nn.UninitializedBuffer
     return {
-        id(buffer): nn.UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)
+        id(buffer): kind(device=buffer.device, dtype=buffer.dtype)
         for buffer in module.buffers()
         if isinstance(buffer, nn.UninitializedBuffer)
     }

@@ -23,7 +23,6 @@ from skattrib._validation import (
 )
 from skattrib.engine._functional import (
     FunctionalModule,
-    apart,
     as_rows,
     chunks,
     run_module,
@@ -38,7 +37,6 @@ from skattrib.engine._modules import (
     uncompiled_copy,
 )
 from skattrib.engine._optimizers import OPTIMIZERS, Optimizer
-from skattrib.engine._row_context import counter_names
 from skattrib.engine._row_weights import RowWeighting
 from skattrib.engine._stopping import Validation
 from skattrib.engine._training import (
@@ -55,6 +53,7 @@ from skattrib.engine._trajectory import (
 )
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._datasets import rows_of
+from skattrib.models._modes import KeepsModes
 from skattrib.models._module_checks import (
     FEW,
     check_ids,
@@ -103,7 +102,7 @@ class TrainingProblem:
         return self.weighting(weights)
 
 
-class TorchEstimator(LengthOfRun, BaseEstimator):
+class TorchEstimator(KeepsModes, LengthOfRun, BaseEstimator):
     """Training and prediction shared by classifier and regressor."""
 
     #: Whether it repeats one recorded run, whatever the seed.
@@ -242,31 +241,6 @@ class TorchEstimator(LengthOfRun, BaseEstimator):
         self.n_epochs_ = recipe.n_steps // problem.epoch
         self._held_out = problem.held_out
         return self
-
-    def _keep(self, model, n_steps):
-        """Store the trained module, as it answers queries."""
-        self.module_ = model.module
-        self._in_training = ()
-        if not any(model.behaviour):
-            return
-        self._in_training = tuple(
-            name for name, layer in self.module_.named_modules() if layer.training
-        )
-        self.module_.eval()
-        held = dict(self.module_.named_buffers())
-        for name in counter_names(self.module_):
-            if name.rpartition(".")[0] in self._in_training:
-                held[name] += n_steps
-
-    def _module_in_training(self):
-        """Return the trained module, its tensors shared, as it was trained."""
-        names = getattr(self, "_in_training", ())
-        if not names:
-            return self.module_
-        module = apart(self.module_)
-        for name in names:
-            module.get_submodule(name).training = True
-        return module
 
     def _problem(self, X, y, random_state=None, *, check=False):
         """Build module, recipe and tensors from validated arrays.

@@ -8,7 +8,6 @@ from torch import nn
 
 from skattrib.engine._modules import find_unsuitable_layers
 from skattrib.engine._optimizers import OPTIMIZERS, class_for_torch
-from skattrib.models._module_checks import CURE
 
 
 def as_optimizers(optimizer):
@@ -118,7 +117,10 @@ def check_layers(model, what):
     unsuitable = find_unsuitable_layers(model)
     if unsuitable:
         name, reason = unsuitable[0]
-        raise ValueError(f"{what} layer {name} {reason}. {CURE}")
+        raise ValueError(
+            f"{what} layer {name} {reason}, which a recording does not hold: call "
+            ".eval() on it, or train by TorchClassifier(module=...), which repeats it."
+        )
 
 
 def check_optimizers(model, optimizers):

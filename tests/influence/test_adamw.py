@@ -328,11 +328,12 @@ def test_errors_of_removals_are_told_apart():
     rows = np.linspace(0, 39, 16).astype(int)
     weights = np.vstack([np.ones(40), 1 - np.eye(40)[rows]])
     blank = net(batch_size=None, max_epochs=30, learning_rate=1e-3)
-    _, ends = blank._stack(X, blank._learn_target(y), weights, random_state=0)
+    _, trained = blank._stack(X, blank._learn_target(y), weights, random_state=0)
+    ends = trained.params
     change = (ends[1:] - ends[0]).numpy()
     h = 1e-4
     moved = [1 + s * h * np.eye(40)[rows] for s in (1, -1)]
-    up, down = (blank._stack(X, y, w, random_state=0)[1].numpy() for w in moved)
+    up, down = (blank._stack(X, y, w, random_state=0)[1].params.numpy() for w in moved)
     first = (up - down) / (2 * h)
     second = (up - 2 * ends[:1].numpy() + down) / h**2
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer
 
 from skattrib.engine._functional import (
     FunctionalModule,
@@ -101,10 +102,11 @@ def is_lazy(module: nn.Module) -> bool:
 
 def _lazy_buffers(module: nn.Module) -> dict[int, Any]:
     """Return, by id, copies of the buffers that `copy.deepcopy` cannot copy."""
+    kind: Any = UninitializedBuffer  # whose types are those of another class
     return {
-        id(buffer): nn.UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)
+        id(buffer): kind(device=buffer.device, dtype=buffer.dtype)
         for buffer in module.buffers()
-        if isinstance(buffer, nn.UninitializedBuffer)
+        if isinstance(buffer, UninitializedBuffer)
     }
 
 

@@ -1,7 +1,6 @@
 """What the two neural network estimators share: building, training, predicting."""
 
 import copy
-import warnings
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 
@@ -10,7 +9,6 @@ import torch
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Hidden, Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from skattrib._progress import tqdm
@@ -23,10 +21,6 @@ from skattrib._validation import (
 )
 from skattrib.engine._functional import (
     FunctionalModule,
-    apart,
-    as_rows,
-    chunks,
-    run_module,
 )
 from skattrib.engine._losses import ClassLoss, Loss, check_loss
 from skattrib.engine._modules import (
@@ -38,7 +32,6 @@ from skattrib.engine._modules import (
     uncompiled_copy,
 )
 from skattrib.engine._optimizers import OPTIMIZERS, Optimizer
-from skattrib.engine._row_context import counter_names
 from skattrib.engine._row_weights import RowWeighting
 from skattrib.engine._stopping import Validation
 from skattrib.engine._training import (
@@ -53,14 +46,10 @@ from skattrib.engine._trajectory import (
     Trajectory,
     steps_to_keep,
 )
-from skattrib.exceptions import FaithfulnessWarning
-from skattrib.models._datasets import rows_of
+from skattrib.models._answering import Answering
 from skattrib.models._module_checks import (
     FEW,
-    check_ids,
-    check_is_tensor,
     check_module,
-    check_shape,
     few_outputs,
     warn_of_useless_biases,
 )
@@ -68,8 +57,6 @@ from skattrib.models._rows import (
     as_it_takes,
     check_whole,
     in_dtype_of,
-    unknown_numbers,
-    validate_rows,
 )
 from skattrib.models._run_length import LengthOfRun
 from skattrib.models._stopping import EarlyStopping
@@ -103,7 +90,7 @@ class TrainingProblem:
         return self.weighting(weights)
 
 
-class TorchEstimator(LengthOfRun, BaseEstimator):
+class TorchEstimator(Answering, LengthOfRun, BaseEstimator):
     """Training and prediction shared by classifier and regressor."""
 
     #: Whether it repeats one recorded run, whatever the seed.
@@ -242,31 +229,6 @@ class TorchEstimator(LengthOfRun, BaseEstimator):
         self.n_epochs_ = recipe.n_steps // problem.epoch
         self._held_out = problem.held_out
         return self
-
-    def _keep(self, model, n_steps):
-        """Store the trained module, as it answers queries."""
-        self.module_ = model.module
-        self._in_training = ()
-        if not any(model.behaviour):
-            return
-        self._in_training = tuple(
-            name for name, layer in self.module_.named_modules() if layer.training
-        )
-        self.module_.eval()
-        held = dict(self.module_.named_buffers())
-        for name in counter_names(self.module_):
-            if name.rpartition(".")[0] in self._in_training:
-                held[name] += n_steps
-
-    def _module_in_training(self):
-        """Return the trained module, its tensors shared, as it was trained."""
-        names = getattr(self, "_in_training", ())
-        if not names:
-            return self.module_
-        module = apart(self.module_)
-        for name in names:
-            module.get_submodule(name).training = True
-        return module
 
     def _check_finite(self, result, n_steps, n_before=0):
         """Raise if a run, of which ``n_before`` steps were taken before, diverged."""
@@ -471,39 +433,6 @@ class TorchEstimator(LengthOfRun, BaseEstimator):
         check_whole(model.module, X_query)
         queries = as_tensor(X_query, found.params)
         return stacked_outputs(model, found.params, queries, memory_cap())
-
-    # ------------------------------------------------------------- prediction
-    def _outputs(self, X):
-        check_is_fitted(self, "module_")
-        X = validate_rows(self, rows_of(X), reset=False)
-        outputs = self._raw_outputs(X).cpu().numpy()
-        bad = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
-        if len(bad):
-            warnings.warn(
-                f"The outputs for rows {bad[:10].tolist()} of X are not finite: these "
-                "rows are too large, or the module divides by zero. Look at them.",
-                FaithfulnessWarning,
-                stacklevel=4,
-            )
-        return outputs
-
-    def _raw_outputs(self, X):
-        """Return outputs (n, C) of validated rows, in the module's dtype."""
-        like = next(self.module_.parameters())
-        check_ids(self.module_, X, like.dtype)
-        check_whole(self.module_, X)
-        parts = []
-        with torch.no_grad():
-            for part in chunks(len(X), 8192):
-                rows = as_tensor(X[part], like)
-                try:
-                    outputs = run_module(self.module_, rows)
-                except IndexError as error:
-                    raise unknown_numbers(rows, error) from error
-                check_is_tensor(outputs)
-                parts.append(as_rows(outputs, len(rows)))
-                check_shape(parts[-1], len(rows), self.n_outputs_)
-        return torch.cat(parts)
 
     def __getstate__(self):
         state = super().__getstate__()

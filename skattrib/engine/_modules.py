@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer
 
 from skattrib.engine._functional import (
     FunctionalModule,
@@ -101,11 +102,15 @@ def is_lazy(module: nn.Module) -> bool:
 
 def _lazy_buffers(module: nn.Module) -> dict[int, Any]:
     """Return, by id, copies of the buffers that `copy.deepcopy` cannot copy."""
+<<<<<<< HEAD
     kind: Any = nn.UninitializedBuffer
+=======
+    kind: Any = UninitializedBuffer  # whose types are those of another class
+>>>>>>> 2af91cf5e48e1b20167508fcc808f714fc6b3b17
     return {
         id(buffer): kind(device=buffer.device, dtype=buffer.dtype)
         for buffer in module.buffers()
-        if isinstance(buffer, nn.UninitializedBuffer)
+        if isinstance(buffer, UninitializedBuffer)
     }
 
 

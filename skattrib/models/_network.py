@@ -1,7 +1,6 @@
 """What the two neural network estimators share: building, training, predicting."""
 
 import copy
-import warnings
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 
@@ -10,7 +9,6 @@ import torch
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Hidden, Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from skattrib._progress import tqdm
@@ -23,9 +21,12 @@ from skattrib._validation import (
 )
 from skattrib.engine._functional import (
     FunctionalModule,
+<<<<<<< HEAD
     as_rows,
     chunks,
     run_module,
+=======
+>>>>>>> 2af91cf5e48e1b20167508fcc808f714fc6b3b17
 )
 from skattrib.engine._losses import ClassLoss, Loss, check_loss
 from skattrib.engine._modules import (
@@ -51,15 +52,16 @@ from skattrib.engine._trajectory import (
     Trajectory,
     steps_to_keep,
 )
+<<<<<<< HEAD
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._datasets import rows_of
 from skattrib.models._modes import KeepsModes
+=======
+from skattrib.models._answering import Answering
+>>>>>>> 2af91cf5e48e1b20167508fcc808f714fc6b3b17
 from skattrib.models._module_checks import (
     FEW,
-    check_ids,
-    check_is_tensor,
     check_module,
-    check_shape,
     few_outputs,
     warn_of_useless_biases,
 )
@@ -67,8 +69,6 @@ from skattrib.models._rows import (
     as_it_takes,
     check_whole,
     in_dtype_of,
-    unknown_numbers,
-    validate_rows,
 )
 from skattrib.models._run_length import LengthOfRun
 from skattrib.models._stopping import EarlyStopping
@@ -102,7 +102,11 @@ class TrainingProblem:
         return self.weighting(weights)
 
 
+<<<<<<< HEAD
 class TorchEstimator(KeepsModes, LengthOfRun, BaseEstimator):
+=======
+class TorchEstimator(Answering, LengthOfRun, BaseEstimator):
+>>>>>>> 2af91cf5e48e1b20167508fcc808f714fc6b3b17
     """Training and prediction shared by classifier and regressor."""
 
     #: Whether it repeats one recorded run, whatever the seed.
@@ -242,6 +246,23 @@ class TorchEstimator(KeepsModes, LengthOfRun, BaseEstimator):
         self._held_out = problem.held_out
         return self
 
+<<<<<<< HEAD
+=======
+    def _check_finite(self, result, n_steps, n_before=0):
+        """Raise if a run, of which ``n_before`` steps were taken before, diverged."""
+        curve = np.array(result.loss_curve)
+        if not (np.isfinite(curve).all() and torch.isfinite(result.params).all()):
+            raise self._diverged(f"step {n_before + len(curve)} of {n_steps}")
+
+    def _diverged(self, step):
+        """Return the error that says so."""
+        return ValueError(
+            f"Training diverged with learning_rate={self.learning_rate} in {step}: the "
+            "loss or the weights are no longer finite. Lower learning_rate, set "
+            "clip_norm, or standardise X."
+        )
+
+>>>>>>> 2af91cf5e48e1b20167508fcc808f714fc6b3b17
     def _problem(self, X, y, random_state=None, *, check=False):
         """Build module, recipe and tensors from validated arrays.
 
@@ -420,39 +441,6 @@ class TorchEstimator(KeepsModes, LengthOfRun, BaseEstimator):
         check_whole(model.module, X_query)
         queries = as_tensor(X_query, found.params)
         return stacked_outputs(model, found.params, queries, memory_cap())
-
-    # ------------------------------------------------------------- prediction
-    def _outputs(self, X):
-        check_is_fitted(self, "module_")
-        X = validate_rows(self, rows_of(X), reset=False)
-        outputs = self._raw_outputs(X).cpu().numpy()
-        bad = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
-        if len(bad):
-            warnings.warn(
-                f"The outputs for rows {bad[:10].tolist()} of X are not finite: these "
-                "rows are too large, or the module divides by zero. Look at them.",
-                FaithfulnessWarning,
-                stacklevel=4,
-            )
-        return outputs
-
-    def _raw_outputs(self, X):
-        """Return outputs (n, C) of validated rows, in the module's dtype."""
-        like = next(self.module_.parameters())
-        check_ids(self.module_, X, like.dtype)
-        check_whole(self.module_, X)
-        parts = []
-        with torch.no_grad():
-            for part in chunks(len(X), 8192):
-                rows = as_tensor(X[part], like)
-                try:
-                    outputs = run_module(self.module_, rows)
-                except IndexError as error:
-                    raise unknown_numbers(rows, error) from error
-                check_is_tensor(outputs)
-                parts.append(as_rows(outputs, len(rows)))
-                check_shape(parts[-1], len(rows), self.n_outputs_)
-        return torch.cat(parts)
 
     def __getstate__(self):
         state = super().__getstate__()

@@ -102,11 +102,7 @@ def is_lazy(module: nn.Module) -> bool:
 
 def _lazy_buffers(module: nn.Module) -> dict[int, Any]:
     """Return, by id, copies of the buffers that `copy.deepcopy` cannot copy."""
-<<<<<<< HEAD
-    kind: Any = nn.UninitializedBuffer
-=======
     kind: Any = UninitializedBuffer  # whose types are those of another class
->>>>>>> 2af91cf5e48e1b20167508fcc808f714fc6b3b17
     return {
         id(buffer): kind(device=buffer.device, dtype=buffer.dtype)
         for buffer in module.buffers()

@@ -21,12 +21,6 @@ from skattrib._validation import (
 )
 from skattrib.engine._functional import (
     FunctionalModule,
-<<<<<<< HEAD
-    as_rows,
-    chunks,
-    run_module,
-=======
->>>>>>> 2af91cf5e48e1b20167508fcc808f714fc6b3b17
 )
 from skattrib.engine._losses import ClassLoss, Loss, check_loss
 from skattrib.engine._modules import (
@@ -52,13 +46,7 @@ from skattrib.engine._trajectory import (
     Trajectory,
     steps_to_keep,
 )
-<<<<<<< HEAD
-from skattrib.exceptions import FaithfulnessWarning
-from skattrib.models._datasets import rows_of
-from skattrib.models._modes import KeepsModes
-=======
 from skattrib.models._answering import Answering
->>>>>>> 2af91cf5e48e1b20167508fcc808f714fc6b3b17
 from skattrib.models._module_checks import (
     FEW,
     check_module,
@@ -102,11 +90,7 @@ class TrainingProblem:
         return self.weighting(weights)
 
 
-<<<<<<< HEAD
-class TorchEstimator(KeepsModes, LengthOfRun, BaseEstimator):
-=======
 class TorchEstimator(Answering, LengthOfRun, BaseEstimator):
->>>>>>> 2af91cf5e48e1b20167508fcc808f714fc6b3b17
     """Training and prediction shared by classifier and regressor."""
 
     #: Whether it repeats one recorded run, whatever the seed.
@@ -246,23 +230,6 @@ class TorchEstimator(Answering, LengthOfRun, BaseEstimator):
         self._held_out = problem.held_out
         return self
 
-<<<<<<< HEAD
-=======
-    def _check_finite(self, result, n_steps, n_before=0):
-        """Raise if a run, of which ``n_before`` steps were taken before, diverged."""
-        curve = np.array(result.loss_curve)
-        if not (np.isfinite(curve).all() and torch.isfinite(result.params).all()):
-            raise self._diverged(f"step {n_before + len(curve)} of {n_steps}")
-
-    def _diverged(self, step):
-        """Return the error that says so."""
-        return ValueError(
-            f"Training diverged with learning_rate={self.learning_rate} in {step}: the "
-            "loss or the weights are no longer finite. Lower learning_rate, set "
-            "clip_norm, or standardise X."
-        )
-
->>>>>>> 2af91cf5e48e1b20167508fcc808f714fc6b3b17
     def _problem(self, X, y, random_state=None, *, check=False):
         """Build module, recipe and tensors from validated arrays.
 

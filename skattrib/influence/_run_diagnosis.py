@@ -55,8 +55,8 @@ def warn_if_disagreeing(agreement: float) -> None:
         warnings.warn(
             f"The runs disagree (agreement_={agreement:.2f}): training is chaotic, and "
             "the kernel of equal labels says about as much as any attribution. Lower "
-            "the learning rate, or average the weights of the model; retrained halves "
-            "(n_halves) help little.",
+            "the learning rate, or average the weights of the model (average='ema'); "
+            "retrained halves (n_halves) help little.",
             FaithfulnessWarning,
             stacklevel=8,
         )
@@ -64,8 +64,8 @@ def warn_if_disagreeing(agreement: float) -> None:
         warnings.warn(
             f"The runs disagree (agreement_={agreement:.2f}): training is rough, and "
             "attributions rank retrained models less well than they could. Lower the "
-            "learning rate, average the weights of the model, or retrain more halves "
-            "(n_halves).",
+            "learning rate, average the weights of the model (average='ema'), or "
+            "retrain more halves (n_halves).",
             FaithfulnessWarning,
             stacklevel=8,
         )

@@ -796,15 +796,12 @@ def mixed(model):
 
 REFUSED = {
     "no module": (lambda m: lambda x: x, adamw, "must be a torch.nn.Module"),
-    "dropout": (
-        lambda m: nn.Sequential(m, nn.Dropout(0.5)),
+    "statistics of single rows": (
+        lambda m: nn.Sequential(
+            m, nn.InstanceNorm1d(3, track_running_stats=True).double()
+        ),
         adamw,
-        r"1 \(Dropout\) draws random numbers.*\.eval\(\)",
-    ),
-    "batch norm": (
-        lambda m: nn.Sequential(m, nn.BatchNorm1d(3).double()),
-        adamw,
-        "rows of a batch influence each other",
+        r"1 \(InstanceNorm1d\) keeps running statistics.*track_running_stats=False",
     ),
     "nothing to train": (
         lambda m: m.requires_grad_(False),
@@ -935,7 +932,7 @@ WRONG_STEPS = {
     "train mode": (
         lambda: nn.Sequential(net(), nn.Dropout(0.5)).eval(),
         train_mode,
-        r"In step 2, model layer 1 \(Dropout\) draws random numbers",
+        r"in other modes in step 2 than in the first: call \.train\(\) once",
     ),
     "betas": (net, change_betas, "hyper-parameters changed before step 2"),
     "no gradient": (net, unused_layer, r"in step 1 2\.weight has no gradient"),

@@ -16,6 +16,7 @@ from skattrib.engine._row_context import (
     Behaviour,
     RowContext,
     counter_names,
+    drawing_again,
     drawing_from,
     known_behaviour,
     statistics_names,
@@ -52,6 +53,8 @@ class FunctionalModule:
         # what it does in training, as far as is known before `look`
         self.behaviour = known_behaviour(module)
         self._evaluated: nn.Module | None = None
+        # states of torch's generator by step, of a loop whose random numbers it repeats
+        self.draws_again: Mapping[int, Tensor] | None = None
         # by parameters: whether torch.func's gradients of rows in them are right
         self.transformed: dict[tuple[str, ...], bool] = {}
         # where they are not: what is done instead, which is said once, also of copies
@@ -134,8 +137,12 @@ class FunctionalModule:
         if not held and not any(self.behaviour):
             return self._run(self.module, X, params), vector[self.n_params :]
         params |= {name: seed.new_zeros(()) for name in counter_names(self.module)}
-        with RowContext(shares, ids, seed, t, held) as context:
-            if self.behaviour.draws:
+        state = None if self.draws_again is None else self.draws_again.get(t)
+        with RowContext(shares, ids, seed, t, held, own=state is None) as context:
+            if state is not None:
+                with drawing_again(state, X.device):
+                    out = self._run(self.module, X, params)
+            elif self.behaviour.draws:
                 with drawing_from(seed, t):
                     out = self._run(self.module, X, params)
             else:
@@ -265,7 +272,7 @@ class FunctionalModule:
         copied = FunctionalModule(module)
         copied.transformed, copied.said = dict(self.transformed), self.said
         copied.recomputes, copied.silent = self.recomputes, self.silent
-        copied.behaviour = self.behaviour
+        copied.behaviour, copied.draws_again = self.behaviour, self.draws_again
         return copied
 
 

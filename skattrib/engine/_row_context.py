@@ -156,8 +156,39 @@ def drawing_from(seed: Tensor, step: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def drawing_again(state: Tensor, device: torch.device) -> Iterator[None]:
+    """Let torch's generator draw from a recorded state, and restore it afterwards."""
+    state = state.cpu().clone()  # torch crashes on a view
+    on_gpu = device.type == "cuda"
+    with global_generator, torch.random.fork_rng([device] if on_gpu else []):
+        if on_gpu:
+            torch.cuda.set_rng_state(state, device)
+        else:
+            torch.default_generator.set_state(state)
+        yield
+
+
+def generator_state(device: torch.device) -> Tensor:
+    """Return a copy of the state of torch's generator for a device."""
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.default_generator.get_state()
+
+
 def _never(*_: object) -> bool:
     return False
+
+
+def _drops(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    **_: object,
+) -> bool:
+    return dropout_p > 0
 
 
 class RowContext(TorchFunctionMode):
@@ -178,6 +209,8 @@ class RowContext(TorchFunctionMode):
         Draw nothing, and normalise by running statistics, whatever the mode.
     seen : list or None
         Gets an entry for each call that is answered.
+    own : bool
+        Answer what draws random numbers; else torch draws them, as in another loop.
 
     Attributes
     ----------
@@ -198,9 +231,10 @@ class RowContext(TorchFunctionMode):
         buffers: Mapping[str, Tensor] | None = None,
         silent: bool = False,
         seen: list[int] | None = None,
+        own: bool = True,
     ) -> None:
         super().__init__()
-        self._seen = seen
+        self._seen, self._own = seen, own
         self._silent = silent
         self._shares, self._ids, self._seed, self._step = shares, ids, seed, step
         self._names = {id(value): name for name, value in (buffers or {}).items()}
@@ -217,6 +251,14 @@ class RowContext(TorchFunctionMode):
     ) -> Any:
         """Answer a call of torch's, or pass it on."""
         kwargs = kwargs or {}
+        if not self._own and func is not F.batch_norm:
+            if func is F.scaled_dot_product_attention and _drops(*args, **kwargs):
+                raise ValueError(
+                    "F.scaled_dot_product_attention with dropout draws its masks in "
+                    "kernels that have no second derivatives: a recorded loop cannot "
+                    "be repeated with it. Train by TorchClassifier(module=...)."
+                )
+            return func(*args, **kwargs)
         if func in _ANSWERED:
             if self._seen is not None:
                 self._seen.append(1)

@@ -258,7 +258,7 @@ def _why_not_stacked(
 ) -> str:
     """Compare gradients of a stack of two models with those of one after the other."""
     model.look(X)
-    if model.behaviour.draws:
+    if model.behaviour.draws or model.draws_again is not None:
         return "it draws from torch's generator, which models cannot share"
     vector = model.vector().to(X)
     stack = torch.stack([vector, 0.9 * vector])

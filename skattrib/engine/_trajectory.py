@@ -126,6 +126,8 @@ class Recipe:
         Running statistics of batch normalisation before the first step.
     seed : int
         Of the random numbers that layers draw.
+    generator_states : uint8 Tensor of shape (T, S) or None
+        States of torch's generator before each forward pass, of a loop that draws.
     average : Tensor of shape (T + 1,) or None
         Share of the state after each number of steps in the model that answers
         queries; None takes the last one.
@@ -144,6 +146,15 @@ class Recipe:
     statistics: Tensor | None = field(default=None, repr=False)
     seed: int = 0
     average: Tensor | None = field(default=None, repr=False)
+    generator_states: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def draws_again(self) -> dict[int, Tensor] | None:
+        """States of torch's generator by step, as `FunctionalModule` takes them."""
+        if self.generator_states is None:
+            return None
+        first = self.n_before + 1
+        return {first + i: state for i, state in enumerate(self.generator_states)}
 
     @property
     def start(self) -> Tensor:
@@ -185,6 +196,11 @@ class Recipe:
                 None if self.decay_factors is None else self.decay_factors[:n_steps]
             ),
             average=average,
+            generator_states=(
+                None
+                if self.generator_states is None
+                else self.generator_states[:n_steps]
+            ),
         )
 
     @property
@@ -245,7 +261,7 @@ class Recipe:
             tensors["decay"] = self.decay
         if self.groups is not None:
             tensors["groups"] = self.groups
-        for name in ("decay_factors", "statistics", "average"):
+        for name in ("decay_factors", "statistics", "average", "generator_states"):
             if (value := getattr(self, name)) is not None:
                 tensors[name] = value
         return tensors
@@ -281,6 +297,7 @@ class Recipe:
             tensors.get("statistics"),
             seed,
             tensors.get("average"),
+            tensors.get("generator_states"),
         )
 
     def _has_all_rates(self) -> bool:
@@ -486,6 +503,11 @@ class Trajectory:
             given.append(recipe.average)
             if recipe.average.shape != (recipe.n_steps + 1,):
                 return "its average does not have one share for each state", given
+        drawn = recipe.generator_states
+        if drawn is not None and (
+            drawn.dtype != torch.uint8 or drawn.shape[:1] != (recipe.n_steps,)
+        ):
+            return "it does not have one state of the generator for each step", given
         return None, given
 
 

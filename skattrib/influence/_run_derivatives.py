@@ -185,6 +185,7 @@ class RunDerivatives:
         targets = model.targets(y, rows)
         # apart: other threads may be using it
         module = FunctionalModule(model.module_in_training).apart()
+        module.draws_again = model.trajectory.recipe.draws_again
         module.look(rows)  # which copies for queries know then
 
         self._trained = TrainingProblem(

@@ -75,6 +75,7 @@ class _Recorded:
         check_module(module, X[:FEW], self.n_outputs_, self.loss_function_)
         check_rows(self.recipe.batches, len(X))
         model = FunctionalModule(module)
+        model.draws_again = self.recipe.draws_again
         loss = self.loss_function_
         check_loss(loss, few_outputs(model.evaluated, X), targets[:FEW])
         weighting = self._weighting(targets)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from skattrib.engine._modules import find_unsuitable_layers
+from skattrib.engine._modules import find_refused_layers
 from skattrib.engine._optimizers import OPTIMIZERS, class_for_torch
 
 
@@ -114,13 +114,20 @@ def check_model(model):
 
 
 def check_layers(model, what):
-    unsuitable = find_unsuitable_layers(model)
-    if unsuitable:
-        name, reason = unsuitable[0]
-        raise ValueError(
-            f"{what} layer {name} {reason}, which a recording does not hold: call "
-            ".eval() on it, or train by TorchClassifier(module=...), which repeats it."
+    """Raise if a layer's training is not repeated by a recording."""
+    refused = find_refused_layers(model)
+    refused += [
+        (
+            f"{name or 'module'} ({type(layer).__name__})",
+            "drops attention in kernels that cannot be repeated: call .eval() on it, "
+            "or train by TorchClassifier(module=...)",
         )
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.MultiheadAttention) and layer.training and layer.dropout
+    ]
+    if refused:
+        name, reason = refused[0]
+        raise ValueError(f"{what} layer {name} {reason}.")
 
 
 def check_optimizers(model, optimizers):

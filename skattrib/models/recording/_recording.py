@@ -12,6 +12,7 @@ from skattrib.engine._modules import uncompiled_copy
 from skattrib.engine._optimizers import map_state
 from skattrib.engine._trajectory import Recipe, TrainingState, Trajectory
 from skattrib.exceptions import TrajectoryError
+from skattrib.models.recording._draws import Draws
 from skattrib.models.recording._estimators import (
     RecordedClassifier,
     RecordedRegressor,
@@ -138,10 +139,12 @@ class TrainingRecording:
             self._optimizers, self._settings, self._trained
         )
         self._initial = _copied(self._model)
+        self._draws = Draws(self._model)
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step)
             for optimizer in self._optimizers
         ]
+        self._handles += self._draws.handles
         return self
 
     def __exit__(self, kind, error, traceback):
@@ -219,6 +222,7 @@ class TrainingRecording:
         norm = self._gradient_norm(step)
         if step == 1:
             self._first_norm = norm
+        self._draws.end_step(step, len(self._pending))
         self._batches.append(np.concatenate(self._pending))
         self._pending = []
 
@@ -257,9 +261,13 @@ class TrainingRecording:
             raise TrajectoryError(
                 "The recording ended before every optimizer had taken the last step."
             )
+        self._draws.put_modes(self._initial)
+        moving = self._draws.moving
         before = _untrained(self._initial)
         for name, value in _untrained(self._model).items():
-            if name in before and not torch.equal(value.cpu(), before[name]):
+            if name in moving or name not in before:
+                continue
+            if not torch.equal(value.cpu(), before[name]):
                 raise TrajectoryError(
                     f"{name}, which the optimizer does not train, changed during the "
                     "recording: a run with other weights would not repeat that."
@@ -279,7 +287,12 @@ class TrainingRecording:
             moments=self._moments,
             decay=self._decay,
             groups=groups,
+            statistics=FunctionalModule(self._initial).statistics() if moving else None,
+            generator_states=self._draws.states(),
         )
+        if moving:
+            statistics = FunctionalModule(_copied(self._model)).statistics()
+            params = torch.cat([params, statistics.to(params)])
         end = TrainingState(params[None], map_state(lambda m: m[None], moments))
         device = str(self._trained[0].device)
         self._run = Run(self._initial, device, recipe, end, self._first_norm)
@@ -438,7 +451,7 @@ class TrainingRecording:
                 f"{path} is the record of a module with {len(recipe.initial)} "
                 f"trainable parameters; {type(module).__name__} has {model.n_params}."
             )
-        model.load(recipe.initial)
+        model.load(recipe.start)
         recording = cls.__new__(cls)
         recording._run = Run(module, str(device), recipe, end)
         return recording
@@ -484,8 +497,9 @@ def record_training(model, optimizer, clip_norm=None):
     ----------
     model : nn.Module
         Module from rows (n, n_features) to unnormalised log-probabilities or
-        predictions; rows have the shape that it takes. Layers that draw random
-        numbers or mix rows are refused.
+        predictions; rows have the shape that it takes. Layers that mix rows are
+        refused, but for batch normalisation; dropout is repeated from the states of
+        torch's generator, but for that of attention.
     optimizer : torch.optim.AdamW, Adam, SGD, RMSprop or Muon, or list of them
         What holds all trainable parameters of the model. Groups of them may differ in
         learning rate and weight decay. Schedulers may change the learning rate. It may
@@ -518,9 +532,10 @@ def record_training(model, optimizer, clip_norm=None):
     ½ Σ_outputs error². Otherwise replaying the recording ends elsewhere, which
     `TrainingRecording.to_classifier` and `to_regressor` say.
 
-    While recording, a step raises TrajectoryError if its rows are not known, its
-    gradient is missing for some parameter, not finite or not clipped as said, or the
-    optimizer's hyper-parameters have changed.
+    With dropout or batch normalisation, each step must take one forward pass with
+    gradients. While recording, a step raises TrajectoryError if its rows are not known,
+    its gradient is missing for some parameter, not finite or not clipped as said, or
+    the optimizer's hyper-parameters have changed.
 
     Examples
     --------

@@ -35,7 +35,8 @@ def repeat(run, kind, X, y, sample_weight, options):
     check_rows(recipe.batches, n_rows)
     seen = np.zeros(n_rows, dtype=bool)
     seen[np.concatenate(recipe.batches)] = True
-    if all(_is_everything(rows, n_rows) for rows in recipe.batches):
+    everything = all(_is_everything(rows, n_rows) for rows in recipe.batches)
+    if everything and recipe.generator_states is None:  # which know their order
         recipe = replace(recipe, batches=None)
     estimator = kind(run.module, recipe, device=run.device, **options)
     estimator.fit(X, y, sample_weight=sample_weight)
@@ -58,9 +59,10 @@ def _is_everything(rows, n_rows):
 
 def _take_end(estimator, run, X, y):
     """Give the estimator the weights that the loop ended with; warn if it misses."""
-    end, initial = run.end.params[0], run.recipe.initial
+    end, initial = run.end.params[0], run.recipe.start
     model = FunctionalModule(estimator.module_)
-    error = replay_error(model.flatten().cpu(), end, initial)
+    n = len(end)  # running statistics too, if they were trained
+    error = replay_error(model.vector()[:n].cpu(), end, initial)
     model.load(end.to(model.flatten()))
     norms, scale = "", 1.0
     if run.first_norm:
@@ -97,7 +99,7 @@ def _first_gradient_norm(problem, weights):
     _, rows = recipe.step(1, problem.X.device)
     minibatch = Minibatch(problem.model, problem.loss, problem.X, problem.targets)
     shares = row_shares(weights if rows is None else weights[:, rows])
-    initial = recipe.start.to(problem.X)[None]
+    initial = problem.recipe.start.to(problem.X)[None]
     seeds = same_seeds(1, recipe.seed, problem.X)
     norm = float(minibatch(initial, shares, rows, seeds, 1)[0].norm())
     clip = recipe.clip_norm

@@ -884,9 +884,8 @@ def closure(loop, recording):
 
 def train_mode(loop, recording):
     step(loop, recording)
-    recording.rows([0])
     loop.model.train()
-    loop.optimizer.step()
+    step(loop, recording)
 
 
 def change_betas(loop, recording):

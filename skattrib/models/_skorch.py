@@ -19,6 +19,11 @@ class _LogProbabilities(nn.Module):
         return p.clamp(min=torch.finfo(p.dtype).tiny).log()
 
 
+def after_module(criterion):
+    """Return what follows a module whose criterion takes probabilities, else None."""
+    return _LogProbabilities() if isinstance(criterion, nn.NLLLoss) else None
+
+
 def classifier_of(net):
     """Return a copy of a classifier's module, and its loss.
 
@@ -31,9 +36,8 @@ def classifier_of(net):
             "TorchRegressor.from_skorch(net)."
         )
     module, loss = _module_and_loss(net)
-    if isinstance(loss, nn.NLLLoss):
-        module = nn.Sequential(module, _LogProbabilities())
-    return module, loss
+    end = after_module(loss)
+    return module if end is None else nn.Sequential(module, end), loss
 
 
 def regressor_of(net):

@@ -179,11 +179,15 @@ class TrainingRecording:
     def _before_step(self, optimizer, args, kwargs):
         step = len(self._rates) + 1
         given = [*args, *kwargs.values()]
-        if any(value is not None and value is not optimizer for value in given):
+        closures = [v for v in given if v is not None and v is not optimizer]
+        if closures and (len(self._optimizers) > 1 or not callable(closures[0])):
             raise TrajectoryError(
-                f"Step {step} was called with a closure: compute the gradient first "
-                "and call optimizer.step() alone."
+                f"Step {step} was called with a closure, and there are several "
+                "optimizers: compute the gradient first and call step() of each alone."
             )
+        for closure in closures:  # which computes the gradient: once, as the step does
+            with torch.enable_grad():
+                closure()
         place = [known is optimizer for known in self._optimizers].index(True)
         if place in self._taken or (self._taken and self._pending):
             raise TrajectoryError(
@@ -200,6 +204,7 @@ class TrainingRecording:
             rates = [self._taken[i] for i in range(len(self._optimizers))]
             self._rates.append(np.concatenate(rates))
             self._taken = {}
+        return ((optimizer,), {}) if closures else None
 
     def _check_settings(self, step):
         settings = read_settings(self._optimizers, self._trained)

@@ -1,0 +1,321 @@
+"""A callback of skorch that records a training, so that it can be attributed."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from torch import nn
+from torch.utils.data import Subset
+
+from skattrib.exceptions import TrajectoryError
+from skattrib.models._skorch import after_module
+from skattrib.models.recording._estimators import (
+    RecordedClassifier,
+    RecordedRegressor,
+)
+from skattrib.models.recording._recording import record_training
+from skattrib.models.recording._replay import repeat
+
+
+class SkorchRecorder(BaseEstimator):
+    """Records the training of a skorch net, which goes on as it does.
+
+    Pass it among the ``callbacks`` of the net, the last of them. The rows of each step
+    are known from the net's iterator, shuffled or not; rows that ``train_split`` holds
+    out are in no step.
+
+    See Also
+    --------
+    skattrib.record_training : Records a loop of your own.
+    skattrib.TorchClassifier.from_skorch : Wraps a fitted net, without its training.
+
+    Notes
+    -----
+    Optimizer, learning rates, also of a scheduler, clipping by
+    ``GradientNormClipping``, dropout and batch normalisation are recorded; the
+    criterion is the loss. Refused is what a recording cannot repeat, see
+    `skattrib.record_training`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.frozen import FrozenEstimator
+    >>> from skorch import NeuralNetClassifier
+    >>> from skattrib import AdamWInfluence
+    >>> from skattrib.recording import SkorchRecorder
+    >>> X, y = load_iris(return_X_y=True)
+    >>> X = X.astype("float32")
+    >>> recorder = SkorchRecorder()
+    >>> net = NeuralNetClassifier(
+    ...     torch.nn.Linear(4, 3),
+    ...     criterion=torch.nn.CrossEntropyLoss,
+    ...     optimizer=torch.optim.AdamW,
+    ...     max_epochs=3,
+    ...     train_split=None,
+    ...     iterator_train__shuffle=True,
+    ...     callbacks=[recorder],
+    ...     verbose=0,
+    ... ).fit(X, y)
+    >>> trained = FrozenEstimator(recorder.to_classifier(X, y))
+    >>> AdamWInfluence(trained, random_state=0).fit(X, y).attribute(X[:2], y[:2]).shape
+    (2, 150)
+    """
+
+    _net = _recording = None
+
+    def initialize(self):
+        """Begin anew, as skorch does with the net.
+
+        Returns
+        -------
+        self : SkorchRecorder
+            Without a recording.
+        """
+        self._net = self._recording = None
+        return self
+
+    def on_train_begin(self, net, X=None, y=None, **kwargs):
+        """Begin to record.
+
+        Parameters
+        ----------
+        net : skorch.NeuralNet
+            Initialised.
+        X, y : array-like or Dataset
+            Of no use here.
+        **kwargs : dict
+            Of no use here.
+        """
+        if self._recording is not None:
+            raise TrajectoryError(
+                "A SkorchRecorder holds one training from its start: call net.fit, not "
+                "partial_fit, and use warm_start=False."
+            )
+        self._net = net
+        self._recording = record_training(
+            net.module_, net.optimizer_, clip_norm=_clip_norm(net)
+        )
+        self._recording.__enter__()
+        self._iterator, self._batches = net.iterator_train, []
+        net.iterator_train = self._noting
+
+    def _noting(self, dataset, **options):
+        """Return the net's own iterator, that notes which rows it takes."""
+        loader = self._iterator(dataset, **options)
+        if not isinstance(loader, torch.utils.data.DataLoader):
+            raise TrajectoryError(
+                f"iterator_train gives a {type(loader).__name__}: which rows a step "
+                "takes is known of torch's DataLoader only. Use that, or record a loop "
+                "of your own by record_training."
+            )
+        kind, noted = type(loader), (self._batches, _places(dataset))
+
+        class Noting(kind):
+            """Notes the indices that its sampler gives."""
+
+            @property
+            def _index_sampler(self):
+                return _Noted(super()._index_sampler, *noted)
+
+        loader.__class__ = Noting
+        return loader
+
+    def on_batch_begin(self, net, batch=None, training=None, **kwargs):
+        """Note the rows of a step.
+
+        Parameters
+        ----------
+        net : skorch.NeuralNet
+            That is trained.
+        batch : tuple of Tensor
+            Of no use here.
+        training : bool
+            Whether it is a step of the training.
+        **kwargs : dict
+            Of no use here.
+        """
+        if training:
+            self._recording.rows(self._batches.pop(0))
+
+    def on_train_end(self, net, X=None, y=None, **kwargs):
+        """End the recording.
+
+        Parameters
+        ----------
+        net : skorch.NeuralNet
+            That was trained.
+        X, y : array-like or Dataset
+            Of no use here.
+        **kwargs : dict
+            Of no use here.
+        """
+        net.iterator_train = self._iterator
+        self._recording.__exit__(None, None, None)
+
+    def on_epoch_begin(self, net, **kwargs):
+        """Do nothing.
+
+        Parameters
+        ----------
+        net : skorch.NeuralNet
+            That is trained.
+        **kwargs : dict
+            Of no use here.
+        """
+
+    def on_epoch_end(self, net, **kwargs):
+        """Do nothing.
+
+        Parameters
+        ----------
+        net : skorch.NeuralNet
+            That is trained.
+        **kwargs : dict
+            Of no use here.
+        """
+
+    def on_batch_end(self, net, **kwargs):
+        """Do nothing.
+
+        Parameters
+        ----------
+        net : skorch.NeuralNet
+            That is trained.
+        **kwargs : dict
+            Of no use here.
+        """
+
+    def on_grad_computed(self, net, named_parameters=None, **kwargs):
+        """Do nothing.
+
+        Parameters
+        ----------
+        net : skorch.NeuralNet
+            That is trained.
+        named_parameters : iterable of (str, Parameter)
+            Of no use here.
+        **kwargs : dict
+            Of no use here.
+        """
+
+    # ------------------------------------------------------------------ using
+    def to_classifier(self, X, y, sample_weight=None):
+        """Return the net as a fitted classifier that knows its training.
+
+        The run is replayed, and its end compared with that of the net.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            The rows that the net was fitted to.
+        y : array-like of shape (n_samples,)
+            Their labels.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights that the net gave to the losses of rows, as Σ w ℓ / Σ w.
+
+        Returns
+        -------
+        TorchClassifier
+            Fitted estimator, for `sklearn.frozen.FrozenEstimator`.
+
+        Raises
+        ------
+        TrajectoryError
+            If no training was recorded, or it is of rows that X does not have.
+
+        Warns
+        -----
+        FaithfulnessWarning
+            If the replay ends elsewhere, or some rows are in no minibatch.
+        """
+        run, loss = self._finished()
+        options = {"classes": self._net.classes_, "loss": loss}
+        return repeat(run, RecordedClassifier, X, y, sample_weight, options)
+
+    def to_regressor(self, X, y, sample_weight=None):
+        """Return the net as a fitted regressor that knows its training.
+
+        The run is replayed, and its end compared with that of the net.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            The rows that the net was fitted to.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Their targets.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights that the net gave to the losses of rows, as Σ w ℓ / Σ w.
+
+        Returns
+        -------
+        TorchRegressor
+            Fitted estimator, for `sklearn.frozen.FrozenEstimator`.
+
+        Raises
+        ------
+        TrajectoryError
+            If no training was recorded, or it is of rows that X does not have.
+
+        Warns
+        -----
+        FaithfulnessWarning
+            If the replay ends elsewhere, or some rows are in no minibatch.
+        """
+        run, loss = self._finished()
+        return repeat(run, RecordedRegressor, X, y, sample_weight, {"loss": loss})
+
+    def _finished(self):
+        """Return the run and the loss; raise if nothing was recorded."""
+        if self._recording is None:
+            raise TrajectoryError(
+                "No training was recorded: pass this SkorchRecorder among the "
+                "callbacks of a net, and fit it. A clone of the net has a recorder of "
+                "its own, in net.callbacks_."
+            )
+        run, loss = self._recording._finished(), self._net.criterion_
+        if (end := after_module(loss)) is None:
+            return run, loss
+        return replace(run, module=nn.Sequential(run.module, end)), "auto"
+
+
+class _Noted:
+    """A sampler whose indices are noted, as rows of X."""
+
+    def __init__(self, sampler, batches, places):
+        self._sampler, self._batches, self._places = sampler, batches, places
+
+    def __len__(self):
+        return len(self._sampler)
+
+    def __iter__(self):
+        for indices in self._sampler:
+            rows = np.atleast_1d(np.asarray(indices, dtype=np.int64))
+            self._batches.append(rows if self._places is None else self._places[rows])
+            yield indices
+
+
+def _clip_norm(net):
+    """Return the norm that the net's gradients are clipped to, None if they are not."""
+    for _, callback in net.callbacks_:
+        value = getattr(callback, "gradient_clip_value", None)
+        if value is None:
+            continue
+        if callback.gradient_clip_norm_type != 2:
+            raise TrajectoryError(
+                f"GradientNormClipping with norm {callback.gradient_clip_norm_type} "
+                "cannot be recorded: use gradient_clip_norm_type=2."
+            )
+        return float(value)
+    return None
+
+
+def _places(dataset):
+    """Return the rows of X that a part of a data set has; None for all."""
+    places = None
+    while isinstance(dataset, Subset):
+        own = np.asarray(dataset.indices)
+        places = own if places is None else own[places]
+        dataset = dataset.dataset
+    return places

@@ -1,0 +1,105 @@
+"""Trainings of skorch nets, recorded by a callback."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from torch import nn
+
+from skattrib import AdamWInfluence
+from skattrib.exceptions import TrajectoryError
+from skattrib.recording import SkorchRecorder
+from tests.cases import build
+
+skorch = pytest.importorskip("skorch")
+pytestmark = pytest.mark.touches_global_rng  # skorch shuffles by torch's generator
+
+N, D, C = 60, 6, 3
+
+
+def data():
+    rng = np.random.RandomState(0)
+    y = np.arange(N) % C
+    X = rng.normal(size=(N, D)) + np.eye(C)[y] @ np.ones((C, D))
+    return X.astype(np.float32), y.astype(np.int64)
+
+
+def layers(*end, n_outputs=C):
+    return nn.Sequential(
+        nn.Linear(D, 8, bias=False),
+        nn.BatchNorm1d(8),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Linear(8, n_outputs),
+        *end,
+    )
+
+
+OPTIONS = {
+    "optimizer": torch.optim.AdamW,
+    "lr": 1e-2,
+    "max_epochs": 4,
+    "batch_size": 16,
+    "iterator_train__shuffle": True,
+    "verbose": 0,
+}
+
+
+def scheduled():
+    schedule = torch.optim.lr_scheduler.StepLR
+    return [
+        skorch.callbacks.LRScheduler(schedule, step_size=2),
+        skorch.callbacks.GradientNormClipping(0.5),
+    ]
+
+
+CLASSIFIERS = {
+    "logits": ((), {"criterion": nn.CrossEntropyLoss, "train_split": None}),
+    "probabilities": ((nn.Softmax(dim=1),), {}),  # skorch's defaults
+    "schedule and clipping": (
+        (),
+        {"criterion": nn.CrossEntropyLoss, "callbacks": scheduled},
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.EfficiencyWarning")
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_the_training_of_a_classifier_is_repeated(name):
+    X, y = data()
+    end, options = CLASSIFIERS[name]
+    recorder = SkorchRecorder()
+    options = {**OPTIONS, **options}
+    callbacks = [*options.pop("callbacks", list)(), recorder]
+    module = build(lambda: layers(*end), dtype=torch.float32)
+    net = skorch.NeuralNetClassifier(module, callbacks=callbacks, **options).fit(X, y)
+    if options.get("train_split", 0) is None:
+        clf = recorder.to_classifier(X, y)
+    else:  # a fifth of the rows is held out
+        with pytest.warns(UserWarning, match="12 of the 60 rows"):
+            clf = recorder.to_classifier(X, y)
+    again = clone(clf).fit(X, y)
+    expected = net.predict_proba(X)
+    assert_allclose(clf.predict_proba(X), expected, rtol=1e-5, atol=1e-6)
+    assert_allclose(again.predict_proba(X), expected, rtol=1e-4, atol=1e-5)
+    influence = AdamWInfluence(FrozenEstimator(clf), random_state=0).fit(X, y)
+    attributed = (influence.attribute(X[:2], y[:2]) != 0).any(axis=0)
+    assert attributed.sum() == N if options.get("train_split", 0) is None else N - 12
+
+
+def test_a_regressor_and_what_cannot_be_recorded():
+    X, _ = data()
+    y = X[:, :1]
+    recorder = SkorchRecorder()
+    with pytest.raises(TrajectoryError, match="No training was recorded"):
+        recorder.to_regressor(X, y)
+    module = build(lambda: layers(n_outputs=1), dtype=torch.float32)
+    net = skorch.NeuralNetRegressor(
+        module, callbacks=[recorder], **{**OPTIONS, "train_split": None}
+    ).fit(X, y)
+    reg = recorder.to_regressor(X, y)
+    assert_allclose(reg.predict(X), net.predict(X), rtol=1e-4, atol=1e-5)
+    with pytest.raises(TrajectoryError, match=r"net\.fit, not partial_fit"):
+        net.partial_fit(X, y)

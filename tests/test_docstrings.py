@@ -17,6 +17,7 @@ import skattrib.extension
 import skattrib.language
 import skattrib.optimizers
 import skattrib.plotting
+import skattrib.recording
 from skattrib._docstrings import fill_in
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +33,7 @@ PUBLIC = {
         skattrib.language,
         skattrib.optimizers,
         skattrib.plotting,
+        skattrib.recording,
     )
     for name in module.__all__
     if not name.startswith("_") and not inspect.ismodule(getattr(module, name))

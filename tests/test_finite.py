@@ -204,8 +204,9 @@ def test_exploding_runs_are_judged_by_those_that_are_finite():
 def test_a_run_whose_weights_are_lost_spoils_no_other():
     influence = AdamWInfluence(net(), n_trajectories=8, n_halves=0, random_state=0)
     influence.fit(X, y)
-    influence._runs[0].params[2] = torch.nan
     runs = influence._runs[0]
+    for lost in (runs.params, *runs.averages.values()):
+        lost[2] = torch.nan
     kept = [0, 1, 3, 4, 5, 6, 7]
     weights = np.ones((1, 40))
     with pytest.warns(FaithfulnessWarning, match="1 of 8 runs are not finite"):
@@ -213,7 +214,10 @@ def test_a_run_whose_weights_are_lost_spoils_no_other():
     with pytest.warns(FaithfulnessWarning, match="1 of 8 runs are not finite"):
         assert np.isfinite(influence.predict_outcomes(X_QUERY, Y_QUERY, weights)).all()
     influence._runs[0] = replace(
-        runs, weights=runs.weights[kept], params=runs.params[kept]
+        runs,
+        weights=runs.weights[kept],
+        params=runs.params[kept],
+        averages={decay: params[kept] for decay, params in runs.averages.items()},
     )
     expected = influence.attribute(X_QUERY, Y_QUERY, return_std=True)
     assert_allclose(found, expected[0], rtol=1e-6, atol=1e-12)

@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import EfficiencyWarning
 
-import skattrib.models._network
+import skattrib.models._run_length
 from skattrib import (
     AdamWInfluence,
     DualInfluence,
@@ -122,7 +122,7 @@ def permuted_rows(name, model, X, y, tasks, weights, rng):
     """Attributions go with the rows; minibatches hold the same rows as before."""
     order = rng.permutation(N)
     everything = np.concatenate([order, np.arange(N, N + N_QUERIES)])
-    draw = skattrib.models._network.epoch_batches
+    draw = skattrib.models._run_length.epoch_batches
 
     def moved(*args):
         return [np.argsort(order)[rows] for rows in draw(*args)]
@@ -131,7 +131,7 @@ def permuted_rows(name, model, X, y, tasks, weights, rng):
         model = clone(model).set_params(batch_size=batch_size)
         before = attributed(name, model, X, y, sample_weight=weights)
         with mock.patch.object(
-            skattrib.models._network, "epoch_batches", moved if batch_size else draw
+            skattrib.models._run_length, "epoch_batches", moved if batch_size else draw
         ):
             found = attributed(
                 name, model, X[everything], y[everything], sample_weight=weights[order]

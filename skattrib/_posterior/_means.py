@@ -52,6 +52,10 @@ class QueryMeans:
         them, from weights (P, n_units) around 1/2, with slopes drawn to the weights.
         """
         X, before = around @ self.means.T, _GAIN * self.weights
+        # slopes do not depend on the unit, and squares of large numbers are infinite
+        unit = max(float(np.abs(X).max()), float(np.abs(differences).max()))
+        unit = unit if 0 < unit < np.inf else 1.0
+        X, differences = X / unit, differences / unit
         values, vectors = eigh(X.T @ X)
         values, told = np.maximum(values, 0), vectors.T @ (X.T @ differences)
         slopes, expected = before, vectors.T @ before

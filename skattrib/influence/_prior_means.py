@@ -175,7 +175,10 @@ class Weighed:
         a query is left out there. Only the first ``n_units`` entries have a size.
         """
         means = found.means - found.means[..., :n_units].mean(axis=2, keepdims=True)
-        sizes = np.linalg.norm(means[..., :n_units], axis=2)
+        some = means[..., :n_units]
+        with np.errstate(all="ignore"):  # squares of large numbers may be infinite
+            largest = np.abs(some).max(axis=2, initial=np.finfo(some.dtype).tiny)
+            sizes = largest * np.linalg.norm(some / largest[..., None], axis=2)
         usable = np.isfinite(sizes) & (sizes > 0)
         errors = np.zeros_like(means) if found.errors is None else found.errors
         usable &= np.isfinite(errors).all(axis=2)

@@ -253,7 +253,7 @@ def test_stack_equals_separate_runs(name, clip_norm):
     weights = random_weights(5)
     together = train_stack(
         model, CLASSIFICATION, recipe, X, y, weights, memory_bytes=PLENTY
-    )
+    ).params
     alone = [
         train(model, CLASSIFICATION, recipe, X, y, row[None]).params for row in weights
     ]
@@ -282,7 +282,7 @@ def test_stack_is_cut_to_fit_the_memory(name, n_per_chunk, monkeypatch):
         y,
         weights,
         memory_bytes=1.001 * n_per_chunk * per_model,
-    )
+    ).params
     most = max(1, int(n_per_chunk))
     assert max(sizes) == most
     assert len(sizes) == -(-5 // most)
@@ -317,7 +317,7 @@ def test_modules_that_vmap_cannot_take_are_trained_one_by_one(backend):
         with pytest.warns(EfficiencyWarning, match=r"Item: .*vmap cannot.*4 models"):
             found = train_stack(
                 model, CLASSIFICATION, recipe, X, y, weights, memory_bytes=PLENTY
-            )
+            ).params
     expected = train(other, CLASSIFICATION, recipe, X, y, weights).params
     assert_allclose(found, expected, rtol=0, atol=1e-10)
 
@@ -326,7 +326,7 @@ def test_workers_share_a_stack(monkeypatch):
     model, recipe, X, y = problem()
     weights, sizes = random_weights(5), []
     arguments = model, CLASSIFICATION, recipe, X, y, weights
-    expected = train_stack(*arguments, memory_bytes=PLENTY)
+    expected = train_stack(*arguments, memory_bytes=PLENTY).params
     one = _training.train
 
     def noted(*arguments, **options):
@@ -335,7 +335,7 @@ def test_workers_share_a_stack(monkeypatch):
 
     monkeypatch.setattr(_training, "train", noted)
     with joblib.parallel_config("threading"):
-        found = train_stack(*arguments, memory_bytes=PLENTY, n_jobs=2)
+        found = train_stack(*arguments, memory_bytes=PLENTY, n_jobs=2).params
     assert sorted(sizes) == [2, 3]
     assert_allclose(found, expected, rtol=1e-9)
 
@@ -348,7 +348,7 @@ def test_one_model_needs_no_stack():
         warnings.simplefilter("error")
         found = train_stack(
             model, CLASSIFICATION, recipe, X, y, weights, memory_bytes=PLENTY
-        )
+        ).params
     expected = train(model, CLASSIFICATION, recipe, X, y, weights).params
     assert_array_equal(found, expected)
 

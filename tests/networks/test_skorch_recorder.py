@@ -103,3 +103,26 @@ def test_a_regressor_and_what_cannot_be_recorded():
     assert_allclose(reg.predict(X), net.predict(X), rtol=1e-4, atol=1e-5)
     with pytest.raises(TrajectoryError, match=r"net\.fit, not partial_fit"):
         net.partial_fit(X, y)
+
+
+def test_a_training_that_breaks_leaves_a_recorder_of_use():
+    X, y = data()
+
+    class Breaking(skorch.callbacks.Callback):
+        left = 2
+
+        def on_batch_end(self, net, **kwargs):
+            self.left -= 1
+            if not self.left:
+                raise ZeroDivisionError
+
+    recorder = SkorchRecorder()
+    options = {**OPTIONS, "criterion": nn.CrossEntropyLoss, "train_split": None}
+    net = skorch.NeuralNetClassifier(
+        layers, callbacks=[Breaking(), recorder], **options
+    )
+    with pytest.raises(ZeroDivisionError):
+        net.fit(X, y)
+    net.fit(X, y)
+    clf = recorder.to_classifier(X, y)
+    assert_allclose(clf.predict_proba(X), net.predict_proba(X), rtol=1e-5, atol=1e-6)

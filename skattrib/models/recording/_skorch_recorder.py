@@ -73,6 +73,8 @@ class SkorchRecorder(BaseEstimator):
         self : SkorchRecorder
             Without a recording.
         """
+        if self._recording is not None:  # which an error may have left open
+            self._recording.__exit__(TrajectoryError, None, None)
         self._net = self._recording = None
         return self
 
@@ -98,8 +100,9 @@ class SkorchRecorder(BaseEstimator):
             net.module_, net.optimizer_, clip_norm=_clip_norm(net)
         )
         self._recording.__enter__()
-        self._iterator, self._batches = net.iterator_train, []
-        net.iterator_train = self._noting
+        if net.iterator_train != self._noting:  # that an error left in its place
+            self._iterator = net.iterator_train
+        self._batches, net.iterator_train = [], self._noting
 
     def _noting(self, dataset, **options):
         """Return the net's own iterator, that notes which rows it takes."""

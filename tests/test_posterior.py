@@ -623,7 +623,9 @@ def test_a_pickle_gives_the_same_numbers(fitted):
     assert_array_equal(pickle.loads(bare).attribute(Xq, yq), expected)
 
 
-def test_what_is_too_large_to_keep_goes_to_the_memory(tmp_path):
+def test_what_is_too_large_to_keep_goes_to_the_memory(tmp_path, monkeypatch):
+    # rows that runs are compared by, each with a replay where memory is little
+    monkeypatch.setattr("skattrib.influence._run_agreement.N_ROWS", 1)
     X, y, Xq, yq = wine(30)
     kept = make(64).fit(X, y)
     with config_context(working_memory=0.05):

@@ -54,7 +54,8 @@ def on_a_read_only_disk(job, folder):
 
 
 # -------------------------------------------------------------------- full disk
-@pytest.mark.parametrize("job", [pytest.param("truth", marks=pytest.mark.slow), "runs"])
+@pytest.mark.slow
+@pytest.mark.parametrize("job", ["truth", "runs"])
 def test_a_full_disk_costs_no_results(job, tmp_path):
     """What cannot be kept is returned all the same; a warning says so."""
     (tmp_path / "whole").mkdir()

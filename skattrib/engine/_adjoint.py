@@ -438,10 +438,8 @@ class _Stack:
         in_grad = torch.empty_like(after.params)
         before = []
         for (part, _), floor in zip(groups, floors, strict=True):
-            some = StepDerivative(
-                after.params[part],
-                map_state(lambda value, part=part: value[part], after.state),  # type: ignore[misc]
-            )
+            values = [value[part] for value in after.state]
+            some = StepDerivative(after.params[part], with_values(after.state, values))
             in_grad[part], pulled = pulled_back(step, at, some, self.inert, floor)
             before.append(pulled)
         params = torch.cat([each.params for each in before])

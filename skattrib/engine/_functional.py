@@ -45,7 +45,10 @@ class FunctionalModule:
         self.sizes = [p.numel() for _, p in named]
         self.n_params = sum(self.sizes)
         # of those that are in evaluation mode throughout, buffers stay as they are
-        self._statistics = statistics_names(module)
+        self._statistics, self._counters = (
+            statistics_names(module),
+            counter_names(module),
+        )
         held = dict(module.named_buffers())
         self._statistics_shapes = [tuple(held[name].shape) for name in self._statistics]
         self._statistics_sizes = [held[name].numel() for name in self._statistics]
@@ -136,7 +139,7 @@ class FunctionalModule:
         held = {name: params[name] for name in self._statistics if name in params}
         if not held and not any(self.behaviour):
             return self._run(self.module, X, params), vector[self.n_params :]
-        params |= {name: seed.new_zeros(()) for name in counter_names(self.module)}
+        params |= {name: seed.new_zeros(()) for name in self._counters}
         state = None if self.draws_again is None else self.draws_again.get(t)
         with RowContext(shares, ids, seed, t, held, own=state is None) as context:
             if state is not None:

@@ -35,8 +35,6 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "identity": nn.Identity,
 }
 
-_RANDOM = (nn.modules.dropout._DropoutNd, nn.AlphaDropout, nn.RReLU)
-
 
 @contextmanager
 def generator_kept() -> Iterator[None]:
@@ -175,36 +173,6 @@ def activation_size(module: nn.Module, X: Tensor) -> int:
     return total
 
 
-def _mixes_rows(layer: nn.Module) -> bool:
-    """Return whether a normalisation shares statistics between rows."""
-    if isinstance(layer, nn.modules.instancenorm._InstanceNorm):
-        return layer.training and layer.track_running_stats
-    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-        return layer.training or layer.running_mean is None
-    return False
-
-
-def find_unsuitable_layers(module: nn.Module) -> list[tuple[str, str]]:
-    """Return the layers that mix rows or draw random numbers in their present mode.
-
-    Returns
-    -------
-    list of (name, reason)
-    """
-    unsuitable = []
-    for name, layer in module.named_modules():
-        label = f"{name or 'module'} ({type(layer).__name__})"
-        if _mixes_rows(layer):
-            unsuitable.append((label, "lets the rows of a batch influence each other"))
-        elif not layer.training:
-            continue
-        elif isinstance(layer, _RANDOM) and getattr(layer, "p", 1.0) != 0:
-            unsuitable.append((label, "draws random numbers"))
-        elif isinstance(layer, nn.MultiheadAttention | nn.RNNBase) and layer.dropout:
-            unsuitable.append((label, "draws random numbers (dropout)"))
-    return unsuitable
-
-
 def find_refused_layers(module: nn.Module) -> list[tuple[str, str]]:
     """Return the layers whose training is no function of weights and seeds.
 
@@ -332,7 +300,7 @@ def _meeting(module: nn.Module, X: Tensor) -> str | None:
 def probe_rows(module: nn.Module, X: Tensor) -> str | None:
     """Run a few rows alone, together and twice; return what is wrong, or None.
 
-    This detects custom layers that `find_unsuitable_layers` does not know.
+    This detects custom layers, whose class tells nothing.
     """
     state = {k: v.clone() for k, v in module.state_dict().items()}
     with torch.no_grad(), generator_kept():

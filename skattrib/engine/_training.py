@@ -94,7 +94,9 @@ def train(
     """
     state = start(recipe, X, len(weights))
     result = TrainingResult(state.params, None)
-    own, other = _Mean(recipe.average, state), _Mean(average, state)
+    # a watch follows the average by itself
+    own = _Mean(None if watch is not None else recipe.average, state)
+    other = _Mean(average, state)
     if 0 in keep:
         result.states[0] = state
     steps = train_steps(

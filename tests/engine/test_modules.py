@@ -14,9 +14,10 @@ from skattrib.engine._modules import (
     activation_size,
     build_mlp,
     call_seeded,
-    find_unsuitable_layers,
+    find_refused_layers,
     probe_rows,
 )
+from skattrib.engine._row_context import known_behaviour
 from tests.cases import build, build_case, randn
 
 MIXES = "rows of a batch influence each other"
@@ -100,13 +101,13 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_unsuitable_layers_are_found(name):
+def test_what_layers_do_in_training_is_known(name):
     factory, training, by_type, _ = LAYERS[name]
-    found = find_unsuitable_layers(build(factory).train(training))
-    assert len(found) == (by_type is not None)
-    for label, reason in found:
-        assert label.startswith("1 (")
-        assert by_type in reason
+    module = build(factory).train(training)
+    known, refused = known_behaviour(module), find_refused_layers(module)
+    assert (known.masks or known.draws) == (by_type == DRAWS)
+    assert (known.mixes or bool(refused)) == (by_type == MIXES)
+    assert all(label.startswith("1 (") for label, _ in refused)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -131,10 +132,10 @@ def test_probe_notices_a_module_that_overwrites_its_input():
 
 def test_recurrent_and_attention_dropout():
     module = build(lambda: nn.GRU(3, 4, num_layers=2, dropout=0.5))
-    assert DRAWS in find_unsuitable_layers(module)[0][1]
-    assert not find_unsuitable_layers(module.eval())
+    assert known_behaviour(module).draws
+    assert not any(known_behaviour(module.eval()))
     module = build(lambda: nn.MultiheadAttention(4, 2, dropout=0.1))
-    assert DRAWS in find_unsuitable_layers(module)[0][1]
+    assert known_behaviour(module).masks
 
 
 # -------------------------------------------------------------------- building

@@ -168,40 +168,8 @@ class SkorchRecorder(BaseEstimator):
             Of no use here.
         """
 
-    def on_epoch_end(self, net, **kwargs):
-        """Do nothing.
-
-        Parameters
-        ----------
-        net : skorch.NeuralNet
-            That is trained.
-        **kwargs : dict
-            Of no use here.
-        """
-
-    def on_batch_end(self, net, **kwargs):
-        """Do nothing.
-
-        Parameters
-        ----------
-        net : skorch.NeuralNet
-            That is trained.
-        **kwargs : dict
-            Of no use here.
-        """
-
-    def on_grad_computed(self, net, named_parameters=None, **kwargs):
-        """Do nothing.
-
-        Parameters
-        ----------
-        net : skorch.NeuralNet
-            That is trained.
-        named_parameters : iterable of (str, Parameter)
-            Of no use here.
-        **kwargs : dict
-            Of no use here.
-        """
+    # of what else skorch tells its callbacks
+    on_epoch_end = on_batch_end = on_grad_computed = on_epoch_begin
 
     # ------------------------------------------------------------------ using
     def to_classifier(self, X, y, sample_weight=None):

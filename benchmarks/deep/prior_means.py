@@ -1,6 +1,7 @@
 """Which derivatives of the same runs to begin with, and what halves make of them.
 
-Twelve networks, AdamW with weight decay 0.01, minibatches of 32, 15 epochs, ReLU; 512
+Twelve networks, AdamW with weight decay 0.01, and two by SGD with momentum 0.9, which
+divides by nothing; minibatches of 32, 15 epochs, ReLU; 512
 digits (400 rows of breast cancer, 120 of wine, 350 of diabetes). Margins (diabetes:
 log-likelihoods) of 12 queries, 6 of the networks without closed-form derivatives. LDS
 of attributions that are added up on 200 halves, really retrained, one training seed:
@@ -36,6 +37,7 @@ from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
 from skattrib.influence._prior_means import AVERAGED, DAMPED, EXACT, Weighed
 from skattrib.models._answers import LastAnswer
 from skattrib.models._costs import cpu_seconds  # no public name
+from skattrib.optimizers import SGD
 
 N_EFFECTS = 3000
 NAMES = {EXACT: "exact", DAMPED: "damped", AVERAGED: "averaged"}
@@ -56,6 +58,7 @@ HEADER = [
     "attribute: exact",
     "chosen",
 ]
+MOMENTUM = SGD(momentum=0.9)
 
 
 def normalised(n_inputs, n_outputs):
@@ -76,8 +79,9 @@ def pooled(n_inputs, n_outputs):
     return convolutional(1)(n_inputs, n_outputs)
 
 
-def hidden(*sizes, lr=1e-2, seed=0):
-    return {"hidden_layer_sizes": sizes, "learning_rate": lr, "random_state": seed}
+def hidden(*sizes, lr=1e-2, seed=0, **options):
+    options |= {"learning_rate": lr, "random_state": seed}
+    return {"hidden_layer_sizes": sizes, **options}
 
 
 #: name: (data, network, queries)
@@ -98,6 +102,8 @@ NETWORKS = {
     "breast cancer 64x64, .01": ("breast_cancer", hidden(64, 64), 12),
     "wine 64x64, .01": ("wine", hidden(64, 64), 12),
     "diabetes 64x64, .01": ("diabetes", hidden(64, 64), 12),
+    "16x16, SGD, .05": ("digits", hidden(16, 16, lr=0.05, optimizer=MOMENTUM), 12),
+    "64x64, SGD, .05": ("digits", hidden(64, 64, lr=0.05, optimizer=MOMENTUM), 12),
 }
 
 

@@ -333,13 +333,15 @@ class AdamWInfluence(AgreementOfRuns, TrainedOnSubsets, BaseAttributor):
         # of others it may end before max_iter
         at_most = "" if model.stacks or model.frozen else "at most "
         steps = f"{at_most}{problem.recipe.n_steps} steps"
+        # what agreement will say is known after training
+        again = ", three times if the runs disagree" if self._can_choose() else ""
         return Cost(
             self._estimand(),
             n_trainings,
             seconds,
             sweep_megabytes(problem, n_runs, n_queries),
             f"sweeps through {n_runs} run{'s'[: n_runs != 1]} of {steps}, "
-            "for all queries together",
+            f"for all queries together{again}",
         )
 
     def _estimand(self):

@@ -28,6 +28,11 @@ class AgreementOfRuns:
     #: Derivatives to begin with, and their agreement.
     _weighed = Weighed()
 
+    def _can_choose(self):
+        """Whether there are several ways to differentiate the runs."""
+        exact = self.dynamics == "recorded" and self.hessian == "exact"
+        return self.inclusion_ < 1 and exact
+
     def _learn_agreement(self):
         """Compare the halves of the runs, and choose derivatives by that."""
         self._weighed, self.agreement_ = Weighed(), None
@@ -40,7 +45,7 @@ class AgreementOfRuns:
             return
         self.agreement_ = agreement
         warn_if_disagreeing(agreement)
-        if self.dynamics != "recorded" or self.hessian != "exact":
+        if not self._can_choose():
             return
         run = self._runs[0]
         averages = run.recipe.average is not None or run.shares is not None

@@ -5,9 +5,14 @@ import pandas as pd
 from sklearn.utils import get_tags
 from sklearn.utils.validation import check_consistent_length
 
-from skattrib._validation import check_texts, check_y, validate_data
+from skattrib._validation import (
+    check_completions,
+    check_texts,
+    check_y,
+    validate_data,
+)
 from skattrib.models._as_model import as_model
-from skattrib.models._parts import Parts, reads_texts
+from skattrib.models._parts import Parts, reads_texts, takes_completions
 from skattrib.models._rows import validate_rows
 
 
@@ -24,6 +29,11 @@ class ValidatedInputs:
     @property
     def _reads_texts(self):
         return self.estimator is not None and reads_texts(self.estimator)
+
+    @property
+    def _takes_completions(self):
+        """Whether targets are texts, of which tokens are made."""
+        return self.estimator is not None and takes_completions(self.estimator)
 
     @property
     def _takes_sparse(self):
@@ -47,7 +57,7 @@ class ValidatedInputs:
 
     def _validated(self, X, *y, several=False, table, reset=True):
         """Validate X, and y if given; a data frame stays one if ``table``."""
-        if self._takes_texts:
+        if self._takes_texts or self._takes_completions:
             return self._validated_texts(X, *y, reset=reset)
         if self._reads_texts:
             return self._validated_documents(X, *y, several=several, reset=reset)
@@ -89,12 +99,7 @@ class ValidatedInputs:
         """Validate prompts, None for no prompts at all, and completions if given."""
         if reset:
             self._forget_table()
-        texts = [check_texts(column, "y") for column in y]
-        if X is None and texts:
-            return np.full(len(texts[0]), None, dtype=object), *texts
-        X = check_texts(X, "X", optional=True)
-        check_consistent_length(X, *texts)
-        return (X, *texts) if texts else X
+        return check_completions(X, *y) if y else check_texts(X, "X", optional=True)
 
 
 def takes_tables(estimator):

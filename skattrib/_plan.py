@@ -15,7 +15,7 @@ from skattrib.models._as_model import as_model
 #: scores of the defaults, from the manual's pages of measurements.
 FAITHFULNESS = {
     "DualInfluence": "linear models: exact; networks: second to AdamWInfluence",
-    "AdamWInfluence": "best for networks, while agreement_ is high; 95 % intervals hold",
+    "AdamWInfluence": "best for networks while agreement_ is high; intervals hold",
     "KernelSurrogateAttributor": "few units: near retraining itself; rows: low",
     "LinearSurrogateAttributor": "the baseline that others must beat",
     "RISEValuator": "finds similar rows; says nothing of removal",

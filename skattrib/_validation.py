@@ -387,6 +387,19 @@ def check_texts(texts, name, *, optional=False):
     return checked
 
 
+def check_completions(X, y):
+    """Return prompts and completions as object arrays (n,); no prompts at all as None.
+
+    X may be None.
+    """
+    y = check_texts(y, "y")
+    if X is None:
+        return np.full(len(y), None, dtype=object), y
+    X = check_texts(X, "X", optional=True)
+    check_consistent_length(X, y)
+    return X, y
+
+
 def _encodable(text, name):
     try:
         text.encode()

@@ -67,6 +67,7 @@ from skattrib.models._fit_params import (
     rows_that_count,
 )
 from skattrib.models._outcomes import (
+    NO_COMPLETIONS,
     OUTCOMES,
     check_outcome,
     check_own_outcome,
@@ -389,7 +390,8 @@ class BaseAttributor(
         self.X_train_, self.y_train_ = job.X, job.y
         self._parts = parts
         self._features = features if parts.has_transformers else self.X_train_
-        self._targets = self.y_train_ if parts.units is None else targets
+        kept = parts.units is None and parts.reader is None
+        self._targets = self.y_train_ if kept else targets
         self._fit_attributor()
         self._learn_halves()
 
@@ -402,7 +404,8 @@ class BaseAttributor(
         check_names(fit_params)
         index = index_of(X, y)
         # an array of texts would give each the room of the longest
-        several = not self._takes_texts and has_columns(y)
+        texts = self._takes_texts or self._takes_completions
+        several = not texts and has_columns(y)
         table = self.estimator is not None and takes_tables(self.estimator)
         X, y = self._validated(X, y, several=several, table=table)
         # copies: changed meanwhile, by the user or on disk, they would not be what is
@@ -419,8 +422,8 @@ class BaseAttributor(
         # one generator per purpose: what one draws must not move the others
         seeds = np.random.SeedSequence(draw_seed(self.random_state)).generate_state(4)
         estimator = self._made_estimator(y, int(seeds[0] >> 1))
-        y = check_target(dense(y), estimator)
         parts = Parts(estimator)
+        y = y if texts else check_target(dense(y), estimator)
         if self.estimator is None:
             self._check_usable(parts.model)
         weights, model_params = row_weights(estimator, fit_params, X)
@@ -496,13 +499,16 @@ class BaseAttributor(
             check_not_single(X, y)
         table = isinstance(self.X_train_, pd.DataFrame)
         if y is None:
+            if self._takes_completions:
+                raise ValueError(NO_COMPLETIONS)
             X = self._validated(X, table=table, reset=False)
             y, outcome = self._own_predictions(X)
             return self._parts.features(X), self._parts.targets(y), outcome
         several = self._n_outputs() > 1
         X, y = self._validated(X, y, several=several, table=table, reset=False)
-        y = self._parts.targets(check_target(dense(y), self._model))
-        return self._parts.features(X), y, self._checked_outcome(self.outcome)
+        if not self._takes_completions:
+            y = check_target(dense(y), self._model)
+        return *self._parts.rows(X, y), self._checked_outcome(self.outcome)
 
     def _check_rows(self, X):
         """Validate rows that have no targets; return them as the model takes them."""

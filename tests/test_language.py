@@ -22,6 +22,7 @@ from sklearn.utils._param_validation import InvalidParameterError
 from torch import nn
 
 from skattrib import DualInfluence, KernelSurrogateAttributor, RISEValuator
+from skattrib._validation import check_completions
 from skattrib.evaluation import retrieval_score
 from skattrib.exceptions import IndexMismatchError, TrajectoryError
 from skattrib.language import CausalLanguageModel
@@ -273,9 +274,9 @@ def test_batches_padding_and_memory_change_nothing(sketch):
 
 def test_logits_are_cut_to_the_working_memory():
     lm, (X, y) = language_model(), texts(20)
-    whole = list(lm._tokens(*lm._checked(X, y)))
+    whole = list(lm._tokens(*check_completions(X, y)))
     with config_context(working_memory=0.005):
-        parts = list(lm._tokens(*lm._checked(X, y)))
+        parts = list(lm._tokens(*check_completions(X, y)))
     assert max(len(t.outputs) for t in parts) <= 0.005 * 2**20 / (8 * V)
     assert len(parts) > len(whole)
     for name in ("rows", "hidden", "outputs", "targets"):
@@ -289,7 +290,7 @@ def test_a_row_alone_has_the_signature_that_it_has_in_a_batch(dtype, error):
     alone = rise(language_model(own, batch_size=1))._signer()
     batch = rise(language_model(own, batch_size=16))._signer()
     lm = language_model(own)
-    X, y = lm._checked(X, y)
+    X, y = check_completions(X, y)
     together = batch(X, y)[0]
     for name, values in together.items():
         one = torch.cat([alone(X[i : i + 1], y[i : i + 1])[0][name] for i in range(16)])
@@ -302,7 +303,7 @@ def test_a_row_alone_has_the_signature_that_it_has_in_a_batch(dtype, error):
 def test_half_precision_keeps_residuals_in_float32():
     own = model(dtype=torch.float32)
     half = language_model(copy.deepcopy(own).to(torch.bfloat16))
-    (first, *_) = half._tokens(*half._checked(*texts(6)))
+    (first, *_) = half._tokens(*check_completions(*texts(6)))
     assert {first.hidden.dtype, first.outputs.dtype} == {torch.float32}
     X, y = texts(6, seed=1)
     full, rounded = (rise(lm).attribute(X, y) for lm in (language_model(own), half))
@@ -354,7 +355,7 @@ def test_long_texts_are_read_in_windows():
     with pytest.warns(UserWarning, match="longer than 8 tokens"):
         lm.fit(X, y)
     assert lm.model.longest <= 8
-    tokens = list(lm._tokens(*lm._checked(X, y)))
+    tokens = list(lm._tokens(*check_completions(X, y)))
     counts = np.bincount(torch.cat([t.rows for t in tokens]).numpy())
     assert counts.tolist() == [63, 5, 4]  # once each
     # of the long prompt, what leaves room for the completion
@@ -373,7 +374,7 @@ def test_long_texts_are_read_in_windows():
 def test_texts_of_the_context_are_read_at_once():
     lm = language_model()
     lm.fit(["a" * 20], ["b" * 5])  # the last token is not read
-    (window,) = lm._windows(*lm._checked(["a" * 20], ["b" * 5]))
+    (window,) = lm._windows(*check_completions(["a" * 20], ["b" * 5]))
     assert len(window.ids) == CONTEXT
     assert window.whole
     with pytest.warns(UserWarning, match="longer than 24 tokens"):
@@ -382,7 +383,7 @@ def test_texts_of_the_context_are_read_at_once():
 
 def test_special_tokens_are_no_targets_and_bos_is_context():
     lm = language_model(add_bos=True)
-    (window,) = lm._windows(*lm._checked([None], ["a~b"]))
+    (window,) = lm._windows(*check_completions([None], ["a~b"]))
     assert window.ids == [0, 2, 0]
     assert (window.places, window.targets) == ([0, 2], [2, 3])
     own = lm.log_likelihood([None], ["abc"])
@@ -749,7 +750,7 @@ def test_a_real_model():
     assert error < 1e-4 * np.abs(expected).max()
     valuator = RISEValuator(lm, random_state=0).fit(X, y)
     assert valuator.retrieve(X, y, n=1)[1].ravel().tolist() == [0, 1, 2, 3]
-    signer, (X, y) = valuator._signer(), lm._checked(X, y)
+    signer, (X, y) = valuator._signer(), check_completions(X, y)
     for name, together in signer(X, y)[0].items():
         alone = [signer(X[i : i + 1], y[i : i + 1])[0][name] for i in range(4)]
         units = [nn.functional.normalize(v) for v in (torch.cat(alone), together)]

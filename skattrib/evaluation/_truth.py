@@ -15,6 +15,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, validate_param
 from sklearn.utils.validation import _num_samples
 
 from skattrib._validation import (
+    check_completions,
     check_rows,
     check_sample_weight,
     check_tasks,
@@ -32,7 +33,7 @@ from skattrib.models._kept_models import (
 )
 from skattrib.models._memory import as_memory, cached_rows
 from skattrib.models._network import check_seeds
-from skattrib.models._parts import Parts
+from skattrib.models._parts import Parts, takes_completions
 from skattrib.models._retraining import FloatArray, Trainer, tightened
 
 
@@ -176,7 +177,7 @@ def retrain_outcomes(
     else:
         parts = Parts(clone(estimator))
         X, y = parts.fit_transformers(X, y)
-        X_query, y_query = parts.features(X_query), parts.targets(y_query)
+        X_query, y_query = parts.rows(X_query, y_query)
         fitted, estimator = unwrap(parts.model)
         units = parts.units
         check_seeds(as_model(estimator), "n_seeds", n_seeds)
@@ -217,6 +218,8 @@ def _checked_data(estimator: Any, *data: Any) -> Any:
     """Return training rows and queries, and their targets, as far as all can use."""
     if as_model(estimator).takes_texts:
         return data
+    if takes_completions(estimator):
+        return *check_completions(*data[:2]), *check_completions(*data[2:])
     X, y = opened(*data[:2])
     X_query, y_query = opened(*data[2:])
     return *check_rows(X, y, "X", "y"), *check_rows(

@@ -5,6 +5,12 @@ from skattrib.models._as_model import as_model
 #: What a user may name.
 OUTCOMES = ("auto", "log_likelihood", "margin", "prediction", "probability")
 
+#: What is said of prompts alone.
+NO_COMPLETIONS = (
+    "y is missing: a language model has no single prediction whose outcome could be "
+    "measured. Use attribute(X, y) with the completions y, generated or given."
+)
+
 _REFUSED = {
     "margin": (
         "is log p_y/(1-p_y) and needs a classifier; use 'log_likelihood' or "
@@ -65,11 +71,7 @@ def check_outcome(outcome, estimator, n_outputs=None, loss=None):
 def check_own_outcome(outcome, estimator, n_outputs, loss=None):
     """Return the outcome to measure at the estimator's own predictions."""
     if as_model(estimator).takes_texts:
-        raise ValueError(
-            "y is missing: a language model has no single prediction whose outcome "
-            "could be measured. Use attribute(X, y) with the completions y, generated "
-            "or given."
-        )
+        raise ValueError(NO_COMPLETIONS)
     loss = as_model(estimator).loss if loss is None else loss
     if loss.own_outcome == "prediction" and not callable(outcome):
         if outcome == "log_likelihood":

@@ -22,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skattrib._validation import blamed
 from skattrib.engine._losses import Loss, OutcomeFunction
+from skattrib.models._reading import ReadsTexts
 from skattrib.models._targets import (
     OriginalUnits,
     fit_target_transformer,
@@ -58,12 +59,15 @@ class Parts:
             check_is_fitted(inner, msg=_NOT_FITTED)
             inner = inner.best_estimator_
 
-        self._before: list[Pipeline | TransformedTargetRegressor] = []
+        self._before: list[Pipeline | TransformedTargetRegressor | ReadsTexts] = []
         self._within: list[Any] = []  # what each TransformedTargetRegressor fits
-        self._holder: Pipeline | TransformedTargetRegressor | None = None
-        while isinstance(inner, Pipeline | TransformedTargetRegressor):
+        self._holder: Pipeline | TransformedTargetRegressor | ReadsTexts | None = None
+        while _has_parts(inner):
             self._holder = inner
-            if isinstance(inner, TransformedTargetRegressor):
+            if isinstance(inner, ReadsTexts):
+                self._before.append(inner)
+                inner = inner._present_network()
+            elif isinstance(inner, TransformedTargetRegressor):
                 self._before.append(inner)
                 inner = _regressor_of(inner)
                 self._within.append(inner)
@@ -78,7 +82,13 @@ class Parts:
     @property
     def has_transformers(self) -> bool:
         """Whether something is done to rows before the model gets them."""
-        return any(isinstance(part, Pipeline) for part in self._before)
+        return any(isinstance(part, Pipeline | ReadsTexts) for part in self._before)
+
+    @property
+    def reader(self) -> ReadsTexts | None:
+        """What turns texts into tokens, if the model is one of language."""
+        last = self._before[-1] if self._before else None
+        return last if isinstance(last, ReadsTexts) else None
 
     @property
     def is_bare(self) -> bool:
@@ -106,11 +116,14 @@ class Parts:
             if isinstance(part, FrozenEstimator):
                 check_is_fitted(part.estimator, msg=_NOT_FITTED)
         if self._frozen:
-            return self.features(X), self.targets(y)
+            return self.rows(X, y)
         for part in self._before:
             if isinstance(part, Pipeline):
                 with blamed(part, "transform X"):
                     X = part.fit_transform(X, y)
+            elif isinstance(part, ReadsTexts):
+                X, y = part._tokenised(X, y)
+                part.network_ = self.model
             else:
                 fit_target_transformer(part, y)
                 y = transformed_targets(part, y)
@@ -120,10 +133,18 @@ class Parts:
             self.units.check(y)
         return X, y
 
+    def rows(self, X: Any, y: Any) -> tuple[Any, Any]:
+        """Return rows and targets as the model gets them."""
+        if self.reader is not None and self.reader.has_completions:
+            return self.reader._tokenised(X, y)
+        return self.features(X), self.targets(y)
+
     def features(self, X: Any) -> Any:
         """Return rows as the model gets them."""
         for part in self._before:
-            if isinstance(part, Pipeline):
+            if isinstance(part, ReadsTexts):
+                X = part._tokenised(X)[0]
+            elif isinstance(part, Pipeline):
                 with blamed(part, "transform these rows"):
                     X = part.transform(X)
         return X
@@ -166,6 +187,8 @@ class Parts:
             self.whole = fitted
         elif isinstance(self._holder, Pipeline):
             self._holder.steps[-1] = (self._holder.steps[-1][0], fitted)
+        elif isinstance(self._holder, ReadsTexts):
+            self._holder.network_ = fitted
         else:
             self._holder.regressor_ = fitted
 
@@ -185,6 +208,12 @@ def _regressor_of(regressor: TransformedTargetRegressor) -> Any:
     return LinearRegression() if regressor.regressor is None else regressor.regressor
 
 
+def _has_parts(estimator: Any) -> bool:
+    if isinstance(estimator, ReadsTexts):
+        return estimator.trains
+    return isinstance(estimator, Pipeline | TransformedTargetRegressor)
+
+
 def _check_last(step: Any) -> None:
     if step is None or step == "passthrough" or not hasattr(step, "predict"):
         what = step if step is None or isinstance(step, str) else type(step).__name__
@@ -200,6 +229,8 @@ def reads_texts(estimator: Any) -> bool:
         return reads_texts(estimator.estimator)
     if is_search(estimator):
         return reads_texts(getattr(estimator, "best_estimator_", estimator.estimator))
+    if isinstance(estimator, ReadsTexts):
+        return estimator.trains
     if isinstance(estimator, TransformedTargetRegressor):
         return reads_texts(_regressor_of(estimator))
     if not isinstance(estimator, Pipeline) or len(estimator.steps) < 2:
@@ -211,6 +242,12 @@ def reads_texts(estimator: Any) -> bool:
         return False
     tags = get_tags(first).input_tags
     return bool(tags.string and not tags.two_d_array)
+
+
+def takes_completions(estimator: Any) -> bool:
+    """Say whether targets are texts, the completions of prompts."""
+    reader = Parts(estimator).reader
+    return reader is not None and reader.has_completions
 
 
 def searched(estimator: Any, X: Any, y: Any, **fit_params: Any) -> tuple[Any, Any]:

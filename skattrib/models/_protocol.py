@@ -172,6 +172,11 @@ class Model:
         return isinstance(self, Retrainable)
 
     @property
+    def starts_still(self) -> bool:
+        """Whether parameters begin where others have no gradient, as adapters do."""
+        return False
+
+    @property
     def trajectory(self) -> Any:
         """Record of its training; None where there is none."""
         return None

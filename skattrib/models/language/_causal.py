@@ -1,34 +1,40 @@
-"""CausalLanguageModel: the wrapper that an index of texts is built from."""
+"""CausalLanguageModel: texts, to be trained on or to build an index from."""
 
 import operator
 import os
 import warnings
-from numbers import Integral
+from collections.abc import Mapping
+from numbers import Integral, Real
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, _fit_context
-from sklearn.utils._param_validation import Interval
-from sklearn.utils.validation import check_consistent_length
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from skattrib._progress import tqdm
-from skattrib._validation import check_texts
+from skattrib._validation import check_completions
 from skattrib.engine._functional import chunks
 from skattrib.engine._last_layer import Tokens
+from skattrib.engine._optimizers import OPTIMIZERS, Optimizer
+from skattrib.engine._trajectory import SCHEDULES
+from skattrib.models.language._fine_tuning import FineTuned
 from skattrib.models.language._model import load
 from skattrib.models.language._tokens import windows
 
 
-class CausalLanguageModel(BaseEstimator):
-    """A trained causal language model, as an estimator of completions of prompts.
+class CausalLanguageModel(FineTuned, BaseEstimator):
+    """A causal language model, as an estimator of completions of prompts.
 
     A row is a prompt (X) and its completion (y). Its log-likelihood is the sum over
-    the completion's tokens, special ones excepted. Prompt and completion are turned
-    into tokens one by one, and nothing is put in between: no template, no EOS token.
+    the completion's tokens. Prompt and completion are turned into tokens one by one,
+    and nothing is put in between: no template.
 
-    Nothing is trained: `fit` reads the model and checks it and the data. Use the
-    wrapper in :class:`~skattrib.RISEValuator`, frozen or not.
+    With ``trainable=None`` nothing is trained: `fit` reads the model and checks it and
+    the data, for an index of texts by :class:`~skattrib.RISEValuator`. Otherwise `fit`
+    fine-tunes it on the completions, reproducibly and recorded step by step, so that
+    :class:`~skattrib.AdamWInfluence` says which texts taught it what.
 
     Parameters
     ----------
@@ -43,9 +49,12 @@ class CausalLanguageModel(BaseEstimator):
         windows, each of which begins with the last quarter of the one before; what
         of a prompt is not in reach of the completion is not read.
     batch_size : int, default=16
-        Texts read at once, sorted by length.
+        Texts read at once, sorted by length, where nothing is trained.
     add_bos : bool, default=False
         Put the tokenizer's BOS token before every prompt.
+    add_eos : bool, default=True
+        Put the tokenizer's end token after every completion, if the model is trained:
+        so it learns where to stop.
     dtype : torch.dtype or None, default=None
         Of a model given by name; None is the saved one.
     device : str, torch.device or None, default=None
@@ -53,25 +62,65 @@ class CausalLanguageModel(BaseEstimator):
         where it is.
     verbose : int, default=0
         Shows progress when above 0.
+    trainable : {"adapters", "last_blocks", "all"} or None, default=None
+        What `fit` trains: low-rank adapters (LoRA, by peft), the weights of the last
+        blocks, or all weights. None trains nothing.
+    adapter : dict, peft.LoraConfig or None, default=None
+        The adapters: keyword arguments of `peft.LoraConfig`, or one. Rank 8 on all
+        linear layers of the blocks, without dropout, where nothing else is said.
+    n_blocks : int or None, default=4
+        Blocks at the end that are trained, or get adapters, unless `adapter` names
+        `layers_to_transform`. Blocks below run once for each text. None is all.
+    normalization : {"text", "token"}, default="text"
+        Whether the loss of a batch is the mean over its texts, of the mean over the
+        tokens of each, or the mean over all its tokens, as the trainers of Hugging Face
+        have it: then long completions count more.
+    optimizer : str or Optimizer, default="adamw"
+        As in `TorchClassifier`, and so the next four.
+    learning_rate : float, default=1e-3
+        Step size, before the schedule.
+    schedule : str or callable, default="linear_warmup"
+        Factor on it by step.
+    clip_norm : float or None, default=1.0
+        Longest gradient of a step.
+    weight_decay : float, default=0.0
+        Of the optimizer.
+    train_batch_size : int, default=8
+        Texts in a step.
+    max_epochs : int, default=3
+        Passes over the texts.
+    record : {"recipe", "checkpoints", "states"}, default="recipe"
+        What is kept of the training, as in `TorchClassifier`.
+    random_state : int, RandomState instance or None, default=None
+        Seeds adapters, order and dropout.
 
     Attributes
     ----------
     model_ : nn.Module
-        The model, read when it is first needed.
+        The model as it was given, read when it is first needed.
     tokenizer_ : callable
         Its tokenizer.
-    trajectory_ : None
-        There is no record of its training.
+    network_ : estimator
+        What was trained, with its module, if `trainable`: from rows of tokens to the
+        mean loss of the tokens that count.
+    trajectory_ : Trajectory or None
+        Record of the training; None where nothing is trained.
 
     See Also
     --------
+    skattrib.AdamWInfluence : Differentiates its training.
     skattrib.RISEValuator : Builds an index of texts, and searches it.
 
     Notes
     -----
-    Clones share the model. Trained further, it is no longer the one of an index made
-    before. Pickles leave it out if it was given by name or path, and read it again;
-    one that was given in memory is in them, with all its weights.
+    Clones share the model, and training leaves it as it was: adapters and weights that
+    are trained are copies, in float32. Changed by you, it is no longer the one of an
+    index or a training made before. Pickles leave it out if it was given by name or
+    path, and read it again; one that was given in memory, or trained, is in them.
+
+    Attention is computed by plain matrix products while it is trained: other kernels
+    have no second derivatives. Dropout of the model itself is off; that of adapters is
+    part of the training, with masks that depend on the seed, the step and the text.
 
     The first token of a completion without a prompt has nothing that it could be
     predicted from, and does not count. Batches are padded on the right, whatever the
@@ -82,7 +131,8 @@ class CausalLanguageModel(BaseEstimator):
 
     References
     ----------
-    Readout influence sketching, arXiv:2604.16197.
+    Readout influence sketching, arXiv:2604.16197. LoRA: low-rank adaptation of large
+    language models, arXiv:2106.09685.
 
     Examples
     --------
@@ -97,6 +147,14 @@ class CausalLanguageModel(BaseEstimator):
 
         rise.fit(prompts, completions)
         scores, rows = rise.retrieve(["What is a fish?"], [" An animal."], n=5)
+
+    Fine-tuned, and asked which texts made it answer so:
+
+    .. code-block:: python
+
+        lm = CausalLanguageModel(path, trainable="adapters", random_state=0)
+        influence = AdamWInfluence(lm, random_state=0).fit(prompts, completions)
+        influence.attribute(["What is a fish?"], [" An animal."])
     """
 
     _parameter_constraints: dict = {
@@ -108,10 +166,22 @@ class CausalLanguageModel(BaseEstimator):
         "dtype": [torch.dtype, None],
         "device": [str, torch.device, None],
         "verbose": ["verbose"],
+        "trainable": [StrOptions({"adapters", "last_blocks", "all"}), None],
+        "adapter": [Mapping, HasMethods("to_dict"), None],
+        "n_blocks": [Interval(Integral, 1, None, closed="left"), None],
+        "normalization": [StrOptions({"text", "token"})],
+        "add_eos": ["boolean"],
+        # a view: it sees what is registered later
+        "optimizer": [StrOptions(OPTIMIZERS.keys()), Optimizer],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "schedule": [StrOptions(set(SCHEDULES)), callable],
+        "clip_norm": [Interval(Real, 0, None, closed="neither"), None],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "train_batch_size": [Interval(Integral, 1, None, closed="left")],
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "record": [StrOptions({"recipe", "checkpoints", "states"})],
+        "random_state": ["random_state"],
     }
-
-    #: There is no recipe to train it by.
-    trajectory_ = None
 
     def __init__(
         self,
@@ -124,6 +194,20 @@ class CausalLanguageModel(BaseEstimator):
         dtype=None,
         device=None,
         verbose=0,
+        trainable=None,
+        adapter=None,
+        n_blocks=4,
+        normalization="text",
+        add_eos=True,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        schedule="linear_warmup",
+        clip_norm=1.0,
+        weight_decay=0.0,
+        train_batch_size=8,
+        max_epochs=3,
+        record="recipe",
+        random_state=None,
     ):
         self.model = model
         self.tokenizer = tokenizer
@@ -133,6 +217,20 @@ class CausalLanguageModel(BaseEstimator):
         self.dtype = dtype
         self.device = device
         self.verbose = verbose
+        self.trainable = trainable
+        self.adapter = adapter
+        self.n_blocks = n_blocks
+        self.normalization = normalization
+        self.add_eos = add_eos
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.schedule = schedule
+        self.clip_norm = clip_norm
+        self.weight_decay = weight_decay
+        self.train_batch_size = train_batch_size
+        self.max_epochs = max_epochs
+        self.record = record
+        self.random_state = random_state
 
     # ------------------------------------------------------------------ model
     def _load(self):
@@ -155,18 +253,27 @@ class CausalLanguageModel(BaseEstimator):
         """Its tokenizer."""
         return self._load().tokenizer
 
+    @property
+    def trajectory_(self):
+        """Record of the training; None where nothing is trained."""
+        if not self.trains:
+            return None
+        check_is_fitted(self)
+        return self.network_.trajectory_
+
     def __sklearn_is_fitted__(self):
-        return True
+        return not self.trains or hasattr(vars(self).get("network_"), "module_")
 
     def __dir__(self):
         # completion and the HTML of a notebook look at all that is listed: they must
         # not be what reads the model
         unread = set() if "_held" in vars(self) else {"model_", "tokenizer_"}
+        unread |= set() if self.__sklearn_is_fitted__() else {"trajectory_"}
         names = set(object.__dir__(self)) - unread
         return [name for name in names if hasattr(self, name)]
 
     def __sklearn_clone__(self):
-        # nothing is trained: a copy of all weights would have no use
+        # what is trained is a copy: another one of all weights would have no use
         other = type(self)(**self.get_params(deep=False))
         if "_held" in vars(self):
             other._held = self._held
@@ -186,8 +293,8 @@ class CausalLanguageModel(BaseEstimator):
 
     # -------------------------------------------------------------------- use
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y):
-        """Read the model, and check it and the rows; nothing is trained.
+    def fit(self, X, y, sample_weight=None):
+        """Read the model, check it and the rows, and train what is to be trained.
 
         Parameters
         ----------
@@ -195,11 +302,13 @@ class CausalLanguageModel(BaseEstimator):
             Prompts. None is no prompt.
         y : sequence of str, of length n_samples
             Completions.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Multiplier of each row's loss, if it is trained.
 
         Returns
         -------
         self : CausalLanguageModel
-            As it was.
+            Fitted.
 
         Raises
         ------
@@ -207,14 +316,23 @@ class CausalLanguageModel(BaseEstimator):
             If the model is given by name and transformers is missing.
         ValueError
             If the model's logits are not those of its head, the tokenizer is of
-            another model, or a completion has nothing to predict.
+            another model, a completion has nothing to predict, or one to train on is
+            longer than the model can read at once.
 
         Warns
         -----
         UserWarning
             If texts are longer than `max_length`.
         """
-        self._check_rows(*self._checked(X, y))
+        X, y = check_completions(X, y)
+        if self.trains:
+            return self._train(X, y, sample_weight)
+        if sample_weight is not None:
+            raise ValueError(
+                "sample_weight does nothing with trainable=None: nothing is trained. "
+                "Leave it out, or set trainable='adapters'."
+            )
+        self._check_rows(X, y)
         return self
 
     def log_likelihood(self, X, y):
@@ -237,22 +355,16 @@ class CausalLanguageModel(BaseEstimator):
         ValueError
             As `fit`.
         """
-        X, y = self._checked(X, y)
+        X, y = check_completions(X, y)
+        if self.trains:
+            check_is_fitted(self)
+            return self._log_likelihoods(X, y)
         log_likelihoods = np.zeros(len(y))
         for tokens in self._tokens(X, y, verbose=self.verbose):
             logits = tokens.outputs.gather(1, tokens.targets[:, None])[:, 0]
             values = (logits - tokens.outputs.logsumexp(dim=1)).cpu().double().numpy()
             np.add.at(log_likelihoods, tokens.rows.cpu().numpy(), values)
         return log_likelihoods
-
-    @staticmethod
-    def _checked(X, y):
-        y = check_texts(y, "y")
-        if X is None:
-            return np.full(len(y), None, dtype=object), y
-        X = check_texts(X, "X", optional=True)
-        check_consistent_length(X, y)
-        return X, y
 
     def _length(self):
         context = self._load().context

@@ -96,10 +96,13 @@ class LoadedModel:
         The head's weights, in float32 at least.
     context : int or None
         Tokens that it can read at once.
+    below : dict of int to Below or None
+        What computes the hidden states that enter a block; filled by whoever trains
+        those above.
     """
 
     def __init__(self, model, tokenizer):
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.below = model, tokenizer, {}
         self.layer = _output_layer(model)
         self._accepted = inspect.signature(model.forward).parameters
         if not all(torch.isfinite(p).all() for p in self.layer.parameters()):

@@ -56,9 +56,12 @@ def windows(tokenizer, prompts, completions, *, n_words, length, add_bos, start=
     ValueError
         If a row has nothing to predict, or the tokenizer is not of this model.
     """
-    first = _beginning(tokenizer) if add_bos else []
+    first = beginning(tokenizer) if add_bos else []
     special = set(tokenizer.all_special_ids)
-    prompt_ids, completion_ids = _ids(tokenizer, prompts), _ids(tokenizer, completions)
+    prompt_ids, completion_ids = (
+        token_ids(tokenizer, prompts),
+        token_ids(tokenizer, completions),
+    )
     all_windows = []
     for row, (before, after) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
         ids = first + before + after
@@ -79,13 +82,13 @@ def windows(tokenizer, prompts, completions, *, n_words, length, add_bos, start=
     return all_windows
 
 
-def _beginning(tokenizer):
+def beginning(tokenizer):
     if getattr(tokenizer, "bos_token_id", None) is None:
         raise ValueError("add_bos=True, but the tokenizer has no BOS token.")
     return [tokenizer.bos_token_id]
 
 
-def _ids(tokenizer, texts):
+def token_ids(tokenizer, texts):
     """Return the tokens of every text; none of an empty or missing one."""
     filled = [text for text in texts if text]
     # the model's limit is kept by windows, not by the tokenizer

@@ -1,0 +1,219 @@
+"""A causal language model as a module of rows of tokens, part of which is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skattrib.models.language._blocks import (
+    Below,
+    above,
+    body_of,
+    find_blocks,
+    private_copy,
+    run_body,
+)
+from skattrib.models.language._encoding import NOTHING
+
+# Of LoRA, where nothing else is said: all linear layers of the blocks.
+_ADAPTER = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0}
+
+
+class CompletionLosses(nn.Module):
+    """Mean loss of the tokens that are predicted, of each row of tokens.
+
+    Rows are (n, 2, T), of any number type: tokens, and below each its successor if that
+    counts, else `NOTHING`. Outputs are (n, 1).
+
+    Parameters
+    ----------
+    body : nn.Module
+        Of transformers, without what `below` computes.
+    head : nn.Module
+        Of logits.
+    below : Below or None
+        Of the blocks that are not in `body`.
+    """
+
+    def __init__(self, body: nn.Module, head: nn.Module, below: Below | None) -> None:
+        super().__init__()
+        self.body, self.head = body, head
+        self._below = below  # no layer of it: nothing there is ever changed
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Return mean losses (n, 1)."""
+        ids, following = X[:, 0].long(), X[:, 1].long()
+        counts = following != NOTHING
+        if torch._C._functorch.is_batchedtensor(X):
+            return self._of_all(ids, following, counts)
+        # what comes after the last token that counts does nothing
+        places = torch.arange(1, X.shape[2] + 1, device=X.device)
+        lengths = (places * counts).amax(dim=1)
+        width = int(lengths.max())
+        ids, following, counts = (t[:, :width] for t in (ids, following, counts))
+        if self._below is None:
+            hidden = run_body(self.body, ids)
+        else:
+            like = next(self.body.parameters())
+            entering = self._below(ids, lengths.tolist()).to(like)
+            hidden = run_body(self.body, ids, entering)
+        row, place = counts.nonzero(as_tuple=True)
+        # logits of tokens that count alone: those of all would not fit; one row to
+        # the layer, so that all are counted where memory is planned
+        logits = self.head(hidden[row, place][None])[0]
+        target = following[row, place][:, None]
+        losses = logits.logsumexp(dim=1) - logits.gather(1, target)[:, 0]
+        total = losses.new_zeros(len(X)).index_add(0, row, losses)
+        return (total / counts.sum(dim=1))[:, None]
+
+    def _of_all(self, ids: Tensor, following: Tensor, counts: Tensor) -> Tensor:
+        """Return the same by operations that depend on no values, for torch.func."""
+        if self._below is not None:
+            raise NotImplementedError("rows are looked up one by one")
+        logits = self.head(run_body(self.body, ids))
+        target = following.clamp(min=0)[..., None]
+        losses = logits.logsumexp(dim=2) - logits.gather(2, target)[..., 0]
+        return ((losses * counts).sum(dim=1) / counts.sum(dim=1))[:, None]
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """Builds a module of completions' losses from a language model.
+
+    Parameters
+    ----------
+    load : callable
+        Returns the `LoadedModel`, read once.
+    trainable : {"adapters", "last_blocks", "all"}
+    adapter : dict, peft.LoraConfig or None
+    n_blocks : int or None
+        Blocks at the end that are trained, or get adapters; None is all.
+    """
+
+    load: Any
+    trainable: str
+    adapter: Any
+    n_blocks: int | None
+
+    def __call__(self, _n_inputs: int, _n_outputs: int) -> CompletionLosses:
+        """Return the module; adapters are drawn from torch's generator."""
+        model = self.load().model
+        first = self._first(find_blocks(body_of(model))[1])
+        if self.trainable == "adapters":
+            built = with_adapters(private_copy(model), self.adapter, first)
+        else:
+            built = private_copy(model, self._trained(model, first))
+        find: Any = built.get_output_embeddings
+        body, head = body_of(built), find()
+        if first == 0:
+            return CompletionLosses(body, head, None)
+        kept = self.load().below  # the same for all that are built
+        if first not in kept:
+            # whether a part of it does what it does is found out on a copy
+            works = above(private_copy(body_of(model)), first) is not None
+            kept[first] = Below(body_of(model), first) if works else None
+        if kept[first] is None:
+            return CompletionLosses(body, head, None)
+        above(body, first)
+        return CompletionLosses(body, head, kept[first])
+
+    def _first(self, blocks: nn.ModuleList) -> int:
+        if self.trainable == "all" or self.n_blocks is None:
+            return 0
+        named = _named_layers(self.adapter) if self.trainable == "adapters" else None
+        if named is not None:
+            return min(named)
+        return max(0, len(blocks) - self.n_blocks)
+
+    def _trained(self, model: nn.Module, first: int) -> set[str]:
+        """Return the names of the parameters that are trained."""
+        names = {name for name, _ in model.named_parameters()}
+        if self.trainable == "all":
+            return names
+        held = {
+            id(p)
+            for block in find_blocks(body_of(model))[1][first:]
+            for p in block.parameters()
+        }
+        return {name for name, p in model.named_parameters() if id(p) in held}
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Adapted:
+        return self  # clones of an estimator share the model
+
+
+def _named_layers(adapter: Any) -> list[int] | None:
+    """Return the numbers of the blocks that a configuration names, if it does."""
+    if adapter is None:
+        return None
+    if isinstance(adapter, Mapping):
+        named = adapter.get("layers_to_transform")
+    else:
+        named = getattr(adapter, "layers_to_transform", None)
+    if named is None:
+        return None
+    return [named] if isinstance(named, int) else list(named)
+
+
+def linear_layers(blocks: nn.ModuleList) -> list[str]:
+    """Return the names of the linear layers in blocks, without what is before."""
+    kinds = "Linear", "Conv1D"  # GPT-2's is a linear layer, too
+    found = {
+        name.rpartition(".")[2]
+        for block in blocks
+        for name, layer in block.named_modules()
+        if type(layer).__name__ in kinds
+    }
+    return sorted(found)
+
+
+def with_adapters(model: nn.Module, adapter: Any, first: int) -> nn.Module:
+    """Return a model, changed, with adapters in its blocks from one on."""
+    peft = _peft()
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    name, blocks = find_blocks(body_of(model))
+    known = linear_layers(blocks)
+    if adapter is None or isinstance(adapter, Mapping):
+        options = {"target_modules": known, **_ADAPTER, **(adapter or {})}
+        if first and _named_layers(adapter) is None:
+            # names of all layers at once are no list, and go with no choice of blocks
+            if options["target_modules"] == "all-linear":
+                options["target_modules"] = known
+            options["layers_to_transform"] = list(range(first, len(blocks)))
+            options["layers_pattern"] = name.rpartition(".")[2]
+        try:
+            config = peft.LoraConfig(**options)
+        except TypeError as error:
+            raise ValueError(f"adapter={adapter!r} is no LoRA: {error}.") from error
+    else:
+        config = adapter
+    try:
+        built: nn.Module = peft.inject_adapter_in_model(config, model)
+    except ValueError as error:
+        raise ValueError(
+            f"adapter={adapter!r} does not fit {type(model).__name__}: {error} Its "
+            f"linear layers are {known}."
+        ) from error
+    for key, parameter in built.named_parameters():
+        parameter.requires_grad_("lora_" in key)
+        if "lora_" in key:
+            parameter.data = parameter.data.to(dtype)
+    # dropout of adapters is part of training, that of the model is not
+    for key, layer in built.named_modules():
+        if "lora_dropout" in key:
+            layer.train()
+    return built
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError(
+            "trainable='adapters' needs peft, which is missing: "
+            'pip install "skattrib[language]".'
+        ) from error
+    return peft

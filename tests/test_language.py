@@ -289,7 +289,6 @@ def test_a_row_alone_has_the_signature_that_it_has_in_a_batch(dtype, error):
     own, (X, y) = model(dtype=dtype), texts(16, seed=3)
     alone = rise(language_model(own, batch_size=1))._signer()
     batch = rise(language_model(own, batch_size=16))._signer()
-    lm = language_model(own)
     X, y = check_completions(X, y)
     together = batch(X, y)[0]
     for name, values in together.items():

@@ -188,8 +188,20 @@ class SpectralDualSpace(_Spectral):
         return torch.cat([amounts @ rotated, extra], dim=1)
 
     def row_gradients(self, rows: Tensor, cotangents: Tensor) -> Tensor:
-        inner = torch.bmm(self._inverses[rows], cotangents[..., None])[..., 0]
-        return self._padded(self._times_rows(inner, rows, self._vectors))
+        inner = torch.bmm(self._inverses[rows], cotangents[..., None])
+        coordinates = self._times_rows(inner[..., 0], rows, self._vectors)
+        if not len(self._outside):
+            return coordinates
+        # what the curvature does not reach, as a share of that of the row's cotangent
+        missed = cotangents - torch.bmm(self._full[rows], inner)[..., 0]
+        rounding = 10 * torch.finfo(missed.dtype).eps * cotangents.abs().amax(1, True)
+        missed = missed.masked_fill(missed.abs() <= rounding, 0.0)
+        own = self._outside[rows]
+        sizes = own.square().sum(dim=1)
+        share = (missed * own).sum(dim=1) / torch.where(sizes > 0, sizes, 1.0)
+        extra = coordinates.new_zeros(len(rows), len(self._outside))
+        extra[torch.arange(len(rows), device=rows.device), rows] = share
+        return torch.cat([coordinates, extra], dim=1)
 
     def gradient(self, rho: Tensor, shift: Tensor, steps: Tensor | None) -> Tensor:
         """Return the gradient for ρ in the range of the curvature, without steps."""

@@ -146,6 +146,7 @@ class LinearModel:
         seed=0,
         verbose=0,
     ):
+        trained, X = trained.curved(X, seed)
         n_outputs = trained.outputs(X[:2]).shape[1]  # also of a wrapped module's width
         self.trained, self.units, self.verbose = trained, units, verbose
         self._kept = parameters, solver, seed

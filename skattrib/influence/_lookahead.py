@@ -13,6 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions, validate_param
 from skattrib._progress import tqdm
 from skattrib._validation import (
     as_tensor,
+    check_completions,
     check_sample_weight,
     first_labels,
     float_dtype,
@@ -27,7 +28,7 @@ from skattrib.engine._trajectory import steps_to_keep
 from skattrib.exceptions import UnsupportedModelError
 from skattrib.models._as_model import as_model, check_recipe
 from skattrib.models._datasets import opened
-from skattrib.models._parts import Parts
+from skattrib.models._parts import Parts, takes_completions
 from skattrib.models._rows import check_whole, validate_rows
 
 __all__ = ["lookahead_training"]
@@ -71,10 +72,10 @@ def lookahead_training(
 
     Parameters
     ----------
-    estimator : TorchClassifier or TorchRegressor
+    estimator : TorchClassifier, TorchRegressor or CausalLanguageModel
         What to train; cloned. Any optimizer, schedule, clipping and batch size.
     X : array-like of shape (n_samples, n_features)
-        Training rows.
+        Training rows; of a language model prompts, with completions for targets.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         Their targets.
     X_val : array-like of shape (n_val, n_features)
@@ -162,7 +163,12 @@ def lookahead_training(
     >>> float(found.kept.mean())
     0.8
     """
-    model = _cloned(estimator)
+    reader = None
+    if takes_completions(estimator) and not as_model(estimator).frozen:
+        reader = Parts(clone(estimator))
+        X, y = reader.fit_transformers(*check_completions(X, y))
+        X_val, y_val = reader.rows(*check_completions(X_val, y_val))
+    model = _cloned(estimator if reader is None else reader.model)
     problem, weights = _check_training(model, X, y, sample_weight)
     validation = _check_validation(model, X_val, y_val, problem)
     recipe = problem.recipe
@@ -178,7 +184,11 @@ def lookahead_training(
         for window in chunks(recipe.n_steps, length):
             run.advance(window)
             bar.update(window.stop - window.start)
-    return run.result()
+    found = run.result()
+    if reader is not None:
+        reader.replace_model(found.estimator)
+        found.estimator = reader.whole
+    return found
 
 
 # ---------------------------------------------------------------- validation

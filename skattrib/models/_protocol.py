@@ -558,6 +558,25 @@ class Differentiable(Model, ABC):
         """
         return RowWeighting(self.loss.row_weights(targets))
 
+    def curved(self, X: Any, seed: int) -> tuple[Differentiable, Any]:
+        """Return what is linearised in its place, and the training rows for it.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, ...)
+            Rows.
+        seed : int
+            For what is drawn.
+
+        Returns
+        -------
+        model : Differentiable
+            Here itself, whose loss is curved in its outputs.
+        X : array-like of shape (n, ...)
+            Here the same.
+        """
+        return self, X
+
     def in_double(self) -> Differentiable | None:
         """Return the model with its module in double precision.
 

@@ -222,6 +222,19 @@ def test_a_ridge_path_is_separate_fits(
         assert_allclose(found, expected, rtol=0, atol=1e-8 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("solver", ["primal", "dual"])
+@pytest.mark.parametrize("removal", ["influence", "newton"])
+def test_a_ridge_path_counts_rows_where_the_loss_is_flat(removal, solver):
+    X, y, *queries = diabetes()
+    loss = nn.HuberLoss(delta=0.3)  # most rows are on its tails
+    net = TorchRegressor(loss=loss, max_epochs=20, random_state=0).fit(X, y)
+    options = {"solver": solver, "removal": removal, "random_state": 0}
+    dual = DualInfluence(FrozenEstimator(net), **options).fit(X, y)
+    (found,) = dual.ridge_path(*queries, ridges=[dual.ridge_])
+    expected = dual.attribute(*queries)
+    assert_allclose(found, expected, rtol=0, atol=1e-8 * np.abs(expected).max())
+
+
 def test_a_ridge_path_is_the_mean_over_models_and_takes_weights():
     X, y, *queries = iris()
     weights = np.random.RandomState(0).uniform(0.5, 2, len(y))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skattrib.engine._functional import apart, chunks
 from skattrib.models.language._blocks import (
     Below,
     above,
@@ -19,6 +20,8 @@ from skattrib.models.language._blocks import (
 )
 from skattrib.models.language._encoding import NOTHING
 
+# Rows whose logits are drawn from at once.
+_AT_ONCE = 32
 # Of LoRA, where nothing else is said: all linear layers of the blocks.
 _ADAPTER = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0}
 
@@ -26,8 +29,11 @@ _ADAPTER = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0}
 class CompletionLosses(nn.Module):
     """Mean loss of the tokens that are predicted, of each row of tokens.
 
-    Rows are (n, 2, T), of any number type: tokens, and below each its successor if that
-    counts, else `NOTHING`. Outputs are (n, 1).
+    Rows are (n, 2 + S, T), of any number type: tokens, below each its successor if that
+    counts, else `NOTHING`, and S other successors in its place, as `with_draws` adds
+    them. Outputs are (n, 1 + S): after the loss, the log-probability of each of these
+    texts over the root of its number of tokens. Their gradients' outer products are, in
+    the mean over draws, the curvature of the loss (Gauss-Newton).
 
     Parameters
     ----------
@@ -43,13 +49,15 @@ class CompletionLosses(nn.Module):
         super().__init__()
         self.body, self.head = body, head
         self._below = below  # no layer of it: nothing there is ever changed
+        #: Outputs of draws, 0 for rows that have none.
+        self.n_draws = 0
 
     def forward(self, X: Tensor) -> Tensor:
-        """Return mean losses (n, 1)."""
-        ids, following = X[:, 0].long(), X[:, 1].long()
+        """Return mean losses, and what draws add, (n, 1 + S)."""
+        ids, following, drawn = X[:, 0].long(), X[:, 1].long(), X[:, 2:].long()
         counts = following != NOTHING
         if torch._C._functorch.is_batchedtensor(X):
-            return self._of_all(ids, following, counts)
+            return self._of_all(ids, following, counts, drawn)
         # what comes after the last token that counts does nothing
         places = torch.arange(1, X.shape[2] + 1, device=X.device)
         lengths = (places * counts).amax(dim=1)
@@ -65,19 +73,52 @@ class CompletionLosses(nn.Module):
         # logits of tokens that count alone: those of all would not fit; one row to
         # the layer, so that all are counted where memory is planned
         logits = self.head(hidden[row, place][None])[0]
-        target = following[row, place][:, None]
-        losses = logits.logsumexp(dim=1) - logits.gather(1, target)[:, 0]
-        total = losses.new_zeros(len(X)).index_add(0, row, losses)
-        return (total / counts.sum(dim=1))[:, None]
+        targets = [following[row, place][:, None], drawn[row, :, place]]
+        whole = logits.logsumexp(dim=1, keepdim=True)
+        losses = whole - logits.gather(1, torch.cat(targets, dim=1))
+        total = losses.new_zeros(len(X), losses.shape[1]).index_add(0, row, losses)
+        sizes = counts.sum(dim=1, keepdim=True)
+        found = torch.cat([total[:, :1] / sizes, -total[:, 1:] / sizes.sqrt()], dim=1)
+        return nn.functional.pad(found, (0, max(0, 1 + self.n_draws - found.shape[1])))
 
-    def _of_all(self, ids: Tensor, following: Tensor, counts: Tensor) -> Tensor:
+    def _of_all(
+        self, ids: Tensor, following: Tensor, counts: Tensor, drawn: Tensor
+    ) -> Tensor:
         """Return the same by operations that depend on no values, for torch.func."""
-        if self._below is not None:
+        if self._below is not None or drawn.shape[1]:
             raise NotImplementedError("rows are looked up one by one")
         logits = self.head(run_body(self.body, ids))
         target = following.clamp(min=0)[..., None]
         losses = logits.logsumexp(dim=2) - logits.gather(2, target)[..., 0]
         return ((losses * counts).sum(dim=1) / counts.sum(dim=1))[:, None]
+
+    def logits(self, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the row, the place and the logits (N, V) of tokens that count."""
+        counts = X[:, 1].long() != NOTHING
+        seen: list[Tensor] = []
+        handle = self.head.register_forward_hook(lambda *of: seen.append(of[2][0]))
+        try:
+            self(X)
+        finally:
+            handle.remove()
+        row, place = counts.nonzero(as_tuple=True)
+        return row, place, seen[0]
+
+
+def with_draws(module: CompletionLosses, X: Tensor, n_draws: int, seed: int) -> Tensor:
+    """Return rows (n, 2 + S, T) with successors drawn from the model itself."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = X.new_full((len(X), n_draws, X.shape[2]), NOTHING)
+    module = apart(module)  # hooks are put on a copy
+    with torch.no_grad():
+        for part in chunks(len(X), _AT_ONCE):
+            row, place, logits = module.logits(X[part])
+            probabilities = logits.double().softmax(dim=1).cpu()
+            found = torch.multinomial(
+                probabilities, n_draws, replacement=True, generator=generator
+            )
+            drawn[part][row, :, place] = found.to(X)
+    return torch.cat([X[:, :2], drawn], dim=1)
 
 
 @dataclass(frozen=True)

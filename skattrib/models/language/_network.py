@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,23 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from skattrib._validation import as_tensor
-from skattrib.engine._functional import chunks
+from skattrib.engine._functional import apart, chunks
 from skattrib.engine._losses import Loss, OutcomeFunction
 from skattrib.engine._modules import call_seeded
 from skattrib.exceptions import UnsupportedModelError
 from skattrib.models._module_checks import FEW, check_module
 from skattrib.models._network_family import NetworkModel
+from skattrib.models._rows import in_dtype_of
+from skattrib.models.language._adapted import with_draws
 from skattrib.models.neural import TorchRegressor
 
 # Rows that are asked at once.
 _AT_ONCE = 32
+#: Texts drawn in the place of each completion, of which the curvature is made.
+N_DRAWS = 4
 
 
 @dataclass(frozen=True, repr=False)
 class CompletionLoss(Loss):
     """The mean loss of a completion's tokens, which is what the module returns.
 
-    Targets are the numbers of these tokens.
+    Targets are the numbers of these tokens. Further outputs are those of draws, of
+    which this loss has its curvature, as `CompletionLosses` says.
 
     Parameters
     ----------
@@ -35,7 +41,7 @@ class CompletionLoss(Loss):
     """
 
     by_token: bool = False
-    separable = True
+    separable = quadratic = True
     own_outcome = "log_likelihood"
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -45,6 +51,29 @@ class CompletionLoss(Loss):
     def predict(self, outputs: Tensor) -> Tensor:
         """Return the outputs."""
         return outputs
+
+    def residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return 1 for the loss, and 0 for draws."""
+        found = torch.zeros_like(outputs)
+        found[..., 0] = 1
+        return found
+
+    def hessian_product(
+        self, outputs: Tensor, targets: Tensor, vectors: Tensor
+    ) -> Tensor:
+        """Return the mean over draws, and 0 for the loss itself."""
+        return vectors * self._bend(outputs)
+
+    def hessian_root(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the roots of these Hessians (n, C, C)."""
+        root = self._bend(outputs).sqrt().diag()
+        return root.expand(len(outputs), -1, -1)
+
+    def _bend(self, outputs: Tensor) -> Tensor:
+        n_draws = outputs.shape[-1] - 1
+        bend = outputs.new_full((1 + n_draws,), 1 / max(1, n_draws))
+        bend[0] = 0
+        return bend
 
     def row_weights(self, targets: Tensor) -> Tensor | None:
         """Return the numbers of tokens (n,), if each of them has the same weight."""
@@ -80,7 +109,7 @@ class TextNetwork(TorchRegressor):
 
     def _build_module(self, X: Tensor, seed: int) -> nn.Module:
         module = call_seeded(self.module, X.shape[1], 1, seed)
-        check_module(module, X[:FEW], 1, self.loss_function_)
+        check_module(module, in_dtype_of(module, X[:FEW]), 1, self.loss_function_)
         return module
 
     def _raw_outputs(self, X: Any) -> Tensor:
@@ -97,7 +126,7 @@ class TextNetwork(TorchRegressor):
 class TextNetworkModel(NetworkModel):
     """The network of a trained language model."""
 
-    first_attributors = ("AdamWInfluence", "KernelSurrogateAttributor")
+    first_attributors = ("AdamWInfluence", "DualInfluence")
 
     @property
     def starts_still(self) -> bool:
@@ -105,19 +134,25 @@ class TextNetworkModel(NetworkModel):
         return bool(self.estimator.module.trainable == "adapters")
 
     def differentiable(self, user: Any) -> Any:
-        """Raise: its loss has no curvature in its outputs."""
+        """Return the model; raise for an index, which is of a model that is read."""
         name = type(user).__name__
-        others = " or ".join(self.attributors())
-        raise UnsupportedModelError(
-            f"{name} needs outputs in which the loss is curved, and a language model "
-            f"that is trained gives losses of texts. Use {others}; RISEValuator takes "
-            "CausalLanguageModel(trainable=None)."
-        )
+        if name not in self.attributors():
+            raise UnsupportedModelError(
+                f"{name} needs the logits of a model, and one that is trained here "
+                f"gives losses of texts. Use {' or '.join(self.attributors())}; or, "
+                "for an index, CausalLanguageModel(trainable=None)."
+            )
+        return self
+
+    def curved(self, X: Any, seed: int) -> tuple[TextNetworkModel, Any]:
+        """Return it with outputs of draws, and rows with what is drawn from it."""
+        rows = as_tensor(X, next(self.module.parameters()))
+        drawn = with_draws(self.module, rows[:, :2], N_DRAWS, seed).cpu().numpy()
+        estimator = copy.copy(self.estimator)
+        estimator.module_ = apart(self.module)
+        estimator.module_.n_draws = N_DRAWS
+        return type(self)(estimator, frozen=self.frozen), drawn
 
     def attributors(self) -> list[str]:
         """Return the names of the attributors that work for it."""
-        return [
-            name
-            for name in super().attributors()
-            if name not in ("DualInfluence", "RISEValuator")
-        ]
+        return [name for name in super().attributors() if name != "RISEValuator"]

@@ -42,7 +42,15 @@ class AttributesQueries:
     _measures_sets = False
 
     def attribute(
-        self, X, y=None, *, reduce=None, top_k=None, return_std=False, as_frame=False
+        self,
+        X,
+        y=None,
+        *,
+        reduce=None,
+        top_k=None,
+        return_std=False,
+        as_frame=False,
+        per_token=False,
     ):
         """Attribute the outcome of each query to the training units.
 
@@ -65,6 +73,10 @@ class AttributesQueries:
             another draw of runs or subsets would give.
         as_frame : bool, default=False
             Return a pandas DataFrame in long form instead of arrays.
+        per_token : bool, default=False
+            Of a language model that is trained: one outcome for each token of each
+            completion, its log-probability, in order. They add up to the attribution of
+            the completion, to first order.
 
         Returns
         -------
@@ -89,15 +101,16 @@ class AttributesQueries:
             "lower_95" and "upper_95", the ends of an interval that has 95 % of true
             effects. Errors of like units go together: intervals of a group's units say
             nothing of their sum; pass the groups as `tasks` to ``fit``. With `top_k`,
-            of these units only.
+            of these units only. With `per_token`, after "query" the columns "position",
+            from 0, and "token", its text.
 
         Raises
         ------
         ValueError
             If the queries do not fit the training data, the outcome needs y, there
             is nothing to estimate a standard error from, a set outcome cannot be
-            differentiated where it must be, or `top_k` is more than half of the
-            units.
+            differentiated where it must be, `top_k` is more than half of the
+            units, or `per_token` is asked of another model, or of queries together.
 
         Notes
         -----
@@ -112,6 +125,11 @@ class AttributesQueries:
         counts = None if top_k is None else (_check_top_k(top_k, self.n_units_),) * 2
         index = index_of(X, y)
         X, y, outcome = self._check_query(X, y)
+        tokens = None
+        if per_token:
+            self._check_has_tokens(outcome, reduce)
+            index = row_names(index, _num_samples(X), stacklevel=3)
+            X, y, tokens = self._parts.reader._by_token(X)
         way = self._way(outcome, reduce)
         places, attributions, errors = way(X, y, outcome, counts)
         if return_std and errors is None:
@@ -123,12 +141,35 @@ class AttributesQueries:
             self._warn_if_not_calibrated()
         errors = errors if return_std else None
         if as_frame:
-            names = None if reduce else self._names_of(outcome, index, X)
             values = self._columns(attributions, errors)
+            if tokens is not None:
+                names = index[tokens["query"]]
+                frame = long_form(names, self.unit_names_, places, **values)
+                for i, column in enumerate(("position", "token"), start=1):
+                    of_rows = np.repeat(tokens[column], len(frame) // len(names))
+                    frame.insert(i, column, of_rows)
+                return frame
+            names = None if reduce else self._names_of(outcome, index, X)
             return long_form(names, self.unit_names_, places, **values)
         found = [a for a in (attributions, places, errors) if a is not None]
         found = [array[0] for array in found] if reduce else found
         return found[0] if len(found) == 1 else tuple(found)
+
+    def _check_has_tokens(self, outcome, reduce):
+        """Raise unless queries are completions, and each token has an outcome."""
+        if not self._takes_completions:
+            raise ValueError(
+                "per_token=True is for a language model that is trained, "
+                "CausalLanguageModel(trainable='adapters'): others have no tokens. "
+                "Leave it False."
+            )
+        if reduce or isinstance(outcome, SetOutcome):
+            what = "reduce" if reduce else "outcome"
+            raise ValueError(
+                f"per_token=True gives one outcome a token, and {what}="
+                f"{reduce or outcome!r} is of queries together: leave one of the two "
+                "out."
+            )
 
     @validate_params(
         {

@@ -19,6 +19,7 @@ from skattrib import (
     DualInfluence,
     KernelSurrogateAttributor,
     RISEValuator,
+    TorchRegressor,
     lookahead_training,
     make_attributor,
     plan,
@@ -343,6 +344,36 @@ def test_the_tangent_ranks_retrained_models(case):
     assert lds_score(truth, weights @ found.T) > 0.6
     (again,) = dual.ridge_path(*queries, ridges=[dual.ridge_])
     np.testing.assert_allclose(again, found, atol=1e-4 * np.abs(found).max())
+
+
+def test_tokens_add_up_to_their_text(case):
+    _, rows, queries, _, _ = case
+    lm = tuned(build(dtype=torch.float64))
+    influence = AdamWInfluence(lm, inclusion=1, random_state=0).fit(*rows)
+    whole = influence.attribute(*queries)
+    found = influence.attribute(*queries, per_token=True)
+    counts = influence.estimator_._tokenised(*queries)[1].astype(int)
+    assert found.shape == (counts.sum(), 24)
+    sums = np.add.reduceat(found, np.r_[0, counts.cumsum()[:-1]])
+    np.testing.assert_allclose(sums, whole, rtol=0, atol=1e-8 * np.abs(whole).max())
+    frame = influence.attribute(*queries, per_token=True, as_frame=True)
+    assert list(frame)[:3] == ["query", "position", "token"]
+    last = frame[frame["query"] == 3].drop_duplicates("position")
+    assert last["position"].tolist() == list(range(counts[3]))
+    assert last["token"].tolist()[-1] == "1"  # the end
+    few = influence.attribute(*queries, per_token=True, as_frame=True, top_k=2)
+    assert len(few) == 4 * counts.sum()
+
+
+def test_other_models_have_no_tokens(case):
+    lm, rows, queries, _, _ = case
+    X, y = np.random.RandomState(0).randn(2, 12, 2)
+    dual = DualInfluence(TorchRegressor(random_state=0), random_state=0).fit(X, y[:, 0])
+    with pytest.raises(ValueError, match=r"per_token=True is for a language model"):
+        dual.attribute(X, y[:, 0], per_token=True)
+    influence = AdamWInfluence(lm, inclusion=1, random_state=0).fit(*rows)
+    with pytest.raises(ValueError, match=r"reduce='mean' is of queries together"):
+        influence.attribute(*queries, per_token=True, reduce="mean")
 
 
 def test_a_frozen_one_is_taken_as_it_is(case):

@@ -35,6 +35,13 @@ class ReadsTexts:
     def _tokenised(self, X: Any, y: Any = None) -> tuple[Any, Any]:
         """Return rows of tokens (n, ...), and targets of the network."""
 
+    def _by_token(self, rows: Any) -> tuple[Any, Any, dict[str, Any]]:
+        """Return rows in which one token counts, their targets, and the tokens.
+
+        Only of completions.
+        """
+        raise NotImplementedError
+
     def _present_network(self) -> Any:
         """Return the trained network, if there is one, else that to be trained."""
         network = vars(self).get("network_")

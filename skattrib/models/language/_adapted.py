@@ -61,7 +61,8 @@ class CompletionLosses(nn.Module):
         # what comes after the last token that counts does nothing
         places = torch.arange(1, X.shape[2] + 1, device=X.device)
         lengths = (places * counts).amax(dim=1)
-        width = int(lengths.max())
+        # gradients by layers, of parts of the rows, are of one length
+        width = X.shape[2] if self.n_draws else int(lengths.max())
         ids, following, counts = (t[:, :width] for t in (ids, following, counts))
         if self._below is None:
             hidden = run_body(self.body, ids)

@@ -65,6 +65,27 @@ def encoded(
     return rows, (rows[:, 1] != NOTHING).sum(axis=1)
 
 
+def one_by_one(rows):
+    """Return rows (N, 2, T) in which one token counts, for each that did in (n, 2, T).
+
+    Returns
+    -------
+    rows : ndarray of int64 of shape (N, 2, T)
+    which : ndarray of int of shape (N,)
+        The row that each is of.
+    positions : ndarray of int of shape (N,)
+        Among the tokens of that row that count.
+    """
+    which, places = np.nonzero(rows[:, 1] != NOTHING)
+    found = rows[which]
+    found[:, 1] = NOTHING
+    each = np.arange(len(which))
+    found[each, 1, places] = rows[which, 1, places]
+    starts = np.flatnonzero(np.r_[True, which[1:] != which[:-1]])
+    sizes = np.diff(np.r_[starts, len(which)])
+    return found, which, each - np.repeat(starts, sizes)
+
+
 def _check_length(texts, length):
     sizes = np.array([len(ids) for ids, _ in texts])
     # the last token is predicted, and not read

@@ -5,7 +5,7 @@ import numpy as np
 from skattrib._validation import float_dtype, unchanged_on_error
 from skattrib.models._reading import ReadsTexts
 from skattrib.models.language._adapted import Adapted
-from skattrib.models.language._encoding import encoded
+from skattrib.models.language._encoding import encoded, one_by_one
 from skattrib.models.language._network import CompletionLoss, TextNetwork
 
 #: Parameters of the estimator that are those of its network, too.
@@ -55,6 +55,15 @@ class FineTuned(ReadsTexts):
             add_eos=self.add_eos,
         )
         return rows, counts.astype(np.float64)
+
+    def _by_token(self, rows):
+        rows, queries, positions = one_by_one(rows)
+        ids = rows[:, 1].max(axis=1)
+        tokenizer = self._load().tokenizer
+        decode = getattr(tokenizer, "decode", None)
+        texts = [decode([i]) if decode else str(i) for i in ids.tolist()]
+        tokens = {"query": queries, "position": positions}
+        return rows, np.ones(len(rows)), {**tokens, "token": texts}
 
     def _train(self, X, y, sample_weight):
         """Train a network on checked texts."""

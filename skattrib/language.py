@@ -1,5 +1,5 @@
-"""Causal language models; they live in `skattrib.models`."""
+"""Language models, indexed or fine-tuned; they live in `skattrib.models`."""
 
-from skattrib.models.language import CausalLanguageModel
+from skattrib.models.language import CausalLanguageModel, SequenceClassifier
 
-__all__ = ["CausalLanguageModel"]
+__all__ = ["CausalLanguageModel", "SequenceClassifier"]

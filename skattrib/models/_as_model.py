@@ -51,12 +51,18 @@ from skattrib.models._trees import (
 )
 from skattrib.models.language import CausalLanguageModel
 from skattrib.models.language._family import LanguageModel
-from skattrib.models.language._network import TextNetwork, TextNetworkModel
+from skattrib.models.language._network import (
+    TextClassifier,
+    TextClassifierModel,
+    TextNetwork,
+    TextNetworkModel,
+)
 
 _FAMILIES: dict[type, type[Model]] = {
     TorchEstimator: NetworkModel,
     CausalLanguageModel: LanguageModel,
     TextNetwork: TextNetworkModel,
+    TextClassifier: TextClassifierModel,
     linear_model.LogisticRegression: LogisticModel,
     linear_model.RidgeClassifier: RidgeClassifierModel,
     linear_model.RidgeClassifierCV: RidgeClassifierModel,

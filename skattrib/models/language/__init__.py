@@ -1,5 +1,6 @@
-"""Causal language models whose texts can be indexed; needs the extra ``language``."""
+"""Language models, indexed or fine-tuned; needs the extra ``language``."""
 
 from skattrib.models.language._causal import CausalLanguageModel
+from skattrib.models.language._classifier import SequenceClassifier
 
-__all__ = ["CausalLanguageModel"]
+__all__ = ["CausalLanguageModel", "SequenceClassifier"]

@@ -15,6 +15,7 @@ from skattrib.models.language._blocks import (
     above,
     body_of,
     find_blocks,
+    in_its_precision,
     private_copy,
     run_body,
 )
@@ -110,10 +111,10 @@ def with_draws(module: CompletionLosses, X: Tensor, n_draws: int, seed: int) -> 
     """Return rows (n, 2 + S, T) with successors drawn from the model itself."""
     generator = torch.Generator().manual_seed(seed)
     drawn = X.new_full((len(X), n_draws, X.shape[2]), NOTHING)
-    module = apart(module)  # hooks are put on a copy
+    copied: Any = apart(module)  # hooks are put on a copy
     with torch.no_grad():
         for part in chunks(len(X), _AT_ONCE):
-            row, place, logits = module.logits(X[part])
+            row, place, logits = copied.logits(X[part])
             probabilities = logits.double().softmax(dim=1).cpu()
             found = torch.multinomial(
                 probabilities, n_draws, replacement=True, generator=generator
@@ -184,6 +185,73 @@ class Adapted:
         return {name for name, p in model.named_parameters() if id(p) in held}
 
     def __deepcopy__(self, memo: dict[int, object]) -> Adapted:
+        return self  # clones of an estimator share the model
+
+
+class ClassScores(nn.Module):
+    """Unnormalised log-probabilities of classes, of rows of tokens.
+
+    Rows are (n, 2, T): tokens, and below each 1 if it is one, else 0.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A classifier of transformers.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Return logits (n, C)."""
+        ids, mask = X[:, 0].long(), X[:, 1].long()
+        like = next(p for p in self.model.parameters() if p.is_floating_point())
+        with in_its_precision(like.dtype):
+            out: Tensor = self.model(input_ids=ids, attention_mask=mask).logits
+        return out
+
+
+@dataclass(frozen=True)
+class AdaptedClassifier:
+    """Builds a module of classes' scores from a classifier of transformers.
+
+    Parameters
+    ----------
+    load : callable
+        Takes the number of classes; returns the model, and the names of modules whose
+        weights are drawn anew.
+    trainable, adapter, n_blocks : object
+        As in `Adapted`.
+    """
+
+    load: Any
+    trainable: str
+    adapter: Any
+    n_blocks: int | None
+
+    def __call__(self, _n_inputs: int, n_outputs: int) -> ClassScores:
+        """Return the module; what is new is drawn from torch's generator."""
+        model, new = self.load(n_outputs)
+        rule = Adapted(None, self.trainable, self.adapter, self.n_blocks)
+        first = rule._first(find_blocks(body_of(model))[1])
+        below = {id(p) for p in body_of(model).parameters()}
+        head = {name for name, p in model.named_parameters() if id(p) not in below}
+        if self.trainable == "adapters":
+            built = with_adapters(private_copy(model, head), self.adapter, first)
+            for name, parameter in built.named_parameters():
+                if name in head:
+                    parameter.requires_grad_(True)
+        else:
+            built = private_copy(model, head | rule._trained(model, first))
+        for name in new:
+            for layer in built.get_submodule(name).modules():
+                draw: Any = getattr(layer, "reset_parameters", None)
+                if draw is not None:
+                    draw()
+        return ClassScores(built)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> AdaptedClassifier:
         return self  # clones of an estimator share the model
 
 

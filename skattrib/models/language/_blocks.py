@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -165,13 +165,17 @@ def run_body(body: nn.Module, ids: Tensor, hidden: Tensor | None = None) -> Tens
     like = next(p for p in body.parameters() if p.is_floating_point())
     given = {"input_ids": ids} if hidden is None else {"inputs_embeds": hidden}
     width, dtype = ids.shape[1], like.dtype
-    keeps = _KeepsDouble() if dtype == torch.float64 else nullcontext()
     # a causal mask as it is added: what a model makes of one of 0 and 1 may branch
     mask = torch.full((width, width), torch.finfo(dtype).min, dtype=dtype)
     mask = mask.triu(1)[None, None].to(like.device)
-    with keeps:
+    with in_its_precision(dtype):
         out: Tensor = body(**given, attention_mask=mask, use_cache=False)[0]
     return out
+
+
+def in_its_precision(dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Return a context in which a model of float64 computes nothing in float32."""
+    return _KeepsDouble() if dtype == torch.float64 else nullcontext()
 
 
 class _KeepsDouble(TorchFunctionMode):

@@ -3,13 +3,12 @@
 import operator
 import os
 import warnings
-from collections.abc import Mapping
-from numbers import Integral, Real
+from numbers import Integral
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, _fit_context
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
@@ -17,9 +16,7 @@ from skattrib._progress import tqdm
 from skattrib._validation import check_completions
 from skattrib.engine._functional import chunks
 from skattrib.engine._last_layer import Tokens
-from skattrib.engine._optimizers import OPTIMIZERS, Optimizer
-from skattrib.engine._trajectory import SCHEDULES
-from skattrib.models.language._fine_tuning import FineTuned
+from skattrib.models.language._fine_tuning import CONSTRAINTS, FineTuned
 from skattrib.models.language._model import load
 from skattrib.models.language._tokens import windows
 
@@ -165,22 +162,10 @@ class CausalLanguageModel(FineTuned, BaseEstimator):
         "add_bos": ["boolean"],
         "dtype": [torch.dtype, None],
         "device": [str, torch.device, None],
-        "verbose": ["verbose"],
         "trainable": [StrOptions({"adapters", "last_blocks", "all"}), None],
-        "adapter": [Mapping, HasMethods("to_dict"), None],
-        "n_blocks": [Interval(Integral, 1, None, closed="left"), None],
         "normalization": [StrOptions({"text", "token"})],
         "add_eos": ["boolean"],
-        # a view: it sees what is registered later
-        "optimizer": [StrOptions(OPTIMIZERS.keys()), Optimizer],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "schedule": [StrOptions(set(SCHEDULES)), callable],
-        "clip_norm": [Interval(Real, 0, None, closed="neither"), None],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "train_batch_size": [Interval(Integral, 1, None, closed="left")],
-        "max_epochs": [Interval(Integral, 1, None, closed="left")],
-        "record": [StrOptions({"recipe", "checkpoints", "states"})],
-        "random_state": ["random_state"],
+        **CONSTRAINTS,
     }
 
     def __init__(

@@ -1,15 +1,37 @@
 """What a language model does to be trained: a network of its tokens."""
 
+from collections.abc import Mapping
+from numbers import Integral, Real
+
 import numpy as np
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from skattrib._validation import float_dtype, unchanged_on_error
+from skattrib.engine._optimizers import OPTIMIZERS, Optimizer
+from skattrib.engine._trajectory import SCHEDULES
 from skattrib.models._reading import ReadsTexts
 from skattrib.models.language._adapted import Adapted
 from skattrib.models.language._encoding import encoded, one_by_one
 from skattrib.models.language._network import CompletionLoss, TextNetwork
 
+#: What parameters of estimators that are fine-tuned may be.
+CONSTRAINTS: dict = {
+    "adapter": [Mapping, HasMethods("to_dict"), None],
+    "n_blocks": [Interval(Integral, 1, None, closed="left"), None],
+    # a view: it sees what is registered later
+    "optimizer": [StrOptions(OPTIMIZERS.keys()), Optimizer],
+    "learning_rate": [Interval(Real, 0, None, closed="neither")],
+    "schedule": [StrOptions(set(SCHEDULES)), callable],
+    "clip_norm": [Interval(Real, 0, None, closed="neither"), None],
+    "weight_decay": [Interval(Real, 0, None, closed="left")],
+    "train_batch_size": [Interval(Integral, 1, None, closed="left")],
+    "max_epochs": [Interval(Integral, 1, None, closed="left")],
+    "record": [StrOptions({"recipe", "checkpoints", "states"})],
+    "random_state": ["random_state"],
+    "verbose": ["verbose"],
+}
 #: Parameters of the estimator that are those of its network, too.
-_SHARED = (
+SHARED = (
     "optimizer",
     "learning_rate",
     "schedule",
@@ -25,7 +47,7 @@ _SHARED = (
 class FineTuned(ReadsTexts):
     """Methods of a `CausalLanguageModel` that is trained on completions of prompts.
 
-    It has the parameters `_SHARED` and those that are read here, and ``_load``.
+    It has the parameters `SHARED` and those that are read here, and ``_load``.
     """
 
     has_completions = True
@@ -40,7 +62,7 @@ class FineTuned(ReadsTexts):
             Adapted(self._load, self.trainable, self.adapter, self.n_blocks),
             loss=CompletionLoss(by_token=self.normalization == "token"),
             batch_size=self.train_batch_size,
-            **{name: getattr(self, name) for name in _SHARED},
+            **{name: getattr(self, name) for name in SHARED},
         )
 
     def _tokenised(self, X, y=None):

@@ -11,6 +11,7 @@ from torch import nn
 
 from skattrib._validation import memory_cap
 from skattrib.engine._last_layer import Head
+from skattrib.engine._modules import generator_kept
 from skattrib.models.language._tokens import padded
 
 # Numbers in memory per token and word of the vocabulary.
@@ -79,6 +80,37 @@ def _read(path, tokenizer, dtype, device):
     if tokenizer is None or isinstance(tokenizer, str | os.PathLike):
         tokenizer = _read_tokenizer(path if tokenizer is None else tokenizer)
     return model.to("cpu" if device is None else device).eval(), tokenizer
+
+
+def read_classifier(model, tokenizer, n_classes):
+    """Return a classifier of sequences, names of its new layers, and its tokenizer.
+
+    ``n_classes`` None is what the model has been saved with.
+    """
+    if isinstance(model, nn.Module):
+        if tokenizer is None:
+            raise ValueError(
+                "tokenizer is None: a model in memory needs its tokenizer."
+            )
+        if isinstance(tokenizer, str | os.PathLike):
+            tokenizer = _read_tokenizer(tokenizer)
+        return model, (), tokenizer
+    _auto()  # which says what is missing
+    from transformers import AutoModelForSequenceClassification
+
+    folder, options = _source(model)
+    if n_classes is not None:
+        options["num_labels"] = n_classes
+    with generator_kept():
+        found, info = AutoModelForSequenceClassification.from_pretrained(
+            folder, output_loading_info=True, dtype=torch.float32, **options
+        )
+    new = sorted({name.rpartition(".")[0] for name in info["missing_keys"]})
+    if tokenizer is None or isinstance(tokenizer, str | os.PathLike):
+        tokenizer = _read_tokenizer(model if tokenizer is None else tokenizer)
+    if found.config.pad_token_id is None:
+        found.config.pad_token_id = getattr(tokenizer, "pad_token_id", None)
+    return found.eval(), tuple(new), tokenizer
 
 
 class LoadedModel:

@@ -18,7 +18,7 @@ from skattrib.models._module_checks import FEW, check_module
 from skattrib.models._network_family import NetworkModel
 from skattrib.models._rows import in_dtype_of
 from skattrib.models.language._adapted import with_draws
-from skattrib.models.neural import TorchRegressor
+from skattrib.models.neural import TorchClassifier, TorchRegressor
 
 # Rows that are asked at once.
 _AT_ONCE = 32
@@ -91,12 +91,17 @@ def _log_likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
     return -outputs[..., 0] * targets[..., 0]
 
 
-class TextNetwork(TorchRegressor):
-    """A network of rows of tokens, which may be of any length.
+class ReadsTokens:
+    """Methods of a network of rows of tokens, which may be of any length.
 
-    It is what a `CausalLanguageModel` trains: a recipe, with a module that builds
-    adapters on a model that all clones share.
+    It has a recipe, with a module that builds adapters on a model that all clones
+    share.
     """
+
+    module: Any
+    module_: nn.Module
+    n_outputs_: int
+    loss_function_: Loss
 
     @property
     def _row_shape(self):
@@ -108,8 +113,10 @@ class TextNetwork(TorchRegressor):
         pass
 
     def _build_module(self, X: Tensor, seed: int) -> nn.Module:
-        module = call_seeded(self.module, X.shape[1], 1, seed)
-        check_module(module, in_dtype_of(module, X[:FEW]), 1, self.loss_function_)
+        n_outputs = self.n_outputs_
+        module = call_seeded(self.module, X.shape[1], n_outputs, seed)
+        few = in_dtype_of(module, X[:FEW])
+        check_module(module, few, n_outputs, self.loss_function_)
         return module
 
     def _raw_outputs(self, X: Any) -> Tensor:
@@ -123,15 +130,27 @@ class TextNetwork(TorchRegressor):
             )
 
 
-class TextNetworkModel(NetworkModel):
-    """The network of a trained language model."""
+class TextNetwork(ReadsTokens, TorchRegressor):
+    """What a `CausalLanguageModel` trains."""
 
-    first_attributors = ("AdamWInfluence", "DualInfluence")
+
+class TextClassifier(ReadsTokens, TorchClassifier):
+    """What a `SequenceClassifier` trains."""
+
+
+class TextClassifierModel(NetworkModel):
+    """The network of a classifier of texts."""
 
     @property
     def starts_still(self) -> bool:
         """Whether adapters are trained, half of which begin at zero."""
         return bool(self.estimator.module.trainable == "adapters")
+
+
+class TextNetworkModel(TextClassifierModel):
+    """The network of a trained language model."""
+
+    first_attributors = ("AdamWInfluence", "DualInfluence")
 
     def differentiable(self, user: Any) -> Any:
         """Return the model; raise for an index, which is of a model that is read."""

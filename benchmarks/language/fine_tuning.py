@@ -1,0 +1,198 @@
+"""Which texts taught a fine-tuned language model this? Against fine-tuning again.
+
+Two models learn the first lines of docstrings of the standard library, from the names
+of functions: "small", a Llama of 1 M weights that has read other docstrings, rank 4 on
+all blocks; and "SmolLM2", of 135 M weights, rank 4 on the last 4 of 30. AdamW, warm-up
+and linear decay, 3 epochs of batches of 8. Outcomes are log-likelihoods of new
+completions, and of four that were trained on. LDS on halves, really fine-tuned again,
+and the correlation with leave-one-outs of some texts. CPU seconds of fit and attribute,
+over those of one fine-tuning. Beside ours the usual similarities: of gradients at the
+end, plain, by cosine and over the optimizer's scale (LESS), words, hidden states.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.language.fine_tuning \\
+        [small | small-token | smollm2 ...]
+"""
+
+import sys
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks._data import MEMORY, lds_interval
+from benchmarks._finding import bm25, joined
+from benchmarks._table import reopen, write
+from benchmarks.language._small import columns, docstrings, small_llama
+from benchmarks.language._smollm2 import smollm2
+from skattrib import AdamWInfluence, DualInfluence
+from skattrib.evaluation import make_weightings, retrain_outcomes
+from skattrib.extension import as_model
+from skattrib.language import CausalLanguageModel
+from skattrib.models._costs import cpu_seconds  # no public name
+
+HEADER = ["model", "method", "LDS", "leave-one-out", "trainings' time"]
+ADAPTER = {"r": 4, "lora_alpha": 8}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model, its texts, and how much is retrained."""
+
+    load: Any
+    n_each: int
+    n_queries: int
+    longest: int
+    n_halves: int
+    n_left_out: int
+    runs: tuple
+    options: dict = field(default_factory=dict)
+
+
+def _small():
+    return small_llama()
+
+
+def _smollm2():
+    lm = smollm2()
+    return lm.model_, lm.tokenizer_
+
+
+SMALL = {"n_blocks": None, "learning_rate": 5e-3, "weight_decay": 0.01}
+SETTINGS = {
+    "small": Setting(_small, 12, 2, 30, 100, 24, (1, 2, 4), SMALL),
+    "small-token": Setting(
+        _small, 12, 2, 30, 100, 24, (4,), {**SMALL, "normalization": "token"}
+    ),
+    "small, seed 1": Setting(
+        _small, 12, 2, 30, 100, 24, (4,), {**SMALL, "random_state": 1}
+    ),
+    "smollm2": Setting(
+        _smollm2, 6, 1, 22, 40, 0, (2, 4), {"n_blocks": 4, "learning_rate": 2e-3}
+    ),
+}
+
+
+class Case:
+    """A fitted model, and outcomes of those that are fine-tuned again."""
+
+    def __init__(self, name):
+        self.setting = setting = SETTINGS[name]
+        self.name = name
+        model, tokenizer = setting.load()
+        rows, queries = docstrings(
+            tokenizer, setting.n_each, setting.n_queries, setting.longest
+        )
+        self.sources, *self.rows = columns(rows)
+        self.of_queries, *self.queries = columns(queries + rows[:4])
+        options = {"trainable": "adapters", "adapter": ADAPTER, "random_state": 0}
+        self.lm = CausalLanguageModel(model, tokenizer, **options)
+        self.lm.set_params(**setting.options)
+        self.seconds = cpu_seconds(lambda: self.lm.fit(*self.rows))
+        self.halves = make_weightings(len(rows), setting.n_halves, random_state=5)
+        draw = np.random.RandomState(5).permutation(len(rows))
+        self.left_out = draw[: setting.n_left_out]
+        self.truth = self.retrain(self.halves)
+        self.without = self.retrain(1 - np.eye(len(rows))[self.left_out])
+        self.whole = self.lm.log_likelihood(*self.queries)
+
+    def retrain(self, weights):
+        if not len(weights):
+            return None
+        options = {"memory": MEMORY, "verbose": 1}
+        return retrain_outcomes(self.lm, *self.rows, weights, *self.queries, **options)
+
+    def row(self, method, attributions, seconds):
+        """Return a row of the table."""
+        alone = ""
+        if self.without is not None:
+            lost = (self.whole - self.without).T
+            found = attributions[:, self.left_out]
+            pairs = zip(lost, found, strict=True)
+            alone = f"{np.mean([np.corrcoef(*pair)[0, 1] for pair in pairs]):.3f}"
+        lds = lds_interval(self.truth, self.halves @ attributions.T)
+        cost = "" if seconds is None else f"{seconds / self.seconds:.1f}"
+        return [self.name, method, lds, alone, cost]
+
+
+def ours(case):
+    """Yield methods of this package."""
+    ways = {
+        "DualInfluence": DualInfluence,
+        "AdamWInfluence, one run on all": (AdamWInfluence, {"inclusion": 1}),
+        "the same, inert=0": (AdamWInfluence, {"inclusion": 1, "inert": 0.0}),
+    }
+    for n in case.setting.runs:
+        runs = {"n_trajectories": n, "n_halves": 0, "inclusion": 0.5}
+        ways[f"AdamWInfluence, {n} half runs"] = (AdamWInfluence, runs)
+    for name, way in ways.items():
+        kind, options = way if isinstance(way, tuple) else (way, {})
+        found = []
+
+        def attribute(kind=kind, options=options, found=found):
+            attributor = kind(case.lm, random_state=0, **options).fit(*case.rows)
+            found.append(attributor.attribute(*case.queries))
+
+        seconds = cpu_seconds(attribute)
+        yield name, found[-1], seconds
+
+
+def similarities(case):
+    """Yield what texts and gradients have in common."""
+    model = as_model(case.lm)
+    network = case.lm.network_
+    rows, counts = case.lm._tokenised(*case.rows)
+    asked, sizes = case.lm._tokenised(*case.queries)
+
+    def gradients(X, y):
+        # one by one: rows of other lengths
+        pieces = [
+            model.loss_gradients(X[i : i + 1], y[i : i + 1]) for i in range(len(X))
+        ]
+        return torch.cat(pieces).double().numpy()
+
+    found = []
+    seconds = cpu_seconds(
+        lambda: found.append((gradients(rows, counts), gradients(asked, sizes)))
+    )
+    taught, learnt = found[-1]
+    scale = network.trajectory_.denominator.double().numpy()
+    lengths = [np.linalg.norm(g, axis=1, keepdims=True) for g in (learnt, taught)]
+    yield "gradients, inner product", learnt @ taught.T, seconds
+    yield "gradients, cosine", (learnt / lengths[0]) @ (taught / lengths[1]).T, seconds
+    yield "gradients over AdamW's scale", (learnt / scale) @ taught.T, seconds
+    texts = joined(*case.queries, between=""), joined(*case.rows, between="")
+    yield "words (BM25)", bm25(*texts), None
+    states = [hidden_states(case.lm, *pair) for pair in (case.queries, case.rows)]
+    yield "hidden states, cosine", states[0] @ states[1].T, None
+    same = case.of_queries[:, None] == case.sources
+    yield "same module", same.astype(float), None
+
+
+def hidden_states(lm, prompts, completions):
+    """Return mean hidden states of completions (n, D), of length 1."""
+    read = CausalLanguageModel(lm.model, lm.tokenizer)
+    X, y = (np.asarray(texts, dtype=object) for texts in (prompts, completions))
+    width = lm.model_.get_output_embeddings().weight.shape[1]
+    total = np.zeros((len(y), width))
+    for tokens in read._tokens(X, y):
+        np.add.at(total, tokens.rows.numpy(), tokens.hidden.double().numpy())
+    return total / np.linalg.norm(total, axis=1, keepdims=True)
+
+
+def main(names):
+    table = reopen("fine_tuning", "Attributions of fine-tuned language models", HEADER)
+    for name in names or SETTINGS:
+        case = Case(name)
+        print(f"{name}: {len(case.rows[0])} texts", flush=True)
+        for methods in (ours, similarities):
+            for method, attributions, seconds in methods(case):
+                table.put(*case.row(method, attributions, seconds), n_keys=2)
+                write("fine_tuning", table)
+
+
+if __name__ == "__main__":
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        main(sys.argv[1:])

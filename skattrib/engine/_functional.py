@@ -159,7 +159,7 @@ class FunctionalModule:
     ) -> Tensor:
         """Return outputs with the numbers that a recorded loop drew for these rows.
 
-        States (K, S) are those of K passes, one after the other, of as many equal parts.
+        States (K, S) are those of K passes, one after the other, of equal parts.
         """
         states = state[None] if state.ndim == 1 else state
         outputs = []

@@ -102,8 +102,8 @@ class Draws:
         if behaviour.masks or behaviour.mixes or behaviour.draws:
             name = type(self._model).__name__
             raise TrajectoryError(
-                f"Step {step} called no forward pass of {name} as a whole, and what its "
-                "dropout or batch normalisation do is seen there: call the recorded "
+                f"Step {step} called no forward pass of {name} as a whole, where what "
+                "its dropout or batch normalisation do is seen: call the recorded "
                 "module itself, model(X), not model.forward(X) nor parts of it."
             )
 

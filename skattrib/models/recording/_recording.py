@@ -160,6 +160,11 @@ class TrainingRecording:
             raise TrajectoryError("rows() was called outside `with recording:`.")
         self._pending.append(as_rows(rows))
 
+    @property
+    def _n_steps(self):
+        """Number of steps recorded so far."""
+        return len(self._batches)
+
     def _before_step(self, optimizer, args, kwargs):
         step = len(self._rates) + 1
         given = [*args, *kwargs.values()]

@@ -104,3 +104,36 @@ def test_a_training_that_breaks_leaves_a_recorder_of_use():
     net.fit(X, y)
     clf = recorder.to_classifier(X, y)
     assert_allclose(clf.predict_proba(X), net.predict_proba(X), rtol=1e-5, atol=1e-6)
+
+
+class Accumulating(skorch.NeuralNetClassifier):
+    """Takes a step every second minibatch, as skorch's documentation does it."""
+
+    def get_loss(self, *args, **kwargs):
+        return super().get_loss(*args, **kwargs) / 2
+
+    def train_step(self, batch, **fit_params):
+        step = self.train_step_single(batch, **fit_params)
+        if len(self.history[-1, "batches"]) % 2 == 0:
+            self.optimizer_.step()
+            self.optimizer_.zero_grad()
+        return step
+
+
+def test_accumulated_gradients():
+    X, y = data()
+    recorder = SkorchRecorder()
+    options = {**OPTIONS, "criterion": nn.CrossEntropyLoss, "train_split": None}
+    modules = built(dtype=torch.float32), layers(normalised=False)
+    for module, size in zip(modules, (15, 20)):
+        with pytest.raises(TrajectoryError, match="accumulate"):
+            Accumulating(
+                module, **{**options, "batch_size": size}, callbacks=[recorder]
+            ).fit(X, y)
+    module = built(dtype=torch.float32, normalised=False)
+    net = Accumulating(module, **{**options, "batch_size": 15}, callbacks=[recorder])
+    net.fit(X, y)
+    clf = recorder.to_classifier(X, y)
+    assert len(clf.loss_curve_) == 8
+    again = clone(clf).fit(X, y)
+    assert_allclose(again.predict_proba(X), net.predict_proba(X), rtol=1e-5, atol=1e-6)

@@ -27,6 +27,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*smaller than the logging interval"),
 ]
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 WEIGHTS = torch.tensor([1.0, 2.0, 0.5])
 
 
@@ -71,14 +78,7 @@ def fit(model, rows, *validation, callbacks=(), loader=None, max_epochs=4, **opt
     """Train; return the recorder."""
     recorder = LightningRecorder(options.pop("module", None))
     trainer = pl.Trainer(
-        max_epochs=max_epochs,
-        accelerator="cpu",
-        callbacks=[recorder, *callbacks],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
+        max_epochs=max_epochs, callbacks=[recorder, *callbacks], **QUIET, **options
     )
     if loader is None:
         loader = {}
@@ -143,6 +143,25 @@ def test_the_training_of_a_classifier_is_repeated(name):
     assert (influence.attribute(X[:2], y[:2]) != 0).all()
 
 
+def test_a_training_that_is_resumed(tmp_path):
+    X, y = data()
+    options = {"normalised": False}
+    model = Net(small(**options))
+    loader = DataLoader(rows_of(X, y), batch_size=15, shuffle=True)
+    first = pl.Trainer(max_epochs=2, **QUIET)
+    first.fit(model, loader)
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    recorder = LightningRecorder()
+    again = Net(small(**options))
+    second = pl.Trainer(max_epochs=4, callbacks=[recorder], **QUIET)
+    second.fit(again, loader, ckpt_path=tmp_path / "half.ckpt")
+    clf = recorder.to_classifier(X, y)
+    assert len(clf.loss_curve_) == 8
+    assert clf.recipe.n_before == 8
+    expected = again.eval()(torch.tensor(X)).softmax(dim=1).detach()
+    assert_allclose(clone(clf).fit(X, y).predict_proba(X), expected, rtol=1e-5)
+
+
 def test_the_training_goes_on_as_it_does():
     X, y = data()
     ends = []
@@ -153,15 +172,7 @@ def test_the_training_goes_on_as_it_does():
             fit(model, None, **options)
         else:
             torch.default_generator.manual_seed(7)
-            trainer = pl.Trainer(
-                max_epochs=4,
-                accelerator="cpu",
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            )
-            trainer.fit(model, options["loader"])
+            pl.Trainer(max_epochs=4, **QUIET).fit(model, options["loader"])
         assert type(options["loader"]) is DataLoader
         ends.append(nn.utils.parameters_to_vector(model.parameters()).detach())
     assert torch.equal(*ends)
@@ -321,7 +332,7 @@ BEFORE = {
     "two": (
         {},
         {"loader": lambda: [DataLoader(rows_of(*data())) for _ in range(2)]},
-        "train_dataloader gives 2 DataLoaders: give one",
+        "train_dataloader gives 2 DataLoaders in a list: give one",
     ),
     "manual": ({"kind": Manual}, {}, "automatic_optimization=False.*record_training"),
 }
@@ -342,13 +353,7 @@ def test_what_cannot_be_repeated_is_refused_before_training(name):
 @pytest.mark.filterwarnings("ignore:.*fork")
 def test_several_processes_are_refused():
     recorder = LightningRecorder()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp",
-        logger=False,
-        enable_checkpointing=False,
-    )
+    trainer = pl.Trainer(devices=2, strategy="ddp", **QUIET)
     with pytest.raises(TrajectoryError, match=r"=DDPStrategy with 2.*devices=1"):
         recorder.setup(trainer, Net(small()), "fit")
     recorder.setup(trainer, Net(small()), "test")
@@ -394,17 +399,15 @@ def test_a_training_that_breaks_leaves_all_as_it_was():
     recorder = LightningRecorder()
     with pytest.raises(TrajectoryError, match="No training was recorded: pass this Li"):
         recorder.to_classifier(X, y)
-    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
-    options |= {"enable_progress_bar": False, "enable_model_summary": False}
     model = Net(small())
-    broken = pl.Trainer(max_epochs=2, callbacks=[recorder, Breaking()], **options)
+    broken = pl.Trainer(max_epochs=2, callbacks=[recorder, Breaking()], **QUIET)
     with pytest.raises(ZeroDivisionError):
         broken.fit(model, loader)
     assert type(loader) is DataLoader
     assert "process_dataloader" not in vars(broken.strategy)
     with pytest.raises(TrajectoryError, match="There is no recorded run"):
         recorder.to_classifier(X, y)
-    pl.Trainer(max_epochs=2, callbacks=[recorder], **options).fit(model, loader)
+    pl.Trainer(max_epochs=2, callbacks=[recorder], **QUIET).fit(model, loader)
     clf = recorder.to_classifier(X, y)
     expected = model.eval()(torch.tensor(X)).softmax(dim=1).detach()
     assert_allclose(clf.predict_proba(X), expected, rtol=1e-5)

@@ -175,10 +175,11 @@ class LightningRecorder:
                 "and the recorder repeats one: return one, or record a loop of your "
                 "own by record_training(model, [muon, adamw])."
             )
-        if len(self._watched) != 1:
+        if not any(loader is trainer.train_dataloader for loader, _ in self._watched):
             raise TrajectoryError(
-                f"train_dataloader gives {len(self._watched)} DataLoaders: give one, "
-                "whose rows are those of one X."
+                f"train_dataloader gives {len(self._watched)} DataLoaders in a "
+                f"{type(trainer.train_dataloader).__name__}: give one, whose rows are "
+                "those of one X."
             )
         model = _part(pl_module, self.module)
         clip = trainer.gradient_clip_val or None
@@ -204,7 +205,7 @@ class LightningRecorder:
         k, n_batches = trainer.accumulate_grad_batches, trainer.num_training_batches
         if k == 1 or n_batches == float("inf"):
             return
-        loader = self._watched[-1][0]
+        loader = trainer.train_dataloader
         size, n_rows = loader.batch_size, len(loader.sampler)
         if size and -(-n_rows // size) == n_batches and n_rows % size:
             _refuse_sizes(k, [size, n_rows % size])

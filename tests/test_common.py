@@ -54,6 +54,7 @@ SKLEARN = parse_version(sklearn.__version__)
 MODELS = [TorchClassifier(max_epochs=60), TorchRegressor(max_epochs=60)]
 # Short trainings and few of them: `score` is called dozens of times.
 CLASSIFIER = TorchClassifier(hidden_layer_sizes=(8,), max_epochs=4)
+BRIEF = TorchClassifier(hidden_layer_sizes=(8,), max_epochs=2)
 REGRESSOR = TorchRegressor(hidden_layer_sizes=(8,), max_epochs=4)
 INFLUENCE = DualInfluence(CLASSIFIER, n_retrainings=8, removal="influence", n_models=2)
 PRIOR = LinearSurrogateAttributor(
@@ -73,7 +74,7 @@ ATTRIBUTORS = [
     DualInfluence(Ridge(), n_retrainings=8, removal="influence"),
     DualInfluence(KernelRidge(), n_retrainings=8),
     AdamWInfluence(REGRESSOR, inclusion=1.0, n_retrainings=8),
-    AdamWInfluence(CLASSIFIER, n_trajectories=2, n_halves=16, n_retrainings=8),
+    AdamWInfluence(BRIEF, n_trajectories=2, n_halves=16, n_retrainings=8),
     TreeInfluence(
         HistGradientBoostingRegressor(max_iter=2, min_samples_leaf=2),
         n_structures=2,

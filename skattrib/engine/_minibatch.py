@@ -73,10 +73,24 @@ class Minibatch:
         seed: Tensor,
         step: int,
     ) -> tuple[Tensor, Tensor]:
+        counted = self._in_statistics(shares, targets)
         outputs, statistics = self.model.training_outputs(
-            vector, X, shares, ids, seed, step
+            vector, X, counted, ids, seed, step
         )
         return self.loss.values(outputs, targets), statistics
+
+    def _in_statistics(self, shares: Tensor, targets: Tensor) -> Tensor:
+        """Return the shares of rows in batch statistics.
+
+        The classes' weights in a loss, as in torch's, do not count there.
+        """
+        factors = self.loss.row_weights(targets) if self.model.behaviour.mixes else None
+        if factors is None:
+            return shares
+        factors = factors.to(shares)
+        known = factors > 0
+        counts = torch.where(known, shares / torch.where(known, factors, 1.0), 0.0)
+        return row_shares(counts[None])[0]
 
     def stacked_losses(
         self,

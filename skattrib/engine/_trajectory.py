@@ -126,8 +126,9 @@ class Recipe:
         Running statistics of batch normalisation before the first step.
     seed : int
         Of the random numbers that layers draw.
-    generator_states : uint8 Tensor of shape (T, S) or None
-        States of torch's generator before each forward pass, of a loop that draws.
+    generator_states : uint8 Tensor of shape (T, S) or (T, K, S) or None
+        States of torch's generator before each forward pass, of a loop that draws; of
+        one that accumulates gradients, K passes of equal parts make a step.
     average : Tensor of shape (T + 1,) or None
         Share of the state after each number of steps in the model that answers
         queries; None takes the last one.

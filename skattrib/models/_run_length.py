@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from sklearn.base import clone
 from sklearn.utils import check_array, check_consistent_length
+from torch.utils.data import Dataset
 
 from skattrib._validation import DTYPES, as_tensor
 from skattrib.engine._stopping import Validation, Watch
@@ -14,6 +15,7 @@ from skattrib.engine._trajectory import (
     epoch_batches,
     exponential_average,
 )
+from skattrib.models._datasets import opened
 from skattrib.models._rows import check_whole, unknown_numbers
 from skattrib.models._stopping import EarlyStopping
 
@@ -55,14 +57,16 @@ class LengthOfRun:
         """Return the rows, and their targets, that decide when a run stops."""
         if stopping.validation_data is None:
             return X[held_out], targets[held_out]
-        rows, y = stopping.validation_data
-        columns, known = getattr(rows, "columns", None), self._known_columns()
+        data, known = stopping.validation_data, self._known_columns()
+        brings_both = isinstance(data, Dataset)
+        columns = None if brings_both else getattr(data[0], "columns", None)
         if columns is not None and known is not None and list(columns) != known:
             raise ValueError(
                 f"EarlyStopping: validation_data has X with columns {list(columns)}, "
                 f"and X of fit has {known}: pass these, in this order."
             )
         try:
+            rows, y = opened(data) if brings_both else data
             rows = check_array(rows, dtype=DTYPES, allow_nd=True, ensure_2d=False)
             y = np.asarray(y)
             check_consistent_length(rows, y)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.model_selection import train_test_split
+from torch.utils.data import DataLoader, Dataset
 
 __all__ = ["EarlyStopping"]
 
@@ -23,9 +24,10 @@ class EarlyStopping:
     validation_fraction : float, default=0.1
         Share of the rows of ``fit`` that are held out, if `validation_data` is None;
         of each class the same. They are not trained on, and their attributions are 0.
-    validation_data : tuple of (X, y) or None, default=None
+    validation_data : tuple of (X, y), Dataset or None, default=None
         Other rows to decide by; none of ``fit`` is held out then. They are as the
-        network takes them: in a pipeline, transformed.
+        network takes them: in a pipeline, transformed. A
+        ``torch.utils.data.Dataset`` with a length, of pairs (x, y), stands for both.
     restore_best : bool, default=False
         Take the network of the epoch with the smallest loss, not the last one.
     redecide : bool, default=False
@@ -90,13 +92,16 @@ class EarlyStopping:
                     f"EarlyStopping: {name}={value!r} must be True or False."
                 )
         data = self.validation_data
-        if data is None:
+        if data is None or isinstance(data, Dataset):
             return
         pair = isinstance(data, tuple | list) and len(data) == 2
         if not pair or any(part is None for part in data):
             what = "a pair with None" if pair else type(data).__name__
+            if isinstance(data, DataLoader):
+                what += ": pass its dataset, loader.dataset"
             raise ValueError(
-                f"EarlyStopping: validation_data must be a pair (X, y), got {what}."
+                "EarlyStopping: validation_data must be a pair (X, y), or a Dataset of "
+                f"torch, got {what}."
             )
 
     def _check(self, name: str, kind: type, least: float) -> None:

@@ -299,7 +299,7 @@ def test_leave_one_out_of_a_smooth_net(digits):
 def test_halves_rank_retrained_subsets(digits):
     X, y, Xq, yq = digits
     model = TorchClassifier(
-        hidden_layer_sizes=(8,), activation="relu", batch_size=30, max_epochs=20
+        hidden_layer_sizes=(8,), activation="relu", batch_size=30, max_epochs=10
     )
     model.set_params(random_state=0)
     W = make_weightings(120, 40, random_state=1)
@@ -309,14 +309,14 @@ def test_halves_rank_retrained_subsets(digits):
     assert influence.inclusion_ == 0.5
     assert len(influence.weights_) == 16
     attributions = influence.attribute(Xq, yq)
-    assert lds_score(truth, W @ attributions.T) > 0.6
+    assert lds_score(truth, W @ attributions.T) > 0.9
     predicted = influence.predict_outcomes(Xq, yq, W)
     assert lds_score(truth, predicted) == pytest.approx(
         lds_score(truth, W @ attributions.T), abs=1e-6
     )
     found = influence.diagnose(Xq, yq, n_retrainings=16)
     assert found.trustworthy
-    assert found.lds > 0.4
+    assert found.lds > 0.8
 
 
 # ------------------------------------------------------------------- diagnosis

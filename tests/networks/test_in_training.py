@@ -181,6 +181,26 @@ def test_derivatives_are_those_of_differences(name):
     assert_derivatives(network(NETS[name]), weights)
 
 
+def test_weights_of_classes_do_not_count_in_batch_statistics():
+    """As in torch, where only the loss knows of them; weights of rows do."""
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0, 0.5]))
+    clf = network(NETS["batch norm"], loss=loss, max_epochs=1, batch_size=None)
+    X, y = data()
+    clf.fit(X, y)
+    first = clf._problem(X, clf._learn_target(y, X)).model.module
+    by_torch = first.train()(torch.tensor(X))
+    expected = float(loss.double()(by_torch, torch.tensor(y)))
+    assert_allclose(clf.loss_curve_, [expected], rtol=1e-12)
+    moved = dict(first.named_buffers())
+    for name, value in clf.module_.named_buffers():
+        if "running" in name:
+            assert_allclose(value, moved[name], rtol=1e-10)
+
+    weights = np.ones(N)
+    weights[::2] = 0.1
+    assert_derivatives(network(NETS["batch norm"], loss=loss), weights)
+
+
 @pytest.mark.parametrize("average", AVERAGED)
 def test_derivatives_of_averages(average):
     weights = np.linspace(0.5, 1.5, N)
@@ -350,7 +370,7 @@ BAD = {
     "patience": ({"patience": 0}, "patience=0 must be a whole number of at least 1"),
     "delta": ({"min_delta": -1}, "min_delta=-1 must be a number of at least 0"),
     "fraction": ({"validation_fraction": 1.0}, "must be between 0 and 1"),
-    "data": ({"validation_data": 3}, r"must be a pair \(X, y\), got int"),
+    "data": ({"validation_data": 3}, r"must be a pair \(X, y\), or a .*, got int"),
     "epochs": ({"n_epochs": 1.5}, "n_epochs=1.5 must be a whole number"),
     "not finite": ({"min_delta": np.nan}, "min_delta=nan must be a number"),
     "no targets": ({"validation_data": (V[0], None)}, "got a pair with None"),

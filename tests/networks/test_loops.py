@@ -54,7 +54,7 @@ NETS = {
 }
 
 
-def loop(model, X, y, *, n_epochs=3, during=None, before_step=None):
+def loop(model, X, y, *, n_epochs=3, during=None, before_step=None, n_parts=1):
     """Train as a user does, with validation in between; return the recording."""
     rows, targets = torch.tensor(X), torch.tensor(y)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -64,9 +64,11 @@ def loop(model, X, y, *, n_epochs=3, during=None, before_step=None):
         for _ in range(n_epochs):
             model.train()
             for batch in np.split(rng.permutation(N), N // BATCH):
-                recording.rows(batch)
                 optimizer.zero_grad()
-                F.cross_entropy(model(rows[batch]), targets[batch]).backward()
+                for part in np.array_split(batch, n_parts):
+                    recording.rows(part)
+                    loss = F.cross_entropy(model(rows[part]), targets[part])
+                    (loss / n_parts).backward()
                 if before_step is not None:
                     before_step(model, rows)
                 optimizer.step()
@@ -87,9 +89,12 @@ def recorded(name, **options):
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.EfficiencyWarning")
-@pytest.mark.parametrize("name", NETS)
-def test_a_loop_is_repeated_and_differentiated(name):
-    model, recording, X, y = recorded(name)
+@pytest.mark.parametrize(
+    ("name", "n_parts"),
+    [*((name, 1) for name in NETS), ("dropout", 2), ("recurrent", 4)],
+)
+def test_a_loop_is_repeated_and_differentiated(name, n_parts):
+    model, recording, X, y = recorded(name, n_parts=n_parts)
     clf = recording.to_classifier(X, y)  # would warn if it ended elsewhere
     again = clone(clf).fit(X, y)
     for key, value in model.state_dict().items():
@@ -129,11 +134,62 @@ def test_what_cannot_be_repeated_is_said():
 
     with pytest.raises(TrajectoryError, match=r"Step 1 took 2 forward passes.*no_grad"):
         recorded("dropout", before_step=twice)
+    with pytest.raises(TrajectoryError, match=r"Step 1 took 2 .*replace batch norm"):
+        recorded("both", n_parts=2)
+    with pytest.raises(TrajectoryError, match=r"passes of \[3, 3, 2\] rows.*drop_last"):
+        recorded("dropout", n_parts=3)
     with pytest.raises(TrajectoryError, match=r"other modes in step 2.*\.train\(\)"):
         recorded("both", before_step=lambda model, _: model[1].eval())
     attending = build(lambda: nn.TransformerEncoderLayer(D, 2, 4, dropout=0.1))
     with pytest.raises(ValueError, match=r"self_attn \(MultiheadAttention\) drops"):
         record_training(attending, torch.optim.AdamW(attending.parameters()))
+
+
+def uneven_steps(model):
+    """Take a step of two parts, and one of a single part."""
+    X, y = (torch.tensor(part) for part in data())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recording = record_training(model, optimizer)
+    with recording:
+        for sizes in ((4, 4), (8,)):
+            optimizer.zero_grad()
+            for rows in torch.arange(8).split(sizes):
+                recording.rows(rows)
+                loss = F.cross_entropy(model(X[rows]), y[rows], reduction="sum")
+                (loss / 8).backward()
+            optimizer.step()
+    return recording
+
+
+def test_parts_that_are_not_the_same_in_each_step():
+    """Without dropout any parts are repeated; what they drew is, of equal ones."""
+    X, y = data()
+    with pytest.raises(TrajectoryError, match=r"of \[8\] rows, after steps of 2"):
+        uneven_steps(build(NETS["dropout"]))
+    model = build(lambda: nn.Linear(D, C))
+    recording = uneven_steps(model)
+    with pytest.warns(UserWarning, match="16 of the 24 rows"):
+        clf = recording.to_classifier(X, y)
+    expected = model(torch.tensor(X)).detach()
+    assert_allclose(clf.decision_function(X), expected, atol=1e-12)
+
+
+def test_means_over_unequal_parts_are_noticed():
+    X, y = data()
+    model = build(lambda: nn.Linear(D, C))
+    recording = loop(model, X, y, n_parts=3)
+    with pytest.warns(UserWarning, match="parts of different sizes"):
+        recording.to_classifier(X, y)
+
+
+def test_a_pass_that_is_not_seen_is_said():
+    class Beside(nn.Sequential):
+        def __call__(self, X):
+            return self.forward(X)
+
+    X, y = data()
+    with pytest.raises(TrajectoryError, match=r"1 called no forward pass of Beside"):
+        loop(build(lambda: Beside(NETS["dropout"]())), X, y)
 
 
 def test_batch_statistics_from_elsewhere_are_noticed():

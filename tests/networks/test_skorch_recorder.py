@@ -1,6 +1,5 @@
 """Trainings of skorch nets, recorded by a callback."""
 
-import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
@@ -11,31 +10,10 @@ from torch import nn
 from skattrib import AdamWInfluence
 from skattrib.exceptions import TrajectoryError
 from skattrib.recording import SkorchRecorder
-from tests.cases import build
+from tests.networks.recorded_cases import N, built, data, layers
 
 skorch = pytest.importorskip("skorch")
 pytestmark = pytest.mark.touches_global_rng  # skorch shuffles by torch's generator
-
-N, D, C = 60, 6, 3
-
-
-def data():
-    rng = np.random.RandomState(0)
-    y = np.arange(N) % C
-    X = rng.normal(size=(N, D)) + np.eye(C)[y] @ np.ones((C, D))
-    return X.astype(np.float32), y.astype(np.int64)
-
-
-def layers(*end, n_outputs=C):
-    return nn.Sequential(
-        nn.Linear(D, 8, bias=False),
-        nn.BatchNorm1d(8),
-        nn.ReLU(),
-        nn.Dropout(0.2),
-        nn.Linear(8, n_outputs),
-        *end,
-    )
-
 
 OPTIONS = {
     "optimizer": torch.optim.AdamW,
@@ -73,7 +51,7 @@ def test_the_training_of_a_classifier_is_repeated(name):
     recorder = SkorchRecorder()
     options = {**OPTIONS, **options}
     callbacks = [*options.pop("callbacks", list)(), recorder]
-    module = build(lambda: layers(*end), dtype=torch.float32)
+    module = built(*end, dtype=torch.float32)
     net = skorch.NeuralNetClassifier(module, callbacks=callbacks, **options).fit(X, y)
     if options.get("train_split", 0) is None:
         clf = recorder.to_classifier(X, y)
@@ -95,7 +73,7 @@ def test_a_regressor_and_what_cannot_be_recorded():
     recorder = SkorchRecorder()
     with pytest.raises(TrajectoryError, match="No training was recorded"):
         recorder.to_regressor(X, y)
-    module = build(lambda: layers(n_outputs=1), dtype=torch.float32)
+    module = built(n_outputs=1, dtype=torch.float32)
     net = skorch.NeuralNetRegressor(
         module, callbacks=[recorder], **{**OPTIONS, "train_split": None}
     ).fit(X, y)
@@ -126,3 +104,36 @@ def test_a_training_that_breaks_leaves_a_recorder_of_use():
     net.fit(X, y)
     clf = recorder.to_classifier(X, y)
     assert_allclose(clf.predict_proba(X), net.predict_proba(X), rtol=1e-5, atol=1e-6)
+
+
+class Accumulating(skorch.NeuralNetClassifier):
+    """Takes a step every second minibatch, as skorch's documentation does it."""
+
+    def get_loss(self, *args, **kwargs):
+        return super().get_loss(*args, **kwargs) / 2
+
+    def train_step(self, batch, **fit_params):
+        step = self.train_step_single(batch, **fit_params)
+        if len(self.history[-1, "batches"]) % 2 == 0:
+            self.optimizer_.step()
+            self.optimizer_.zero_grad()
+        return step
+
+
+def test_accumulated_gradients():
+    X, y = data()
+    recorder = SkorchRecorder()
+    options = {**OPTIONS, "criterion": nn.CrossEntropyLoss, "train_split": None}
+    modules = built(dtype=torch.float32), layers(normalised=False)
+    for module, size in zip(modules, (15, 20)):
+        with pytest.raises(TrajectoryError, match="accumulate"):
+            Accumulating(
+                module, **{**options, "batch_size": size}, callbacks=[recorder]
+            ).fit(X, y)
+    module = built(dtype=torch.float32, normalised=False)
+    net = Accumulating(module, **{**options, "batch_size": 15}, callbacks=[recorder])
+    net.fit(X, y)
+    clf = recorder.to_classifier(X, y)
+    assert len(clf.loss_curve_) == 8
+    again = clone(clf).fit(X, y)
+    assert_allclose(again.predict_proba(X), net.predict_proba(X), rtol=1e-5, atol=1e-6)

@@ -21,7 +21,8 @@ CAUSES = (
     "The loop must take the mean over each minibatch of the loss of a row: of the "
     "cross-entropy, of half the squared error summed over outputs (MSELoss has no "
     "half), or of what is passed as loss=. Other causes: gradients clipped without "
-    "clip_norm=, augmented rows, weights, other data."
+    "clip_norm=, gradients accumulated as the mean over parts of different sizes, "
+    "augmented rows, weights, other data."
 )
 
 

@@ -31,27 +31,10 @@ from skattrib.models.recording._reading import (
     read_settings,
     read_state,
 )
-from skattrib.models.recording._replay import Run, repeat
+from skattrib.models.recording._replay import DOCS, Run, repeat
 
 # clip_grad_norm_ leaves a gradient at the norm asked for, up to rounding.
 _CLIPPED = 1.0 + 1e-3
-
-# What the docstrings of to_classifier and to_regressor have in common.
-_DOCS = {
-    "raises_and_warns": """
-    Raises
-    ------
-    ValueError
-        If the data do not fit the model.
-    TrajectoryError
-        If no run was recorded, or it is of rows that X does not have.
-
-    Warns
-    -----
-    FaithfulnessWarning
-        If the replay ends elsewhere, or some rows are in no minibatch.
-    """,
-}
 
 
 def _same(one, other):
@@ -157,7 +140,8 @@ class TrainingRecording:
     def rows(self, rows):
         """Say which rows of X the next step learns from.
 
-        Several calls before one step add up: gradients that are accumulated.
+        Several calls before one step add up: gradients that are accumulated, so that
+        the step is of the mean over all of these rows.
 
         Parameters
         ----------
@@ -175,6 +159,11 @@ class TrainingRecording:
         if not self._handles:
             raise TrajectoryError("rows() was called outside `with recording:`.")
         self._pending.append(as_rows(rows))
+
+    @property
+    def _n_steps(self):
+        """Number of steps recorded so far."""
+        return len(self._batches)
 
     def _before_step(self, optimizer, args, kwargs):
         step = len(self._rates) + 1
@@ -227,7 +216,7 @@ class TrainingRecording:
         norm = self._gradient_norm(step)
         if step == 1:
             self._first_norm = norm
-        self._draws.end_step(step, len(self._pending))
+        self._draws.end_step(step, [len(rows) for rows in self._pending])
         self._batches.append(np.concatenate(self._pending))
         self._pending = []
 
@@ -330,7 +319,7 @@ class TrainingRecording:
         return self._run
 
     # ------------------------------------------------------------------ using
-    @fill_in(_DOCS)
+    @fill_in(DOCS)
     def to_classifier(self, X, y, classes=None, sample_weight=None, loss="auto"):
         """Return the recorded model as a fitted classifier.
 
@@ -362,7 +351,7 @@ class TrainingRecording:
             self._finished(), RecordedClassifier, X, y, sample_weight, options
         )
 
-    @fill_in(_DOCS)
+    @fill_in(DOCS)
     def to_regressor(self, X, y, sample_weight=None, loss="auto"):
         """Return the recorded model as a fitted regressor.
 

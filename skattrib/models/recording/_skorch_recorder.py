@@ -2,12 +2,10 @@
 
 from dataclasses import replace
 
-import numpy as np
-import torch
 from sklearn.base import BaseEstimator
 from torch import nn
-from torch.utils.data import Subset
 
+from skattrib._docstrings import fill_in
 from skattrib.exceptions import TrajectoryError
 from skattrib.models._skorch import after_module
 from skattrib.models.recording._estimators import (
@@ -15,7 +13,8 @@ from skattrib.models.recording._estimators import (
     RecordedRegressor,
 )
 from skattrib.models.recording._recording import record_training
-from skattrib.models.recording._replay import repeat
+from skattrib.models.recording._replay import DOCS, repeat
+from skattrib.models.recording._row_order import RowOrder
 
 
 class SkorchRecorder(BaseEstimator):
@@ -102,27 +101,12 @@ class SkorchRecorder(BaseEstimator):
         self._recording.__enter__()
         if net.iterator_train != self._noting:  # that an error left in its place
             self._iterator = net.iterator_train
-        self._batches, net.iterator_train = [], self._noting
+        self._order, net.iterator_train = RowOrder(), self._noting
 
     def _noting(self, dataset, **options):
         """Return the net's own iterator, that notes which rows it takes."""
         loader = self._iterator(dataset, **options)
-        if not isinstance(loader, torch.utils.data.DataLoader):
-            raise TrajectoryError(
-                f"iterator_train gives a {type(loader).__name__}: which rows a step "
-                "takes is known of torch's DataLoader only. Use that, or record a loop "
-                "of your own by record_training."
-            )
-        kind, noted = type(loader), (self._batches, _places(dataset))
-
-        class Noting(kind):
-            """Notes the indices that its sampler gives."""
-
-            @property
-            def _index_sampler(self):
-                return _Noted(super()._index_sampler, *noted)
-
-        loader.__class__ = Noting
+        self._order.watch(loader, "iterator_train")
         return loader
 
     def on_batch_begin(self, net, batch=None, training=None, **kwargs):
@@ -140,7 +124,7 @@ class SkorchRecorder(BaseEstimator):
             Of no use here.
         """
         if training:
-            self._recording.rows(self._batches.pop(0))
+            self._recording.rows(self._order.next())
 
     def on_train_end(self, net, X=None, y=None, **kwargs):
         """End the recording.
@@ -172,67 +156,49 @@ class SkorchRecorder(BaseEstimator):
     on_epoch_end = on_batch_end = on_grad_computed = on_epoch_begin
 
     # ------------------------------------------------------------------ using
-    def to_classifier(self, X, y, sample_weight=None):
+    @fill_in(DOCS)
+    def to_classifier(self, X, y=None, sample_weight=None):
         """Return the net as a fitted classifier that knows its training.
 
         The run is replayed, and its end compared with that of the net.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...)
-            The rows that the net was fitted to.
-        y : array-like of shape (n_samples,)
-            Their labels.
-        sample_weight : array-like of shape (n_samples,) or None, default=None
-            Weights that the net gave to the losses of rows, as Σ w ℓ / Σ w.
+        %(data)s
+        y : array-like of shape (n_samples,), default=None
+            Their labels; None only with a Dataset.
+        %(row_weights)s
 
         Returns
         -------
         TorchClassifier
             Fitted estimator, for `sklearn.frozen.FrozenEstimator`.
 
-        Raises
-        ------
-        TrajectoryError
-            If no training was recorded, or it is of rows that X does not have.
-
-        Warns
-        -----
-        FaithfulnessWarning
-            If the replay ends elsewhere, or some rows are in no minibatch.
+        %(raises_and_warns)s
         """
         run, loss = self._finished()
         options = {"classes": self._net.classes_, "loss": loss}
         return repeat(run, RecordedClassifier, X, y, sample_weight, options)
 
-    def to_regressor(self, X, y, sample_weight=None):
+    @fill_in(DOCS)
+    def to_regressor(self, X, y=None, sample_weight=None):
         """Return the net as a fitted regressor that knows its training.
 
         The run is replayed, and its end compared with that of the net.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...)
-            The rows that the net was fitted to.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Their targets.
-        sample_weight : array-like of shape (n_samples,) or None, default=None
-            Weights that the net gave to the losses of rows, as Σ w ℓ / Σ w.
+        %(data)s
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            Their targets; None only with a Dataset.
+        %(row_weights)s
 
         Returns
         -------
         TorchRegressor
             Fitted estimator, for `sklearn.frozen.FrozenEstimator`.
 
-        Raises
-        ------
-        TrajectoryError
-            If no training was recorded, or it is of rows that X does not have.
-
-        Warns
-        -----
-        FaithfulnessWarning
-            If the replay ends elsewhere, or some rows are in no minibatch.
+        %(raises_and_warns)s
         """
         run, loss = self._finished()
         return repeat(run, RecordedRegressor, X, y, sample_weight, {"loss": loss})
@@ -251,22 +217,6 @@ class SkorchRecorder(BaseEstimator):
         return replace(run, module=nn.Sequential(run.module, end)), "auto"
 
 
-class _Noted:
-    """A sampler whose indices are noted, as rows of X."""
-
-    def __init__(self, sampler, batches, places):
-        self._sampler, self._batches, self._places = sampler, batches, places
-
-    def __len__(self):
-        return len(self._sampler)
-
-    def __iter__(self):
-        for indices in self._sampler:
-            rows = np.atleast_1d(np.asarray(indices, dtype=np.int64))
-            self._batches.append(rows if self._places is None else self._places[rows])
-            yield indices
-
-
 def _clip_norm(net):
     """Return the norm that the net's gradients are clipped to, None if they are not."""
     for _, callback in net.callbacks_:
@@ -280,13 +230,3 @@ def _clip_norm(net):
             )
         return float(value)
     return None
-
-
-def _places(dataset):
-    """Return the rows of X that a part of a data set has; None for all."""
-    places = None
-    while isinstance(dataset, Subset):
-        own = np.asarray(dataset.indices)
-        places = own if places is None else own[places]
-        dataset = dataset.dataset
-    return places

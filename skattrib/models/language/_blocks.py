@@ -178,6 +178,11 @@ def in_its_precision(dtype: torch.dtype) -> AbstractContextManager[Any]:
     return _KeepsDouble() if dtype == torch.float64 else nullcontext()
 
 
+def _is_whole(values: Tensor) -> bool:
+    """Whether numbers are integers."""
+    return not (values.is_floating_point() or values.is_complex())
+
+
 class _KeepsDouble(TorchFunctionMode):
     """Leaves numbers in double precision, where models compute parts in single."""
 
@@ -193,6 +198,8 @@ class _KeepsDouble(TorchFunctionMode):
             or (func is Tensor.to and torch.float32 in (*args, *kwargs.values()))
         ):
             return first
+        if func is Tensor.float and isinstance(first, Tensor) and _is_whole(first):
+            return first.double()  # positions, times frequencies that stay double
         if double and kwargs.get("dtype") == torch.float32:
             kwargs = {**kwargs, "dtype": torch.float64}
         return func(*args, **kwargs)

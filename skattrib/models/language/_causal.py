@@ -176,6 +176,7 @@ class CausalLanguageModel(FineTuned, BaseEstimator):
         max_length=None,
         batch_size=16,
         add_bos=False,
+        add_eos=True,
         dtype=None,
         device=None,
         verbose=0,
@@ -183,7 +184,6 @@ class CausalLanguageModel(FineTuned, BaseEstimator):
         adapter=None,
         n_blocks=4,
         normalization="text",
-        add_eos=True,
         optimizer="adamw",
         learning_rate=1e-3,
         schedule="linear_warmup",
@@ -199,6 +199,7 @@ class CausalLanguageModel(FineTuned, BaseEstimator):
         self.max_length = max_length
         self.batch_size = batch_size
         self.add_bos = add_bos
+        self.add_eos = add_eos
         self.dtype = dtype
         self.device = device
         self.verbose = verbose
@@ -206,7 +207,6 @@ class CausalLanguageModel(FineTuned, BaseEstimator):
         self.adapter = adapter
         self.n_blocks = n_blocks
         self.normalization = normalization
-        self.add_eos = add_eos
         self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.schedule = schedule

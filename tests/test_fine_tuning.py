@@ -473,6 +473,31 @@ def test_a_tokenizer_needs_an_end_token_to_end_texts():
     lm.set_params(add_eos=False).fit(*texts(4))
 
 
+def test_a_completion_is_ended_once():
+    X, y = ["ab", "c"], ["de", "fgh"]
+    rows, counts = tuned()._tokenised(X, y)
+    assert counts.tolist() == [3, 4]
+
+    class Ending(Tokenizer):
+        def __call__(self, texts, add_special_tokens=True):
+            ids = super().__call__(texts, add_special_tokens)["input_ids"]
+            return {"input_ids": [[*one, 1] if len(one) > 1 else one for one in ids]}
+
+    ended = tuned().set_params(tokenizer=Ending())
+    again, counts = ended._tokenised(["a", "c"], y)
+    assert counts.tolist() == [3, 4]
+    np.testing.assert_array_equal(again[1], rows[1][:, : again.shape[2]])
+
+
+def test_a_model_with_adapters_is_refused():
+    X, y = texts(4)
+    with torch.random.fork_rng():
+        config = peft.LoraConfig(target_modules=["q_proj"])
+        model = peft.inject_adapter_in_model(config, build())
+    with pytest.raises(ValueError, match=r"adapters already.*merge_and_unload"):
+        tuned(model).fit(X, y)
+
+
 def test_other_attributors_say_which_work(case):
     lm, rows, queries, _, _ = case
     with pytest.raises(UnsupportedModelError, match=r"AdamWInfluence"):

@@ -145,6 +145,7 @@ class Adapted:
     def __call__(self, _n_inputs: int, _n_outputs: int) -> CompletionLosses:
         """Return the module; adapters are drawn from torch's generator."""
         model = self.load().model
+        check_bare(model)
         first = self._first(find_blocks(body_of(model))[1])
         if self.trainable == "adapters":
             built = with_adapters(private_copy(model), self.adapter, first)
@@ -163,6 +164,10 @@ class Adapted:
             return CompletionLosses(body, head, None)
         above(body, first)
         return CompletionLosses(body, head, kept[first])
+
+    def device(self, _n_outputs: int) -> torch.device:
+        """Return where the model is."""
+        return next(self.load().model.parameters()).device
 
     def _first(self, blocks: nn.ModuleList) -> int:
         if self.trainable == "all" or self.n_blocks is None:
@@ -233,6 +238,7 @@ class AdaptedClassifier:
     def __call__(self, _n_inputs: int, n_outputs: int) -> ClassScores:
         """Return the module; what is new is drawn from torch's generator."""
         model, new = self.load(n_outputs)
+        check_bare(model)
         rule = Adapted(None, self.trainable, self.adapter, self.n_blocks)
         first = rule._first(find_blocks(body_of(model))[1])
         below = {id(p) for p in body_of(model).parameters()}
@@ -251,8 +257,22 @@ class AdaptedClassifier:
                     draw()
         return ClassScores(built)
 
+    def device(self, n_outputs: int) -> torch.device:
+        """Return where the model is."""
+        return next(self.load(n_outputs)[0].parameters()).device
+
     def __deepcopy__(self, memo: dict[int, object]) -> AdaptedClassifier:
         return self  # clones of an estimator share the model
+
+
+def check_bare(model: nn.Module) -> None:
+    """Raise on a model that has adapters already."""
+    held = [name for name, _ in model.named_parameters() if "lora_" in name]
+    if held:
+        raise ValueError(
+            f"model has adapters already, as {held[0]}: pass the model without them, "
+            "or model.merge_and_unload(), which has them in its weights."
+        )
 
 
 def _named_layers(adapter: Any) -> list[int] | None:

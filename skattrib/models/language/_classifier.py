@@ -1,5 +1,6 @@
 """SequenceClassifier: classes of texts, by a language model that is fine-tuned."""
 
+import operator
 import os
 from numbers import Integral
 
@@ -152,13 +153,16 @@ class SequenceClassifier(ReadsTexts, ClassifierMixin, BaseEstimator):
 
         ``n_classes`` None takes the model for any number.
         """
-        held = vars(self).setdefault("_held", {})
-        key = (id(self.model), id(self.tokenizer), n_classes)
+        key = (self.model, self.tokenizer)
+        before, held = vars(self).get("_held", (None, {}))
+        if before is None or any(map(operator.is_not, before, key)):
+            held = {}
+            self._held = (key, held)
         if n_classes is None and held:
             return next(iter(held.values()))
-        if key not in held:
-            held[key] = read_classifier(self.model, self.tokenizer, n_classes)
-        return held[key]
+        if n_classes not in held:
+            held[n_classes] = read_classifier(*key, n_classes)
+        return held[n_classes]
 
     def _load(self, n_classes):
         model, new, _ = self._read(n_classes)
@@ -253,10 +257,7 @@ class SequenceClassifier(ReadsTexts, ClassifierMixin, BaseEstimator):
         with unchanged_on_error(self):
             y = check_y(y, multi_output=False, estimator=self)
             rows, y = self._tokenised(X, y)
-            network = self._network()
-            like = next(self._read(len(np.unique(y)))[0].parameters())
-            network.set_params(device=str(like.device))
-            self.network_ = network.fit(rows, y, sample_weight)
+            self.network_ = self._network().fit(rows, y, sample_weight)
         return self
 
     @property

@@ -42,7 +42,9 @@ def encoded(
     for row, (prompt, completion) in enumerate(zip(before, after, strict=True)):
         if not completion:
             raise ValueError(f"y[{row}] is empty: a completion needs a token at least.")
-        prompt, completion = first + prompt, completion + last
+        ended = completion[-len(last) :] == last if last else True
+        prompt = first + prompt
+        completion = completion if ended else completion + last
         ids = prompt + completion
         if max(ids) >= n_words:
             raise ValueError(

@@ -91,9 +91,7 @@ class FineTuned(ReadsTexts):
         """Train a network on checked texts."""
         with unchanged_on_error(self):
             rows, counts = self._tokenised(X, y)
-            network = self._network()
-            network.set_params(device=str(self._load().layer.weight.device))
-            self.network_ = network.fit(rows, counts, sample_weight)
+            self.network_ = self._network().fit(rows, counts, sample_weight)
         return self
 
     def _log_likelihoods(self, X, y):

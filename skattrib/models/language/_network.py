@@ -112,6 +112,10 @@ class ReadsTokens:
     def _row_shape(self, shape):
         pass
 
+    def _device(self) -> torch.device:
+        """Return where the model is that is built upon."""
+        return self.module.device(self.n_outputs_)
+
     def _build_module(self, X: Tensor, seed: int) -> nn.Module:
         n_outputs = self.n_outputs_
         module = call_seeded(self.module, X.shape[1], n_outputs, seed)

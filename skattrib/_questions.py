@@ -85,7 +85,7 @@ class FurtherQuestions:
                 f"{self.outcome!r} is of all rows together. Use an outcome of single "
                 "rows, such as 'log_likelihood'."
             )
-        X, y = self._parts.features(self.X_train_), self._targets
+        X, y = self._features, self._targets
         outcome, kept = self._checked_outcome(self.outcome), self._finite_queries(X)
         with np.errstate(all="ignore"):  # what overflows is named
             try:

@@ -513,6 +513,11 @@ class BaseAttributor(
     def _check_rows(self, X):
         """Validate rows that have no targets; return them as the model takes them."""
         check_is_fitted(self, "n_units_")
+        if self._takes_completions:
+            raise ValueError(
+                "Outputs of a language model are of prompts with completions: use "
+                "predict_outcomes(X, y, weights)."
+            )
         X, table = rows_of(X), isinstance(self.X_train_, pd.DataFrame)
         return self._parts.features(self._validated(X, table=table, reset=False))
 

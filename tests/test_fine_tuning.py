@@ -342,6 +342,12 @@ def test_the_tangent_ranks_retrained_models(case):
     dual = DualInfluence(lm, random_state=0).fit(*rows)
     found = dual.attribute(*queries)
     assert lds_score(truth, weights @ found.T) > 0.6
+    assert dual.diagnose(*queries).step_linearity < 0.5
+    own = dual.self_attribution()
+    few = dual.attribute(*(texts[:5] for texts in rows))
+    np.testing.assert_allclose(own[:5], few.diagonal(), rtol=1e-3, atol=1e-6)
+    with pytest.raises(ValueError, match=r"use predict_outcomes"):
+        dual.output_change(queries[0], np.ones((1, 24)))
     (again,) = dual.ridge_path(*queries, ridges=[dual.ridge_])
     np.testing.assert_allclose(again, found, atol=1e-4 * np.abs(found).max())
 

@@ -15,9 +15,11 @@ The second table removes other fractions of the rows, 100 subsets each.
 
 A file of images, ``X (n, 32, 32, 3)``, y, X_test and y_test of 0 and 1, adds a slim
 ResNet-9. Settings that are named have their rows replaced; without names, those that
-have no row yet are measured.
+have no row yet are measured. ``--peers`` measures the peers of rows anew, and keeps the
+rest.
 
     OMP_NUM_THREADS=1 python -m benchmarks.deep.board [setting ...] [--data FILE]
+        [--peers]
 """
 
 import argparse
@@ -87,14 +89,11 @@ def dual(case):
         return f"{type(error).__name__}: {error}"
 
 
-def cells(case):
-    """Return the row of the board, and those of the table of fractions."""
-    halves = case.halves()
-    outcomes = case.truth(halves)
+def own_cells(case, halves, outcomes):
+    """Return the cells of a row up to the peers, and attributions by column."""
     limit = case.limit(halves, outcomes)
     found, influence, warned = ours(case)
     found[DUAL] = dual(case)
-    peers = Peers(case, halves, outcomes)
     scored = {
         name: one
         if isinstance(one, str)
@@ -112,8 +111,23 @@ def cells(case):
         "" if agreement is None else f"{agreement:.2f}",
         "yes" if warned else "no",
         *(scored[name] for name in (EXACT, CHOSEN, HALVES, DUAL)),
-        *(peers.cells[name] for name in PEERS),
     ]
+    return row, found
+
+
+def cells(case, known=None):
+    """Return the row of the board, and those of the table of fractions.
+
+    ``known`` is a row whose cells of this package are kept.
+    """
+    halves = case.halves()
+    outcomes = case.truth(halves)
+    if known is None:
+        row, found = own_cells(case, halves, outcomes)
+    else:
+        row, found = known[: -len(PEERS)], {}
+    peers = Peers(case, halves, outcomes)
+    row = [*row, *(peers.cells[name] for name in PEERS)]
     return row, removals(case, found | peers.best) if case.setting.removed else []
 
 
@@ -154,6 +168,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("settings", nargs="*", metavar="setting")
     parser.add_argument("--data", metavar="FILE")
+    parser.add_argument("--peers", action="store_true")
     asked = parser.parse_args()
     if unknown := set(asked.settings) - set(SETTINGS):
         parser.error(f"no settings {sorted(unknown)}; there are {[*SETTINGS]}")
@@ -164,14 +179,20 @@ def main():
         "LDS where a fraction of the rows is removed",
         [*KEYS, *(f"{fraction:.0%}" for fraction in REMOVED)],
     )
-    done = {row[0] for row in board.rows}
-    for name in asked.settings or [name for name in SETTINGS if name not in done]:
+    done = {row[0]: row for row in board.rows}
+    names = [name for name in SETTINGS if (name in done) == asked.peers]
+    if asked.peers and (unknown := set(asked.settings) - set(names)):
+        parser.error(
+            f"no rows of {sorted(unknown)}, whose peers could be measured anew"
+        )
+    for name in asked.settings or names:
         if SETTINGS[name].data == IMAGES and asked.data is None:
             print(f"{name}: left out, it needs --data FILE", flush=True)
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            row, others = cells(Case(name, asked.data))
+            known = done[name] if asked.peers else None
+            row, others = cells(Case(name, asked.data), known)
         board.put(*row)
         board.rows.sort(key=lambda one: [*SETTINGS].index(one[0]))
         write("deep_board", board, *filter(None, [ranked(board)]))

@@ -8,9 +8,9 @@ import torch
 from sklearn import datasets
 from sklearn.base import clone
 from sklearn.preprocessing import scale
-from torch import nn
 
 from benchmarks._table import each, ranged
+from benchmarks.peers._networks import Network
 from skattrib import TorchClassifier, TorchRegressor
 from skattrib.evaluation import lds_score, loo_score, make_weightings, retrain_outcomes
 
@@ -96,19 +96,7 @@ def network(name="digits", **options):
 
 def convolutional(padding):
     """Return a builder of two convolutions on digits of 8 x 8 pixels."""
-
-    def build(n_inputs, n_outputs):
-        return nn.Sequential(
-            nn.Unflatten(1, (1, 8, 8)),
-            nn.Conv2d(1, 8, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(8, 8, 3, stride=2, padding=padding),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(8 * (3 + padding) ** 2, n_outputs),
-        )
-
-    return build
+    return Network("small_images", {"padding": padding})
 
 
 def run_of(net, X, y):

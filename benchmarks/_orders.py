@@ -9,11 +9,15 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.base import clone, is_classifier
+
+from benchmarks._data import run_of
+from benchmarks.peers._networks import Network
 
 SCRIPTS = Path(__file__).parent / "peers"
 PEERS = Path(os.environ.get("PEERS", SCRIPTS.parents[1] / ".peers"))
@@ -30,16 +34,21 @@ ENVIRONMENTS = {
 }
 
 
-def write_order(path, estimator, X, y, X_query, y_query, subsets=None):
+def write_order(path, estimator, X, y, X_query, y_query, subsets=None, models=()):
     """Write a fitted TorchClassifier or TorchRegressor and its data to a file.
 
-    The network must be the one that ``hidden_layer_sizes`` builds; ``X`` and ``y`` are
-    those of ``fit``, in float32. The network after each epoch comes from repeating the
-    run, whatever ``estimator.record`` is. ``subsets`` (m, n) are those whose outcomes a
-    package may predict; none by default.
+    The network must be the one that ``hidden_layer_sizes`` builds, or a `Network`;
+    ``X`` and ``y`` are those of ``fit``, in float32. The network after each epoch comes
+    from repeating the run, whatever ``estimator.record`` is. ``subsets`` (m, n) are
+    those whose outcomes a package may predict; ``models`` are states of networks
+    trained on halves of the rows. None of both by default.
     """
-    if estimator.module is not None:
-        raise ValueError("peers build the network of hidden_layer_sizes: module=None.")
+    module = estimator.module
+    if not (module is None or isinstance(module, Network)):
+        raise ValueError(
+            "peers build the network of hidden_layer_sizes, or a Network of "
+            "benchmarks/peers/_networks.py: pass one as module, or None."
+        )
     X, X_query = (np.asarray(rows, dtype=np.float32) for rows in (X, X_query))
     checkpoints, rates = _epochs(estimator, X, y)
     state = estimator.module_.state_dict()
@@ -51,17 +60,25 @@ def write_order(path, estimator, X, y, X_query, y_query, subsets=None):
     widths = [len(value) for value in state.values() if value.ndim == 2]
     if subsets is None:
         subsets = np.ones((0, len(X)))
+    if module is not None:
+        inputs = X.shape[1] if X.ndim == 2 else X.shape[1:]
+        module = asdict(module) | {
+            "n_inputs": inputs,
+            "n_outputs": estimator.n_outputs_,
+        }
     options = {
         "task": "classification" if is_classifier(estimator) else "regression",
         "layers": [X.shape[1], *widths],
         "activation": estimator.activation,
         "random_state": int(estimator.random_state or 0),
-        "estimator": estimator.get_params(),
+        "estimator": estimator.get_params() | {"module": None},
+        "module": module,
     }
     arrays = {f"state/{k}": v.numpy() for k, v in state.items()}
 
-    for i, checkpoint in enumerate(checkpoints):
-        arrays |= {f"checkpoint/{i}/{k}": v.numpy() for k, v in checkpoint.items()}
+    for kind, states in (("checkpoint", checkpoints), ("model", models)):
+        for i, one in enumerate(states):
+            arrays |= {f"{kind}/{i}/{k}": v.numpy() for k, v in one.items()}
     np.savez(
         path,
         X=X,
@@ -89,12 +106,9 @@ def _epochs(estimator, X, y):
     record, n_epochs = again.trajectory_, estimator.max_epochs
     per_epoch = record.recipe.n_steps // n_epochs
     ends = [per_epoch * (i + 1) for i in range(n_epochs)]
-    checkpoints = []
-    for t in ends:
-        params = record.states[t].params[0]
-        torch.nn.utils.vector_to_parameters(params, again.module_.parameters())
-        state = again.module_.state_dict()
-        checkpoints.append({name: value.clone() for name, value in state.items()})
+    unflatten = run_of(again, X, y)[0].unflatten
+    state = again.module_.state_dict()
+    checkpoints = [state | unflatten(record.states[t].params[0]) for t in ends]
     return checkpoints, [float(record.recipe.learning_rates[t - 1]) for t in ends]
 
 

@@ -23,10 +23,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 from sklearn.base import clone
-from torch import nn
 
 from benchmarks._data import digits
 from benchmarks._table import reopen, write
+from benchmarks.peers._networks import Network
 from skattrib import AdamWInfluence, EarlyStopping, TorchClassifier
 from skattrib.engine._training import stacked_outputs  # no public name
 from skattrib.evaluation import lds_score, make_weightings
@@ -55,19 +55,7 @@ HEADER = [
 
 def layers(sizes, p=0.0, norm=None):
     """Return a factory of a multilayer perceptron with dropout or normalisation."""
-
-    def build(n_features, n_outputs):
-        parts, width = [], n_features
-        for size in sizes:
-            # a bias before batch normalisation does nothing
-            parts.append(nn.Linear(width, size, bias=norm is not nn.BatchNorm1d))
-            parts += [norm(size)] if norm else []
-            parts += [nn.ReLU()]
-            parts += [nn.Dropout(p)] if p else []
-            width = size
-        return nn.Sequential(*parts, nn.Linear(width, n_outputs))
-
-    return build
+    return Network("perceptron", {"sizes": sizes, "dropout": p, "norm": norm})
 
 
 def stops(patience=3):
@@ -89,12 +77,12 @@ NETWORKS = {
     "32, dropout .2": ((32,), 0.2, None, {}),
     "32, dropout .5": ((32,), 0.5, None, {}),
     "32, dropout .2, lr .003": ((32,), 0.2, None, {"learning_rate": 3e-3}),
-    "32, layer norm": ((32,), 0.0, nn.LayerNorm, {}),
-    "32, batch norm": ((32,), 0.0, nn.BatchNorm1d, {}),
+    "32, layer norm": ((32,), 0.0, "layer", {}),
+    "32, batch norm": ((32,), 0.0, "batch", {}),
     "64 x 64, batch norm, lr .003": (
         (64, 64),
         0.0,
-        nn.BatchNorm1d,
+        "batch",
         {"learning_rate": 3e-3},
     ),
     "32, early stopping": ((32,), 0.0, None, {"early_stopping": True}),
@@ -119,6 +107,25 @@ def swapped(present):
         row[rng.choice(on, k, replace=False)] = 0
         row[rng.choice(off, k, replace=False)] = 1
     return other
+
+
+def stacked(blank, rows, weights, masks=None):
+    """Return a network as a function, and its vectors for weights of the rows.
+
+    ``masks`` are seeds of its random numbers, one for all by default.
+    """
+    blank._learn_target(rows[1])
+    seed = blank.random_state
+    model, found = blank._stack(*rows, weights, random_state=seed, masks=masks)
+    return model, found.params
+
+
+def margins(blank, rows, queries, weights, masks=None):
+    """Return margins (m, q) after retraining with weights of the rows."""
+    model, params = stacked(blank, rows, weights, masks)
+    outputs = stacked_outputs(model, params, torch.tensor(queries[0]), 2e8)
+    targets = torch.tensor(queries[1]).expand(len(outputs), -1)
+    return blank.loss_function_.margin(outputs, targets).numpy()
 
 
 class Setting:
@@ -146,16 +153,8 @@ class Setting:
         blank = clone(self.fitted._kept_stopping())
         if stopping is not None:
             blank.set_params(early_stopping=stopping)
-        blank._learn_target(self.y)
         seeds = None if masks is None else np.full(len(present), masks)
-        seed = self.estimator.random_state
-        model, found = blank._stack(
-            self.X, self.y, present, random_state=seed, masks=seeds
-        )
-        rows = torch.tensor(self.queries[0])
-        outputs = stacked_outputs(model, found.params, rows, 2e8)
-        targets = torch.tensor(self.queries[1]).expand(len(outputs), -1)
-        return blank.loss_function_.margin(outputs, targets).numpy()
+        return margins(blank, (self.X, self.y), self.queries, present, seeds)
 
     def attributed(self, *, exact, stopping=None):
         """Return attributions (q, n) and the agreement."""

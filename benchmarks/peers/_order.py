@@ -11,12 +11,13 @@ and the others are the grid that it is tuned over; a setting overrides the defau
 
 ORDER.npz holds ``X, y, X_query, y_query`` (float32 rows; int64 class codes, or float32
 targets (n, 1)), the trained network as ``state/<parameter>``, the network after each
-epoch as ``checkpoint/<i>/<parameter>`` with its learning rate in ``rates``, ``subsets``
-(m, n) of 0 and 1, the rows of the retrainings that scores are compared with, and
-``options`` as JSON: task, layers, activation, random_state, and the parameters of the
-`estimator` that trained it. The network is
-``Sequential(Linear, activation, ..., Linear)``; its loss is the cross-entropy, or half
-the squared error.
+epoch as ``checkpoint/<i>/<parameter>`` with its learning rate in ``rates``, others,
+trained on random halves of the rows, as ``model/<i>/<parameter>`` if there are any,
+``subsets`` (m, n) of 0 and 1, the rows of the retrainings that scores are compared
+with, and ``options`` as JSON: task, layers, activation, random_state, the parameters of
+the `estimator` that trained it, and module. The network is
+``Sequential(Linear, activation, ..., Linear)``, or where module is not null, one of
+`_networks.py`; its loss is the cross-entropy, or half the squared error.
 
 SCORES.npz holds, per setting, ``scores`` (q, n), ``predicted`` (m, q), ``seconds`` and
 ``peak``, and ``yardstick``, ``settings`` and ``errors`` as JSON:
@@ -33,7 +34,8 @@ SCORES.npz holds, per setting, ``scores`` (q, n), ``predicted`` (m, q), ``second
 - peak is the largest resident memory while it ran, minus that before, in bytes. What
   the allocator kept of an earlier setting is not seen: the largest of the settings is
   what a method takes.
-- yardstick is CPU seconds of one pass of per-row gradients over the training rows.
+- yardstick is CPU seconds of one pass of per-row gradients over the training rows; NaN
+  where torch.func knows none of the network.
 """
 
 import ctypes
@@ -45,11 +47,12 @@ import resource
 import sys
 import time
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 import torch
+from _networks import Network
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
@@ -82,6 +85,10 @@ class Order:
     random_state: int
     #: parameters of the estimator that trained it
     estimator: dict
+    #: kind, options, n_inputs and n_outputs of a network of `_networks.py`
+    module: dict | None = None
+    #: states of networks that were trained on halves of the rows
+    models: list = field(default_factory=list)
 
     @property
     def train(self):
@@ -97,12 +104,19 @@ class Order:
 
     def network(self, state=None):
         """Return a new network with the trained parameters, or with others."""
+        net = self._perceptron() if self.module is None else self._built(**self.module)
+        net.load_state_dict(self.state if state is None else state)
+        return net.eval()
+
+    def _perceptron(self):
         layers = []
         for n_in, n_out in pairwise(self.layers):
             layers += [nn.Linear(n_in, n_out), ACTIVATIONS[self.activation]()]
-        net = nn.Sequential(*layers[:-1])
-        net.load_state_dict(self.state if state is None else state)
-        return net.eval()
+        return nn.Sequential(*layers[:-1])
+
+    @staticmethod
+    def _built(kind, options, n_inputs, n_outputs):
+        return Network(kind, options)(n_inputs, n_outputs)
 
     def loss(self, outputs, targets, reduction="sum"):
         """Return the loss of a batch; with reduction="none" that of each row."""
@@ -110,6 +124,16 @@ class Order:
             return nn.functional.cross_entropy(outputs, targets, reduction=reduction)
         losses = 0.5 * (outputs - targets).square().sum(-1)
         return losses if reduction == "none" else getattr(losses, reduction)()
+
+    def negative_margin(self, outputs, targets, reduction="sum"):
+        """Return minus the log-odds of the right class; the loss of numbers."""
+        if not self.classifies:
+            return self.loss(outputs, targets, reduction)
+        # one_hot does not run under vmap
+        right = targets[..., None] == torch.arange(outputs.shape[-1])
+        others = outputs.masked_fill(right, -torch.inf).logsumexp(-1)
+        found = others - (outputs * right).sum(-1)
+        return found if reduction == "none" else getattr(found, reduction)()
 
     def head(self, n_rows, n_queries, n_checkpoints):
         """Return an order of the first rows."""
@@ -122,6 +146,7 @@ class Order:
             subsets=self.subsets[:, :n_rows],
             checkpoints=self.checkpoints[:n_checkpoints],
             rates=self.rates[:n_checkpoints],
+            models=self.models[:n_checkpoints],
         )
 
 
@@ -131,15 +156,24 @@ def read_order(path):
     options = json.loads(str(arrays["options"]))
     names = ("X", "y", "X_query", "y_query", "subsets")
     data = {name: torch.tensor(arrays[name]) for name in names}
-    state, checkpoints = {}, [{} for _ in arrays["rates"]]
+    states = {"checkpoint": {}, "model": {}}
+    state = {}
     for name, value in arrays.items():
-        if name.startswith("state/"):
-            state[name[6:]] = torch.tensor(value)
-        elif name.startswith("checkpoint/"):
-            _, i, parameter = name.split("/")
-            checkpoints[int(i)][parameter] = torch.tensor(value)
-    rates = arrays["rates"].tolist()
-    return Order(**data, state=state, checkpoints=checkpoints, rates=rates, **options)
+        kind, _, parameter = name.partition("/")
+        if kind == "state":
+            state[parameter] = torch.tensor(value)
+        elif kind in states:
+            i, _, parameter = parameter.partition("/")
+            states[kind].setdefault(int(i), {})[parameter] = torch.tensor(value)
+    checkpoints, models = ([*one.values()] for one in states.values())
+    return Order(
+        **data,
+        state=state,
+        checkpoints=checkpoints,
+        models=models,
+        rates=arrays["rates"].tolist(),
+        **options,
+    )
 
 
 def seed_everything(seed):
@@ -181,7 +215,10 @@ class Meter:
 
 
 def yardstick(order, chunk=256, repeats=5):
-    """Return CPU seconds of one pass of per-row gradients over the training rows."""
+    """Return CPU seconds of one pass of per-row gradients over the training rows.
+
+    NaN where torch.func knows none.
+    """
     net = order.network()
     params = {k: v.detach() for k, v in net.named_parameters()}
 
@@ -193,8 +230,11 @@ def yardstick(order, chunk=256, repeats=5):
     times = []
     for _ in range(repeats + 1):
         start = time.process_time()
-        for batch in batches:
-            gradients(params, *batch)
+        try:
+            for batch in batches:
+                gradients(params, *batch)
+        except RuntimeError:
+            return float("nan")
         times.append(time.process_time() - start)
     return min(times[1:])
 

@@ -22,16 +22,20 @@ def _right(order):
     return torch.sign((y_query - at[1])[:, None] * (y - at[0])[None])
 
 
+def _distances(order):
+    return torch.cdist(order.X_query.flatten(1), order.X.flatten(1))
+
+
 def label_kernel(order, width=1.0):
     """Closeness of the inputs where labels agree; a width is one of median distance."""
-    distances = torch.cdist(order.X_query, order.X)
+    distances = _distances(order)
     closeness = torch.exp(-((distances / (width * distances.median())) ** 2) / 2)
     return closeness * _right(order)
 
 
 def nearest(order, k=10):
     """1/k for the nearest rows, if their label is right."""
-    distances = torch.cdist(order.X_query, order.X)
+    distances = _distances(order)
     found = torch.zeros_like(distances)
     found.scatter_(1, distances.topk(k, largest=False).indices, 1 / k)
     right = _right(order)

@@ -1,7 +1,8 @@
 """Scores by dattri 0.3.0; see `_order.py` for how it is called.
 
 A score of dattri is a product of the query's gradient with the row's, of one and the
-same function: positive where the row helps.
+same function or, with ``margin=True``, of the query's margin and the row's loss:
+positive where the row helps.
 """
 
 import torch
@@ -30,31 +31,34 @@ def loader(rows):
     return DataLoader(TensorDataset(*rows), batch_size=len(rows[0]))
 
 
-def batch_loss(order, net):
+def batch_loss(order, net, of=None):
     """Return the mean loss of a batch."""
+    of = of or order.loss
 
     def loss(params, batch):
         x, y = batch
         # its LiSSA turns labels to floats
         y = y.long() if order.classifies else y
-        return order.loss(functional_call(net, params, x), y, "mean")
+        return of(functional_call(net, params, x), y, "mean")
 
     return loss
 
 
-def row_loss(order, net):
+def row_loss(order, net, of=None):
     """Return the loss of a row that has no batch dimension."""
+    of = of or order.loss
 
     def loss(params, row):
         x, y = row
-        return order.loss(functional_call(net, params, x[None]), y[None])
+        return of(functional_call(net, params, x[None]), y[None])
 
     return loss
 
 
-def influence(attributor, order, **setting):
+def influence(attributor, order, margin=False, **setting):
     net = order.network()
-    task = AttributionTask(batch_loss(order, net), net, order.state)
+    asked = batch_loss(order, net, order.negative_margin) if margin else None
+    task = AttributionTask(batch_loss(order, net), net, order.state, target_func=asked)
     found = attributor(task, **setting)
     found.cache(loader(order.train))
     # as in dattri's examples; else LiSSA holds a graph of all its iterations
@@ -66,9 +70,10 @@ def using(attributor):
     return lambda order, **setting: influence(attributor, order, **setting)
 
 
-def trac_in(order, checkpoints, rates, **setting):
+def trac_in(order, checkpoints, rates, margin=False, **setting):
     net = order.network()
-    task = AttributionTask(row_loss(order, net), net, checkpoints)
+    asked = row_loss(order, net, order.negative_margin) if margin else None
+    task = AttributionTask(row_loss(order, net), net, checkpoints, target_func=asked)
     found = TracInAttributor(
         task,
         weight_list=torch.tensor(rates),

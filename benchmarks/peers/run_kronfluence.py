@@ -1,8 +1,8 @@
 """Scores by kronfluence 1.0.1; see `_order.py` for how it is called.
 
 A score is the product of the measurement's gradient, the inverse curvature and the
-gradient of the row's loss. The measurement is the query's loss: positive where the row
-helps.
+gradient of the row's loss. The measurement is the query's loss, or minus its margin:
+positive where the row helps.
 """
 
 import tempfile
@@ -19,8 +19,9 @@ DAMPINGS = [None, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
 
 
 class SummedLoss(Task):
-    def __init__(self, order):
+    def __init__(self, order, margin):
         self.order = order
+        self.measured = order.negative_margin if margin else order.loss
 
     def compute_train_loss(self, batch, model, sample=False):
         rows, targets = batch
@@ -37,11 +38,12 @@ class SummedLoss(Task):
         return torch.normal(outputs, 1.0)
 
     def compute_measurement(self, batch, model):
-        return self.compute_train_loss(batch, model)
+        rows, targets = batch
+        return self.measured(model(rows), targets)
 
 
-def scores(strategy, order, **setting):
-    task = SummedLoss(order)
+def scores(strategy, order, margin=False, **setting):
+    task = SummedLoss(order, margin)
     train, queries = TensorDataset(*order.train), TensorDataset(*order.queries)
     # it works through files
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,16 @@ from _order import main
 from trak import TRAKer
 
 
-def trak(order, **setting):
+def trak(order, n_models=None, **setting):
+    """Score the trained network, or so many that were trained on halves of the rows."""
+    if n_models is None:
+        return of_states([order.state], order, **setting)
+    if len(order.models) < n_models:
+        raise ValueError(f"the order has {len(order.models)} models, not {n_models}")
+    return of_states(order.models[:n_models], order, **setting)
+
+
+def of_states(states, order, **setting):
     if not order.classifies:
         raise ValueError("TRAKer has no task for regression")
     with tempfile.TemporaryDirectory() as folder:
@@ -25,11 +34,13 @@ def trak(order, **setting):
             logging_level=logging.ERROR,
             **setting,
         )
-        traker.load_checkpoint(order.state, model_id=0)
-        traker.featurize(batch=order.train, num_samples=len(order.X))
+        for i, state in enumerate(states):
+            traker.load_checkpoint(state, model_id=i)
+            traker.featurize(batch=order.train, num_samples=len(order.X))
         traker.finalize_features()
-        traker.start_scoring_checkpoint("queries", order.state, 0, len(order.X_query))
-        traker.score(batch=order.queries, num_samples=len(order.X_query))
+        for i, state in enumerate(states):
+            traker.start_scoring_checkpoint("queries", state, i, len(order.X_query))
+            traker.score(batch=order.queries, num_samples=len(order.X_query))
         # a map of a file in the folder
         return torch.tensor(traker.finalize_scores("queries")).T
 
@@ -50,7 +61,7 @@ METHODS = {
                 for r in (10.0, 100.0, 1e3, 1e4)
             ],
         ],
-    )
+    ),
 }
 
 if __name__ == "__main__":

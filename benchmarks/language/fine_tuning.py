@@ -62,15 +62,15 @@ def _smollm2():
 
 SMALL = {"n_blocks": None, "learning_rate": 5e-3, "weight_decay": 0.01}
 SETTINGS = {
-    "small": Setting(_small, 12, 2, 30, 100, 24, (2, 4), SMALL),
+    "small": Setting(_small, 12, 2, 30, 100, 24, (2,), SMALL),
     "small-token": Setting(
-        _small, 12, 2, 30, 100, 24, (4,), {**SMALL, "normalization": "token"}
+        _small, 12, 2, 30, 100, 24, (), {**SMALL, "normalization": "token"}
     ),
     "small, seed 1": Setting(
-        _small, 12, 2, 30, 100, 24, (4,), {**SMALL, "random_state": 1}
+        _small, 12, 2, 30, 100, 24, (), {**SMALL, "random_state": 1}
     ),
     "smollm2": Setting(
-        _smollm2, 6, 1, 22, 40, 0, (2, 4), {"n_blocks": 4, "learning_rate": 2e-3}
+        _smollm2, 6, 1, 22, 32, 0, (2,), {"n_blocks": 4, "learning_rate": 2e-3}
     ),
 }
 

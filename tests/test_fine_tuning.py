@@ -1,7 +1,11 @@
 """CausalLanguageModel that is trained: small models, adapters by peft."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import peft
@@ -477,6 +481,29 @@ def test_a_tokenizer_needs_an_end_token_to_end_texts():
     with pytest.raises(ValueError, match=r"no end token.*add_eos=False"):
         lm.fit(*texts(4))
     lm.set_params(add_eos=False).fit(*texts(4))
+
+
+@pytest.mark.slow
+def test_outcomes_are_found_again_in_another_process(tmp_path):
+    """The key of what is kept depends on no hash seed and no address."""
+    code = """
+from skattrib.models._memory import digest
+from tests.test_fine_tuning import tuned
+print(digest(tuned()._network()))
+"""
+    keys = set()
+    for seed in "12":
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=Path(__file__).parents[1],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        keys.add(done.stdout.strip())
+    assert len(keys) == 1
 
 
 def test_a_completion_is_ended_once():

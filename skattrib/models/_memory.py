@@ -76,6 +76,10 @@ def _content(value: Any, above: tuple[int, ...]) -> Any:
         return _estimator(value, above)
     if callable(value):
         return _object(value, above)
+    if type(value).__module__.split(".")[0] == "transformers":
+        # its configurations hold what differs from process to process
+        told = getattr(value, "to_dict", None)
+        return value if told is None else [_name(type(value)), _content(told(), above)]
     return value
 
 
@@ -185,11 +189,15 @@ def _installed(module: str | None) -> bool:
 
 
 def _code(code: types.CodeType) -> Any:
-    constants = [
-        _code(constant) if isinstance(constant, types.CodeType) else repr(constant)
-        for constant in code.co_consts
-    ]
-    return [code.co_code, constants, code.co_names]
+    return [code.co_code, [_constant(one) for one in code.co_consts], code.co_names]
+
+
+def _constant(value: Any) -> Any:
+    if isinstance(value, types.CodeType):
+        return _code(value)
+    if isinstance(value, frozenset):  # in an order that each process has of its own
+        return sorted(map(repr, value))
+    return repr(value)
 
 
 def _partial(value: functools.partial[Any], above: tuple[int, ...]) -> Any:

@@ -18,6 +18,7 @@ from skattrib.engine._row_context import (
     counter_names,
     drawing_again,
     drawing_from,
+    generator_states,
     known_behaviour,
     statistics_names,
 )
@@ -218,11 +219,14 @@ class FunctionalModule:
         found = []
         try:
             with torch.no_grad(), drawing_from(seed, 0):
+                before = generator_states(X.device)
                 for _ in range(2):
                     held = {n: b.clone() for n, b in module.named_buffers()}
                     with RowContext(shares, ids, seed, 0, held) as context:
                         out = run_module(module, X.clone(), held)
                     found.append(out)
+                # two rows may come out alike by chance, whatever was drawn
+                drew = not torch.equal(before, generator_states(X.device))
         except (RuntimeError, NotImplementedError, ValueError, TypeError):
             return False
         if not all(isinstance(value, Tensor) for value in found):
@@ -232,7 +236,7 @@ class FunctionalModule:
         self.behaviour = Behaviour(
             masks or context.calls > 0,
             mixes or context.mixes,
-            draws or not torch.equal(first, second),
+            draws or drew or not torch.equal(first, second),
         )
         if not any(self.behaviour) and any(m.training for m in module.modules()):
             differs = not self._same_when_evaluated(module, first, X)

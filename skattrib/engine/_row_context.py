@@ -176,6 +176,14 @@ def generator_state(device: torch.device) -> Tensor:
     return torch.default_generator.get_state()
 
 
+def generator_states(device: torch.device) -> Tensor:
+    """Return the states of torch's generators for the CPU and a device, as one."""
+    states = [torch.default_generator.get_state()]
+    if device.type == "cuda":
+        states.append(generator_state(device))
+    return torch.cat(states)
+
+
 def _never(*_: object) -> bool:
     return False
 

@@ -122,7 +122,9 @@ def _check_same(one, other, i, name):
             raise ValueError(
                 f"The {name} is random: item {i}, read twice, is not the same, so a "
                 "model could not be trained on it again. Switch off its random "
-                "transforms, or draw once: pass TensorDataset(X, y) of what was drawn."
+                "transforms, or draw once: pass TensorDataset(X, y) of what was drawn; "
+                "or transform in a layer of the module, in training mode by torch's "
+                "generator, which is seeded at each step."
             )
 
 

@@ -105,6 +105,16 @@ class Noisy(nn.Module):
         return self.last(h + 0.1 * torch.randn_like(h) if self.training else h)
 
 
+class Mirrored(nn.Module):
+    """Rows turned round at random, one in a hundred: augmentation by a layer."""
+
+    def forward(self, X):
+        if not self.training:
+            return X
+        turned = torch.rand(len(X), 1) < 0.01
+        return torch.where(turned, X.flip(1), X)
+
+
 def mlp(*between, bias=True):
     return nn.Sequential(nn.Linear(D, 6, bias=bias), *between, nn.Linear(6, C))
 
@@ -136,6 +146,7 @@ NETS = {
     "layers called twice": Again,
     "recurrent dropout": Recurrent,
     "noise": Noisy,
+    "augmentation": lambda: nn.Sequential(Mirrored(), *mlp(nn.Tanh())),
 }
 
 
@@ -171,6 +182,12 @@ def differences(clf, X, y, weights, rows, queries, eps=1e-5):
 ROWS, QUERIES = [7, 20], [1, 2]
 # Whose rows are all of weight 1; half of those of others have 0.1.
 WHOLE = ["dropout by a function", "transformer", "recurrent dropout", "noise"]
+
+
+def test_what_draws_is_known_though_two_rows_come_out_alike():
+    model = FunctionalModule(nn.Sequential(Mirrored(), nn.Linear(D, C)))
+    model.look(torch.ones(2, D))
+    assert model.behaviour.draws
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.EfficiencyWarning")

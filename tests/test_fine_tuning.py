@@ -13,9 +13,12 @@ import pytest
 import scipy
 import torch
 import transformers
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import GridSearchCV
 from sklearn.utils._param_validation import InvalidParameterError
+from sklearn.utils.metadata_routing import get_routing_for_object
 from torch import nn
 
 from skattrib import (
@@ -50,6 +53,16 @@ class Tokenizer:
         return {"input_ids": [[2 + ord(c) % (N_WORDS - 2) for c in t] for t in texts]}
 
 
+#: Models whose blocks look back at a few tokens only, some of them.
+WINDOWED = {
+    "mistral": ("Mistral", {"sliding_window": 4}),
+    "qwen2 by windows": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    ),
+}
+
+
 def build(kind="llama", dtype=torch.float32, n_layers=3):
     """Return a small causal model of transformers with random weights."""
     wide = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": n_layers}
@@ -62,6 +75,21 @@ def build(kind="llama", dtype=torch.float32, n_layers=3):
                 **SIZES, **wide, **heads, **context, tie_word_embeddings=True
             )
             model = transformers.LlamaForCausalLM(config)
+        elif kind in WINDOWED:
+            name, options = WINDOWED[kind]
+            options = {**SIZES, **wide, **heads, **context, **options}
+            config = getattr(transformers, f"{name}Config")(**options)
+            model = getattr(transformers, f"{name}ForCausalLM")(config)
+        elif kind == "roberta":
+            config = transformers.RobertaConfig(
+                **SIZES,
+                hidden_size=16,
+                intermediate_size=24,
+                num_hidden_layers=n_layers,
+                num_attention_heads=4,
+                is_decoder=True,
+            )
+            model = transformers.RobertaForCausalLM(config)
         elif kind == "qwen2":
             config = transformers.Qwen2Config(**SIZES, **wide, **heads, **context)
             model = transformers.Qwen2ForCausalLM(config)
@@ -133,6 +161,40 @@ def test_it_begins_as_the_model_that_it_was_given(kind, trainable, n_blocks):
     np.testing.assert_allclose(
         lm.log_likelihood(X, y), -(losses * counts).numpy(), rtol=2e-5
     )
+
+
+@pytest.mark.parametrize("kind", WINDOWED)
+@pytest.mark.parametrize("n_blocks", [1, 2, None])
+def test_blocks_look_back_as_far_as_the_model_lets_them(kind, n_blocks):
+    model, (X, y) = build(kind), texts(5)
+    lm = tuned(model, n_blocks=n_blocks, learning_rate=1e-12, max_epochs=1).fit(X, y)
+    with torch.no_grad():
+        losses, counts = mean_losses(model, X, y)
+    expected = -(losses * counts).numpy()
+    np.testing.assert_allclose(lm.log_likelihood(X, y), expected, rtol=2e-5)
+
+
+def test_a_model_with_more_between_blocks_and_head_is_refused():
+    with pytest.raises(UnsupportedModelError, match=r"RobertaForCausalLM cannot be"):
+        tuned(build("roberta")).fit(*texts(4))
+
+
+def test_a_model_that_has_changed_is_read_anew():
+    model, (X, y) = build(), texts(6)
+    lm = tuned(model, learning_rate=1e-12, max_epochs=1).fit(X, y)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(1.5)
+        losses, counts = mean_losses(model, X, y)
+    expected = -(losses * counts).numpy()
+    np.testing.assert_allclose(lm.fit(X, y).log_likelihood(X, y), expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("how", ["olora", "pissa", "gaussian", "orthogonal"])
+def test_adapters_that_begin_otherwise_leave_the_model_as_it_was(how):
+    model, (X, y) = build(), texts(6)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tuned(model, adapter={**SMALL, "init_lora_weights": how}).fit(X, y)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
 @pytest.mark.parametrize("trainable", ["adapters", "last_blocks", "all"])
@@ -439,6 +501,33 @@ def test_clones_share_the_model_and_pickles_answer(case):
     assert fitted.trajectory_.recipe.n_steps == 16
 
 
+def test_clones_keep_what_clones_keep():
+    with config_context(enable_metadata_routing=True):
+        lm = tuned(random_state=np.random.RandomState(0))
+        lm.set_fit_request(sample_weight=True)
+        other = clone(lm)
+        assert get_routing_for_object(other).fit.requests["sample_weight"] is True
+    assert other.random_state is not lm.random_state
+    assert other.adapter is not lm.adapter
+
+
+def test_a_search_over_learning_rates(case):
+    lm, rows, queries, _, _ = case
+    search = GridSearchCV(lm, {"learning_rate": [1e-12, 1e-2]}, cv=2)
+    influence = AdamWInfluence(search, inclusion=1, random_state=0).fit(*rows)
+    assert influence.estimator_.best_params_ == {"learning_rate": 1e-2}
+    assert influence.attribute(*queries).shape == (4, 24)
+
+
+def test_new_texts_of_other_length_have_a_value(case):
+    lm, rows, queries, _, _ = case
+    dual = DualInfluence(lm, random_state=0).fit(*rows)
+    new = ["cat", "dog dog"], [" sun", " sun sun sun sun owl owl"]
+    found = dual.value_new(*new, *queries)
+    alone = [dual.value_new([x], [y], *queries)[0] for x, y in zip(*new, strict=True)]
+    np.testing.assert_allclose(found, alone, rtol=1e-3)
+
+
 def test_the_same_seed_gives_the_same_model(case):
     lm, rows, queries, _, _ = case
     one, same = (clone(lm).fit(*rows).log_likelihood(*queries) for _ in range(2))
@@ -463,6 +552,25 @@ def test_the_same_seed_gives_the_same_model(case):
             r"adapter=.*wrong.*linear layers are \['down_proj'",
         ),
         ({"adapter": {"rank": 2}}, ["a", "b"], ["c", "d"], "is no LoRA.*rank"),
+        ({"adapter": {"bias": "all"}}, ["a", "b"], ["c", "d"], "bias='all', which"),
+        (
+            {"adapter": peft.LoraConfig(modules_to_save=["norm"])},
+            ["a", "b"],
+            ["c", "d"],
+            r"modules_to_save=\['norm'\], which would train more",
+        ),
+        (
+            {"adapter": {"target_modules": ".*q_proj"}},
+            ["a", "b"],
+            ["c", "d"],
+            r"a pattern for all blocks.*n_blocks=None",
+        ),
+        (
+            {"adapter": {"layers_to_transform": []}},
+            ["a", "b"],
+            ["c", "d"],
+            r"layers_to_transform=\[\]",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused(options, X, y, message):

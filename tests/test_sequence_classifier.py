@@ -32,6 +32,9 @@ def build(kind="bert", dtype=torch.float32, n_labels=3):
         if kind == "bert":
             config = transformers.BertConfig(**shared, pad_token_id=0)
             model = transformers.BertForSequenceClassification(config)
+        elif kind == "roberta":
+            config = transformers.RobertaConfig(**shared, pad_token_id=0)
+            model = transformers.RobertaForSequenceClassification(config)
         else:
             config = transformers.LlamaConfig(
                 **shared, pad_token_id=0, bos_token_id=1, eos_token_id=2
@@ -145,6 +148,25 @@ def test_new_layers_are_drawn_from_the_seed(tmp_path):
     assert np.abs(one - other).max() > 1e-3
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_adapters_are_in_blocks_and_classes_are_trained(kind):
+    X, y = texts(12)
+    clf = classifier(build(kind), n_blocks=None).fit(X, y)
+    trained = [n for n, p in clf.network_.module_.named_parameters() if p.requires_grad]
+    adapters = [name for name in trained if "lora_" in name]
+    assert all(".layer." in name for name in adapters)
+    others = {name for name in trained if "lora_" not in name}
+    head = {n for n, _ in clf.network_.module_.model.classifier.named_parameters()}
+    assert others == {f"model.classifier.{name}" for name in head}
+
+
+def test_positions_that_begin_after_padding_are_counted():
+    X, y = texts(12)
+    X = [*X[:-1], "owl " * 20]
+    clf = classifier(build("roberta")).fit(X, y)
+    assert clf._tokenised(X)[0].shape[2] == CONTEXT - 1
+
+
 def test_what_cannot_be_trained_is_refused():
     X, y = texts(12)
     with pytest.raises(ValueError, match=r"model has 2 labels, and y 3 classes"):
@@ -155,5 +177,12 @@ def test_what_cannot_be_trained_is_refused():
         classifier(model).fit(X, y)
     with pytest.raises(ValueError, match=r"X must be a 1-D sequence of str"):
         classifier().fit(np.zeros((12, 2)), y)
+    with pytest.raises(ValueError, match=r"max_length=30 is more than the 24 tokens"):
+        classifier(max_length=30).fit(X, y)
+    bare = classifier().set_params(
+        tokenizer=lambda texts, **_: {"input_ids": [[]] * 12}
+    )
+    with pytest.raises(ValueError, match=r"X\[0\] is '.*': it has no tokens"):
+        bare.fit(X, y)
     with pytest.raises(ValueError, match=r"linear layers are \['dense', 'key'"):
         classifier(adapter={"target_modules": ["wrong"]}).fit(X, y)

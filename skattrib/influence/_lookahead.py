@@ -22,6 +22,7 @@ from skattrib._validation import (
 )
 from skattrib.engine._adjoint import check_differentiable, differentiate_run
 from skattrib.engine._functional import chunks
+from skattrib.engine._modules import activation_size
 from skattrib.engine._optimizers import map_state
 from skattrib.engine._training import TrainingResult, start, train
 from skattrib.engine._trajectory import steps_to_keep
@@ -37,6 +38,8 @@ __all__ = ["lookahead_training"]
 _SHARE = 4
 # Validation rows taken at a time.
 _CHUNK = 8192
+# Numbers alive per activation of a row, forwards and backwards.
+_NUMBERS = 8
 
 
 @validate_params(
@@ -164,10 +167,13 @@ def lookahead_training(
     0.8
     """
     reader = None
-    if takes_completions(estimator) and not as_model(estimator).frozen:
+    if Parts(estimator).reader is not None and not as_model(estimator).frozen:
         reader = Parts(clone(estimator))
-        X, y = reader.fit_transformers(*check_completions(X, y))
-        X_val, y_val = reader.rows(*check_completions(X_val, y_val))
+        if takes_completions(estimator):
+            X, y = check_completions(X, y)
+            X_val, y_val = check_completions(X_val, y_val)
+        X, y = reader.fit_transformers(X, y)
+        X_val, y_val = reader.rows(X_val, y_val)
     model = _cloned(estimator if reader is None else reader.model)
     problem, weights = _check_training(model, X, y, sample_weight)
     validation = _check_validation(model, X_val, y_val, problem)
@@ -323,6 +329,9 @@ class _Run:
             self._done.states[0] = begin
         self._state = begin
         self._kept, self._scores = [], []
+        numbers = _NUMBERS * max(1, activation_size(problem.model.evaluated, problem.X))
+        fits = int(memory_cap() / (numbers * problem.X.element_size()))
+        self._at_once = max(1, min(_CHUNK, fits))
         self._losses = [self._validate()[0]]
 
     def advance(self, window):
@@ -439,7 +448,7 @@ class _Run:
         params = params.detach().requires_grad_()
         X, targets = self._validation
         loss, gradient = 0.0, torch.zeros_like(params)
-        for part in chunks(len(X), _CHUNK):
+        for part in chunks(len(X), self._at_once):
             outputs = self._problem.model.outputs(params, X[part])
             values = self._problem.loss.values(outputs, targets[part]).sum() / len(X)
             gradient += torch.autograd.grad(values, params)[0]

@@ -80,4 +80,15 @@ def stacked(rows, further):
         return sparse.vstack([rows, further], format="csr")
     if isinstance(rows, pd.DataFrame):
         return pd.concat([rows, further], ignore_index=True)
+    if rows.ndim == 3 and rows.shape[2] != further.shape[2]:  # texts, in tokens
+        width = max(rows.shape[2], further.shape[2])
+        rows, further = (_widened(some, width) for some in (rows, further))
     return np.concatenate([rows, further])
+
+
+def _widened(rows, width):
+    """Return rows of tokens, of which further ones do nothing."""
+    found = np.repeat(rows[..., -1:], width, axis=2)
+    found[:, 1] = np.minimum(rows[:, 1].min(), 0)  # none counts, or is looked at
+    found[..., : rows.shape[2]] = rows
+    return found

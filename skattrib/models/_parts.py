@@ -246,6 +246,8 @@ def reads_texts(estimator: Any) -> bool:
 
 def takes_completions(estimator: Any) -> bool:
     """Say whether targets are texts, the completions of prompts."""
+    if is_search(estimator):
+        estimator = getattr(estimator, "best_estimator_", estimator.estimator)
     reader = Parts(estimator).reader
     return reader is not None and reader.has_completions
 

@@ -23,6 +23,7 @@ from skattrib import (
     plan,
     record_training,
 )
+from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._row_context import RowContext, uniform
 from skattrib.evaluation import retrain_outcomes
 from tests.cases import build
@@ -185,7 +186,8 @@ WHOLE = ["dropout by a function", "transformer", "recurrent dropout", "noise"]
 
 
 def test_what_draws_is_known_though_two_rows_come_out_alike():
-    model = FunctionalModule(nn.Sequential(Mirrored(), nn.Linear(D, C)))
+    with torch.random.fork_rng():
+        model = FunctionalModule(nn.Sequential(Mirrored(), nn.Linear(D, C)))
     model.look(torch.ones(2, D))
     assert model.behaviour.draws
 

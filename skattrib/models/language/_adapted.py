@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,7 @@ from skattrib.models.language._blocks import (
     Below,
     above,
     body_of,
+    check_computed,
     find_blocks,
     in_its_precision,
     private_copy,
@@ -21,6 +24,12 @@ from skattrib.models.language._blocks import (
 )
 from skattrib.models.language._encoding import NOTHING
 
+# What configurations of adapters may train beside them, and how they do not.
+_NOT_TRAINED = {
+    "bias": "none",
+    "modules_to_save": None,
+    "trainable_token_indices": None,
+}
 # Rows whose logits are drawn from at once.
 _AT_ONCE = 32
 # Of LoRA, where nothing else is said: all linear layers of the blocks.
@@ -109,17 +118,24 @@ class CompletionLosses(nn.Module):
 
 def with_draws(module: CompletionLosses, X: Tensor, n_draws: int, seed: int) -> Tensor:
     """Return rows (n, 2 + S, T) with successors drawn from the model itself."""
-    generator = torch.Generator().manual_seed(seed)
     drawn = X.new_full((len(X), n_draws, X.shape[2]), NOTHING)
     copied: Any = apart(module)  # hooks are put on a copy
     with torch.no_grad():
         for part in chunks(len(X), _AT_ONCE):
             row, place, logits = copied.logits(X[part])
             probabilities = logits.double().softmax(dim=1).cpu()
-            found = torch.multinomial(
-                probabilities, n_draws, replacement=True, generator=generator
-            )
-            drawn[part][row, :, place] = found.to(X)
+            for i, text in enumerate(X[part]):
+                # by its tokens: the same whichever other rows there are
+                own = zlib.crc32(text[:2].long().cpu().numpy().tobytes())
+                generator = torch.Generator().manual_seed((seed << 32 | own) % 2**63)
+                of_text = row.cpu() == i
+                found = torch.multinomial(
+                    probabilities[of_text],
+                    n_draws,
+                    replacement=True,
+                    generator=generator,
+                )
+                drawn[part][i][:, place[row == i]] = found.T.to(X)
     return torch.cat([X[:, :2], drawn], dim=1)
 
 
@@ -144,8 +160,15 @@ class Adapted:
 
     def __call__(self, _n_inputs: int, _n_outputs: int) -> CompletionLosses:
         """Return the module; adapters are drawn from torch's generator."""
-        model = self.load().model
+        loaded = self.load()
+        model = loaded.model
         check_bare(model)
+        # changed meanwhile, it is another model
+        version = tuple((p._version, p.data_ptr()) for p in model.parameters())
+        if loaded.checked != version:
+            check_computed(model)
+            loaded.below.clear()
+            loaded.checked = version
         first = self._first(find_blocks(body_of(model))[1])
         if self.trainable == "adapters":
             built = with_adapters(private_copy(model), self.adapter, first)
@@ -155,7 +178,7 @@ class Adapted:
         body, head = body_of(built), find()
         if first == 0:
             return CompletionLosses(body, head, None)
-        kept = self.load().below  # the same for all that are built
+        kept = loaded.below  # the same for all that are built
         if first not in kept:
             # whether a part of it does what it does is found out on a copy
             works = above(private_copy(body_of(model)), first) is not None
@@ -285,7 +308,10 @@ def _named_layers(adapter: Any) -> list[int] | None:
         named = getattr(adapter, "layers_to_transform", None)
     if named is None:
         return None
-    return [named] if isinstance(named, int) else list(named)
+    named = [named] if isinstance(named, int) else list(named)
+    if not named:
+        raise ValueError("adapter has layers_to_transform=[]: name a block, or none.")
+    return named
 
 
 def linear_layers(blocks: nn.ModuleList) -> list[str]:
@@ -302,24 +328,15 @@ def linear_layers(blocks: nn.ModuleList) -> list[str]:
 
 def with_adapters(model: nn.Module, adapter: Any, first: int) -> nn.Module:
     """Return a model, changed, with adapters in its blocks from one on."""
-    peft = _peft()
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     name, blocks = find_blocks(body_of(model))
     known = linear_layers(blocks)
-    if adapter is None or isinstance(adapter, Mapping):
-        options = {"target_modules": known, **_ADAPTER, **(adapter or {})}
-        if first and _named_layers(adapter) is None:
-            # names of all layers at once are no list, and go with no choice of blocks
-            if options["target_modules"] == "all-linear":
-                options["target_modules"] = known
-            options["layers_to_transform"] = list(range(first, len(blocks)))
-            options["layers_pattern"] = name.rpartition(".")[2]
-        try:
-            config = peft.LoraConfig(**options)
-        except TypeError as error:
-            raise ValueError(f"adapter={adapter!r} is no LoRA: {error}.") from error
-    else:
-        config = adapter
+    config = _configured(adapter, first, len(blocks), known, name.rpartition(".")[2])
+    if isinstance(config.init_lora_weights, str):
+        # some beginnings change the weights that they are beside
+        for parameter in blocks[first:].parameters():
+            parameter.data = parameter.data.clone()
+    peft = _peft()
     try:
         built: nn.Module = peft.inject_adapter_in_model(config, model)
     except ValueError as error:
@@ -336,6 +353,47 @@ def with_adapters(model: nn.Module, adapter: Any, first: int) -> nn.Module:
         if "lora_dropout" in key:
             layer.train()
     return built
+
+
+def _configured(
+    adapter: Any, first: int, n_blocks: int, known: list[str], pattern: str
+) -> Any:
+    """Return a configuration of adapters in the blocks from one on."""
+    peft = _peft()
+    if adapter is None or isinstance(adapter, Mapping):
+        options = {"target_modules": known, **_ADAPTER, **(adapter or {})}
+        try:
+            config = peft.LoraConfig(**options)
+        except TypeError as error:
+            raise ValueError(f"adapter={adapter!r} is no LoRA: {error}.") from error
+    else:
+        config = copy.deepcopy(adapter)
+    if not isinstance(config, peft.LoraConfig):
+        raise ValueError(
+            f"adapter is a {type(config).__name__}, and must be a peft.LoraConfig, or "
+            "a dictionary of its arguments."
+        )
+    for option, nothing in _NOT_TRAINED.items():
+        if (value := getattr(config, option, nothing)) not in (nothing, None):
+            raise ValueError(
+                f"adapter has {option}={value!r}, which would train more than "
+                f"adapters: leave it out, or use trainable='last_blocks' or 'all'."
+            )
+    targets = config.target_modules
+    if targets is None or targets == "all-linear":
+        config.target_modules = set(known)
+    if _named_layers(config) is None:
+        if isinstance(config.target_modules, str):
+            if first:
+                raise ValueError(
+                    f"adapter has target_modules={targets!r}, a pattern for all "
+                    f"blocks, and n_blocks leaves out the first {first}: name the "
+                    f"layers in a list, of {known}, or pass n_blocks=None."
+                )
+            return config
+        config.layers_to_transform = list(range(first, n_blocks))
+        config.layers_pattern = pattern
+    return config
 
 
 def _peft() -> Any:

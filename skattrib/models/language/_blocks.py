@@ -14,11 +14,12 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode
 
 from skattrib._validation import memory_cap
+from skattrib.exceptions import UnsupportedModelError
 
 # Share of the memory cap that hidden states may take.
 _SHARE = 4
-# Tokens that a model is tried on.
-_N_TRIED = 5
+# Tokens that a model is tried on; more if it has a window of up to so many.
+_N_TRIED, _WIDEST = 5, 512
 
 
 def private_copy(model: nn.Module, trained: Iterable[str] = ()) -> nn.Module:
@@ -164,13 +165,50 @@ def run_body(body: nn.Module, ids: Tensor, hidden: Tensor | None = None) -> Tens
     """
     like = next(p for p in body.parameters() if p.is_floating_point())
     given = {"input_ids": ids} if hidden is None else {"inputs_embeds": hidden}
-    width, dtype = ids.shape[1], like.dtype
-    # a causal mask as it is added: what a model makes of one of 0 and 1 may branch
-    mask = torch.full((width, width), torch.finfo(dtype).min, dtype=dtype)
-    mask = mask.triu(1)[None, None].to(like.device)
-    with in_its_precision(dtype):
+    # padding is to the right, where a causal model does not look
+    mask = torch.ones(ids.shape, dtype=torch.int64, device=ids.device)
+    with in_its_precision(like.dtype):
         out: Tensor = body(**given, attention_mask=mask, use_cache=False)[0]
     return out
+
+
+def _tried(model: nn.Module) -> Tensor:
+    """Return tokens (2, T) to try a model on, longer than what it looks back at."""
+    config: Any = model.config
+    window = getattr(config, "sliding_window", None) or 0
+    context = getattr(config, "max_position_embeddings", None) or _N_TRIED
+    n_tokens = window + 3 if _N_TRIED <= window + 3 <= _WIDEST else _N_TRIED
+    n_tokens = max(2, min(n_tokens, context // 2))
+    ids = torch.arange(2 * n_tokens).view(2, -1) * 7 + 1
+    return (ids % config.vocab_size).to(next(model.parameters()).device)
+
+
+def check_computed(model: nn.Module) -> None:
+    """Raise unless the logits are the head's of what `run_body` returns.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If there is something between the two, or the model looks elsewhere.
+    """
+    tried = private_copy(model)
+    ids, find = _tried(tried), tried.get_output_embeddings
+    name, same = type(model).__name__, False
+    reason = "it computes logits otherwise than by its head on its last hidden states"
+    try:
+        with torch.no_grad():
+            out = tried(input_ids=ids, use_cache=False)
+            wanted = out[0] if isinstance(out, tuple) else out.logits
+            found = find()(run_body(body_of(tried), ids))  # type: ignore[operator]
+        near = 1e-3 * float(wanted.std())
+        same = torch.allclose(found, wanted, rtol=1e-3, atol=near)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        reason = f"it could not be run on a few tokens: {error}"
+    if not same:
+        raise UnsupportedModelError(
+            f"model {name} cannot be trained here: {reason}. Llama, Qwen, Mistral, "
+            "GPT-2 and the like can; RISEValuator takes this one with trainable=None."
+        )
 
 
 def in_its_precision(dtype: torch.dtype) -> AbstractContextManager[Any]:
@@ -212,15 +250,19 @@ def above(body: nn.Module, first: int) -> nn.Module | None:
     """
     below = Below(body, first)
     config: Any = body.config
-    ids = torch.arange(1, 1 + _N_TRIED)[None] % config.vocab_size
-    ids = ids.to(next(body.parameters()).device)
+    ids = _tried(body)
     with torch.no_grad():
         wanted = run_body(body, ids)
         name, blocks = find_blocks(body)
         body.set_submodule(name, nn.ModuleList(blocks[first:]))
+        if isinstance(getattr(config, "layer_types", None), list):
+            config.layer_types = config.layer_types[first:]
         _without_positions(body)
-        hidden = below(ids, [ids.shape[1]]).to(wanted.dtype)
-        found = run_body(body, ids, hidden)
+        hidden = below(ids, [ids.shape[1]] * len(ids)).to(wanted.dtype)
+        try:
+            found = run_body(body, ids, hidden)
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return None
     same = torch.allclose(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.std()))
     return body if same else None
 
@@ -240,6 +282,6 @@ class _Nothing(nn.Module):
         super().__init__()
         self.size = size
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, *_: Any, **__: Any) -> Tensor:
         """Return zeros (..., D)."""
         return torch.zeros(*ids.shape, self.size, device=ids.device)

@@ -16,7 +16,7 @@ from skattrib._progress import tqdm
 from skattrib._validation import check_completions
 from skattrib.engine._functional import chunks
 from skattrib.engine._last_layer import Tokens
-from skattrib.models.language._fine_tuning import CONSTRAINTS, FineTuned
+from skattrib.models.language._fine_tuning import CONSTRAINTS, FineTuned, clone_sharing
 from skattrib.models.language._model import load
 from skattrib.models.language._tokens import windows
 
@@ -42,9 +42,10 @@ class CausalLanguageModel(FineTuned, BaseEstimator):
     tokenizer : callable, str, path-like or None, default=None
         Its tokenizer. None reads the one that is saved with the model.
     max_length : int or None, default=None
-        Tokens read at once; None is the model's context. Longer texts are read in
-        windows, each of which begins with the last quarter of the one before; what
-        of a prompt is not in reach of the completion is not read.
+        Tokens read at once; None is the model's context. Longer texts are refused where
+        the model is trained, else read in windows, each of which begins with the last
+        quarter of the one before; what of a prompt is not in reach of the completion is
+        not read.
     batch_size : int, default=16
         Texts read at once, sorted by length, where nothing is trained.
     add_bos : bool, default=False
@@ -61,7 +62,7 @@ class CausalLanguageModel(FineTuned, BaseEstimator):
         Shows progress when above 0.
     trainable : {"adapters", "last_blocks", "all"} or None, default=None
         What `fit` trains: low-rank adapters (LoRA, by peft), the weights of the last
-        blocks, or all weights. None trains nothing.
+        blocks, or all weights, also those that require no gradient. None is none.
     adapter : dict, peft.LoraConfig or None, default=None
         The adapters: keyword arguments of `peft.LoraConfig`, or one. Rank 8 on all
         linear layers of the blocks, without dropout, where nothing else is said.
@@ -258,11 +259,7 @@ class CausalLanguageModel(FineTuned, BaseEstimator):
         return [name for name in names if hasattr(self, name)]
 
     def __sklearn_clone__(self):
-        # what is trained is a copy: another one of all weights would have no use
-        other = type(self)(**self.get_params(deep=False))
-        if "_held" in vars(self):
-            other._held = self._held
-        return other
+        return clone_sharing(self)
 
     def __getstate__(self):
         state = super().__getstate__()
@@ -319,6 +316,27 @@ class CausalLanguageModel(FineTuned, BaseEstimator):
             )
         self._check_rows(X, y)
         return self
+
+    def score(self, X, y):
+        """Return the mean log-likelihood of completions, for a token each.
+
+        Parameters
+        ----------
+        X : sequence of str or None, of length n_samples; or None
+            Prompts.
+        y : sequence of str, of length n_samples
+            Completions.
+
+        Returns
+        -------
+        float
+            Mean over the texts of the mean over the tokens of each.
+        """
+        if not self.trains:
+            raise ValueError("score is of a model that is trained: set trainable.")
+        check_is_fitted(self)
+        rows, _ = self._tokenised(*check_completions(X, y))
+        return float(-np.mean(self.network_.predict(rows)))
 
     def log_likelihood(self, X, y):
         """Return the log-likelihood of completions.

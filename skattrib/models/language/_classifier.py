@@ -14,8 +14,8 @@ from skattrib._validation import check_texts, check_y, unchanged_on_error
 from skattrib.models._reading import ReadsTexts
 from skattrib.models.language._adapted import AdaptedClassifier
 from skattrib.models.language._blocks import body_of
-from skattrib.models.language._fine_tuning import CONSTRAINTS, SHARED
-from skattrib.models.language._model import read_classifier
+from skattrib.models.language._fine_tuning import CONSTRAINTS, SHARED, clone_sharing
+from skattrib.models.language._model import context_of, read_classifier
 from skattrib.models.language._network import TextClassifier
 
 
@@ -179,11 +179,7 @@ class SequenceClassifier(ReadsTexts, ClassifierMixin, BaseEstimator):
         return hasattr(vars(self).get("network_"), "module_")
 
     def __sklearn_clone__(self):
-        # what is trained is a copy: another one of all weights would have no use
-        other = type(self)(**self.get_params(deep=False))
-        if "_held" in vars(self):
-            other._held = self._held
-        return other
+        return clone_sharing(self)
 
     def __getstate__(self):
         state = super().__getstate__()
@@ -211,11 +207,18 @@ class SequenceClassifier(ReadsTexts, ClassifierMixin, BaseEstimator):
     def _tokenised(self, X, y=None):
         model, _, tokenizer = self._read(None if y is None else len(np.unique(y)))
         texts = list(check_texts(X, "X"))
-        length = self.max_length
-        if length is None:
-            length = getattr(model.config, "max_position_embeddings", None)
+        length, context = self.max_length, context_of(model)
+        if None not in (length, context) and length > context:
+            raise ValueError(
+                f"max_length={length} is more than the {context} tokens that the model "
+                "can read at once."
+            )
+        length = context if length is None else length
         found = tokenizer(texts, truncation=length is not None, max_length=length)
         ids = found["input_ids"]
+        for i, of_text in enumerate(ids):
+            if not of_text:
+                raise ValueError(f"X[{i}] is {texts[i]!r}: it has no tokens.")
         rows = np.zeros((len(ids), 2, max(map(len, ids))), dtype=np.int64)
         pad = getattr(model.config, "pad_token_id", None)
         rows[:, 0] = 0 if pad is None else pad

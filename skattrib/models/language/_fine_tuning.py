@@ -1,9 +1,11 @@
 """What a language model does to be trained: a network of its tokens."""
 
+import copy
 from collections.abc import Mapping
 from numbers import Integral, Real
 
 import numpy as np
+from sklearn.base import clone
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from skattrib._validation import float_dtype, unchanged_on_error
@@ -42,6 +44,24 @@ SHARED = (
     "random_state",
     "verbose",
 )
+
+
+def clone_sharing(estimator):
+    """Return a clone that shares model and tokenizer with an estimator.
+
+    What is trained is a copy: another one of all weights would have no use.
+    """
+    shared = {"model", "tokenizer"}
+    params = {
+        name: value if name in shared else clone(value, safe=False)
+        for name, value in estimator.get_params(deep=False).items()
+    }
+    other = type(estimator)(**params)
+    for name in ("_held", "_metadata_request", "_sklearn_output_config"):
+        if name in vars(estimator):
+            value = vars(estimator)[name]
+            setattr(other, name, value if name == "_held" else copy.deepcopy(value))
+    return other
 
 
 class FineTuned(ReadsTexts):

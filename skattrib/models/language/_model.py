@@ -82,6 +82,17 @@ def _read(path, tokenizer, dtype, device):
     return model.to("cpu" if device is None else device).eval(), tokenizer
 
 
+def context_of(model):
+    """Return how many tokens a model can read at once; None if it does not say."""
+    context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    for layer in model.modules():
+        # positions of some begin after that of padding
+        places = isinstance(layer, nn.Embedding) and layer.num_embeddings == context
+        if places and layer.padding_idx is not None:
+            return context - layer.padding_idx - 1
+    return context
+
+
 def read_classifier(model, tokenizer, n_classes):
     """Return a classifier of sequences, names of its new layers, and its tokenizer.
 
@@ -131,10 +142,13 @@ class LoadedModel:
     below : dict of int to Below or None
         What computes the hidden states that enter a block; filled by whoever trains
         those above.
+    checked : object
+        Versions of the weights that this is of.
     """
 
     def __init__(self, model, tokenizer):
-        self.model, self.tokenizer, self.below = model, tokenizer, {}
+        self.model, self.tokenizer = model, tokenizer
+        self.below, self.checked = {}, None
         self.layer = _output_layer(model)
         self._accepted = inspect.signature(model.forward).parameters
         if not all(torch.isfinite(p).all() for p in self.layer.parameters()):
@@ -150,8 +164,7 @@ class LoadedModel:
                 f"The tokenizer has {len(tokenizer)} tokens, and the model a "
                 f"vocabulary of {n_words}: they do not belong together."
             )
-        config = getattr(model, "config", None)
-        self.context = getattr(config, "max_position_embeddings", None)
+        self.context = context_of(model)
 
     @property
     def _name(self):

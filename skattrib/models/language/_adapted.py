@@ -123,6 +123,33 @@ def with_draws(module: CompletionLosses, X: Tensor, n_draws: int, seed: int) -> 
     return torch.cat([X[:, :2], drawn], dim=1)
 
 
+def completion_losses(built: nn.Module, loaded: Any, first: int) -> CompletionLosses:
+    """Return the module of a model that is trained from one of its blocks on.
+
+    Parameters
+    ----------
+    built : nn.Module
+        Changed: it loses the blocks below, if what enters that one can be kept.
+    loaded : LoadedModel
+        The same model, as far as nothing of it is trained.
+    first : int
+        Number of the block.
+    """
+    find: Any = built.get_output_embeddings
+    body, head = body_of(built), find()
+    if first == 0:
+        return CompletionLosses(body, head, None)
+    kept, given = loaded.below, body_of(loaded.model)  # the same for all that are built
+    if first not in kept:
+        # whether a part of it does what it does is found out on a copy
+        works = above(private_copy(given), first) is not None
+        kept[first] = Below(given, first) if works else None
+    if kept[first] is None:
+        return CompletionLosses(body, head, None)
+    above(body, first)
+    return CompletionLosses(body, head, kept[first])
+
+
 @dataclass(frozen=True)
 class Adapted:
     """Builds a module of completions' losses from a language model.
@@ -150,19 +177,7 @@ class Adapted:
             built = with_adapters(private_copy(model), self.adapter, first)
         else:
             built = private_copy(model, self._trained(model, first))
-        find: Any = built.get_output_embeddings
-        body, head = body_of(built), find()
-        if first == 0:
-            return CompletionLosses(body, head, None)
-        kept = self.load().below  # the same for all that are built
-        if first not in kept:
-            # whether a part of it does what it does is found out on a copy
-            works = above(private_copy(body_of(model)), first) is not None
-            kept[first] = Below(body_of(model), first) if works else None
-        if kept[first] is None:
-            return CompletionLosses(body, head, None)
-        above(body, first)
-        return CompletionLosses(body, head, kept[first])
+        return completion_losses(built, self.load(), first)
 
     def _first(self, blocks: nn.ModuleList) -> int:
         if self.trainable == "all" or self.n_blocks is None:

@@ -17,6 +17,7 @@ from skattrib.models.language._recorded import (
     RecordedTextNetwork,
 )
 from skattrib.models.language._trainer_checks import (
+    check_apart,
     check_arguments,
     check_tokens,
     check_trained,
@@ -32,9 +33,11 @@ from skattrib.models.recording._row_order import RowOrder, unwatch
 _CAUSES = (
     "The Trainer must take the mean cross-entropy of all tokens of a step whose label "
     "is not -100, as it does by itself: leave compute_loss as it is, and "
-    "compute_loss_func out. Other causes: a term besides it (of a model of experts, "
-    "router_aux_loss_coef), a model changed or merged since, or padding on the left of "
-    "a model with absolute positions: use tokenizer.padding_side='right'."
+    "compute_loss_func out. Other causes: a model that takes no num_items_in_batch, "
+    "whose parts are averaged as means (use gradient_accumulation_steps=1); a term "
+    "besides the loss (of a model of experts, router_aux_loss_coef); a model changed "
+    "since; padding on the left of a model with absolute positions (use "
+    "tokenizer.padding_side='right')."
 )
 
 
@@ -292,6 +295,7 @@ class HuggingFaceRecorder:
                 "tokenizer is None, and the Trainer had no processing_class: pass the "
                 "tokenizer that made the rows."
             )
+        check_apart(self._base)
         names = [f"{self._base.base_model_prefix}.{name}" for name in self._names]
         model = private_copy(self._base, names)
         _without_hooks(model)
@@ -357,25 +361,19 @@ def _mean_loss(parts, step):
     step : int
     """
     sizes, divisors, losses = zip(*parts, strict=True)
-    n_tokens = None if None in sizes else sum(sizes)
-    if None not in divisors and n_tokens is not None:
-        if any(divisor != n_tokens for divisor in divisors):
+    if None in losses or None in sizes:
+        return None  # it is not the model's own: the replay's gradients will tell
+    if None not in divisors:
+        if any(divisor != sum(sizes) for divisor in divisors):
             raise TrajectoryError(
-                f"The loss of step {step} is the sum over {n_tokens} tokens, divided "
-                f"by num_items_in_batch={divisors[0]:g}, which is no mean. If it "
-                "counts the first token of each row, give that the label -100, as "
-                "newer versions of transformers do."
+                f"The loss of step {step} is the sum over {sum(sizes)} tokens, divided "
+                f"by num_items_in_batch={divisors[0]:g}, which is no mean. The Trainer "
+                "counts the first token of each row of some models, which nothing "
+                "predicts: give it the label -100."
             )
-    elif len(parts) > 1 and len(set(sizes)) > 1:
-        raise TrajectoryError(
-            f"Step {step} is the mean of the means over {list(sizes)} tokens, which is "
-            "no mean over tokens. Use gradient_accumulation_steps=1, or a model that "
-            "takes num_items_in_batch."
-        )
-    if any(loss is None for loss in losses):
-        return None
-    total = float(sum(losses))
-    return total if None not in divisors else total / len(parts)
+        return float(sum(losses))
+    # trainers may weigh parts by their tokens, behind the model's own means
+    return float(sum(losses)) / len(parts) if len(set(sizes)) == 1 else None
 
 
 def _without_hooks(model):

@@ -16,7 +16,10 @@ _OF_NO_EFFECT = {
     "return_dict",
     "output_attentions",
     "output_hidden_states",
+    "fused_lm_head",  # of trl
 }
+# Of batches whose rows hold several texts.
+_PACKED = {"cu_seq_lens_q", "cu_seq_lens_k", "seq_idx"}
 _KNOWN = {"input_ids", "attention_mask", "labels", "position_ids", "num_items_in_batch"}
 # Options of TrainingArguments that a replay does not repeat, and what to set.
 _REFUSED = {
@@ -140,6 +143,23 @@ def _check_dropout(base):
         )
 
 
+def check_apart(base):
+    """Raise TrajectoryError if adapters are no longer beside the weights they change.
+
+    Parameters
+    ----------
+    base : nn.Module
+        As it is after the training.
+    """
+    layers = list(base.modules())
+    found = any(hasattr(layer, "lora_A") for layer in layers)
+    if not found or any(getattr(layer, "merged", False) for layer in layers):
+        raise TrajectoryError(
+            "The adapters of the trained model have been merged or unloaded since: "
+            "call to_language_model before that, or model.unmerge_adapter()."
+        )
+
+
 def refuse_draws(base, step):
     """Raise TrajectoryError about a forward pass that drew random numbers."""
     config = base.config.to_dict() if hasattr(base, "config") else {}
@@ -173,21 +193,23 @@ def texts_of(inputs, n_rows):
         If a row of the batch is no row of the data, or there is more in it.
     """
     given = {name for name, value in inputs.items() if value is not None}
-    unknown = sorted(given - _KNOWN - _OF_NO_EFFECT)
-    if unknown or "input_ids" not in given:
-        raise TrajectoryError(
-            f"The model is called with {unknown or sorted(given)}: a recorder repeats "
-            "input_ids, attention_mask and labels alone. Let the data set have only "
-            "these."
-        )
-    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
     labels, places = inputs.get("labels"), inputs.get("position_ids")
     flat = mask is None or mask.ndim == 2
-    if len(ids) != n_rows or not flat or not _in_order(places, mask):
+    if ids is not None and (
+        given & _PACKED or len(ids) != n_rows or not flat or not _in_order(places, mask)
+    ):
         raise TrajectoryError(
             f"A batch of {n_rows} rows of the data set became one of {len(ids)}, or "
             "its positions begin anew: several texts are packed into one row. Use "
             "packing=False, and a collator that pads (not padding_free)."
+        )
+    unknown = sorted(given - _KNOWN - _OF_NO_EFFECT)
+    if unknown or ids is None:
+        raise TrajectoryError(
+            f"The model is called with {unknown or sorted(given)}: a recorder repeats "
+            "input_ids, attention_mask and labels alone. Let the data set have only "
+            "these."
         )
     ids = ids.cpu().numpy()
     kept = np.ones(ids.shape, bool) if mask is None else mask.cpu().numpy() > 0

@@ -66,8 +66,9 @@ def with_adapters(model, kind="llama", **options):
         if isinstance(layer, nn.Dropout):
             layer.p = 0.0
     model.config.attn_pdrop = 0.0
+    options = {"target_modules": TARGETS[kind], **options}
     config = peft.LoraConfig(
-        r=2, lora_alpha=4, **{"target_modules": TARGETS[kind], **options}
+        r=2, lora_alpha=4, fan_in_fan_out=kind == "gpt2", **options
     )
     torch.default_generator.manual_seed(0)
     return peft.get_peft_model(model, config)
@@ -132,11 +133,7 @@ def log_likelihoods(model, prompts, completions):
             {"use_rslora": True, "layers_to_transform": [2]},
             {"optim": "sgd", "learning_rate": 0.5, "lr_scheduler_type": "cosine"},
         ),
-        (
-            "gpt2",
-            {},
-            {"gradient_accumulation_steps": 3, "train_sampling_strategy": "sequential"},
-        ),
+        ("gpt2", {}, {"gradient_accumulation_steps": 3}),
         ("gpt2", {"layers_to_transform": [0, 2]}, {"max_steps": 7, "warmup_steps": 2}),
     ],
 )
@@ -269,10 +266,13 @@ def test_padding_on_the_left_is_left_out(tmp_path):
     assert_allclose(again, log_likelihoods(model, X, y), rtol=1e-4)
 
 
-def test_half_precision_is_said(tmp_path):
+@pytest.mark.parametrize("kind", ["bf16", "bfloat16"])
+def test_half_precision_is_said(kind, tmp_path):
     X, y = texts(N)
-    recorder, model = train(tmp_path, encoded(X, y), bf16=True)
-    with pytest.warns(FaithfulnessWarning, match=r"'bf16'.* replayed in float32"):
+    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+    model = with_adapters(build(dtype=dtype))  # which peft keeps in float32
+    recorder, model = train(tmp_path, encoded(X, y), model, bf16=kind == "bf16")
+    with pytest.warns(FaithfulnessWarning, match=f"'{kind}'.* replayed in float32"):
         lm = recorder.to_language_model(X, y, tokenizer=Tokenizer())
     ends = [
         nn.utils.parameters_to_vector(p for p in one.parameters() if p.requires_grad)
@@ -283,8 +283,7 @@ def test_half_precision_is_said(tmp_path):
 
 def test_rows_in_no_step_are_named(tmp_path):
     X, y = texts(N)
-    options = {"max_steps": 2, "train_sampling_strategy": "sequential"}
-    recorder, _ = train(tmp_path, encoded(X, y), **options)
+    recorder, _ = train(tmp_path, encoded(X, y), max_steps=2)
     with pytest.warns(FaithfulnessWarning, match=r"7 of the 13 rows"):
         recorder.to_language_model(X, y, tokenizer=Tokenizer())
 
@@ -487,6 +486,30 @@ class MeanOfTexts(transformers.Trainer):
             logits.transpose(1, 2), labels, reduction="none"
         )
         return (losses.sum(dim=1) / (labels != -100).sum(dim=1)).mean()
+
+
+class OfItsBase(transformers.Trainer):
+    def compute_loss(self, model, inputs, **kwargs):
+        return model.get_base_model()(**inputs).loss
+
+
+def test_a_model_that_is_not_called_is_an_error(tmp_path):
+    with pytest.raises(TrajectoryError, match=r"Step 1 called no forward pass"):
+        train(tmp_path, encoded(*texts(N)), trainer=OfItsBase)
+
+
+def test_a_loss_of_ones_own_that_is_the_same(tmp_path):
+    def loss(outputs, labels, num_items_in_batch):
+        logits, labels = outputs.logits[:, :-1], labels[:, 1:]
+        losses = nn.functional.cross_entropy(logits.transpose(1, 2), labels)
+        return losses * (labels != -100).sum() / num_items_in_batch
+
+    X, y = texts(N)
+    options = {"compute_loss_func": loss, "gradient_accumulation_steps": 2}
+    recorder, model = train(tmp_path, encoded(X, y), **options)
+    lm = recorder.to_language_model(X, y, tokenizer=Tokenizer())
+    again = clone(lm).fit(X, y).log_likelihood(X, y)
+    assert_allclose(again, log_likelihoods(model, X, y), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -77,9 +77,13 @@ class HuggingFaceRecorder:
 
     Examples
     --------
+    It goes among the callbacks of the Trainer:
+
+    >>> from skattrib.recording import HuggingFaceRecorder
+    >>> recorder = HuggingFaceRecorder()
+
     .. code-block:: python
 
-        recorder = HuggingFaceRecorder()
         trainer = Trainer(peft_model, args, train_dataset=rows, callbacks=[recorder])
         trainer.train()
         lm = recorder.to_language_model(prompts, completions, tokenizer=tokenizer)
@@ -145,6 +149,32 @@ class HuggingFaceRecorder:
             model.register_forward_pre_hook(self._enter, with_kwargs=True),
             model.register_forward_hook(self._leave, with_kwargs=True),
         ]
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        """Raise if what a step learns from was not seen.
+
+        Parameters
+        ----------
+        args : transformers.TrainingArguments
+            Of the Trainer.
+        state : transformers.TrainerState
+            Of no use here.
+        control : transformers.TrainerControl
+            Of no use here.
+        **kwargs : dict
+            Of no use here.
+
+        Raises
+        ------
+        TrajectoryError
+            If the step called no forward pass of the model.
+        """
+        if not self._parts:
+            raise TrajectoryError(
+                f"Step {len(self._losses) + 1} called no forward pass of the model as "
+                "a whole, where its rows are seen: compute_loss must call the model "
+                "that it is given, model(**inputs), not parts of it."
+            )
 
     def on_step_end(self, args, state, control, **kwargs):
         """Note the loss of a step.
@@ -279,8 +309,9 @@ class HuggingFaceRecorder:
         Warns
         -----
         FaithfulnessWarning
-            If some rows are in no step, or the run was in bf16 or of a model in half
-            precision: how far from it the replay ends.
+            If some rows are in no step; if the run was in bf16 or of a model in half
+            precision, how far from it the replay ends; and if rounding may have led it
+            elsewhere.
         """
         run = self._finished()
         X, y = check_completions(prompts, completions)

@@ -22,6 +22,8 @@ _SAME_NORM = 1e-3
 # the loop did, also in mixed precision; and of a later one, that of its predecessor
 # being right, where rounding alone does not come to that.
 _SAME_LOSS, _SAME_IN_MIXED, _JUMP = 1e-3, 0.05, 0.01
+# Ends of a replay, as shares of the distance moved, that no rounding comes to.
+_FAR = 1e-2
 # Outputs of a replay in another precision, as a share of how rows differ in them.
 _STRETCH, _FEW_ROWS = 0.1, 1000
 
@@ -71,8 +73,8 @@ class Run:
     precision : str or None
         Mixed precision of the loop.
     causes : str, default=""
-        What to do about a replay that is another run, which then is an error. Empty:
-        another end is warned of.
+        What to do about a replay that is another run, which then is an error, where
+        rounding does not explain it. Empty: another end is warned of.
     """
 
     module: nn.Module
@@ -138,26 +140,27 @@ def _take_end(estimator, run, X, y):
         )
     if error:
         _complain(
-            run,
             f"Replaying the recording misses the weights of the loop by {error:.1e} of "
             "the distance that training moved them: what is attributed is another run."
             f"{norms}",
-            CAUSES,
+            run.causes or CAUSES,
+            bool(run.causes) and error > _FAR,
         )
-    elif abs(scale - 1.0) > _SAME_NORM:
+    if (not error or run.causes) and abs(scale - 1.0) > _SAME_NORM:
         # Adam takes the same steps, but a row left out does something else
         _complain(
-            run,
             "The recording is replayed, but its loss is another than the mean over a "
             f"step's rows: what a row's weight does differs.{norms}",
-            "Use reduction='mean', and 0.5 * MSELoss for numbers, or pass loss=.",
+            run.causes
+            or "Use reduction='mean', and 0.5 * MSELoss for numbers, or pass loss=.",
+            bool(run.causes),
         )
 
 
-def _complain(run, message, cure):
+def _complain(message, cure, refuse):
     """Say that a replay is another run than the recorded one."""
-    if run.causes:
-        raise TrajectoryError(f"{message} {run.causes}")
+    if refuse:
+        raise TrajectoryError(f"{message} {cure}")
     warnings.warn(f"{message} {cure}", FaithfulnessWarning, stacklevel=5)
 
 

@@ -1,5 +1,6 @@
 """Record your own training loop; the code is in `skattrib.models`."""
 
+from skattrib.models.language._hugging_face_recorder import HuggingFaceRecorder
 from skattrib.models.recording import (
     LightningRecorder,
     SkorchRecorder,
@@ -8,6 +9,7 @@ from skattrib.models.recording import (
 )
 
 __all__ = [
+    "HuggingFaceRecorder",
     "LightningRecorder",
     "SkorchRecorder",
     "TrainingRecording",

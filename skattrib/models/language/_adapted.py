@@ -126,7 +126,8 @@ def with_draws(module: CompletionLosses, X: Tensor, n_draws: int, seed: int) -> 
             probabilities = logits.double().softmax(dim=1).cpu()
             for i, text in enumerate(X[part]):
                 # by its tokens: the same whichever other rows there are
-                own = zlib.crc32(text[:2].long().cpu().numpy().tobytes())
+                end = int((text[1].long() != NOTHING).nonzero().max()) + 1
+                own = zlib.crc32(text[:2, :end].long().cpu().numpy().tobytes())
                 generator = torch.Generator().manual_seed((seed << 32 | own) % 2**63)
                 of_text = row.cpu() == i
                 found = torch.multinomial(
@@ -137,6 +138,39 @@ def with_draws(module: CompletionLosses, X: Tensor, n_draws: int, seed: int) -> 
                 )
                 drawn[part][i][:, place[row == i]] = found.T.to(X)
     return torch.cat([X[:, :2], drawn], dim=1)
+
+
+def completion_losses(built: nn.Module, loaded: Any, first: int) -> CompletionLosses:
+    """Return the module of a model that is trained from one of its blocks on.
+
+    Parameters
+    ----------
+    built : nn.Module
+        Changed: it loses the blocks below, if what enters that one can be kept.
+    loaded : LoadedModel
+        The same model, as far as nothing of it is trained.
+    first : int
+        Number of the block.
+    """
+    # changed meanwhile, it is another model
+    version = tuple((p._version, p.data_ptr()) for p in loaded.model.parameters())
+    if loaded.checked != version:
+        check_computed(loaded.model)
+        loaded.below.clear()
+        loaded.checked = version
+    find: Any = built.get_output_embeddings
+    body, head = body_of(built), find()
+    if first == 0:
+        return CompletionLosses(body, head, None)
+    kept, given = loaded.below, body_of(loaded.model)  # the same for all that are built
+    if first not in kept:
+        # whether a part of it does what it does is found out on a copy
+        works = above(private_copy(given), first) is not None
+        kept[first] = Below(given, first) if works else None
+    if kept[first] is None:
+        return CompletionLosses(body, head, None)
+    above(body, first)
+    return CompletionLosses(body, head, kept[first])
 
 
 @dataclass(frozen=True)
@@ -163,30 +197,12 @@ class Adapted:
         loaded = self.load()
         model = loaded.model
         check_bare(model)
-        # changed meanwhile, it is another model
-        version = tuple((p._version, p.data_ptr()) for p in model.parameters())
-        if loaded.checked != version:
-            check_computed(model)
-            loaded.below.clear()
-            loaded.checked = version
         first = self._first(find_blocks(body_of(model))[1])
         if self.trainable == "adapters":
             built = with_adapters(private_copy(model), self.adapter, first)
         else:
             built = private_copy(model, self._trained(model, first))
-        find: Any = built.get_output_embeddings
-        body, head = body_of(built), find()
-        if first == 0:
-            return CompletionLosses(body, head, None)
-        kept = loaded.below  # the same for all that are built
-        if first not in kept:
-            # whether a part of it does what it does is found out on a copy
-            works = above(private_copy(body_of(model)), first) is not None
-            kept[first] = Below(body_of(model), first) if works else None
-        if kept[first] is None:
-            return CompletionLosses(body, head, None)
-        above(body, first)
-        return CompletionLosses(body, head, kept[first])
+        return completion_losses(built, loaded, first)
 
     def device(self, _n_outputs: int) -> torch.device:
         """Return where the model is."""

@@ -104,6 +104,11 @@ class ReadsTokens:
     loss_function_: Loss
 
     @property
+    def trains_adapters(self) -> bool:
+        """Whether adapters are trained, half of which begin at zero."""
+        return bool(self.module.trainable == "adapters")
+
+    @property
     def _row_shape(self):
         """Rows of queries may be shorter or longer: there is no shape to keep."""
         return None
@@ -148,7 +153,7 @@ class TextClassifierModel(NetworkModel):
     @property
     def starts_still(self) -> bool:
         """Whether adapters are trained, half of which begin at zero."""
-        return bool(self.estimator.module.trainable == "adapters")
+        return bool(self.estimator.trains_adapters)
 
 
 class TextNetworkModel(TextClassifierModel):

@@ -68,9 +68,12 @@ class _Recorded:
             f"other data. {CAUSES}"
         )
 
+    def _own_module(self, X):
+        """Return a copy of the module, where it is trained, and rows as it takes."""
+        return as_it_takes(copy.deepcopy(self.module).to(self._device()), X)
+
     def _problem(self, X, y, random_state=None, *, check=False):
-        module = copy.deepcopy(self.module).to(self._device())
-        module, X = as_it_takes(module, as_tensor(X))
+        module, X = self._own_module(as_tensor(X))
         X = X.to(next(p for p in module.parameters() if p.requires_grad))
         targets = self._targets(y, X)
         check_module(module, X[:FEW], self.n_outputs_, self.loss_function_)

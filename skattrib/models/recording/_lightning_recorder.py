@@ -9,6 +9,7 @@ from torch import nn
 from skattrib._docstrings import fill_in
 from skattrib.engine._modules import uncompiled_copy
 from skattrib.exceptions import TrajectoryError
+from skattrib.models.recording._callbacks import with_base, written_class
 from skattrib.models.recording._estimators import (
     RecordedClassifier,
     RecordedRegressor,
@@ -111,8 +112,7 @@ class LightningRecorder:
 
     def __reduce__(self):
         """Return how to make it again: its class has no place in a module."""
-        written = type(self).__mro__[1] if type(self)._is_made else type(self)
-        return written, (self.module,), vars(self).copy()
+        return written_class(self), (self.module,), vars(self).copy()
 
     # -------------------------------------------------------------- recording
     def setup(self, trainer, pl_module, stage):
@@ -381,7 +381,6 @@ class LightningRecorder:
         return replace(run, losses=losses, precision=self._precision)
 
 
-@functools.cache
 def _as_callback(cls):
     """Return a recorder's class that is one of Lightning's callbacks, too."""
     try:
@@ -390,12 +389,7 @@ def _as_callback(cls):
         raise ImportError(
             f"{cls.__name__} needs Lightning: pip install skattrib[lightning]."
         ) from error
-    if issubclass(cls, Callback):
-        return cls
-    names = {"__qualname__": cls.__qualname__, "_is_made": True}
-    for name in ("__module__", "__doc__"):
-        names[name] = getattr(cls, name)
-    return type(cls.__name__, (cls, Callback), names)
+    return with_base(cls, Callback)
 
 
 def _check_trainer(trainer, pl_module):

@@ -22,6 +22,8 @@ _SAME_NORM = 1e-3
 # the loop did, also in mixed precision; and of a later one, that of its predecessor
 # being right, where rounding alone does not come to that.
 _SAME_LOSS, _SAME_IN_MIXED, _JUMP = 1e-3, 0.05, 0.01
+# Ends of a replay, as shares of the distance moved, that no rounding comes to.
+_FAR = 1e-2
 # Outputs of a replay in another precision, as a share of how rows differ in them.
 _STRETCH, _FEW_ROWS = 0.1, 1000
 
@@ -70,6 +72,9 @@ class Run:
         Loss of each step, where the loop told.
     precision : str or None
         Mixed precision of the loop.
+    causes : str, default=""
+        What to do about a replay that is another run, which then is an error, where
+        rounding does not explain it. Empty: another end is warned of.
     """
 
     module: nn.Module
@@ -79,6 +84,7 @@ class Run:
     first_norm: float | None = None
     losses: np.ndarray | None = None
     precision: str | None = None
+    causes: str = ""
 
 
 def repeat(run, kind, X, y, sample_weight, options):
@@ -132,24 +138,30 @@ def _take_end(estimator, run, X, y):
             f" The first gradient had norm {run.first_norm:.3g}, that of the package's "
             f"loss is {replayed:.3g}."
         )
-    if not error:
-        if abs(scale - 1.0) > _SAME_NORM:
-            # Adam takes the same steps, but a row left out does something else
-            warnings.warn(
-                "The recording is replayed, but its loss is another than the mean over "
-                f"a step's rows: what a row's weight does differs.{norms} Use "
-                "reduction='mean', and 0.5 * MSELoss for numbers, or pass loss=.",
-                FaithfulnessWarning,
-                stacklevel=4,
-            )
-        return
-    warnings.warn(
-        f"Replaying the recording misses the weights of the loop by {error:.1e} of the "
-        f"distance that training moved them: what is attributed is another run. "
-        f"{CAUSES}{norms}",
-        FaithfulnessWarning,
-        stacklevel=4,
-    )
+    if error:
+        _complain(
+            f"Replaying the recording misses the weights of the loop by {error:.1e} of "
+            "the distance that training moved them: what is attributed is another run."
+            f"{norms}",
+            run.causes or CAUSES,
+            bool(run.causes) and error > _FAR,
+        )
+    if (not error or run.causes) and abs(scale - 1.0) > _SAME_NORM:
+        # Adam takes the same steps, but a row left out does something else
+        _complain(
+            "The recording is replayed, but its loss is another than the mean over a "
+            f"step's rows: what a row's weight does differs.{norms}",
+            run.causes
+            or "Use reduction='mean', and 0.5 * MSELoss for numbers, or pass loss=.",
+            bool(run.causes),
+        )
+
+
+def _complain(message, cure, refuse):
+    """Say that a replay is another run than the recorded one."""
+    if refuse:
+        raise TrajectoryError(f"{message} {cure}")
+    warnings.warn(f"{message} {cure}", FaithfulnessWarning, stacklevel=5)
 
 
 def _take_rounded_end(model, X, end, run):
@@ -167,8 +179,8 @@ def _take_rounded_end(model, X, end, run):
     )
     if not share <= _STRETCH:
         raise TrajectoryError(
-            f"{said}, which is another run. Train with precision='32-true' to "
-            "attribute the training."
+            f"{said}, which is another run. Train with precision='32-true' (Lightning) "
+            "or bf16=False (transformers) to attribute the training."
         )
     warnings.warn(f"{said}.", FaithfulnessWarning, stacklevel=5)
 
@@ -185,12 +197,15 @@ def _check_losses(run, replayed):
         step = jumps[0]
     else:
         return
+    cure = (
+        "the loss is no mean over rows of loss=, of the module's outputs and the "
+        "targets. Pass the loss as loss= (as nn.CrossEntropyLoss(weight=...)), weights "
+        "of rows as sample_weight=; a term besides it, augmented rows, or mixed ones, "
+        "cannot be repeated."
+    )
     raise TrajectoryError(
         f"The loss of step {step + 1} was {run.losses[step]:.6g}, and that of the "
-        f"replay is {replayed[step]:.6g}: the loss is no mean over rows of loss=, of "
-        "the module's outputs and the targets. Pass the loss as loss= (as "
-        "nn.CrossEntropyLoss(weight=...)), weights of rows as sample_weight=; a term "
-        "besides it, augmented rows, or mixed ones, cannot be repeated."
+        f"replay is {replayed[step]:.6g}: {run.causes or cure}"
     )
 
 

@@ -179,9 +179,8 @@ def test_what_cannot_be_trained_is_refused():
         classifier().fit(np.zeros((12, 2)), y)
     with pytest.raises(ValueError, match=r"max_length=30 is more than the 24 tokens"):
         classifier(max_length=30).fit(X, y)
-    bare = classifier().set_params(
-        tokenizer=lambda texts, **_: {"input_ids": [[]] * 12}
-    )
+    nothing = {"input_ids": [[]] * 12}
+    bare = classifier().set_params(tokenizer=lambda texts, **_: nothing)
     with pytest.raises(ValueError, match=r"X\[0\] is '.*': it has no tokens"):
         bare.fit(X, y)
     with pytest.raises(ValueError, match=r"linear layers are \['dense', 'key'"):

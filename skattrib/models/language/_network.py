@@ -119,7 +119,10 @@ class ReadsTokens:
 
     def _device(self) -> torch.device:
         """Return where the model is that is built upon."""
-        return self.module.device(self.n_outputs_)
+        if isinstance(self.module, nn.Module):  # of a recorded run
+            return next(self.module.parameters()).device
+        place: torch.device = self.module.device(self.n_outputs_)
+        return place
 
     def _build_module(self, X: Tensor, seed: int) -> nn.Module:
         n_outputs = self.n_outputs_

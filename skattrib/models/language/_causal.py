@@ -12,15 +12,22 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from skattrib._docstrings import fill_in
 from skattrib._progress import tqdm
 from skattrib._validation import check_completions
 from skattrib.engine._functional import chunks
 from skattrib.engine._last_layer import Tokens
-from skattrib.models.language._fine_tuning import CONSTRAINTS, FineTuned, clone_sharing
+from skattrib.models.language._fine_tuning import (
+    CONSTRAINTS,
+    TUNING_DOCS,
+    FineTuned,
+    clone_sharing,
+)
 from skattrib.models.language._model import load
 from skattrib.models.language._tokens import windows
 
 
+@fill_in(TUNING_DOCS)
 class CausalLanguageModel(FineTuned, BaseEstimator):
     """A causal language model, as an estimator of completions of prompts.
 
@@ -73,22 +80,7 @@ class CausalLanguageModel(FineTuned, BaseEstimator):
         Whether the loss of a batch is the mean over its texts, of the mean over the
         tokens of each, or the mean over all its tokens, as the trainers of Hugging Face
         have it: then long completions count more.
-    optimizer : str or Optimizer, default="adamw"
-        As in `TorchClassifier`, and so the next four.
-    learning_rate : float, default=1e-3
-        Step size, before the schedule.
-    schedule : str or callable, default="linear_warmup"
-        Factor on it by step.
-    clip_norm : float or None, default=1.0
-        Longest gradient of a step.
-    weight_decay : float, default=0.0
-        Of the optimizer.
-    train_batch_size : int, default=8
-        Texts in a step.
-    max_epochs : int, default=3
-        Passes over the texts.
-    record : {"recipe", "checkpoints", "states"}, default="recipe"
-        What is kept of the training, as in `TorchClassifier`.
+    %(training)s
     random_state : int, RandomState instance or None, default=None
         Seeds adapters, order and dropout.
 

@@ -10,15 +10,22 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from skattrib._docstrings import fill_in
 from skattrib._validation import check_texts, check_y, unchanged_on_error
 from skattrib.models._reading import ReadsTexts
 from skattrib.models.language._adapted import AdaptedClassifier
 from skattrib.models.language._blocks import body_of
-from skattrib.models.language._fine_tuning import CONSTRAINTS, SHARED, clone_sharing
+from skattrib.models.language._fine_tuning import (
+    CONSTRAINTS,
+    SHARED,
+    TUNING_DOCS,
+    clone_sharing,
+)
 from skattrib.models.language._model import context_of, read_classifier
 from skattrib.models.language._network import TextClassifier
 
 
+@fill_in(TUNING_DOCS)
 class SequenceClassifier(ReadsTexts, ClassifierMixin, BaseEstimator):
     """A classifier of texts, fine-tuned from a language model and recorded.
 
@@ -43,22 +50,7 @@ class SequenceClassifier(ReadsTexts, ClassifierMixin, BaseEstimator):
         Tokens that are read of a text, from its beginning; None is the model's context.
     class_weight : dict, "balanced" or None, default=None
         As in `TorchClassifier`.
-    optimizer : str or Optimizer, default="adamw"
-        As in `TorchClassifier`, and so the next four.
-    learning_rate : float, default=1e-3
-        Step size, before the schedule.
-    schedule : str or callable, default="linear_warmup"
-        Factor on it by step.
-    clip_norm : float or None, default=1.0
-        Longest gradient of a step.
-    weight_decay : float, default=0.0
-        Of the optimizer.
-    train_batch_size : int, default=8
-        Texts in a step.
-    max_epochs : int, default=3
-        Passes over the texts.
-    record : {"recipe", "checkpoints", "states"}, default="recipe"
-        What is kept of the training, as in `TorchClassifier`.
+    %(training)s
     random_state : int, RandomState instance or None, default=None
         Seeds adapters, new layers of the classes, order and dropout of adapters.
     verbose : int, default=0

@@ -16,6 +16,27 @@ from skattrib.models.language._adapted import Adapted
 from skattrib.models.language._encoding import encoded, one_by_one
 from skattrib.models.language._network import CompletionLoss, TextNetwork
 
+#: What their docstrings have in common.
+TUNING_DOCS = {
+    "training": """
+    optimizer : str or Optimizer, default="adamw"
+        As in `TorchClassifier`, and so the next four.
+    learning_rate : float, default=1e-3
+        Step size, before the schedule.
+    schedule : str or callable, default="linear_warmup"
+        Factor on it by step.
+    clip_norm : float or None, default=1.0
+        Longest gradient of a step.
+    weight_decay : float, default=0.0
+        Of the optimizer.
+    train_batch_size : int, default=8
+        Texts in a step.
+    max_epochs : int, default=3
+        Passes over the texts.
+    record : {"recipe", "checkpoints", "states"}, default="recipe"
+        What is kept of the training, as in `TorchClassifier`.
+    """,
+}
 #: What parameters of estimators that are fine-tuned may be.
 CONSTRAINTS: dict = {
     "adapter": [Mapping, HasMethods("to_dict"), None],

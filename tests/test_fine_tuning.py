@@ -409,6 +409,9 @@ def test_the_tangent_ranks_retrained_models(case):
     found = dual.attribute(*queries)
     assert lds_score(truth, weights @ found.T) > 0.6
     assert dual.diagnose(*queries).step_linearity < 0.5
+    short = dual.attribute(["cat"], [" sun"])
+    both = dual.attribute(["cat", "cat dog sun"], [" sun", " ink owl map sea"])
+    np.testing.assert_allclose(both[:1], short, atol=1e-5 * np.abs(short).max())
     own = dual.self_attribution()
     few = dual.attribute(*(texts[:5] for texts in rows))
     np.testing.assert_allclose(own[:5], few.diagonal(), rtol=1e-3, atol=1e-6)

@@ -53,6 +53,12 @@ class LayerGradients:
         """Return the factors in float64."""
         return LayerGradients(self.names, self.inputs.double(), self.signals.double())
 
+    @property
+    def is_long(self) -> bool:
+        """Whether the gradients themselves have fewer numbers than their factors."""
+        (_, C, positions, o), k = self.signals.shape, self.inputs.shape[2]
+        return positions > 1 and C * o * k < positions * (k + C * o)
+
     def explicit(self, outputs: slice = slice(None)) -> Tensor:
         """Return gradients (n, C, o', k) for some of the layer's outputs."""
         signals = self.signals[..., outputs]

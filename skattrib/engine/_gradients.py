@@ -9,6 +9,7 @@ other layers are stored explicitly.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -107,6 +108,18 @@ class RowGradients:
         rest = {name: value[rows] for name, value in self.rest.items()}
         n = len(layers[0].inputs if layers else next(iter(rest.values())))
         return RowGradients(self, layers, rest, (n, self.shape[1]), self.scale)
+
+    def without_factors(self, names: Iterable[str]) -> RowGradients:
+        """Return the gradients with those in named parameters explicit."""
+        wanted = set(names)
+        moved = [layer for layer in self.layers if not wanted.isdisjoint(layer.names)]
+        if not moved:
+            return self
+        rest = dict(self.rest)
+        for layer in moved:
+            rest |= layer.to_columns(layer.explicit())
+        layers = [layer for layer in self.layers if wanted.isdisjoint(layer.names)]
+        return RowGradients(self, layers, rest, self.shape, self.scale)
 
     def double(self) -> RowGradients:
         """Return the gradients in float64."""
@@ -214,7 +227,8 @@ def row_gradients(
     """Return outputs (n, C) and the factored gradients of each in the parameters.
 
     The module's present parameters are used. Gradients in a Linear or Conv2d layer
-    that is called once are stored as factors, all others explicitly. With
+    that is called once are stored as factors, unless it has so many positions that they
+    are longer, all others explicitly. With
     ``memory_bytes``, rows are processed in pieces whose temporaries fit part of it.
     """
     # a copy of the layers: hooks are added, and parameters replaced
@@ -303,7 +317,10 @@ def _gradients_of_rows(
     covered = {name for layer in layers for name in layer.names}
     names = tuple(name for name in model.names if name not in covered)
     rest = _explicit_gradients(model, module, X, names, reference)
-    return _Piece(outputs, layers, rest)
+    for layer in layers:
+        if layer.is_long:
+            rest |= layer.to_columns(layer.explicit())
+    return _Piece(outputs, [layer for layer in layers if not layer.is_long], rest)
 
 
 def _explicit_gradients(

@@ -17,6 +17,8 @@ def kernel_block(
     left: RowGradients, right: RowGradients, memory_bytes: float
 ) -> Tensor:
     """Return J₁J₂ᵀ (n₁·C₁, n₂·C₂) of rows whose columns have the same scale."""
+    # rows with fewer positions may have factors where the others have none
+    left, right = left.without_factors(right.rest), right.without_factors(left.rest)
     (n1, C1), (n2, C2) = left.shape, right.shape
     block = left.like.new_zeros(n1, C1, n2, C2)
     for one, two, scale in zip(

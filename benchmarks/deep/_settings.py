@@ -119,10 +119,19 @@ SETTINGS = {
     "64x64, lr .003": Setting("digits", perceptron(64, 64), 3e-3, removed=True),
     "64x64": Setting("digits", perceptron(64, 64), removed=True),
     "64x64, seed 1": Setting("digits", perceptron(64, 64), options={"random_state": 1}),
+    "64x64, lr .003, seed 1": Setting(
+        "digits", perceptron(64, 64), 3e-3, options={"random_state": 1}
+    ),
     "64x64x64": Setting("digits", perceptron(64, 64, 64)),
     "32, dropout .2": Setting("digits", perceptron(32, dropout=0.2)),
+    "32, dropout .2, seed 1": Setting(
+        "digits", perceptron(32, dropout=0.2), options={"random_state": 1}
+    ),
     "32, dropout .5": Setting("digits", perceptron(32, dropout=0.5)),
     "32, batch norm": Setting("digits", perceptron(32, norm="batch"), removed=True),
+    "32, batch norm, seed 1": Setting(
+        "digits", perceptron(32, norm="batch"), options={"random_state": 1}
+    ),
     "32, layer norm": Setting("digits", perceptron(32, norm="layer")),
     "diabetes 64x64": Setting("diabetes", perceptron(64, 64), n_rows=350),
     "churn 64x64": Setting("churn", perceptron(64, 64)),

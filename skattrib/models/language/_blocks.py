@@ -6,7 +6,7 @@ import copy
 import threading
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -192,14 +192,14 @@ def check_computed(model: nn.Module) -> None:
         If there is something between the two, or the model looks elsewhere.
     """
     tried = private_copy(model)
-    ids, find = _tried(tried), tried.get_output_embeddings
+    ids, find = _tried(tried), cast(Any, tried.get_output_embeddings)
     name, same = type(model).__name__, False
     reason = "it computes logits otherwise than by its head on its last hidden states"
     try:
         with torch.no_grad():
             out = tried(input_ids=ids, use_cache=False)
             wanted = out[0] if isinstance(out, tuple) else out.logits
-            found = find()(run_body(body_of(tried), ids))  # type: ignore[operator]
+            found = find()(run_body(body_of(tried), ids))
         near = 1e-3 * float(wanted.std())
         same = torch.allclose(found, wanted, rtol=1e-3, atol=near)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
@@ -269,7 +269,7 @@ def above(body: nn.Module, first: int) -> nn.Module | None:
 
 def _without_positions(body: nn.Module) -> None:
     """Take embeddings of positions away, which hidden states have had added."""
-    words = body.get_input_embeddings()  # type: ignore[operator]
+    words = cast(Any, body.get_input_embeddings)()
     for name, layer in body.named_children():
         if isinstance(layer, nn.Embedding) and layer is not words:
             setattr(body, name, _Nothing(layer.embedding_dim))

@@ -21,7 +21,6 @@ from skattrib.models.language._fine_tuning import (
     CONSTRAINTS,
     TUNING_DOCS,
     FineTuned,
-    clone_sharing,
 )
 from skattrib.models.language._model import load
 from skattrib.models.language._tokens import windows
@@ -249,13 +248,6 @@ class CausalLanguageModel(FineTuned, BaseEstimator):
         unread |= set() if self.__sklearn_is_fitted__() else {"trajectory_"}
         names = set(object.__dir__(self)) - unread
         return [name for name in names if hasattr(self, name)]
-
-    def __sklearn_clone__(self):
-        return clone_sharing(self)
-
-    def __getstate__(self):
-        state = super().__getstate__()
-        return {name: value for name, value in state.items() if name != "_held"}
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

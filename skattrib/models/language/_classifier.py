@@ -19,14 +19,14 @@ from skattrib.models.language._fine_tuning import (
     CONSTRAINTS,
     SHARED,
     TUNING_DOCS,
-    clone_sharing,
+    SharesModel,
 )
 from skattrib.models.language._model import context_of, read_classifier
 from skattrib.models.language._network import TextClassifier
 
 
 @fill_in(TUNING_DOCS)
-class SequenceClassifier(ReadsTexts, ClassifierMixin, BaseEstimator):
+class SequenceClassifier(SharesModel, ReadsTexts, ClassifierMixin, BaseEstimator):
     """A classifier of texts, fine-tuned from a language model and recorded.
 
     Attributors take it as they take a `TorchClassifier`, with texts for rows.
@@ -169,13 +169,6 @@ class SequenceClassifier(ReadsTexts, ClassifierMixin, BaseEstimator):
 
     def __sklearn_is_fitted__(self):
         return hasattr(vars(self).get("network_"), "module_")
-
-    def __sklearn_clone__(self):
-        return clone_sharing(self)
-
-    def __getstate__(self):
-        state = super().__getstate__()
-        return {name: value for name, value in state.items() if name != "_held"}
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

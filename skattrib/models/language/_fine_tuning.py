@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from skattrib._validation import float_dtype, unchanged_on_error
+from skattrib._validation import unchanged_on_error
 from skattrib.engine._optimizers import OPTIMIZERS, Optimizer
 from skattrib.engine._trajectory import SCHEDULES
 from skattrib.models._reading import ReadsTexts
@@ -67,25 +67,32 @@ SHARED = (
 )
 
 
-def clone_sharing(estimator):
-    """Return a clone that shares model and tokenizer with an estimator.
+class SharesModel:
+    """Methods of an estimator whose clones share model and tokenizer, once read.
 
-    What is trained is a copy: another one of all weights would have no use.
+    What is trained is a copy: another one of all weights would have no use. What was
+    read, ``_held``, is not in pickles.
     """
-    shared = {"model", "tokenizer"}
-    params = {
-        name: value if name in shared else clone(value, safe=False)
-        for name, value in estimator.get_params(deep=False).items()
-    }
-    other = type(estimator)(**params)
-    for name in ("_held", "_metadata_request", "_sklearn_output_config"):
-        if name in vars(estimator):
-            value = vars(estimator)[name]
-            setattr(other, name, value if name == "_held" else copy.deepcopy(value))
-    return other
+
+    def __sklearn_clone__(self):
+        shared = {"model", "tokenizer"}
+        params = {
+            name: value if name in shared else clone(value, safe=False)
+            for name, value in self.get_params(deep=False).items()
+        }
+        other = type(self)(**params)
+        for name in ("_held", "_metadata_request", "_sklearn_output_config"):
+            if name in vars(self):
+                value = vars(self)[name]
+                setattr(other, name, value if name == "_held" else copy.deepcopy(value))
+        return other
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_held"}
 
 
-class FineTuned(ReadsTexts):
+class FineTuned(SharesModel, ReadsTexts):
     """Methods of a `CausalLanguageModel` that is trained on completions of prompts.
 
     It has the parameters `SHARED` and those that are read here, and ``_load``.
@@ -137,5 +144,4 @@ class FineTuned(ReadsTexts):
 
     def _log_likelihoods(self, X, y):
         rows, counts = self._tokenised(X, y)
-        losses = self.network_.predict(rows).astype(float_dtype(counts))
-        return -counts * losses
+        return -counts * self.network_.predict(rows)

@@ -146,9 +146,11 @@ ATTRIBUTOR_DOCS = {
     "fit_rows": """
     X : array-like of shape (n_samples, n_features) or (n_samples, ...)
         Training rows. A network with a `module` takes rows of any shape; a map-style
-        Dataset of torch brings its targets, here and in queries.
+        Dataset of torch brings its targets, here and in queries. Of a Dataset of
+        Hugging Face the rows are the column "prompt" or "text".
     y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
-        Their targets; None only with a Dataset.
+        Their targets; None only with a Dataset of torch. Of a Dataset of Hugging Face
+        the name of their column.
     tasks : array-like of shape (n_samples,) or None, default=None
         Unit of each row, for example its source; None makes every row a unit.
     """,

@@ -216,12 +216,12 @@ def retrain_outcomes(
 
 def _checked_data(estimator: Any, *data: Any) -> Any:
     """Return training rows and queries, and their targets, as far as all can use."""
-    if as_model(estimator).takes_texts:
-        return data
-    if takes_completions(estimator):
-        return *check_completions(*data[:2]), *check_completions(*data[2:])
     X, y = opened(*data[:2])
     X_query, y_query = opened(*data[2:])
+    if as_model(estimator).takes_texts:
+        return X, y, X_query, y_query
+    if takes_completions(estimator):
+        return *check_completions(X, y), *check_completions(X_query, y_query)
     return *check_rows(X, y, "X", "y"), *check_rows(
         X_query, y_query, "X_query", "y_query"
     )

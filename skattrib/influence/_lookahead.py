@@ -169,6 +169,7 @@ def lookahead_training(
     reader = None
     if Parts(estimator).reader is not None and not as_model(estimator).frozen:
         reader = Parts(clone(estimator))
+        (X, y), (X_val, y_val) = opened(X, y), opened(X_val, y_val)
         if takes_completions(estimator):
             X, y = check_completions(X, y)
             X_val, y_val = check_completions(X_val, y_val)
@@ -180,7 +181,9 @@ def lookahead_training(
     recipe = problem.recipe
     everything = np.arange(len(problem.X))
     batches = recipe.batches or [everything] * recipe.n_steps
-    _check_batches(batches, weights.cpu().numpy(), drop, problem.X.element_size())
+    size = "batch_size" if reader is None else "train_batch_size"
+    weighted, n_bytes = weights.cpu().numpy(), problem.X.element_size()
+    _check_batches(batches, weighted, drop, n_bytes, size)
     check_differentiable(problem.model, problem.loss, problem.X, problem.targets)
     run = _Run(model, problem, weights, validation, batches, drop, dynamics)
     length = recipe.n_steps if horizon == "run" else horizon
@@ -276,14 +279,14 @@ def _check_validation(model, X_val, y_val, problem):
     return X_val, as_model(model).targets(y_val, X_val)
 
 
-def _check_batches(batches, weights, drop, itemsize):
+def _check_batches(batches, weights, drop, itemsize, size):
     """Raise unless something can be left out, and its record fits the memory."""
     largest = max(int((weights[rows] > 0).sum()) for rows in batches)
     if drop and not _quota(drop, largest):
         raise ValueError(
             f"drop={drop} of a minibatch of {largest} weighted rows is less than one "
             "row, or all there are: nothing could be left out. Raise drop, or "
-            f"batch_size to at least {max(2, ceil(1 / drop))}."
+            f"{size} to at least {max(2, ceil(1 / drop))}."
         )
     n_entries = sum(map(len, batches))
     needed = n_entries * (2 * np.intp(0).itemsize + itemsize + 1)

@@ -1,5 +1,6 @@
-"""Data sets of torch, which bring rows and targets together, as two arrays."""
+"""Data sets of torch and of Hugging Face: their rows and targets, as two arrays."""
 
+import sys
 from typing import NoReturn
 
 import numpy as np
@@ -12,6 +13,8 @@ from skattrib.engine._modules import seeded
 
 # Items that are read twice.
 _N_TWICE = 8
+# Columns that hold rows, in data sets of texts.
+_PROMPT, _TEXT = "prompt", "text"
 
 
 def opened(X, y=None):
@@ -19,16 +22,19 @@ def opened(X, y=None):
 
     Parameters
     ----------
-    X : array-like or torch.utils.data.Dataset
-    y : array-like or None
-        With targets, a Dataset is left as it is: `validate_data` refuses it.
+    X : array-like, torch.utils.data.Dataset or datasets.Dataset
+    y : array-like, str or None
+        Of a Dataset of Hugging Face, the name of a column. With targets, a Dataset of
+        torch is left as it is: `validate_data` refuses it.
 
     Raises
     ------
     ValueError
         If a Dataset has no length, items that are no pairs or differ in shape, or is
-        random.
+        random; or has no such columns.
     """
+    if _of_hugging_face(X):
+        return _columns(X, y)
     if isinstance(X, DataLoader) and y is None:
         raise ValueError(
             "X is a DataLoader of torch, which orders rows and makes batches, as the "
@@ -58,6 +64,66 @@ def with_targets(X, y, method):
             "Dataset of torch brings its targets."
         )
     return X, y
+
+
+def _of_hugging_face(X):
+    """Whether this is a Dataset, or several, of the package datasets."""
+    package = sys.modules.get("datasets")  # without it there is none
+    names = "Dataset", "DatasetDict", "IterableDataset", "IterableDatasetDict"
+    kinds = tuple(kind for name in names if (kind := getattr(package, name, None)))
+    return isinstance(X, kinds)
+
+
+def _columns(dataset, y):
+    """Return the rows of a Dataset of Hugging Face, None if it has none, and targets.
+
+    ``y`` is the name of a column, or what goes with the rows.
+    """
+    kind = type(dataset).__name__
+    if isinstance(dataset, dict):
+        raise ValueError(
+            f"X is a {kind}, which holds several data sets: pass one of "
+            f"{sorted(map(str, dataset))}, such as X[{min(map(str, dataset))!r}]."
+        )
+    if not hasattr(dataset, "__len__"):
+        raise ValueError(
+            f"X is an {kind}, which has no length: rows are attributed one by one. "
+            "Read it: datasets.Dataset.from_list(list(X))."
+        )
+    names = dataset.column_names
+    if not isinstance(y, str):
+        return _column(dataset, _row_column(names, None)), y
+    if y not in names:
+        raise ValueError(
+            f"y={y!r} is no column of X, a Dataset with the columns {names}."
+        )
+    # completions without prompts
+    rows = None if len(names) == 1 else _column(dataset, _row_column(names, y))
+    return rows, _column(dataset, y)
+
+
+def _row_column(names, target):
+    """Return the name of the column that holds the rows."""
+    found = [name for name in (_PROMPT, _TEXT) if name in names and name != target]
+    if len(found) == 1:
+        return found[0]
+    problem = "both" if found else "neither"
+    raise ValueError(
+        f"X is a Dataset with the columns {names}: its rows are those of the column "
+        f"{_PROMPT!r} or {_TEXT!r}, and it has {problem}. Select and rename columns, "
+        "or pass them: X['question'], X['answer'] in the place of X and y; and None "
+        "for X where completions have no prompts."
+    )
+
+
+def _column(dataset, name):
+    """Return a column as an array (n,)."""
+    values = list(dataset[name])
+    if all(isinstance(value, bool | int | float) for value in values):
+        return np.array(values)
+    found = np.empty(len(values), dtype=object)
+    found[:] = values
+    return found
 
 
 def _tensors(dataset):
@@ -149,9 +215,9 @@ class ScoresDatasets:
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, ...)
-            Rows; or a Dataset of torch, which brings the targets.
+            Rows; or a Dataset, as in ``fit``.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
-            Their targets; None only with a Dataset.
+            Their targets; None only with a Dataset of torch.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Weights of the rows.
 

@@ -108,7 +108,13 @@ class TextSource:
 
     def settings(self):
         """Return further settings on which an index depends: those of the tokenizer."""
-        words = self._model.tokenizer_.get_vocab()
+        tokenizer = self._model.tokenizer_
+        if not hasattr(tokenizer, "get_vocab"):
+            raise ValueError(
+                f"tokenizer={tokenizer!r} has no get_vocab(), a dict of words and "
+                "their numbers, by which an index knows its tokenizer: add it."
+            )
+        words = tokenizer.get_vocab()
         return {
             "add_bos": bool(self._model.add_bos),
             "max_length": self._model._length(),

@@ -17,6 +17,7 @@ from skattrib._progress import tqdm
 from skattrib._validation import check_completions
 from skattrib.engine._functional import chunks
 from skattrib.engine._last_layer import Tokens
+from skattrib.models._datasets import opened
 from skattrib.models.language._fine_tuning import (
     CONSTRAINTS,
     TUNING_DOCS,
@@ -264,10 +265,10 @@ class CausalLanguageModel(FineTuned, BaseEstimator):
 
         Parameters
         ----------
-        X : sequence of str or None, of length n_samples; or None
-            Prompts. None is no prompt.
-        y : sequence of str, of length n_samples
-            Completions.
+        X : sequence of str or None, of length n_samples; None; or datasets.Dataset
+            Prompts. None is no prompt. Of a Dataset, the column "prompt" or "text".
+        y : sequence of str, of length n_samples; or str
+            Completions; or their column in the Dataset.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Multiplier of each row's loss, if it is trained.
 
@@ -290,7 +291,7 @@ class CausalLanguageModel(FineTuned, BaseEstimator):
         UserWarning
             If texts are longer than `max_length`.
         """
-        X, y = check_completions(X, y)
+        X, y = check_completions(*opened(X, y))
         if self.trains:
             return self._train(X, y, sample_weight)
         if sample_weight is not None:
@@ -319,7 +320,7 @@ class CausalLanguageModel(FineTuned, BaseEstimator):
         if not self.trains:
             raise ValueError("score is of a model that is trained: set trainable.")
         check_is_fitted(self)
-        rows, _ = self._tokenised(*check_completions(X, y))
+        rows, _ = self._tokenised(*check_completions(*opened(X, y)))
         return float(-np.mean(self.network_.predict(rows)))
 
     def log_likelihood(self, X, y):
@@ -342,7 +343,7 @@ class CausalLanguageModel(FineTuned, BaseEstimator):
         ValueError
             As `fit`.
         """
-        X, y = check_completions(X, y)
+        X, y = check_completions(*opened(X, y))
         if self.trains:
             check_is_fitted(self)
             return self._log_likelihoods(X, y)

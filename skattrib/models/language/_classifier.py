@@ -12,6 +12,7 @@ from torch import nn
 
 from skattrib._docstrings import fill_in
 from skattrib._validation import check_texts, check_y, unchanged_on_error
+from skattrib.models._datasets import ScoresDatasets, opened, rows_of
 from skattrib.models._reading import ReadsTexts
 from skattrib.models.language._adapted import AdaptedClassifier
 from skattrib.models.language._blocks import body_of
@@ -26,7 +27,9 @@ from skattrib.models.language._network import TextClassifier
 
 
 @fill_in(TUNING_DOCS)
-class SequenceClassifier(SharesModel, ReadsTexts, ClassifierMixin, BaseEstimator):
+class SequenceClassifier(
+    SharesModel, ReadsTexts, ScoresDatasets, ClassifierMixin, BaseEstimator
+):
     """A classifier of texts, fine-tuned from a language model and recorded.
 
     Attributors take it as they take a `TorchClassifier`, with texts for rows.
@@ -223,10 +226,10 @@ class SequenceClassifier(SharesModel, ReadsTexts, ClassifierMixin, BaseEstimator
 
         Parameters
         ----------
-        X : sequence of str, of length n_samples
-            Texts.
-        y : array-like of shape (n_samples,)
-            Class labels.
+        X : sequence of str, of length n_samples; or datasets.Dataset
+            Texts. Of a Dataset, the column "text" or "prompt".
+        y : array-like of shape (n_samples,); or str
+            Class labels; or their column in the Dataset.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Multiplier of each row's loss.
 
@@ -243,6 +246,7 @@ class SequenceClassifier(SharesModel, ReadsTexts, ClassifierMixin, BaseEstimator
             If the model has another number of labels, or the data cannot be used.
         """
         with unchanged_on_error(self):
+            X, y = opened(X, y)
             y = check_y(y, multi_output=False, estimator=self)
             rows, y = self._tokenised(X, y)
             self.network_ = self._network().fit(rows, y, sample_weight)
@@ -280,7 +284,7 @@ class SequenceClassifier(SharesModel, ReadsTexts, ClassifierMixin, BaseEstimator
             Class labels.
         """
         check_is_fitted(self)
-        return self.network_.predict(self._tokenised(X)[0])
+        return self.network_.predict(self._tokenised(rows_of(X))[0])
 
     def predict_proba(self, X):
         """Predict probabilities.
@@ -296,7 +300,7 @@ class SequenceClassifier(SharesModel, ReadsTexts, ClassifierMixin, BaseEstimator
             Columns in the order of `classes_`.
         """
         check_is_fitted(self)
-        return self.network_.predict_proba(self._tokenised(X)[0])
+        return self.network_.predict_proba(self._tokenised(rows_of(X))[0])
 
 
 def _has_cls(model):

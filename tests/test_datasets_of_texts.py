@@ -1,0 +1,125 @@
+"""Data sets of Hugging Face in the place of texts and labels."""
+
+import datasets
+import numpy as np
+import pytest
+
+from skattrib import AdamWInfluence, RISEValuator, lookahead_training
+from skattrib.evaluation import retrain_outcomes
+from skattrib.language import CausalLanguageModel
+from tests.test_fine_tuning import Tokenizer, build, texts, tuned
+from tests.test_sequence_classifier import classifier
+from tests.test_sequence_classifier import texts as labelled
+
+
+class WithWords(Tokenizer):
+    def get_vocab(self):
+        return {chr(i): i for i in range(len(self))}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    X, y = texts(8)
+    return list(X), list(y)
+
+
+@pytest.fixture(scope="module")
+def dataset(rows):
+    prompts, answers = rows
+    columns = {"source": list("abababab"), "row": range(8)}
+    columns |= {"prompt": prompts, "answer": answers}
+    return datasets.Dataset.from_dict(columns)
+
+
+def test_columns_are_prompts_and_completions(rows, dataset):
+    by_name, by_list = tuned().fit(dataset, "answer"), tuned().fit(*rows)
+    expected = by_list.log_likelihood(*rows)
+    np.testing.assert_array_equal(by_name.log_likelihood(dataset, "answer"), expected)
+    assert by_name.score(dataset, "answer") == by_list.score(*rows)
+    columns = tuned().fit(dataset["prompt"], dataset["answer"])
+    np.testing.assert_array_equal(columns.log_likelihood(*rows), expected)
+
+
+def test_attributions_keep_the_order_of_the_rows(rows, dataset):
+    shuffled = dataset.shuffle(seed=3)
+    order = list(shuffled["row"])
+    assert order != sorted(order)
+    influence = AdamWInfluence(tuned(), inclusion=1, random_state=0)
+    found = influence.fit(shuffled, "answer").attribute(dataset, "answer")
+    prompts, answers = (np.array(texts, dtype=object) for texts in rows)
+    influence = AdamWInfluence(tuned(), inclusion=1, random_state=0)
+    expected = influence.fit(prompts[order], answers[order]).attribute(*rows)
+    np.testing.assert_array_equal(found, expected)
+    assert influence.score(dataset, "answer") == influence.score(*rows)
+
+
+def test_sources_are_a_column(dataset):
+    influence = AdamWInfluence(tuned(), inclusion=1, random_state=0)
+    influence.fit(dataset, "answer", tasks=dataset["source"])
+    assert influence.unit_names_.tolist() == ["a", "b"]
+
+
+def test_truth_and_selection_take_them(rows, dataset):
+    weights = 1.0 - np.eye(8)[:2]
+    found = retrain_outcomes(tuned(), dataset, "answer", weights, dataset, "answer")
+    expected = retrain_outcomes(tuned(), *rows, weights, *rows)
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match=r"or train_batch_size to at least 10"):
+        lookahead_training(tuned(), dataset, "answer", dataset, "answer")
+    options = {"drop": 0.3}
+    chosen = lookahead_training(
+        tuned(), dataset, "answer", dataset, "answer", **options
+    )
+    by_list = lookahead_training(tuned(), *rows, *rows, **options)
+    np.testing.assert_array_equal(chosen.scores, by_list.scores)
+
+
+def test_an_index_takes_them(rows, dataset):
+    lm = CausalLanguageModel(build(), Tokenizer())
+    with pytest.raises(ValueError, match=r"get_vocab"):
+        RISEValuator(lm, random_state=0).fit(dataset, "answer")
+    lm.set_params(tokenizer=WithWords())
+    rise = RISEValuator(lm, random_state=0)
+    found = rise.fit(dataset, "answer").attribute(dataset, "answer")
+    expected = RISEValuator(lm, random_state=0).fit(*rows).attribute(*rows)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_classes_are_a_column():
+    X, y = labelled(12)
+    dataset = datasets.Dataset.from_dict({"text": list(X), "label": list(y)})
+    dataset = dataset.class_encode_column("label")
+    names = dataset.features["label"].names
+    clf = classifier().fit(dataset, "label")
+    expected = classifier().fit(X, y)
+    predicted = np.array(names)[clf.predict(dataset)]
+    np.testing.assert_array_equal(predicted, expected.predict(X))
+    np.testing.assert_array_equal(clf.predict_proba(dataset), expected.predict_proba(X))
+    assert clf.score(dataset, "label") == expected.score(X, y)
+
+
+def test_completions_without_prompts(rows):
+    _, answers = rows
+    alone = datasets.Dataset.from_dict({"text": answers})
+    expected = tuned().fit(None, answers).log_likelihood(None, answers)
+    lm = tuned().fit(alone, "text")
+    np.testing.assert_array_equal(lm.log_likelihood(alone, "text"), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "column", "message"),
+    [
+        (lambda d: d, "completion", r"y='completion' is no column of X.*'answer'\]"),
+        (lambda d: d.rename_column("prompt", "question"), "answer", "has neither"),
+        (lambda d: d.rename_column("source", "text"), "answer", "it has both"),
+        (lambda d: datasets.DatasetDict(train=d), "answer", r"such as X\['train'\]"),
+        (lambda d: d.to_iterable_dataset(), "answer", "IterableDataset, which has no"),
+    ],
+)
+def test_what_has_no_such_columns_is_refused(dataset, change, column, message):
+    lm = tuned()
+    with pytest.raises(ValueError, match=message):
+        lm.fit(change(dataset), column)
+    assert not hasattr(lm, "network_")
+    with pytest.raises(ValueError, match=message):
+        AdamWInfluence(tuned()).fit(change(dataset), column)

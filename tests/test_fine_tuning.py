@@ -1,11 +1,14 @@
 """CausalLanguageModel that is trained: small models, adapters by peft."""
 
 import copy
+import itertools
 import os
 import pickle
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import peft
@@ -230,12 +233,53 @@ def test_blocks_below_run_once_for_each_text(monkeypatch):
     np.testing.assert_allclose(again, whole.log_likelihood(X, y), rtol=1e-5)
 
 
-def test_hidden_states_beyond_the_memory_are_computed_again(monkeypatch):
+KEPT = "skattrib.models.language._hidden_states"
+
+
+def test_hidden_states_beyond_the_memory_are_on_the_disk(monkeypatch):
     X, y = texts(6)
     found = tuned().fit(X, y).log_likelihood(X, y)
-    monkeypatch.setattr("skattrib.models.language._blocks.memory_cap", lambda: 0.0)
+    monkeypatch.setattr(f"{KEPT}.memory_cap", lambda: 0.0)
     lm = tuned().fit(X, y)
-    assert not lm.network_.module_._below._kept
+    below = lm.network_.module_._below
+    assert not below._kept
+    assert len(below._on_disk._places) == 6
+    monkeypatch.setattr(type(below), "_computed", lambda *args: 1 / 0)
+    np.testing.assert_array_equal(lm.log_likelihood(X, y), found)
+    # a copy in another process begins without them
+    monkeypatch.undo()
+    again = pickle.loads(pickle.dumps(below))
+    assert not again._on_disk._places
+
+
+@pytest.mark.parametrize("full", [0, 2])
+def test_hidden_states_beyond_the_disk_are_computed_again(full, monkeypatch):
+    X, y = texts(6)
+    found = tuned().fit(X, y).log_likelihood(X, y)
+    monkeypatch.setattr(f"{KEPT}.memory_cap", lambda: 0.0)
+    lm = tuned()
+    if full:  # meanwhile, by others
+        real = tempfile.TemporaryFile
+
+        def almost_full(**options):
+            file = real(**options)
+            written = itertools.count()
+
+            def write(values):
+                if next(written) >= full:
+                    raise OSError(28, "No space left on device")
+                return file.write(values)
+
+            return SimpleNamespace(
+                seek=file.seek, read=file.read, flush=file.flush, write=write
+            )
+
+        monkeypatch.setattr(f"{KEPT}.tempfile.TemporaryFile", almost_full)
+    else:
+        none = SimpleNamespace(free=0)
+        monkeypatch.setattr(f"{KEPT}.shutil.disk_usage", lambda folder: none)
+    lm.fit(X, y)
+    assert len(lm.network_.module_._below._on_disk._places) == full
     np.testing.assert_allclose(lm.log_likelihood(X, y), found, rtol=1e-5)
 
 
@@ -653,6 +697,8 @@ def test_other_attributors_say_which_work(case):
         influence.transform(queries[0])
     with pytest.raises(InvalidParameterError, match="trainable"):
         tuned(trainable="head").fit(*rows)
+    with pytest.raises(ValueError, match=r"parameters='head'.*'all'"):
+        DualInfluence(lm, parameters="head", random_state=0).fit(*rows)
 
 
 def test_weights_do_nothing_where_nothing_is_trained():

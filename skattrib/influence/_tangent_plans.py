@@ -123,6 +123,12 @@ def head_parameters(module, X):
 
 def check_has_head(model, X, y):
     """Raise ValueError unless the module ends in a linear layer that is trained."""
+    if getattr(model.estimator, "gives_losses", False):
+        raise ValueError(
+            "parameters='head' moves the last linear layer, and what is trained of "
+            "this language model are adapters, or weights, below it. Leave "
+            "parameters='all': that is all that was trained."
+        )
     if model.frozen:
         head_parameters(model.module, as_tensor(X[:2], next(model.module.parameters())))
     elif model.stacks:

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from skattrib.engine._functional import apart, chunks
 from skattrib.models.language._blocks import (
-    Below,
-    above,
     body_of,
     check_computed,
     find_blocks,
@@ -23,6 +21,7 @@ from skattrib.models.language._blocks import (
     run_body,
 )
 from skattrib.models.language._encoding import NOTHING
+from skattrib.models.language._hidden_states import Below, above
 
 # What configurations of adapters may train beside them, and how they do not.
 _NOT_TRAINED = {

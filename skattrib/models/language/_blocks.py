@@ -1,23 +1,18 @@
-"""The blocks of a transformer, and what enters one of them, computed once."""
+"""The blocks of a transformer, and how they are run."""
 
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode
 
-from skattrib._validation import memory_cap
 from skattrib.exceptions import UnsupportedModelError
 
-# Share of the memory cap that hidden states may take.
-_SHARE = 4
 # Tokens that a model is tried on; more if it has a window of up to so many.
 _N_TRIED, _WIDEST = 5, 512
 
@@ -85,79 +80,6 @@ def find_blocks(body: nn.Module) -> tuple[str, nn.ModuleList]:
     )
 
 
-class _Reached(Exception):
-    """Ends a forward pass, with what has been computed."""
-
-
-class Below:
-    """Hidden states that enter a block, of which nothing below is trained.
-
-    Each text is run through the blocks below once; what it gave is kept in memory, up
-    to a part of scikit-learn's ``working_memory``, and computed again beyond.
-
-    Parameters
-    ----------
-    body : nn.Module
-        Whole; not changed.
-    first : int
-        Number of the block.
-    """
-
-    def __init__(self, body: nn.Module, first: int) -> None:
-        self._body = private_copy(body)
-        block = find_blocks(self._body)[1][first]
-        block.register_forward_pre_hook(_stop, with_kwargs=True)
-        self._kept: dict[tuple[int, ...], Tensor] = {}
-        self._n_bytes, self._lock = 0, threading.Lock()
-
-    def __call__(self, ids: Tensor, lengths: list[int]) -> Tensor:
-        """Return hidden states (n, T, D) of tokens (n, T), zero behind the lengths."""
-        keys = [
-            tuple(row[:length])
-            for row, length in zip(ids.tolist(), lengths, strict=True)
-        ]
-        found = {key: self._kept[key] for key in keys if key in self._kept}
-        new = [i for i, key in enumerate(keys) if key not in found]
-        if new:
-            for i, hidden in zip(new, self._computed(ids[new]), strict=True):
-                found[keys[i]] = hidden[: lengths[i]].clone()
-            self._keep({keys[i]: found[keys[i]] for i in new})
-        padded = pad_sequence([found[key] for key in keys], batch_first=True)
-        return nn.functional.pad(padded, (0, 0, 0, ids.shape[1] - padded.shape[1]))
-
-    def _computed(self, ids: Tensor) -> Tensor:
-        with torch.no_grad():
-            try:
-                run_body(self._body, ids)
-            except _Reached as reached:
-                found: Tensor = reached.args[0]
-                return found
-        raise RuntimeError("the block was not reached")
-
-    def _keep(self, new: dict[tuple[int, ...], Tensor]) -> None:
-        with self._lock:
-            for key, hidden in new.items():
-                size = hidden.numel() * hidden.element_size()
-                if self._n_bytes + size <= memory_cap() / _SHARE:
-                    self._kept[key] = hidden
-                    self._n_bytes += size
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Below:
-        return self  # what it computes is fixed
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_body": self._body}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._kept, self._n_bytes, self._lock = {}, 0, threading.Lock()
-
-
-def _stop(block: nn.Module, args: Any, kwargs: Any) -> None:
-    hidden = args[0] if args else kwargs["hidden_states"]
-    raise _Reached(hidden)
-
-
 def run_body(body: nn.Module, ids: Tensor, hidden: Tensor | None = None) -> Tensor:
     """Return the last hidden states (n, T, D) of tokens (n, T).
 
@@ -172,7 +94,7 @@ def run_body(body: nn.Module, ids: Tensor, hidden: Tensor | None = None) -> Tens
     return out
 
 
-def _tried(model: nn.Module) -> Tensor:
+def tried_tokens(model: nn.Module) -> Tensor:
     """Return tokens (2, T) to try a model on, longer than what it looks back at."""
     config: Any = model.config
     window = getattr(config, "sliding_window", None) or 0
@@ -192,7 +114,7 @@ def check_computed(model: nn.Module) -> None:
         If there is something between the two, or the model looks elsewhere.
     """
     tried = private_copy(model)
-    ids, find = _tried(tried), cast(Any, tried.get_output_embeddings)
+    ids, find = tried_tokens(tried), cast(Any, tried.get_output_embeddings)
     name, same = type(model).__name__, False
     reason = "it computes logits otherwise than by its head on its last hidden states"
     try:
@@ -241,47 +163,3 @@ class _KeepsDouble(TorchFunctionMode):
         if double and kwargs.get("dtype") == torch.float32:
             kwargs = {**kwargs, "dtype": torch.float64}
         return func(*args, **kwargs)
-
-
-def above(body: nn.Module, first: int) -> nn.Module | None:
-    """Return a body without its first blocks; None if it does more than its blocks.
-
-    ``body`` is changed: its blocks are taken away.
-    """
-    below = Below(body, first)
-    config: Any = body.config
-    ids = _tried(body)
-    with torch.no_grad():
-        wanted = run_body(body, ids)
-        name, blocks = find_blocks(body)
-        body.set_submodule(name, nn.ModuleList(blocks[first:]))
-        if isinstance(getattr(config, "layer_types", None), list):
-            config.layer_types = config.layer_types[first:]
-        _without_positions(body)
-        hidden = below(ids, [ids.shape[1]] * len(ids)).to(wanted.dtype)
-        try:
-            found = run_body(body, ids, hidden)
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            return None
-    same = torch.allclose(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.std()))
-    return body if same else None
-
-
-def _without_positions(body: nn.Module) -> None:
-    """Take embeddings of positions away, which hidden states have had added."""
-    words = cast(Any, body.get_input_embeddings)()
-    for name, layer in body.named_children():
-        if isinstance(layer, nn.Embedding) and layer is not words:
-            setattr(body, name, _Nothing(layer.embedding_dim))
-
-
-class _Nothing(nn.Module):
-    """An embedding of zeros."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-
-    def forward(self, ids: Tensor, *_: Any, **__: Any) -> Tensor:
-        """Return zeros (..., D)."""
-        return torch.zeros(*ids.shape, self.size, device=ids.device)

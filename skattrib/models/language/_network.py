@@ -145,6 +145,9 @@ class ReadsTokens:
 class TextNetwork(ReadsTokens, TorchRegressor):
     """What a `CausalLanguageModel` trains."""
 
+    #: Its outputs are losses, and not those of the last linear layer.
+    gives_losses = True
+
 
 class TextClassifier(ReadsTokens, TorchClassifier):
     """What a `SequenceClassifier` trains."""

@@ -121,6 +121,13 @@ ATTRIBUTOR_DOCS = {
     - share: what is additive of their errors, the rest being interactions.
       These three are None without retrained halves.
     """,
+    "system_figures": """
+    - system: with ``system=True`` what rounding alone does: the same training, from
+      a start whose weights are the neighbouring numbers. Its attribution_noise is
+      the median distance of the attributions of a query, over their size; digits
+      what that leaves of them; outcome_noise the median change of an outcome;
+      drowned the share of attributions that are smaller than that. Else None.
+    """,
     "halves_found": """
     n_halves_ : int
         Halves that were retrained.

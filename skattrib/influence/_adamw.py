@@ -7,15 +7,13 @@ import torch
 from sklearn.base import _fit_context
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted
 
 from skattrib._docstrings import fill_in
 from skattrib._posterior._gaussian import Knowledge
 from skattrib._validation import as_tensor, float_dtype, memory_cap
-from skattrib._verdict import few_units_hint, scale_hint
+from skattrib._verdict import few_units_hint
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._adjoint import check_differentiable
-from skattrib.engine._functional import spread
 from skattrib.engine._losses import SetOutcome
 from skattrib.influence._aggregation import AGGREGATIONS, finite_mean
 from skattrib.influence._costs import (
@@ -39,16 +37,10 @@ from skattrib.influence._run_derivatives import (
     derivatives_by_workers,
     own_seeds,
 )
-from skattrib.influence._run_diagnosis import (
-    N_UNITS,
-    removal_errors,
-    run_verdict,
-    warn_if_exploding,
-)
+from skattrib.influence._run_diagnosis import DiagnosesRuns, warn_if_exploding
 from skattrib.models._answers import LastAnswer, answered_by_query
 from skattrib.models._as_model import as_model
 from skattrib.models._costs import Cost, training_seconds
-from skattrib.models._datasets import with_targets
 from skattrib.models._kept_models import trained_models
 from skattrib.models._network import check_seeds, untrained
 from skattrib.models._retraining import Trainer
@@ -70,7 +62,7 @@ _HALVES_PER_RUN = 32
 
 
 @fill_in(ATTRIBUTOR_DOCS)
-class AdamWInfluence(AgreementOfRuns, TrainedOnSubsets, BaseAttributor):
+class AdamWInfluence(DiagnosesRuns, AgreementOfRuns, TrainedOnSubsets, BaseAttributor):
     """Derivatives of the training run as it happened, optimizer included.
 
     The run is differentiated in the weight of every row by one reverse sweep through
@@ -651,70 +643,3 @@ class AdamWInfluence(AgreementOfRuns, TrainedOnSubsets, BaseAttributor):
                 "then. Use attribute, or class_weight=<dict> with the same weights."
             )
         return problem.weighted(self._own_run.weights)[0].cpu().numpy()
-
-    @fill_in(ATTRIBUTOR_DOCS)
-    def diagnose(self, X, y=None, n_retrainings=0):
-        """Say how far the attributions can be trusted, and why not.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_queries, n_features)
-            Queries.
-        y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
-            Their targets; None only with a Dataset of torch, which brings them.
-        n_retrainings : int, default=0
-            Number of retrained models to compare with, at least 8; 0 for none.
-
-        Returns
-        -------
-        Bunch
-            With these entries.
-
-            - exploding_share: share of runs and queries whose attributions are more
-              than ten times as large as the median run's.
-            - agreement: `agreement_`, how well the halves of the runs agree.
-            %(halves_figures)s
-            - second_order_error: along the run on all units, without retraining: how
-              far the trained weights go beyond the straight line when a unit is
-              removed, as a share of it, to second order. Median of up to 16 units.
-              It cannot see kinks: with ReLU, look at error_split. None if the module
-              has no forward derivatives.
-            - optimizer_mismatch: share of the straight line that is wrong if plain
-              SGD is taken to have made the steps.
-            - error_split: with `n_retrainings`, errors of these predictions of the
-              trained weights after retraining without the units, as shares of the
-              change: "optimizer_mismatch" and "first_order" (half the second
-              derivative), the "remainder", and the sums "exact" (of first order and
-              remainder) and "sgd" (of all three); else None.
-            - trustworthy, verdict: whether the order of attributions can be trusted,
-              and a sentence.
-
-        Warns
-        -----
-        FaithfulnessWarning
-            If the verdict is bad.
-        """
-        check_is_fitted(self, "n_units_")
-        X, y = with_targets(X, y, "diagnose")
-        X, y, outcome = self._check_finite_query(X, y)
-        state = self._swept(X, y, outcome).state
-        figures = Bunch(exploding_share=float((state > 0).mean()))
-        figures.agreement = self.agreement_
-        figures.update(self._held_out(X, y, outcome))
-        if n_retrainings:
-            figures.update(self._calibrate(X, y, outcome, n_retrainings))
-        figures.update(self._removal_errors(retrain=n_retrainings > 0))
-
-        hint = scale_hint(self._features) + self._few_units_hint()
-        return run_verdict(figures, at_full_data=self.inclusion_ == 1, hint=hint)
-
-    def _removal_errors(self, retrain):
-        problem = self._derivatives.problem
-        units = spread(self.n_units_, N_UNITS)
-        of_unit = np.arange(self.n_units_) == units[:, None]
-        everything = as_tensor(self._own_run.weights, problem.X)
-        removed = everything - as_tensor(self._unit_weightings(of_unit), problem.X)
-        weights = problem.weighted(everything)[0]
-        directions = weights - problem.weighted(removed)
-        options = {"retrain": retrain, "verbose": self.verbose}
-        return removal_errors(problem, weights, directions, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,15 +11,28 @@ from sklearn.utils import Bunch
 from torch import Tensor
 from torch.func import jvp
 
-from skattrib._verdict import SIZE_WRONG, halves_findings, judged
-from skattrib.engine._functional import chunks
+from skattrib._docstrings import fill_in
+from skattrib._validation import as_tensor, float_dtype
+from skattrib._verdict import SIZE_WRONG, halves_findings, judged, scale_hint
+from skattrib.base import ATTRIBUTOR_DOCS
+from skattrib.engine._functional import chunks, spread
 from skattrib.engine._linearized import LinearizedModel
 from skattrib.engine._losses import Loss
 from skattrib.engine._plain_gradients import REFUSALS
 from skattrib.engine._solvers import negative_share
 from skattrib.engine._tangent import load_forward_mode
 from skattrib.engine._training import train
+from skattrib.influence._exact_diagnosis import diagnose_exact
+from skattrib.influence._exact_models import ExactModel
 from skattrib.influence._run_derivatives import RunDerivatives
+from skattrib.influence._system_noise import (
+    nudged_model,
+    system_findings,
+    system_noise,
+)
+from skattrib.models._as_model import as_model
+from skattrib.models._datasets import with_targets
+from skattrib.models._linear import Convex
 
 #: Units whose removals are tried in the network, spread over all.
 N_STEPS = 16
@@ -187,6 +201,7 @@ def verdict(
             f"the approximation by landmarks misses {missed:.0%} of an exact solution"
         )
 
+    in_favour.extend(system_findings(figures, against))
     in_favour.extend(halves_findings(calibration, against))
     slope, lds = calibration["calibration_slope"], calibration["lds"]
     trust = "Trust"
@@ -201,3 +216,124 @@ def verdict(
         hint += " Pass n_retrainings to compare with retrained models."
     all_figures = {"leverage": None, **figures, **calibration}
     return judged(all_figures, against, in_favour, trust, hint)
+
+
+class DiagnosesTangent:
+    """Methods of an attributor that says how far its tangent goes.
+
+    It has what `DualInfluence` learns.
+    """
+
+    @fill_in(ATTRIBUTOR_DOCS)
+    def diagnose(self, X, y=None, n_retrainings=0, *, system=False):
+        """Say how far the attributions can be trusted, and why not.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, n_features)
+            Queries.
+        y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
+            Their targets; None only with a Dataset of torch, which brings them.
+        n_retrainings : int, default=0
+            Number of retrained models to compare with, at least 8; 0 for none.
+        system : bool, default=False
+            Whether to repeat the training from a start that differs by rounding.
+
+        Returns
+        -------
+        Bunch
+            With these entries.
+
+            - stationarity: length of the mean loss gradient over that of single rows'
+              gradients; above 0.4 training stopped far too early.
+            - step_linearity: relative error of the predicted output changes against
+              the network evaluated at the predicted parameters.
+            - step_linearity_along_run: the same after 10, 50 and 100 % of the steps of
+              its training, for the same changes of the parameters; None if that was not
+              recorded. Where it is large early, what a row does there is lost.
+            - leverage: largest share that a row has in its own output, in [0, 1);
+              None where it would take too long.
+            - flat_rows, negative_curvature: share of rows where the loss has no
+              curvature in the outputs (Huber's tails), and share of its curvature that
+              is negative; both are left out of the steps.
+            - approximation: with ``solver="nystroem"``, relative error of the predicted
+              output changes of eight units against an exact solution; else None.
+            %(halves_figures)s
+            %(system_figures)s
+            - trustworthy, verdict: whether the order of attributions can be trusted, as
+              far as these figures tell, and a sentence on order and size.
+
+        Raises
+        ------
+        ValueError
+            If `system` is asked of a model without a record of its training.
+
+        Warns
+        -----
+        FaithfulnessWarning
+            If the verdict is bad.
+        """
+        X, y = with_targets(X, y, "diagnose")
+        X, y, outcome = self._check_finite_query(X, y)
+        if system:
+            self._check_recorded()
+        linear = self._linear_models[0]
+        calibration = self._held_out(X, y, outcome)
+        if n_retrainings:
+            calibration.update(self._calibrate(X, y, outcome, n_retrainings))
+        if isinstance(linear, ExactModel):
+            without_each = self._without_each[0]
+            return diagnose_exact(linear, without_each, X, calibration)
+        units = spread(self.n_units_, N_STEPS)
+        removed = self._left_out[units]
+        if linear.plan.by_query:
+            steps = linear.steps(removed)
+        else:
+            steps = self._without_each[0][units]
+
+        queries = as_tensor(X, linear.tangent.outputs)
+        linear.trained.targets(y, queries)  # raises on labels that were not in fit
+        figures = diagnose_linearized(linear.tangent, steps, queries)
+        figures["approximation"] = linear.approximation_error(removed, steps, queries)
+        model = as_model(self._model)
+        changes = linear.tangent.parameter_change(steps)
+        rows = self._features, self._targets
+        figures["step_linearity_along_run"] = linearity_along_run(
+            model, rows, changes, queries
+        )
+
+        figures["system"] = self._system_noise(X, y, outcome) if system else None
+        recorded = model.can_retrain
+        return verdict(figures, calibration, recorded, scale_hint(self._features))
+
+    def _check_recorded(self):
+        """Raise unless there is a run that can be repeated."""
+        model = as_model(self._model)
+        if isinstance(model, Convex):
+            raise ValueError(
+                f"system=True repeats a training, and {model.name} is refitted to its "
+                "optimum, whatever the rounding. Leave system=False."
+            )
+        if model.trajectory is None or not model.stacks:
+            raise ValueError(
+                f"system=True repeats a training, and that of {model.name} was not "
+                "recorded. Leave system=False, or train by TorchClassifier or "
+                "TorchRegressor, or record your own loop by record_training."
+            )
+
+    def _system_noise(self, X, y, outcome):
+        """Compare the first model with its training, repeated from another start."""
+        first, model = self._linear_models[0], as_model(self._model)
+        rows = self._features, self._targets
+        other, removal = copy.copy(self), self.removal_["attribute"]
+        moved = other._linearize(nudged_model(model, *rows, self._fit_seed), removal)
+        if self.ridge == "calibrate":  # what retrained models said stays
+            moved = moved.at_ridge(self.ridge_rule_)
+        present = self._row_weights[None].astype(float_dtype(self._features))
+        found = []
+        for linear in (first, moved):
+            queries = linear.ask(X, y, outcome, self.n_units_)
+            effects = queries.attributions(linear.without_each_unit())
+            found.append((effects, queries.outcomes(linear.steps(present))))
+        (attributions, outcomes), (again, outcomes_again) = found
+        return system_noise(attributions, again, outcomes, outcomes_again)

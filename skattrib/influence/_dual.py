@@ -13,10 +13,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from skattrib._docstrings import fill_in
 from skattrib._posterior._gaussian import Knowledge
-from skattrib._validation import as_tensor, check_weights, float_dtype
-from skattrib._verdict import scale_hint
+from skattrib._validation import check_weights, float_dtype
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
-from skattrib.engine._functional import spread
 from skattrib.engine._losses import SetOutcome
 from skattrib.influence._answers import AnswersBySteps
 from skattrib.influence._costs import (
@@ -30,13 +28,7 @@ from skattrib.influence._damping import (
     RidgeRule,
     calibrated_rules,
 )
-from skattrib.influence._diagnosis import (
-    N_STEPS,
-    diagnose_linearized,
-    linearity_along_run,
-    verdict,
-)
-from skattrib.influence._exact_diagnosis import diagnose_exact
+from skattrib.influence._diagnosis import DiagnosesTangent
 from skattrib.influence._exact_models import ExactModel
 from skattrib.influence._linear_models import (
     LeaveOneUnitOut,
@@ -48,7 +40,6 @@ from skattrib.influence._tangent_plans import check_has_head, plan_untrained, to
 from skattrib.models._answers import LastAnswer
 from skattrib.models._as_model import as_model
 from skattrib.models._costs import Cost, training_seconds
-from skattrib.models._datasets import with_targets
 from skattrib.models._linear import Convex
 from skattrib.models._network import check_seeds, untrained
 
@@ -64,7 +55,7 @@ _PLANNED = "parameters", "solver", "removal"
 
 
 @fill_in(ATTRIBUTOR_DOCS)
-class DualInfluence(AnswersBySteps, BaseAttributor):
+class DualInfluence(DiagnosesTangent, AnswersBySteps, BaseAttributor):
     """Leave-one-out effects from the model linearised at its trained weights.
 
     A network is replaced by its tangent, whose damped refit without a unit has a
@@ -739,77 +730,6 @@ class DualInfluence(AnswersBySteps, BaseAttributor):
         change = torch.stack(changes).mean(dim=0).cpu().numpy()
         self._warn_not_finite(change.swapaxes(0, 1), stacklevel=3)
         return change
-
-    @fill_in(ATTRIBUTOR_DOCS)
-    def diagnose(self, X, y=None, n_retrainings=0):
-        """Say how far the attributions can be trusted, and why not.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_queries, n_features)
-            Queries.
-        y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
-            Their targets; None only with a Dataset of torch, which brings them.
-        n_retrainings : int, default=0
-            Number of retrained models to compare with, at least 8; 0 for none.
-
-        Returns
-        -------
-        Bunch
-            With these entries.
-
-            - stationarity: length of the mean loss gradient over that of single rows'
-              gradients; above 0.4 training stopped far too early.
-            - step_linearity: relative error of the predicted output changes against
-              the network evaluated at the predicted parameters.
-            - step_linearity_along_run: the same after 10, 50 and 100 % of the steps of
-              its training, for the same changes of the parameters; None if that was not
-              recorded. Where it is large early, what a row does there is lost.
-            - leverage: largest share that a row has in its own output, in [0, 1);
-              None where it would take too long.
-            - flat_rows, negative_curvature: share of rows where the loss has no
-              curvature in the outputs (Huber's tails), and share of its curvature that
-              is negative; both are left out of the steps.
-            - approximation: with ``solver="nystroem"``, relative error of the predicted
-              output changes of eight units against an exact solution; else None.
-            %(halves_figures)s
-            - trustworthy, verdict: whether the order of attributions can be trusted, as
-              far as these figures tell, and a sentence on order and size.
-
-        Warns
-        -----
-        FaithfulnessWarning
-            If the verdict is bad.
-        """
-        X, y = with_targets(X, y, "diagnose")
-        X, y, outcome = self._check_finite_query(X, y)
-        linear = self._linear_models[0]
-        calibration = self._held_out(X, y, outcome)
-        if n_retrainings:
-            calibration.update(self._calibrate(X, y, outcome, n_retrainings))
-        if isinstance(linear, ExactModel):
-            without_each = self._without_each[0]
-            return diagnose_exact(linear, without_each, X, calibration)
-        units = spread(self.n_units_, N_STEPS)
-        removed = self._left_out[units]
-        if linear.plan.by_query:
-            steps = linear.steps(removed)
-        else:
-            steps = self._without_each[0][units]
-
-        queries = as_tensor(X, linear.tangent.outputs)
-        linear.trained.targets(y, queries)  # raises on labels that were not in fit
-        figures = diagnose_linearized(linear.tangent, steps, queries)
-        figures["approximation"] = linear.approximation_error(removed, steps, queries)
-        model = as_model(self._model)
-        changes = linear.tangent.parameter_change(steps)
-        rows = self._features, self._targets
-        figures["step_linearity_along_run"] = linearity_along_run(
-            model, rows, changes, queries
-        )
-
-        recorded = model.can_retrain
-        return verdict(figures, calibration, recorded, scale_hint(self._features))
 
 
 def _attributions(batches, without_each):

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.utils import Bunch
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from skattrib._validation import memory_cap
-from skattrib._verdict import SIZE_WRONG, halves_findings, judged
+from skattrib._docstrings import fill_in
+from skattrib._validation import as_tensor, draw_seeds, memory_cap
+from skattrib._verdict import SIZE_WRONG, halves_findings, judged, scale_hint
+from skattrib.base import ATTRIBUTOR_DOCS
+from skattrib.engine._functional import spread
 from skattrib.engine._tangent import tangents
 from skattrib.engine._training import train_stack
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.influence._prior_means import CHAOTIC, DISAGREE
+from skattrib.influence._system_noise import (
+    nudged_runs,
+    system_findings,
+    system_noise,
+)
+from skattrib.models._answers import LastAnswer
+from skattrib.models._datasets import with_targets
 from skattrib.models._network import TrainingProblem
 
 # Units whose removal is followed, spread over all.
@@ -168,6 +180,7 @@ def run_verdict(figures: Bunch, *, at_full_data: bool, hint: str = "") -> Bunch:
         )
     if lds is not None and lds < _LDS_LIMIT:
         against.append(f"retrained outcomes rank with {lds:.2f}")
+    in_favour.extend(system_findings(figures, against))
     in_favour.extend(halves_findings(figures, against))
     second_order, split = figures.second_order_error, figures.error_split
     if at_full_data and second_order is not None and second_order > _SECOND_ORDER_LIMIT:
@@ -186,3 +199,95 @@ def run_verdict(figures: Bunch, *, at_full_data: bool, hint: str = "") -> Bunch:
         if split.exact > _SECOND_ORDER_LIMIT:
             trust = SIZE_WRONG
     return judged(figures, against, in_favour, trust, hint)
+
+
+class DiagnosesRuns:
+    """Methods of an attributor that says how far the derivatives of its runs go.
+
+    It has what `AdamWInfluence` learns.
+    """
+
+    @fill_in(ATTRIBUTOR_DOCS)
+    def diagnose(self, X, y=None, n_retrainings=0, *, system=False):
+        """Say how far the attributions can be trusted, and why not.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, n_features)
+            Queries.
+        y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
+            Their targets; None only with a Dataset of torch, which brings them.
+        n_retrainings : int, default=0
+            Number of retrained models to compare with, at least 8; 0 for none.
+        system : bool, default=False
+            Whether to repeat the runs from starts that differ by rounding.
+
+        Returns
+        -------
+        Bunch
+            With these entries.
+
+            - exploding_share: share of runs and queries whose attributions are more
+              than ten times as large as the median run's.
+            - agreement: `agreement_`, how well the halves of the runs agree.
+            %(halves_figures)s
+            - second_order_error: along the run on all units, without retraining: how
+              far the trained weights go beyond the straight line when a unit is
+              removed, as a share of it, to second order. Median of up to 16 units.
+              It cannot see kinks: with ReLU, look at error_split. None if the module
+              has no forward derivatives.
+            - optimizer_mismatch: share of the straight line that is wrong if plain
+              SGD is taken to have made the steps.
+            - error_split: with `n_retrainings`, errors of these predictions of the
+              trained weights after retraining without the units, as shares of the
+              change: "optimizer_mismatch" and "first_order" (half the second
+              derivative), the "remainder", and the sums "exact" (of first order and
+              remainder) and "sgd" (of all three); else None.
+            %(system_figures)s
+            - trustworthy, verdict: whether the order of attributions can be trusted,
+              and a sentence.
+
+        Warns
+        -----
+        FaithfulnessWarning
+            If the verdict is bad.
+        """
+        check_is_fitted(self, "n_units_")
+        X, y = with_targets(X, y, "diagnose")
+        X, y, outcome = self._check_finite_query(X, y)
+        state = self._swept(X, y, outcome).state
+        figures = Bunch(exploding_share=float((state > 0).mean()))
+        figures.agreement = self.agreement_
+        figures.update(self._held_out(X, y, outcome))
+        if n_retrainings:
+            figures.update(self._calibrate(X, y, outcome, n_retrainings))
+        figures.update(self._removal_errors(retrain=n_retrainings > 0))
+        figures.system = self._system_noise(X, y, outcome) if system else None
+
+        hint = scale_hint(self._features) + self._few_units_hint()
+        return run_verdict(figures, at_full_data=self.inclusion_ == 1, hint=hint)
+
+    def _system_noise(self, X, y, outcome):
+        other = copy.copy(self)
+        other._last_sweep = LastAnswer()
+        seeds = draw_seeds(self._fit_seed, len(self._runs))
+        both = zip(self._runs, seeds, strict=True)
+        other._runs = [nudged_runs(self._derivatives, *one) for one in both]
+        queries = self._derivatives.queries(X, y, outcome)
+        return system_noise(
+            self._attribute(X, y, outcome)[0],
+            other._attribute(X, y, outcome)[0],
+            self._run_outcomes(queries),
+            other._run_outcomes(queries),
+        )
+
+    def _removal_errors(self, retrain):
+        problem = self._derivatives.problem
+        units = spread(self.n_units_, N_UNITS)
+        of_unit = np.arange(self.n_units_) == units[:, None]
+        everything = as_tensor(self._own_run.weights, problem.X)
+        removed = everything - as_tensor(self._unit_weightings(of_unit), problem.X)
+        weights = problem.weighted(everything)[0]
+        directions = weights - problem.weighted(removed)
+        options = {"retrain": retrain, "verbose": self.verbose}
+        return removal_errors(problem, weights, directions, **options)

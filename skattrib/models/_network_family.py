@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from dataclasses import replace
 
 import numpy as np
 from sklearn.base import clone
@@ -141,6 +142,20 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
         if not self.one_run:
             blank.set_params(random_state=seed)
         return blank.fit(X, y, weights)
+
+    def ending(self, recipe, result):
+        """Return a copy with the end of another run by a recipe of the same steps."""
+        estimator = copy.copy(self.estimator)
+        estimator.module_ = copy.deepcopy(estimator.module_)
+        FunctionalModule(estimator.module_).load(result.params[0])
+        scale = result.denominator
+        estimator.trajectory_ = replace(
+            self.trajectory,
+            recipe=recipe,
+            denominator=None if scale is None else scale[0].cpu(),
+            states={},
+        )
+        return type(self)(estimator, frozen=self.frozen)
 
     def moved(self, change):
         """Return a copy, without a record, whose parameters are moved."""

@@ -1,0 +1,97 @@
+"""What does rounding do to attributions, beside what else is wrong with them?
+
+512 digits, AdamW, minibatches of 32, 15 epochs, ReLU; 12 queries. Median over queries of
+how far attributions are from those of the same training otherwise rounded, over their
+size: from a start whose weights are moved to the neighbouring number (that is
+``diagnose(system=True)``), in double precision, by two threads; and, to compare with,
+from another seed. Below them the other errors of a derivative, in the weights of the
+run on all rows: what is beyond a straight line, to second order, and what is wrong if
+plain SGD is taken to have made the steps.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.runs.rounding
+"""
+
+import warnings
+
+import numpy as np
+import torch
+from sklearn.base import clone
+
+from benchmarks._data import load
+from benchmarks._table import Table, write
+from skattrib import AdamWInfluence, DualInfluence, TorchClassifier
+
+N_ROWS, N_QUERIES = 512, 12
+NETWORKS = {
+    "16, .01": ((16,), 0.01),
+    "64x64, .001": ((64, 64), 0.001),
+    "64x64, .003": ((64, 64), 0.003),
+    "64x64, .01": ((64, 64), 0.01),
+    "64x64x64, .01": ((64, 64, 64), 0.01),
+    "64x64x64, .03": ((64, 64, 64), 0.03),
+}
+ATTRIBUTORS = {
+    "DualInfluence": DualInfluence(random_state=0),
+    "AdamWInfluence, run on all": AdamWInfluence(inclusion=1, random_state=0),
+    "AdamWInfluence, 16 half runs": AdamWInfluence(n_halves=0, random_state=0),
+}
+
+
+def far(found, other):
+    """Return the median distance of attributions (q, n), over their size."""
+    sizes = np.linalg.norm(found, axis=1)
+    return np.median(np.linalg.norm(other - found, axis=1) / sizes)
+
+
+def measured(attributor, net, dtype=np.float32, seed=0, system=False):
+    """Return attributions of the queries, and a diagnosis if it is wanted."""
+    X, y, Xq, yq = load("digits", dtype=dtype)[:4]
+    net = clone(net).set_params(random_state=seed)
+    attributor = clone(attributor).set_params(estimator=net)
+    attributor.fit(X[:N_ROWS], y[:N_ROWS])
+    queries = Xq[:N_QUERIES], yq[:N_QUERIES]
+    found = attributor.attribute(*queries)
+    return found, attributor.diagnose(*queries, system=True) if system else None
+
+
+def main():
+    table = Table(
+        "Distance of attributions, over their size, where the training is repeated",
+        "network, learning rate | attributions | start moved by a rounding | digits "
+        "left | drowned | double precision | two threads | another seed | second "
+        "order | SGD for AdamW",
+    )
+    for name, (sizes, rate) in NETWORKS.items():
+        net = TorchClassifier(
+            hidden_layer_sizes=sizes,
+            activation="relu",
+            learning_rate=rate,
+            batch_size=32,
+            max_epochs=15,
+        )
+        for method, attributor in ATTRIBUTORS.items():
+            found, told = measured(attributor, net, system=True)
+            double, _ = measured(attributor, net, dtype=np.float64)
+            torch.set_num_threads(2)
+            threads, _ = measured(attributor, net)
+            torch.set_num_threads(1)
+            seed, _ = measured(attributor, net, seed=1)
+            errors = [told.get(e) for e in ("second_order_error", "optimizer_mismatch")]
+            table.add(
+                name,
+                method,
+                f"{told.system.attribution_noise:.0e}",
+                f"{told.system.digits:.1f}",
+                f"{told.system.drowned:.1%}",
+                *(f"{far(found, other):.0e}" for other in (double, threads)),
+                f"{far(found, seed):.2f}",
+                *("" if error is None else f"{error:.2f}" for error in errors),
+            )
+    write("rounding", table)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        main()

@@ -161,11 +161,11 @@ class AdamWInfluence(AgreementOfRuns, TrainedOnSubsets, BaseAttributor):
     Where training is at the edge of stability, which deep networks with a large
     learning rate often are, the runs disagree: their derivatives are so rough that an
     average over them is mostly noise. From an `agreement_` of 0.75 on, attributions are
-    the average. Below 0.3 they are derivatives of a damped adjoint, whose curvature is
-    0.8 times as large and whose steps divide by nothing far below the usual, of the
-    outcome at the weights averaged over the run, which is smoother. Between, and with
-    fewer than 8 runs, they are a mixture of both and of the damped derivative of the
-    outcome itself, by how well the halves of the runs agree in each. All are then of
+    the average. Below, and with fewer than 8 runs, they are a mixture of it and of two
+    that are smoother, by how well the halves of the runs agree in each: derivatives of
+    a damped adjoint, whose curvature is 0.8 times as large and whose steps divide by
+    nothing far below the usual; and these of the outputs at weights averaged over the
+    run, along the slope that the outcome has in the outputs at its end. All are then of
     the size of the first in which they agree to 0.75, else of that of averaged weights;
     retrained halves tell each query how much of each is right, and what size. That is
     for ``inclusion`` below 1, ``dynamics="recorded"`` and ``hessian="exact"``.

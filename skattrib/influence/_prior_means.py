@@ -1,9 +1,10 @@
-"""Which derivatives of runs to begin with: exact, damped, or of averaged weights.
+"""Which derivatives of runs to begin with: exact, and damped and averaged ones as well.
 
 Where training is at the edge of stability, derivatives of single runs are far too
 rough, and an average over them is mostly noise. Derivatives of a damped adjoint, and of
 the run's averaged weights, are smoother. How well the halves of the runs agree tells
-which are needed, before anything is compared with retraining.
+whether they are needed, and how much each counts, before anything is compared with
+retraining.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from skattrib.influence._aggregation import aggregate, exploding
 N_ROWS = 12
 #: Agreements below which runs disagree, and below which training is chaotic.
 DISAGREE, CHAOTIC = 0.5, 0.15
-# From the first on the exact derivative is enough, below the second it is of no use.
-_CALM, _ROUGH = 0.75, 0.3
+# From here on the exact derivative is enough.
+_CALM = 0.75
 # With fewer runs, their agreement is too uncertain to choose by.
 _FEWEST_RUNS = 8
 # Runs in each half that an agreement is brought to.
@@ -48,8 +49,10 @@ class Derivative:
     floor : float
         Of the divisor of the optimizer's steps, see `Optimizer.pullback`.
     decay : float or None
-        Of an exponential average over the states of a run, whose outcome is
-        differentiated in the place of that at its end.
+        Of an exponential average over the states of a run, whose outputs are
+        differentiated in the place of those at its end. The outcome has the slope in
+        the outputs that it has at the end: an average may miss a number on the other
+        side, and the derivative of its own error would have the wrong sign.
     """
 
     curvature: float = 1.0
@@ -74,8 +77,6 @@ def chosen(
         return (EXACT,)
     if n_runs >= _FEWEST_RUNS and agreement >= _CALM:
         return (EXACT,)
-    if n_runs >= _FEWEST_RUNS and agreement < _ROUGH:
-        return smooth[-1:]
     return EXACT, *smooth
 
 

@@ -58,8 +58,6 @@ class AgreementOfRuns:
         if len(by) > 1:
             others = [one or 0.0 for one in self._agreement(by[1:])]
             self._weighed = Weighed(by, (agreement, *others))
-        else:
-            self._weighed = Weighed(by)
 
     def _few_rows(self):
         """Return rows to compare by, as a query has them, their places and outcome."""

@@ -123,6 +123,9 @@ SETTINGS = {
         "digits", perceptron(64, 64), 3e-3, options={"random_state": 1}
     ),
     "64x64x64": Setting("digits", perceptron(64, 64, 64)),
+    "64x64x64, seed 1": Setting(
+        "digits", perceptron(64, 64, 64), options={"random_state": 1}
+    ),
     "32, dropout .2": Setting("digits", perceptron(32, dropout=0.2)),
     "32, dropout .2, seed 1": Setting(
         "digits", perceptron(32, dropout=0.2), options={"random_state": 1}
@@ -136,6 +139,9 @@ SETTINGS = {
     "diabetes 64x64": Setting("diabetes", perceptron(64, 64), n_rows=350),
     "churn 64x64": Setting("churn", perceptron(64, 64)),
     "diamonds 64x64": Setting("diamonds", perceptron(64, 64)),
+    "diamonds 64x64, seed 1": Setting(
+        "diamonds", perceptron(64, 64), options={"random_state": 1}
+    ),
     "CNN": Setting("digits", _CNN, n_rows=256, n_queries=6, n_truth=100, removed=True),
     "MNIST, CNN": Setting("mnist", _STRIDED, n_rows=256, n_truth=100, **_DEAR),
     "GRU": Setting("steps", Network("recurrent"), **_STEPS),

@@ -16,11 +16,11 @@ The second table removes other fractions of the rows, 100 subsets each.
 
 A file of images, ``X (n, 32, 32, 3)``, y, X_test and y_test of 0 and 1, adds a slim
 ResNet-9. Settings that are named have their rows replaced; without names, those that
-have no row yet are measured. ``--peers`` measures the peers of rows anew, and keeps the
-rest.
+have no row yet are measured. ``--peers`` measures the peers of rows anew, and ``--own``
+what is this package's; the rest is kept.
 
     OMP_NUM_THREADS=1 python -m benchmarks.deep.board [setting ...] [--data FILE]
-        [--peers]
+        [--peers | --own]
 """
 
 import argparse
@@ -116,20 +116,24 @@ def own_cells(case, halves, outcomes):
     return row, found
 
 
-def cells(case, known=None):
+def cells(case, only=None, known=None):
     """Return the row of the board, and those of the table of fractions.
 
-    ``known`` is a row whose cells of this package are kept.
+    ``only`` says whether those of "peers" or this package's "own" cells are measured;
+    the others are those of the ``known`` row.
     """
     halves = case.halves()
     outcomes = case.truth(halves)
-    if known is None:
-        row, found = own_cells(case, halves, outcomes)
-    else:
+    if only == "peers":
         row, found = known[: -len(PEERS)], {}
-    peers = Peers(case, halves, outcomes)
-    row = [*row, *(peers.cells[name] for name in PEERS)]
-    return row, removals(case, found | peers.best) if case.setting.removed else []
+    else:
+        row, found = own_cells(case, halves, outcomes)
+    if only == "own":
+        row = [*row, *known[-len(PEERS) :]]
+    else:
+        peers = Peers(case, halves, outcomes)
+        row, found = [*row, *(peers.cells[name] for name in PEERS)], found | peers.best
+    return row, removals(case, found) if case.setting.removed else []
 
 
 def removals(case, attributions):
@@ -169,7 +173,9 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("settings", nargs="*", metavar="setting")
     parser.add_argument("--data", metavar="FILE")
-    parser.add_argument("--peers", action="store_true")
+    which = parser.add_mutually_exclusive_group()
+    for only in ("peers", "own"):
+        which.add_argument(f"--{only}", dest="only", action="store_const", const=only)
     asked = parser.parse_args()
     if unknown := set(asked.settings) - set(SETTINGS):
         parser.error(f"no settings {sorted(unknown)}; there are {[*SETTINGS]}")
@@ -181,19 +187,16 @@ def main():
         [*KEYS, *(f"{fraction:.0%}" for fraction in REMOVED)],
     )
     done = {row[0]: row for row in board.rows}
-    names = [name for name in SETTINGS if (name in done) == asked.peers]
-    if asked.peers and (unknown := set(asked.settings) - set(names)):
-        parser.error(
-            f"no rows of {sorted(unknown)}, whose peers could be measured anew"
-        )
+    names = [name for name in SETTINGS if (name in done) == bool(asked.only)]
+    if asked.only and (unknown := set(asked.settings) - set(names)):
+        parser.error(f"no rows of {sorted(unknown)}, to be measured anew in part")
     for name in asked.settings or names:
         if SETTINGS[name].data == IMAGES and asked.data is None:
             print(f"{name}: left out, it needs --data FILE", flush=True)
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            known = done[name] if asked.peers else None
-            row, others = cells(Case(name, asked.data), known)
+            row, others = cells(Case(name, asked.data), asked.only, done.get(name))
         board.put(*row)
         board.rows.sort(key=lambda one: [*SETTINGS].index(one[0]))
         write("deep_board", board, *filter(None, [ranked(board)]))

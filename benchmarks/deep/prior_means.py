@@ -17,6 +17,7 @@ attribute. Networks that are named have their rows replaced.
 
 import copy
 import sys
+from functools import cached_property
 
 import numpy as np
 from torch import nn
@@ -110,8 +111,8 @@ NETWORKS = {
 class Case:
     """A network with its rows, its queries and retrained halves."""
 
-    def __init__(self, name):
-        data, options, n_queries = NETWORKS[name]
+    def __init__(self, setting):
+        data, options, n_queries = setting
         X, y, X_query, y_query = load(data)
         self.rows, self.queries = (X, y), (X_query[:n_queries], y_query[:n_queries])
         self.net, self.outcome = network(data, **options), OUTCOME[data]
@@ -119,8 +120,11 @@ class Case:
         self.truth = self.retrain(self.asked)
         self.halves = self.draw(256, 7)
         self.outcomes = self.retrain(self.halves)
+
+    @cached_property
+    def effects(self):
         others = self.draw(N_EFFECTS, 11)
-        self.effects = Truth(others, self.retrain(others))
+        return Truth(others, self.retrain(others))
 
     def draw(self, n_halves, seed):
         n_rows = len(self.rows[0])
@@ -134,11 +138,14 @@ class Case:
     def lds(self, attributions):
         return lds_score(self.truth, self.asked @ attributions.T)
 
-    def posteriors(self, influence, n_halves):
+    def posteriors(self, influence, n_halves, prior=None):
+        """Return what halves make of the attributor's means, or of others."""
+        if prior is None:
+            prior = influence._several_means(*self.queries, self.outcome)
         evidence = Halves(self.halves[:n_halves] > 0, influence._classes_of_units())
         return list(
             query_posteriors(
-                *influence._several_means(*self.queries, self.outcome),
+                *prior,
                 evidence,
                 self.outcomes[:n_halves],
                 influence._knowledge(),
@@ -184,7 +191,7 @@ def exact(influence):
 
 
 def row(name):
-    case = Case(name)
+    case = Case(NETWORKS[name])
     fitted = []
 
     def fit():

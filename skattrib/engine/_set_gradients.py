@@ -40,15 +40,18 @@ def set_gradient(
     targets: Tensor,
     measure: SetMeasure,
     memory_bytes: float,
+    sloped_at: Tensor | None = None,
 ) -> Tensor:
     """Return the gradient (P,) of a set outcome in the parameters.
 
+    ``sloped_at`` are other parameters, at whose outputs the outcome's slope is taken.
     Queries are evaluated twice, piece by piece: for their outputs, in which the outcome
     has a slope, and to pull that back. So there may be any number of them.
     """
     parts = _parts(model, X, memory_bytes)
     with torch.no_grad():
-        outputs = torch.cat([model.outputs(vector, X[part]) for part in parts])
+        at = vector if sloped_at is None else sloped_at
+        outputs = torch.cat([model.outputs(at, X[part]) for part in parts])
     slope = set_slope(measure, targets, outputs)
     leaf = vector.detach().requires_grad_()
     total = torch.zeros_like(leaf, requires_grad=False)

@@ -129,9 +129,10 @@ class AdamWInfluence(DiagnosesRuns, AgreementOfRuns, TrainedOnSubsets, BaseAttri
         all seeds.
     agreement_ : float or None
         How well attributions of up to 12 training rows by one half of the runs
-        correlate with those by the other: at 0.75 derivatives of single runs are
-        smooth, below 0.5 they are rough, and below 0.15 training is chaotic. None at
-        ``inclusion=1``, of a single run, and of few units.
+        correlate with those by the other, of fewer than 16 as if each half had eight:
+        at 0.75 derivatives of single runs are smooth, below 0.5 they are rough, and
+        below 0.15 training is chaotic. None at ``inclusion=1``, of a single run, and of
+        few units.
     %(halves_found)s
     X_train_ : ndarray of shape (n_samples, n_features)
         Training rows.
@@ -152,13 +153,14 @@ class AdamWInfluence(DiagnosesRuns, AgreementOfRuns, TrainedOnSubsets, BaseAttri
 
     Where training is at the edge of stability, which deep networks with a large
     learning rate often are, the runs disagree: their derivatives are so rough that an
-    average over them is mostly noise. From an `agreement_` of 0.75 on, attributions are
-    the average. Below 0.3 they are derivatives of a damped adjoint, whose curvature is
-    0.8 times as large and whose steps divide by nothing far below the usual, of the
-    outcome at the weights averaged over the run, which is smoother. Between, and with
-    fewer than 8 runs, they are a mixture of both and of the damped derivative of the
-    outcome itself, by how well the halves of the runs agree in each. All are then of
-    the size of the first in which they agree to 0.75, else of that of averaged weights;
+    average over them is mostly noise. Where halves of at least 8 runs agree to 0.75,
+    attributions are the average; of 16 runs that is an `agreement_` of 0.75, of 8 one
+    of 0.86. Else they are a mixture of it and of two that are smoother, by how well the
+    halves of the runs agree in each: derivatives of a damped adjoint, whose curvature
+    is 0.8 times as large and whose steps divide by nothing far below the usual; and
+    such derivatives of the outputs at weights averaged over the run, along the slope
+    that the outcome has in the outputs at its end. All are then of the size of the
+    first whose `agreement_` is 0.75, else of that of averaged weights;
     retrained halves tell each query how much of each is right, and what size. That is
     for ``inclusion`` below 1, ``dynamics="recorded"`` and ``hessian="exact"``.
 

@@ -1,9 +1,10 @@
-"""Which derivatives of runs to begin with: exact, damped, or of averaged weights.
+"""Which derivatives of runs to begin with: exact, and damped and averaged ones as well.
 
 Where training is at the edge of stability, derivatives of single runs are far too
 rough, and an average over them is mostly noise. Derivatives of a damped adjoint, and of
 the run's averaged weights, are smoother. How well the halves of the runs agree tells
-which are needed, before anything is compared with retraining.
+whether they are needed, and how much each counts, before anything is compared with
+retraining.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from skattrib.influence._aggregation import aggregate, exploding
 N_ROWS = 12
 #: Agreements below which runs disagree, and below which training is chaotic.
 DISAGREE, CHAOTIC = 0.5, 0.15
-# From the first on the exact derivative is enough, below the second it is of no use.
-_CALM, _ROUGH = 0.75, 0.3
-# With fewer runs, their agreement is too uncertain to choose by.
+# From here on the exact derivative is enough: of halves of the runs that there are, as
+# the average of a few is noisy though many would agree.
+_CALM = 0.75
+# The average of fewer is worse than a mixture where they agree, too; measured by
+# benchmarks.deep.few_runs.
 _FEWEST_RUNS = 8
 # Runs in each half that an agreement is brought to.
 _RUNS_PER_HALF = 8
@@ -48,8 +51,10 @@ class Derivative:
     floor : float
         Of the divisor of the optimizer's steps, see `Optimizer.pullback`.
     decay : float or None
-        Of an exponential average over the states of a run, whose outcome is
-        differentiated in the place of that at its end.
+        Of an exponential average over the states of a run, whose outputs are
+        differentiated in the place of those at its end. The outcome has the slope in
+        the outputs that it has at the end: an average may miss a number on the other
+        side, and the derivative of its own error would have the wrong sign.
     """
 
     curvature: float = 1.0
@@ -63,20 +68,18 @@ AVERAGED = Derivative(0.8, 1.0, 0.99)
 
 
 def chosen(
-    agreement: float | None, n_runs: int, averages: bool = False
+    agreement: float | None, n_runs: int, n_seeds: int = 1, averages: bool = False
 ) -> tuple[Derivative, ...]:
     """Return the derivatives to begin with, from the agreement of exact ones.
 
     ``averages`` says that the model has averaged weights anyway.
     """
-    smooth = (DAMPED,) if averages else (DAMPED, AVERAGED)
     if agreement is None:
         return (EXACT,)
-    if n_runs >= _FEWEST_RUNS and agreement >= _CALM:
+    in_hand = _prolonged(agreement, 1 / _times_longer(n_runs, n_seeds))
+    if n_runs >= _FEWEST_RUNS and in_hand >= _CALM:
         return (EXACT,)
-    if n_runs >= _FEWEST_RUNS and agreement < _ROUGH:
-        return smooth[-1:]
-    return EXACT, *smooth
+    return (EXACT, DAMPED) if averages else (EXACT, DAMPED, AVERAGED)
 
 
 # -------------------------------------------------------------------- agreement
@@ -132,13 +135,19 @@ def agreement_of(
     known = correlations[~np.isnan(correlations)]
     if n_runs < 2 * n_seeds or n_units <= _FEWEST_UNITS or not len(known):
         return None
-    found = float(np.mean(known))
+    found, longer = float(np.mean(known)), _times_longer(n_runs, n_seeds)
+    return _prolonged(max(found, 0.0), longer) if longer > 1 else found
+
+
+def _times_longer(n_runs: int, n_seeds: int) -> float:
+    """Return how many times as many runs eight in each half are, at least 1."""
     sizes = [len(half) for half in halves_of_runs(n_runs, n_seeds)]
-    longer = _RUNS_PER_HALF / (sizes[0] * sizes[1]) ** 0.5
-    if longer > 1:  # by Spearman and Brown
-        found = max(found, 0.0)
-        found = longer * found / (1 + (longer - 1) * found)
-    return found
+    return max(1.0, _RUNS_PER_HALF / (sizes[0] * sizes[1]) ** 0.5)
+
+
+def _prolonged(agreement: float, times: float) -> float:
+    """Return the agreement of so many times as many runs, by Spearman and Brown."""
+    return times * agreement / (1 + (times - 1) * agreement)
 
 
 # ---------------------------------------------------------------------- weights

@@ -49,7 +49,7 @@ class AgreementOfRuns:
             return
         run = self._runs[0]
         averages = run.recipe.average is not None or run.shares is not None
-        by = chosen(agreement, n_runs, averages)
+        by = chosen(agreement, n_runs, len(self._runs), averages)
         for decay in {one.decay for one in by} - {None}:
             self._say("averages over the runs, which are trained once more")
             for runs in self._runs:
@@ -58,8 +58,6 @@ class AgreementOfRuns:
         if len(by) > 1:
             others = [one or 0.0 for one in self._agreement(by[1:])]
             self._weighed = Weighed(by, (agreement, *others))
-        else:
-            self._weighed = Weighed(by)
 
     def _few_rows(self):
         """Return rows to compare by, as a query has them, their places and outcome."""

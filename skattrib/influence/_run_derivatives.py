@@ -22,7 +22,7 @@ from skattrib.engine._losses import MeanOfRows, OutcomeFunction, SetMeasure
 from skattrib.engine._minibatch import same_seeds
 from skattrib.engine._modules import activation_size
 from skattrib.engine._parallel import batches, call_each
-from skattrib.engine._plain_gradients import vector_jacobian
+from skattrib.engine._plain_gradients import gradients_of, vector_jacobian
 from skattrib.engine._set_gradients import all_outputs, set_gradient
 from skattrib.engine._training import can_stack, stack_size, train
 from skattrib.engine._trajectory import Recipe, exponential_average
@@ -391,8 +391,8 @@ def _cotangents(
     """
     found: dict[float | None, Tensor] = {}
     for decay in {one.decay for one in by}:
-        params = runs.params if decay is None else runs.averages[decay]
-        found[decay] = _outcome_gradients(problem, params, queries, part)
+        at = None if decay is None else runs.averages[decay]
+        found[decay] = _outcome_gradients(problem, runs.params, queries, part, at)
     kinds = []
     for one in by:
         average = runs.shares
@@ -404,20 +404,51 @@ def _cotangents(
 
 
 def _outcome_gradients(
-    problem: TrainingProblem, params: Tensor, queries: Queries, part: slice
+    problem: TrainingProblem,
+    ends: Tensor,
+    queries: Queries,
+    part: slice,
+    at: Tensor | None,
 ) -> Tensor:
-    """Return gradients (M, q, P) of some outcomes in parameters (M, P)."""
-    model, params = problem.model, params.to(problem.X)
+    """Return gradients (M, q, P) of some outcomes in parameters (M, P).
+
+    Where these are not those at the ends of runs, the outputs are differentiated there,
+    and the outcome keeps its slope in the outputs at the end: a residual of averaged
+    weights may have the other sign.
+    """
+    model, ends = problem.model, ends.to(problem.X)
+    at = ends if at is None else at.to(problem.X)
     outcome = queries.outcome
     if isinstance(outcome, SetMeasure):
         rows = queries.X, queries.targets, outcome, memory_cap()
-        return torch.stack([set_gradient(model, one, *rows) for one in params])[:, None]
+        pairs = zip(at, ends, strict=True)
+        found = [set_gradient(model, one, *rows, sloped_at=end) for one, end in pairs]
+        return torch.stack(found)[:, None]
     queries = queries.part(part)
 
     def outcomes(vector: Tensor) -> Tensor:
         return outcome(model.outputs(vector, queries.X), queries.targets)
 
-    return torch.stack([vector_jacobian(model, outcomes, vector) for vector in params])
+    if at is ends:
+        return torch.stack([vector_jacobian(model, outcomes, one) for one in at])
+
+    def along(vector: Tensor, end: Tensor) -> Tensor:
+        slope = _slope(model.outputs(end, queries.X), queries)
+        return vector_jacobian(
+            model,
+            lambda one: (model.outputs(one, queries.X) * slope).flatten(1).sum(1),
+            vector,
+        )
+
+    return torch.stack([along(*pair) for pair in zip(at, ends, strict=True)])
+
+
+def _slope(outputs: Tensor, queries: Queries) -> Tensor:
+    """Return the gradient of each outcome in the outputs of its query."""
+    leaf = outputs.detach().requires_grad_()
+    with torch.enable_grad():
+        total = queries.outcome(leaf, queries.targets).sum()
+    return gradients_of(total, [leaf])[0]
 
 
 def _shifted(on_rows: RowCallback, start: int) -> RowCallback:

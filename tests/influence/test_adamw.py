@@ -624,8 +624,9 @@ def test_queries_copy_neither_weights_nor_training_rows(monkeypatch):
 @pytest.mark.parametrize("aggregation", ["trimmed_mean", "median"])
 def test_exploding_runs_are_looked_for_once(aggregation, monkeypatch):
     X, y, Xq, yq = data()
-    influence = make(inclusion=0.5, n_trajectories=4, aggregation=aggregation)
-    influence.fit(X, y)
+    uneven = net(learning_rate=0.05, max_epochs=15, batch_size=10)
+    options = {"inclusion": 0.5, "n_trajectories": 4, "aggregation": aggregation}
+    influence = make(uneven, **options).fit(X, y)
     calls = []
 
     def counted(each_run):

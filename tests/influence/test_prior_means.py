@@ -5,11 +5,17 @@ import warnings
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.special import softmax
 from sklearn.datasets import load_digits, load_iris
 from sklearn.preprocessing import scale
 from sklearn.utils import Bunch
 
-from skattrib import AdamWInfluence, LinearSurrogateAttributor, TorchClassifier
+from skattrib import (
+    AdamWInfluence,
+    LinearSurrogateAttributor,
+    TorchClassifier,
+    TorchRegressor,
+)
 from skattrib._posterior._gaussian import posterior
 from skattrib._posterior._means import PriorMeans, QueryMeans
 from skattrib.engine._losses import MeanOutcome
@@ -62,6 +68,11 @@ def calm(**options):
     return TorchClassifier(hidden_layer_sizes=(5,), random_state=0, **options)
 
 
+def uneven():
+    """Neither calm nor rough."""
+    return calm(learning_rate=0.04, max_epochs=15, batch_size=10)
+
+
 def fitted(model, X, y, **options):
     options = {"n_trajectories": 8, "n_halves": 0, "random_state": 0, **options}
     with warnings.catch_warnings():
@@ -82,21 +93,23 @@ def forced(influence, by, agreements):
 @pytest.mark.parametrize(
     ("agreement", "n_runs", "expected"),
     [
-        (0.75, 8, (EXACT,)),
-        (0.74, 8, ALL),
-        (0.3, 16, ALL),
-        (0.29, 16, (AVERAGED,)),
-        (0.9, 6, ALL),
-        (0.1, 6, ALL),
+        (0.75, 16, (EXACT,)),
+        (0.75, 64, (EXACT,)),
+        (0.74, 16, ALL),
+        (-0.1, 16, ALL),
+        # of fewer, halves of what there are agree to 0.75 where eight do to more
+        (0.86, 8, (EXACT,)),
+        (0.85, 8, ALL),
+        (0.99, 6, ALL),
         (None, 1, (EXACT,)),
     ],
 )
 def test_agreement_chooses(agreement, n_runs, expected):
     assert chosen(agreement, n_runs) == expected
-    if agreement is not None and agreement < 0.75:  # averaged anyway
-        of_averages = chosen(agreement, n_runs, True)
-        assert AVERAGED not in of_averages
-        assert of_averages[-1] == DAMPED
+    # averaged anyway
+    assert chosen(agreement, n_runs, averages=True) == expected[:2]
+    # with two seeds, each half has runs of both
+    assert chosen(agreement, 2 * n_runs, 2) == chosen(agreement, 2 * n_runs)
 
 
 def test_halves_of_runs_keep_complements_together():
@@ -245,32 +258,71 @@ def test_halves_tell_how_much_of_each_is_right():
 
 
 # ----------------------------------------------------------------- real networks
-def test_averaged_outcomes_are_differentiated():
-    """By differences of training, at any point of the run at once."""
+@pytest.mark.parametrize("of_set", [False, True], ids=["rows", "set"])
+def test_averaged_outputs_are_differentiated(of_set):
+    """By differences of training, along the outcome's slope at the end of the run."""
     X, y, Xq, yq = data(30)
     influence = fitted(calm(), X, y, n_trajectories=2)
     undamped = Derivative(decay=0.9)
     forced(influence, (undamped,), (1.0,))
-    queries = influence._derivatives.queries(Xq, yq, "log_likelihood")
+    kind = "log_likelihood"
+    queries = influence._derivatives.queries(
+        Xq, yq, MeanOutcome(kind) if of_set else kind
+    )
     found = influence._each_run(queries, (undamped,))[0]
     problem, runs = influence._derivatives.problem, influence._runs[0]
     share = exponential_average(runs.recipe.n_steps, 0.9)
 
-    def outcomes(weights):
+    def outputs(params):
+        return problem.model.outputs(params, queries.X).numpy()
+
+    def averaged_outputs(weights):
         rows = problem.X, problem.targets, problem.weighted(weights)
         mean = train(
             problem.model, problem.loss, runs.recipe, *rows, average=share
         ).averaged
-        outputs = problem.model.outputs(mean[0], queries.X)
-        return queries.outcome(outputs, queries.targets).numpy()
+        return outputs(mean[0])
+
+    def slope(run):  # of log p, or its mean, in the outputs
+        grad = -softmax(outputs(runs.params[run]), axis=1)
+        grad[np.arange(6), yq] += 1
+        return grad / 6 if of_set else grad
 
     h = 1e-5
     for run, row in ((0, 3), (1, 20)):
         sides = [runs.weights[run : run + 1].clone() for _ in range(2)]
         sides[0][0, row] += h
         sides[1][0, row] -= h
-        slope = (outcomes(sides[0]) - outcomes(sides[1])) / (2 * h)
-        assert_allclose(found[run, :, row], slope, rtol=1e-4, atol=1e-8)
+        moved = (averaged_outputs(sides[0]) - averaged_outputs(sides[1])) / (2 * h)
+        expected = (moved * slope(run)).sum(axis=1)
+        if of_set:
+            expected = expected.sum()
+        assert_allclose(found[run, :, row], expected, rtol=1e-4, atol=1e-8)
+
+
+def test_residuals_are_those_of_the_end():
+    """An average of weights may miss a number on the other side."""
+    X, y, Xq, yq = data(30)
+    net = TorchRegressor(max_epochs=6, batch_size=20, random_state=0)
+    influence = fitted(net, X, y.astype(float), n_trajectories=2)
+    forced(influence, (AVERAGED,), (1.0,))
+    runs, problem = influence._runs[0], influence._derivatives.problem
+
+    def found(outcome, targets):
+        queries = influence._derivatives.queries(Xq, targets, outcome)
+        return influence._each_run(queries, (AVERAGED,))[0]
+
+    rows = influence._derivatives.queries(Xq, yq, "log_likelihood").X
+    end, average = (
+        problem.model.outputs(params[0], rows).numpy()[:, 0]
+        for params in (runs.params, runs.averages[0.99])
+    )
+    between = (end + average) / 2
+    residual = (between - end)[:, None]
+    assert (np.sign(between - average) == -np.sign(between - end)).all()
+    expected = residual * found("prediction", between)[0]
+    assert np.abs(expected).max() > 1e-6
+    assert_allclose(found("log_likelihood", between)[0], expected, rtol=1e-6)
 
 
 def test_derivatives_are_swept_together():
@@ -302,7 +354,7 @@ def test_rough_networks_are_ranked_better_by_the_mixture():
 def mixed():
     """An attributor of few runs with retrained halves, and queries."""
     X, y, Xq, yq = data(30)
-    influence = fitted(calm(), X, y, n_trajectories=4, n_halves=32)
+    influence = fitted(uneven(), X, y, n_trajectories=4, n_halves=32)
     assert influence._weighed.derivatives == ALL
     return influence, Xq, yq
 
@@ -338,7 +390,7 @@ def test_a_surrogate_around_it_is_its_posterior(mixed):
     X, y, *_ = data(30)
     prior = AdamWInfluence(n_trajectories=4, n_halves=0, random_state=0)
     other = LinearSurrogateAttributor(
-        calm(), prior=prior, at="banzhaf", n_subsets=32, random_state=0
+        uneven(), prior=prior, at="banzhaf", n_subsets=32, random_state=0
     ).fit(X, y)
     own, evidence = other.prior_, other._evidence()
     assert own._weighed.derivatives == ALL
@@ -358,6 +410,7 @@ def test_new_rows_are_valued_by_the_same_mixture():
     influence = AdamWInfluence(
         calm(batch_size=None), n_trajectories=4, n_halves=0, random_state=0
     ).fit(X, y, sample_weight=weights)
+    forced(influence, ALL, (0.4, 0.6, 0.5))
     mean = influence._derivatives.queries(Xq, yq, MeanOutcome("log_likelihood"))
     by = {"by": ALL, **influence._sweep_options()}
     rows = influence._derivatives.derivatives(influence._runs[0], mean, **by)

@@ -148,7 +148,8 @@ class Said:
             return
         told = {i: (case.lds(scores[i]), case.alone(scores[i])) for i in known}
         for i in known:
-            print(f"  {name} {found['settings'][i]}: {told[i]} {found['notes'][i]}")
+            setting, note = found["settings"][i], found["notes"][i]
+            print(f"  {name} {setting}: {told[i]} {note}", flush=True)
         best = max(known, key=lambda i: float(told[i][0].split()[0]))
         lds, alone = told.get(0, ("fails", "fails"))
         if 0 in known:

@@ -115,8 +115,6 @@ def track_star(order, unit_normalize=False, mix_hessians=True, **inversion):
             TrackstarConfig(
                 query=saved.query(),
                 mix_hessians=mix_hessians,
-                # takes a part of the texts, which those on disk have not
-                stats_sample_size=None,
                 preprocess_cfg=PreprocessConfig(
                     unit_normalize=unit_normalize,
                     inversion_cfg=InversionConfig(**inversion),

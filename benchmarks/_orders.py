@@ -21,8 +21,8 @@ from benchmarks.peers._networks import Network
 
 SCRIPTS = Path(__file__).parent / "peers"
 PEERS = Path(os.environ.get("PEERS", SCRIPTS.parents[1] / ".peers"))
-#: script: environment, None for this one
-ENVIRONMENTS = {
+#: script of networks: environment, None for this one
+NETWORKS = {
     "run_baselines": None,
     "run_skattrib": None,
     "run_dattri": "torch",
@@ -32,6 +32,14 @@ ENVIRONMENTS = {
     "run_traker": "torch",
     "run_pyinfluence": "torch",
 }
+#: the same of fine-tuned language models
+TEXTS = {
+    "run_texts_kronfluence": "language",
+    "run_texts_bergson": "language",
+    "run_texts_dattri_llm": "language",
+    "run_texts_encoder": "language",
+}
+ENVIRONMENTS = NETWORKS | TEXTS
 
 
 def write_order(path, estimator, X, y, X_query, y_query, subsets=None, models=()):
@@ -134,13 +142,13 @@ def _call(script, *arguments, timeout=None):
     return done
 
 
-def list_peers():
+def list_peers(scripts=NETWORKS):
     """Return settings, the default first, by (script, method), and what is missing.
 
     The latter is why a script cannot run, by script.
     """
     settings, missing = {}, {}
-    for script, environment in ENVIRONMENTS.items():
+    for script, environment in scripts.items():
         if not _interpreter(script).exists():
             missing[script] = f"no environment {environment!r}: make peers"
             continue
@@ -165,7 +173,7 @@ def run_peer(script, method, order_path, settings=None, timeout=None):
     -------
     dict
         scores (n_settings, q, n), predicted (n_settings, m, q), seconds, peak
-        (n_settings,), yardstick (float), settings and errors (lists); see
+        (n_settings,), yardstick (float), settings, errors and notes (lists); see
         ``peers/_order.py``.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -181,6 +189,6 @@ def run_peer(script, method, order_path, settings=None, timeout=None):
             found = dict(file)
 
     found["yardstick"] = float(found["yardstick"])
-    for name in ("settings", "errors"):
+    for name in ("settings", "errors", "notes"):
         found[name] = json.loads(str(found[name]))
     return found

@@ -7,8 +7,9 @@ and linear decay, 3 epochs of batches of 8. Outcomes are log-likelihoods of new
 completions, and of four that were trained on. LDS on halves, really fine-tuned again,
 and the correlation with leave-one-outs of some texts. CPU seconds of fit and attribute,
 over those of one fine-tuning. Beside ours the usual similarities: of gradients at the
-end, plain, by cosine and over the optimizer's scale (LESS), words, hidden states. Rows
-that the table has are kept.
+end, plain, by cosine and over the optimizer's scale (LESS), words, hidden states, and
+the index of the model as it was before. Rows that the table has are kept; those of
+other packages are from `benchmarks.language.peers`.
 
     OMP_NUM_THREADS=1 python -m benchmarks.language.fine_tuning \\
         [small | small-token | smollm2 ...]
@@ -26,7 +27,7 @@ from benchmarks._data import MEMORY, lds_interval
 from benchmarks._finding import bm25, joined
 from benchmarks._table import reopen, write
 from benchmarks.language._small import columns, docstrings, small_llama
-from benchmarks.language._smollm2 import smollm2
+from benchmarks.language._smollm2 import rise_scores, smollm2
 from skattrib import AdamWInfluence, DualInfluence
 from skattrib.evaluation import make_weightings, retrain_outcomes
 from skattrib.extension import as_model
@@ -35,6 +36,9 @@ from skattrib.models._costs import cpu_seconds  # no public name
 
 HEADER = ["model", "method", "LDS", "leave-one-out", "trainings' time"]
 ADAPTER = {"r": 4, "lora_alpha": 8}
+CAPTION = "Attributions of fine-tuned language models"
+#: the last of the similarities
+LAST = "RISE index of the model before"
 
 
 @dataclass(frozen=True)
@@ -104,46 +108,66 @@ class Case:
         options = {"memory": MEMORY, "verbose": 1}
         return retrain_outcomes(self.lm, *self.rows, weights, *self.queries, **options)
 
+    def lds(self, attributions):
+        """Return a cell: LDS of attributions (q, n) on halves."""
+        return lds_interval(self.truth, self.halves @ attributions.T)
+
+    def alone(self, attributions):
+        """Return a cell: their correlation with leave-one-outs, if there are any."""
+        if self.without is None:
+            return ""
+        lost = (self.whole - self.without).T
+        pairs = zip(lost, attributions[:, self.left_out], strict=True)
+        return f"{np.mean([np.corrcoef(*pair)[0, 1] for pair in pairs]):.3f}"
+
+    def cost(self, seconds):
+        """Return a cell: CPU seconds over those of the training."""
+        return "" if seconds is None else f"{seconds / self.seconds:.1f}"
+
     def row(self, method, attributions, seconds):
         """Return a row of the table."""
-        alone = ""
-        if self.without is not None:
-            lost = (self.whole - self.without).T
-            found = attributions[:, self.left_out]
-            pairs = zip(lost, found, strict=True)
-            alone = f"{np.mean([np.corrcoef(*pair)[0, 1] for pair in pairs]):.3f}"
-        lds = lds_interval(self.truth, self.halves @ attributions.T)
-        cost = "" if seconds is None else f"{seconds / self.seconds:.1f}"
-        return [self.name, method, lds, alone, cost]
+        scores = self.lds(attributions), self.alone(attributions)
+        return [self.name, method, *scores, self.cost(seconds)]
+
+
+DUAL, ONE_RUN, EXACT = (
+    "DualInfluence",
+    "AdamWInfluence, one run on all",
+    "the same, inert=0",
+)
+WAYS = {
+    DUAL: (DualInfluence, {}),
+    ONE_RUN: (AdamWInfluence, {"inclusion": 1}),
+    EXACT: (AdamWInfluence, {"inclusion": 1, "inert": 0.0}),
+}
+
+
+def attributed(case, kind, options):
+    """Return attributions (q, n) by an attributor, and the CPU seconds that it took."""
+    found = []
+
+    def attribute():
+        attributor = kind(case.lm, random_state=0, **options).fit(*case.rows)
+        found.append(attributor.attribute(*case.queries))
+
+    seconds = cpu_seconds(attribute)
+    return found[0], seconds
 
 
 def ours(case, known):
     """Yield methods of this package, but those that are known."""
-    ways = {
-        "DualInfluence": DualInfluence,
-        "AdamWInfluence, one run on all": (AdamWInfluence, {"inclusion": 1}),
-        "the same, inert=0": (AdamWInfluence, {"inclusion": 1, "inert": 0.0}),
-    }
+    ways = dict(WAYS)
     for n in case.setting.runs:
         runs = {"n_trajectories": n, "n_halves": 0, "inclusion": 0.5}
         ways[f"AdamWInfluence, {n} half runs"] = (AdamWInfluence, runs)
     for name, way in ways.items():
-        kind, options = way if isinstance(way, tuple) else (way, {})
-        found = []
-
-        def attribute(kind=kind, options=options, found=found):
-            attributor = kind(case.lm, random_state=0, **options).fit(*case.rows)
-            found.append(attributor.attribute(*case.queries))
-
-        if (case.name, name) in known:
-            continue
-        seconds = cpu_seconds(attribute)
-        yield name, found[-1], seconds
+        if (case.name, name) not in known:
+            yield name, *attributed(case, *way)
 
 
 def similarities(case, known):
     """Yield what texts and gradients have in common, if that is not known."""
-    if (case.name, "same module") in known:
+    if (case.name, LAST) in known:
         return
     model = as_model(case.lm)
     network = case.lm.network_
@@ -173,6 +197,8 @@ def similarities(case, known):
     yield "hidden states, cosine", states[0] @ states[1].T, None
     same = case.of_queries[:, None] == case.sources
     yield "same module", same.astype(float), None
+    frozen = CausalLanguageModel(case.lm.model, case.lm.tokenizer)
+    yield LAST, rise_scores(frozen, case.rows, case.queries), None
 
 
 def hidden_states(lm, prompts, completions):
@@ -187,13 +213,15 @@ def hidden_states(lm, prompts, completions):
 
 
 def main(names):
-    table = reopen("fine_tuning", "Attributions of fine-tuned language models", HEADER)
+    table = reopen("fine_tuning", CAPTION, HEADER)
     for name in names or SETTINGS:
         case = Case(name)
         print(f"{name}: {len(case.rows[0])} texts", flush=True)
         known = {tuple(cells[:2]) for cells in table.rows}
         for methods in (ours, similarities):
             for method, attributions, seconds in methods(case, known):
+                if (name, method) in known:
+                    continue
                 table.put(*case.row(method, attributions, seconds), n_keys=2)
                 write("fine_tuning", table)
 

@@ -5,6 +5,8 @@ A script is run by the interpreter of an environment that has the peer and numpy
     python run_X.py ORDER.npz SCORES.npz METHOD [SETTINGS]
     python run_X.py --list
 
+This is the order of a network; that of a fine-tuned language model is in `_texts.py`.
+
 ``--list`` prints JSON, method → settings, of which the first is the package's default
 and the others are the grid that it is tuned over; a setting overrides the default.
 ``SETTINGS`` is a JSON list of others.
@@ -20,7 +22,7 @@ the `estimator` that trained it, and module. The network is
 `_networks.py`; its loss is the cross-entropy, or half the squared error.
 
 SCORES.npz holds, per setting, ``scores`` (q, n), ``predicted`` (m, q), ``seconds`` and
-``peak``, and ``yardstick``, ``settings`` and ``errors`` as JSON:
+``peak``, and ``yardstick``, ``settings``, ``errors`` and ``notes`` as JSON:
 
 - it is written again after each setting; those still to come have the error "not
   reached".
@@ -36,6 +38,7 @@ SCORES.npz holds, per setting, ``scores`` (q, n), ``predicted`` (m, q), ``second
   what a method takes.
 - yardstick is CPU seconds of one pass of per-row gradients over the training rows; NaN
   where torch.func knows none of the network.
+- notes are what is to be said beside the scores, mostly nothing.
 """
 
 import ctypes
@@ -63,8 +66,6 @@ ACTIVATIONS = {
     "silu": nn.SiLU,
     "identity": nn.Identity,
 }
-#: rows, queries and checkpoints of the run that is not counted
-WARM_UP = (96, 3, 2)
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class Order:
     module: dict | None = None
     #: states of networks that were trained on halves of the rows
     models: list = field(default_factory=list)
+    #: what is to be said beside the scores
+    notes: list = field(default_factory=list)
 
     @property
     def train(self):
@@ -135,8 +138,8 @@ class Order:
         found = others - (outputs * right).sum(-1)
         return found if reduction == "none" else getattr(found, reduction)()
 
-    def head(self, n_rows, n_queries, n_checkpoints):
-        """Return an order of the first rows."""
+    def warm_up(self, n_rows=96, n_queries=3, n_checkpoints=2):
+        """Return an order of the first rows, for the run that is not counted."""
         return replace(
             self,
             X=self.X[:n_rows],
@@ -148,6 +151,30 @@ class Order:
             rates=self.rates[:n_checkpoints],
             models=self.models[:n_checkpoints],
         )
+
+    def yardstick(self, chunk=256, repeats=5):
+        """Return CPU seconds of one pass of per-row gradients over the training rows.
+
+        NaN where torch.func knows none.
+        """
+        net = self.network()
+        params = {k: v.detach() for k, v in net.named_parameters()}
+
+        def row_loss(params, x, y):
+            return self.loss(functional_call(net, params, (x[None],)), y[None])
+
+        gradients = vmap(grad(row_loss), in_dims=(None, 0, 0))
+        batches = list(zip(self.X.split(chunk), self.y.split(chunk), strict=True))
+        times = []
+        for _ in range(repeats + 1):
+            start = time.process_time()
+            try:
+                for batch in batches:
+                    gradients(params, *batch)
+            except RuntimeError:
+                return float("nan")
+            times.append(time.process_time() - start)
+        return min(times[1:])
 
 
 def read_order(path):
@@ -214,31 +241,6 @@ class Meter:
         self.peak = memory_bytes("VmHWM") - self._before
 
 
-def yardstick(order, chunk=256, repeats=5):
-    """Return CPU seconds of one pass of per-row gradients over the training rows.
-
-    NaN where torch.func knows none.
-    """
-    net = order.network()
-    params = {k: v.detach() for k, v in net.named_parameters()}
-
-    def row_loss(params, x, y):
-        return order.loss(functional_call(net, params, (x[None],)), y[None])
-
-    gradients = vmap(grad(row_loss), in_dims=(None, 0, 0))
-    batches = list(zip(order.X.split(chunk), order.y.split(chunk), strict=True))
-    times = []
-    for _ in range(repeats + 1):
-        start = time.process_time()
-        try:
-            for batch in batches:
-                gradients(params, *batch)
-        except RuntimeError:
-            return float("nan")
-        times.append(time.process_time() - start)
-    return min(times[1:])
-
-
 # ---------------------------------------------------------------------- running
 def first_line(error):
     text = str(error).strip().splitlines() or [""]
@@ -264,9 +266,9 @@ def run(method, settings, order):
         "predicted": np.full((len(settings), *of_subsets), np.nan, dtype=np.float32),
         "seconds": np.full(len(settings), np.nan),
         "peak": np.full(len(settings), np.nan),
-        "yardstick": yardstick(order),
+        "yardstick": order.yardstick(),
     }
-    errors = ["not reached"] * len(settings)
+    errors, notes = ["not reached"] * len(settings), [""] * len(settings)
 
     for i, setting in enumerate(settings):
         seed_everything(order.random_state)
@@ -275,11 +277,12 @@ def run(method, settings, order):
             prepare(order)
         if i == 0:
             try:
-                method(order.head(*WARM_UP), **setting)
+                method(order.warm_up(), **setting)
             except Exception:
                 pass  # a few rows may be too few; the errors of all rows are told
             seed_everything(order.random_state)
         meter = Meter()
+        order.notes.clear()
         try:
             with meter:
                 scores = method(order, **setting)
@@ -291,7 +294,9 @@ def run(method, settings, order):
             traceback.print_exc()
             errors[i] = first_line(error)
         found["seconds"][i], found["peak"][i] = meter.seconds, meter.peak
-        yield found | {"settings": json.dumps(settings), "errors": json.dumps(errors)}
+        notes[i] = "; ".join(order.notes)
+        told = {"settings": settings, "errors": errors, "notes": notes}
+        yield found | {name: json.dumps(value) for name, value in told.items()}
 
 
 def grid(name, default, values):
@@ -300,7 +305,7 @@ def grid(name, default, values):
     return [first] + [{name: v} for v in values if v != default]
 
 
-def main(methods):
+def main(methods, read=read_order):
     """Answer the command line; ``methods`` maps names to (function, settings).
 
     A function takes an order and a setting and returns scores (q, n), or a tuple of
@@ -314,7 +319,7 @@ def main(methods):
     function, settings = methods[name]
     if sys.argv[4:]:
         settings = json.loads(sys.argv[4])
-    for found in run(function, settings, read_order(source)):
+    for found in run(function, settings, read(source)):
         # whole at any time, if a later setting is too much for the machine
         np.savez(f"{target}.part.npz", **found)
         os.replace(f"{target}.part.npz", target)

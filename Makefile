@@ -13,6 +13,7 @@
 #   make docs      the manual, with the gallery run: doc/_build/html
 #   make dist      sdist and wheel in dist/, installed and tried in an empty environment
 #   make bench     one benchmark: make bench NAME=costs.growth
+#   make evidence  the page of evidence, and what it rests on, where versions are new
 #   make peers     .peers/: environments of the packages that are compared with
 #
 # PYTHON=... chooses the interpreter. TESTFLAGS=... is passed on to pytest, as in
@@ -23,7 +24,7 @@ PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 TEST_ENV = OMP_NUM_THREADS=1 SCIPY_ARRAY_API=1 MPLBACKEND=Agg
 
 .PHONY: install install-oldest test coverage test-slow test-language test-gpu lint types docs \
-  dist bench peers
+  dist bench evidence peers
 
 install: .venv/bin/python
 	.venv/bin/python -m pip install -c constraints.txt -e ".[dev]"
@@ -75,6 +76,9 @@ dist:
 	awk '/^```python/ { on = 1; next } /^```/ { on = 0 } on' README.md > dist/readme.py
 	cd dist && .venv/bin/python -I readme.py
 	rm -rf dist/.venv dist/readme.py
+
+evidence:
+	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.evidence --run
 
 bench:
 	@test -n "$(NAME)" || { echo 'make bench NAME=costs.growth, or another of benchmarks/README.md'; exit 2; }

@@ -189,6 +189,12 @@ def test_a_model_that_has_changed_is_read_anew():
         model.model.layers[0].mlp.down_proj.weight.mul_(1.5)
         losses, counts = mean_losses(model, X, y)
     expected = -(losses * counts).numpy()
+    with pytest.raises(ValueError, match=r"model was changed.*Fit again"):
+        lm.log_likelihood(X, y)
+    with pytest.raises(ValueError, match=r"model was changed.*Fit again"):
+        AdamWInfluence(FrozenEstimator(lm), inclusion=1, random_state=0).fit(X, y)
+    kept = pickle.loads(pickle.dumps(lm))  # with the weights as they are
+    assert np.isfinite(kept.log_likelihood(X, y)).all()
     np.testing.assert_allclose(lm.fit(X, y).log_likelihood(X, y), expected, rtol=2e-5)
 
 
@@ -697,6 +703,9 @@ def test_other_attributors_say_which_work(case):
         influence.transform(queries[0])
     with pytest.raises(InvalidParameterError, match="trainable"):
         tuned(trainable="head").fit(*rows)
+    dual = DualInfluence(lm, random_state=0).fit(*rows)
+    with pytest.raises(UnsupportedModelError, match=r"influence_measures.*attribute"):
+        dual.influence_measures()
     with pytest.raises(ValueError, match=r"parameters='head'.*'all'"):
         DualInfluence(lm, parameters="head", random_state=0).fit(*rows)
 

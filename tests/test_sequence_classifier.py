@@ -125,6 +125,28 @@ def test_attributors_rank_retrained_classifiers():
     assert found.shape == (4, 3)
 
 
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_model_may_return_tuples(kind):
+    X, y = texts(12)
+    expected = classifier(build(kind)).fit(X, y).predict_proba(X)
+    model = build(kind)
+    model.config.return_dict = False
+    found = classifier(model).fit(X, y).predict_proba(X)
+    np.testing.assert_array_equal(found, expected)
+    assert model.config.return_dict is False
+
+
+def test_a_model_that_has_changed_is_not_asked():
+    X, y = texts(12)
+    model = build()
+    clf = classifier(model).fit(X, y)
+    with torch.no_grad():
+        next(model.parameters()).mul_(2)
+    with pytest.raises(ValueError, match=r"model was changed.*Fit again"):
+        clf.predict(X)
+    clf.fit(X, y).predict(X)
+
+
 def test_it_learns_and_predicts():
     X, y = texts(60)
     clf = classifier(max_epochs=12, class_weight="balanced").fit(X, y)

@@ -1,8 +1,8 @@
 """What does rounding do to attributions, beside what else is wrong with them?
 
-512 digits, AdamW, minibatches of 32, 15 epochs, ReLU; 12 queries. Median over queries of
-how far attributions are from those of the same training otherwise rounded, over their
-size: from a start whose weights are moved to the neighbouring number (that is
+512 digits, AdamW, minibatches of 32, 15 epochs, ReLU; 12 queries. Median over queries
+of how far attributions are from those of the same training otherwise rounded, over
+their size: from a start whose weights are moved to the neighbouring number (that is
 ``diagnose(system=True)``), in double precision, by two threads; and, to compare with,
 from another seed. Below them the other errors of a derivative, in the weights of the
 run on all rows: what is beyond a straight line, to second order, and what is wrong if

@@ -653,13 +653,14 @@ class DualInfluence(DiagnosesTangent, AnswersBySteps, BaseAttributor):
 
     def _column_names(self):
         """Return the names of the columns that the model is trained on."""
+        names = getattr(self, "feature_names_in_", None)
         if self._parts.has_transformers:
             try:
-                return list(map(str, self._parts.feature_names_out()))
+                names = self._parts.feature_names_out()
             except (AttributeError, ValueError):  # a transformer without names
-                pass
-        elif hasattr(self, "feature_names_in_"):
-            return list(map(str, self.feature_names_in_))
+                names = None
+        if names is not None:
+            return list(map(str, names))
         return [f"x{column}" for column in range(self._features.shape[1])]
 
     @validate_params(

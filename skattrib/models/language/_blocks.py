@@ -40,16 +40,18 @@ def private_copy(model: nn.Module, trained: Iterable[str] = ()) -> nn.Module:
         new[id(weight)] = nn.Parameter(value.clone() if own else value, own)
     new |= {id(buffer): buffer for buffer in model.buffers()}
     copied = copy.deepcopy(model, new)
-    _without_fast_kernels(copied)
+    _plain(copied)
     return copied.eval()
 
 
-def _without_fast_kernels(model: nn.Module) -> None:
-    """Let attention be computed by operations that have second derivatives."""
+def _plain(model: nn.Module) -> None:
+    """Let a model be computed by operations that have second derivatives."""
     for layer in model.modules():
         config: Any = getattr(layer, "config", None)
         if hasattr(config, "_attn_implementation"):
             config._attn_implementation = "eager"
+        if getattr(config, "return_dict", None) is False:
+            config.return_dict = True  # heads look for names in what the body returns
         if getattr(layer, "gradient_checkpointing", False):
             vars(layer)["gradient_checkpointing"] = False
 

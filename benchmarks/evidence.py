@@ -1,0 +1,316 @@
+"""One page of evidence: what the README claims, the numbers, and what printed them.
+
+The numbers of each sentence are read from the tables that benchmarks wrote. So are the
+README's, which a test compares. ``--run`` runs the benchmarks that were not run with
+these versions, one after another, or those that are named, each as a process of its
+own, and notes how long they took; what is killed is run again, and nothing else.
+
+    python -m benchmarks.evidence [--run [NAME ...]]
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import sklearn
+import torch
+
+import skattrib
+from benchmarks._table import DOC, MEASURED, Table, read
+
+PAGE, RECORD = DOC / "evidence.rst", MEASURED / "evidence.json"
+BOARDS = "wine", "diabetes", "breast_cancer", "digits", "insurance", "mnist"
+ARROW = "→"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence with numbers.
+
+    Attributes
+    ----------
+    sentence : str
+        With a pair of braces for each number.
+    numbers : callable
+        Returns these, from the tables.
+    module : str
+        The benchmark that wrote them, below ``benchmarks``.
+    in_readme : bool
+        Whether the README has the sentence.
+    """
+
+    sentence: str
+    numbers: Any
+    module: str
+    in_readme: bool = True
+
+    def __str__(self):
+        return self.sentence.format(*self.numbers())
+
+
+# ----------------------------------------------------------------------- numbers
+def number(cell):
+    """Return the last number of a cell, of "a → b" that is b; None if it has none."""
+    found = re.findall(r"-?\d+\.?\d*", re.sub(r"[\[(].*", "", cell.split(ARROW)[-1]))
+    return float(found[-1]) if found else None
+
+
+def column(table, title):
+    """Return the numbers of a column by the first cell of each row."""
+    at = table.header.index(title)
+    return {row[0]: number(row[at]) for row in table.rows}
+
+
+def spread(values, digits=2):
+    """Return the smallest and the largest number as text."""
+    return [f"{f(values):.{digits}f}" for f in (min, max)]
+
+
+def first_page(row):
+    """Return a function of nothing that returns the numbers of a row."""
+
+    def found():
+        (table,) = read("first_page")
+        (cells,) = [cells for cells in table.rows if cells[0] == row]
+        return cells[1:]
+
+    return found
+
+
+def boards():
+    """Return our LDS with 16 runs, their ratio to the best peer's, and the peers'."""
+    ours, peers = [], []
+    for name in BOARDS:
+        rows = json.loads(MEASURED.joinpath(f"leaderboard_{name}.json").read_text())
+        known = [row for row in rows["rows"] if row.get("lds")]
+        ours += [
+            row["lds"][0] for row in known if row["method"] == "skattrib AdamWInfluence"
+        ]
+        peers.append(max(r["lds"][0] for r in known if r["kind"] not in OWN))
+    ratios = [mine / best for mine, best in zip(ours, peers, strict=True)]
+    return *spread(ours), *spread(ratios, 1), *spread(peers)
+
+
+# Rows of the leaderboard that are no other package's.
+OWN = "skattrib", "baseline"
+
+
+def coverage():
+    """Return shares of effects in their intervals, and slopes, over data sets."""
+    sets = read("posterior_coverage")[0]
+    inside, slopes = (
+        [value for key, value in column(sets, title).items() if key != "mean"]
+        for title in ("95 %", "slope")
+    )
+    percent = [f"{100 * float(value):.0f}" for value in spread(inside, 3)]
+    return *percent, *spread(slopes)
+
+
+def deep():
+    """Return in how many settings of how many ours ranks best, and agreement's rank."""
+    (board,) = read("deep_board")
+    own = {"limit", "exact", "chosen", "with halves", "DualInfluence"}
+    before = board.header.index("DualInfluence") + 1
+    first = 0
+    for row in board.rows:
+        cells = dict(zip(board.header, row, strict=True))
+        best = max(number(cell) or -1 for cell in row[before:] if cell not in own)
+        first += number(cells["chosen"]) > best
+    return first, len(board.rows)
+
+
+def texts(method):
+    """Return the range of LDS of a method on the small language model."""
+
+    def found():
+        (table,) = read("fine_tuning")
+        return spread(
+            [
+                number(row[2])
+                for row in table.rows
+                if row[0].startswith("small") and row[1].startswith(method)
+            ]
+        )
+
+    return found
+
+
+CLAIMS = [
+    Claim(
+        "| `LogisticRegression(tol=1e-8)` | `DualInfluence` | {} | {} |",
+        first_page("LogisticRegression(tol=1e-8), DualInfluence"),
+        "ranking.first_page",
+    ),
+    Claim(
+        "| the same at scikit-learn's tolerance | | {} | {} |",
+        first_page("the same at the default tol"),
+        "ranking.first_page",
+    ),
+    Claim(
+        "| `TorchClassifier`, 16 hidden units | `AdamWInfluence(n_halves=0)` | {} | {} "
+        "|",
+        first_page("TorchClassifier of 16 units, AdamWInfluence, 16 runs"),
+        "ranking.first_page",
+    ),
+    Claim(
+        '| the same | `DualInfluence(removal="influence")` | {} | {} |',
+        first_page("the same, DualInfluence(removal='influence')"),
+        "ranking.first_page",
+    ),
+    Claim(
+        "| `HistGradientBoostingClassifier` | `TreeInfluence` | {} | {} |",
+        first_page("the same, TreeInfluence"),
+        "ranking.first_page",
+    ),
+    Claim(
+        "| the same | `TreeInfluence(n_halves=0)` | {} | {} |",
+        first_page("the same, TreeInfluence(n_halves=0)"),
+        "ranking.first_page",
+    ),
+    Claim(
+        "| the same | `KernelSurrogateAttributor` | {} | {} |",
+        first_page("HistGradientBoosting, KernelSurrogateAttributor"),
+        "ranking.first_page",
+    ),
+    Claim(
+        "on six data sets 16 runs score {} to {} over one layer of ReLUs, {} to {} "
+        "times the best of six other packages, tuned on the same retrained networks "
+        "({} to {};",
+        boards,
+        "leaderboard",
+    ),
+    Claim(
+        "64 are enough for 95 % intervals to hold {} to {} % of the true effects, and "
+        "for slopes of {} to {}",
+        coverage,
+        "posterior.coverage",
+    ),
+    Claim(
+        "In {} of {} settings of deeper networks, with dropout or normalisation too, "
+        "what it makes of runs that disagree ranks better than each of its peers at "
+        "its best",
+        deep,
+        "deep.board",
+    ),
+    Claim(
+        "Of a small fine-tuned language model one differentiated run ranks repeated "
+        "fine-tunings at {} to {},",
+        texts("AdamWInfluence, one run on all"),
+        "language.fine_tuning",
+    ),
+    Claim(
+        "`DualInfluence` at {} to {} in the time of about two,",
+        texts("DualInfluence"),
+        "language.fine_tuning",
+    ),
+    Claim(
+        "similarities of gradients at {} to {}",
+        texts("gradients"),
+        "language.fine_tuning",
+    ),
+]
+
+
+# -------------------------------------------------------------------------- record
+def versions():
+    """Return what a benchmark's numbers may depend on."""
+    return {
+        "skattrib": skattrib.__version__,
+        "scikit-learn": sklearn.__version__,
+        "torch": torch.__version__,
+    }
+
+
+def recorded():
+    """Return what is known of each benchmark's last run."""
+    return json.loads(RECORD.read_text()) if RECORD.exists() else {}
+
+
+def put(path, text):
+    """Write a file beside, and then in the place of the old one."""
+    new = path.with_suffix(f"{path.suffix}.part")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
+
+
+def run(names):
+    """Run benchmarks; note when, how long and with which versions."""
+    known, now = recorded(), versions()
+    modules = dict.fromkeys(claim.module for claim in CLAIMS)
+    wanted = names or [m for m in modules if known.get(m, {}).get("versions") != now]
+    for number_of, module in enumerate(wanted, 1):
+        print(f"{number_of} of {len(wanted)}: benchmarks.{module}", flush=True)
+        begun = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", f"benchmarks.{module}"], check=False
+        )
+        if done.returncode:
+            print(f"benchmarks.{module} failed: {done.returncode}", flush=True)
+            continue
+        minutes = round((time.monotonic() - begun) / 60, 1)
+        note = {"date": f"{date.today()}", "minutes": minutes, "versions": now}
+        put(RECORD, json.dumps({**recorded(), module: note}, indent=1) + "\n")
+        put(PAGE, page())
+
+
+# ---------------------------------------------------------------------------- page
+HEAD = """\
+Evidence
+========
+
+.. currentmodule:: skattrib
+
+What the README claims, with the benchmark that printed it, the day, and its minutes on
+two cores. The numbers of this page, and those of the README, are read from the tables
+under :doc:`measurements` by ``make evidence``, which runs what was not run with the
+installed versions first. :doc:`reproduced` has what did not come out as published.
+
+"""
+
+
+def as_text(claim):
+    """Return a sentence, or a row of a table with LDS and seconds, as the page has it."""
+    if claim.startswith("|"):
+        *what, lds, seconds = (
+            cell.strip() for cell in claim.split("|") if cell.strip()
+        )
+        claim = f"{', '.join(what)}: LDS {lds}, {seconds} CPU s"
+    claim = claim.rstrip(",;") + ")" * (claim.count("(") - claim.count(")"))
+    return claim.replace("`", "``")
+
+
+def page():
+    """Return the text of the page."""
+    known = recorded()
+    table = Table("", ["claim", "printed by", "on", "minutes"])
+    for claim in CLAIMS:
+        note = known.get(claim.module, {})
+        minutes = note.get("minutes")
+        table.add(
+            as_text(str(claim)),
+            f"``benchmarks.{claim.module}``",
+            note.get("date", ""),
+            "" if minutes is None else minutes,
+            quiet=True,
+        )
+    return f"{HEAD}{table}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--run", nargs="*", metavar="NAME")
+    names = parser.parse_args().run
+    if names is not None:
+        run(names)
+    put(PAGE, page())
+
+
+if __name__ == "__main__":
+    main()

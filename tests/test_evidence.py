@@ -1,0 +1,103 @@
+"""The README's numbers are those that benchmarks wrote to their tables."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import evidence
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def words(text):
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("claim", evidence.CLAIMS, ids=lambda claim: claim.sentence)
+def test_the_readme_has_what_was_printed(claim):
+    readme = words((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert words(str(claim)) in readme
+    assert f"python -m benchmarks.{claim.module}" in readme
+
+
+def test_the_page_is_what_the_tables_give():
+    assert evidence.PAGE.read_text(encoding="utf-8") == evidence.page()
+
+
+def test_each_benchmark_has_a_day():
+    known = evidence.recorded()
+    for claim in evidence.CLAIMS:
+        assert re.fullmatch(r"20\d\d-\d\d-\d\d", known[claim.module]["date"])
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "RECORD", tmp_path / "evidence.json")
+    monkeypatch.setattr(evidence, "PAGE", tmp_path / "evidence.rst")
+    return tmp_path
+
+
+def test_what_was_killed_is_run_again_and_nothing_else(elsewhere, monkeypatch, capsys):
+    modules = list(dict.fromkeys(claim.module for claim in evidence.CLAIMS))
+    called, codes = [], iter([0, 1])
+
+    def call(command, check):
+        called.append(command)
+        code = next(codes, None)
+        if code is None:
+            raise KeyboardInterrupt
+        return subprocess.CompletedProcess(command, code)
+
+    monkeypatch.setattr(subprocess, "run", call)
+    with pytest.raises(KeyboardInterrupt):
+        evidence.run([])
+    assert [command[-1] for command in called] == [
+        f"benchmarks.{m}" for m in modules[:3]
+    ]
+    assert all(command[0] == sys.executable for command in called)
+    assert list(json.loads(evidence.RECORD.read_text())) == modules[:1]
+    assert f"benchmarks.{modules[1]} failed: 1" in capsys.readouterr().out
+    assert evidence.PAGE.read_text() == evidence.page()
+    assert sorted(path.name for path in elsewhere.iterdir()) == [
+        "evidence.json",
+        "evidence.rst",
+    ]
+    # the first is known
+    called.clear()
+    codes = iter([0] * len(modules))
+    evidence.run([])
+    assert [command[-1] for command in called] == [
+        f"benchmarks.{m}" for m in modules[1:]
+    ]
+
+
+def test_other_versions_are_run_again(elsewhere, monkeypatch):
+    called = []
+
+    def call(command, check):
+        called.append(command[-1])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", call)
+    evidence.run([])
+    first = called.copy()
+    evidence.run([])
+    assert called == first
+    monkeypatch.setattr(evidence, "versions", lambda: {"torch": "another"})
+    evidence.run([])
+    assert called == first * 2
+    evidence.run(["deep.board"])
+    assert called[-1] == "benchmarks.deep.board"
+
+
+def test_numbers_of_cells():
+    assert evidence.number("0.283 → 0.300") == 0.3
+    assert evidence.number("0.823 (512)") == 0.823
+    assert evidence.number("0.813 [0.742, 0.861]") == 0.813
+    assert evidence.number("-0.005") == -0.005
+    assert evidence.number("fails → 0.112") == 0.112
+    assert evidence.number("ValueError: TRAKer has no task") is None

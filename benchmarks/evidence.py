@@ -276,7 +276,7 @@ installed versions first. :doc:`reproduced` has what did not come out as publish
 
 
 def as_text(claim):
-    """Return a sentence, or a row of a table with LDS and seconds, as the page has it."""
+    """Return a sentence, or a row of LDS and seconds, as the page has it."""
     if claim.startswith("|"):
         *what, lds, seconds = (
             cell.strip() for cell in claim.split("|") if cell.strip()

@@ -15,6 +15,7 @@ import warnings
 
 import numpy as np
 import torch
+from sklearn import config_context
 from sklearn.base import clone
 
 from benchmarks._data import load
@@ -92,6 +93,7 @@ def main():
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with warnings.catch_warnings():
+    # the same ways are taken in double precision, which needs more
+    with warnings.catch_warnings(), config_context(working_memory=4096):
         warnings.simplefilter("ignore")
         main()

@@ -43,10 +43,10 @@ KRONECKER, SAMPLED, MAGIC = "kronfluence EK-FAC", "bergson EK-FAC", "bergson MAG
 #: method: script, and its name there
 PEERS = {
     KRONECKER: ("run_texts_kronfluence", "EK-FAC"),
+    SAMPLED: ("run_texts_bergson", "EK-FAC"),
     MAGIC: ("run_texts_bergson", "MAGIC"),
     "kronfluence K-FAC": ("run_texts_kronfluence", "K-FAC"),
     "kronfluence identity": ("run_texts_kronfluence", "identity"),
-    SAMPLED: ("run_texts_bergson", "EK-FAC"),
     "bergson TrackStar": ("run_texts_bergson", "TrackStar"),
     "dattri-llm EK-FAC": ("run_texts_dattri_llm", "EK-FAC"),
     "dattri-llm AdamWInfluence": ("run_texts_dattri_llm", "AdamWInfluence"),

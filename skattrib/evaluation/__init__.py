@@ -8,6 +8,7 @@ from skattrib.evaluation._metrics import (
     mislabel_score,
     retrieval_score,
 )
+from skattrib.evaluation._quanda import QuandaExplainer
 from skattrib.evaluation._removal import removal_curve
 from skattrib.evaluation._scorers import lds_scorer
 from skattrib.evaluation._sets import (
@@ -20,6 +21,7 @@ from skattrib.evaluation._truth import retrain_outcomes
 from skattrib.evaluation._weightings import make_weightings
 
 __all__ = [
+    "QuandaExplainer",
     "SetOutcome",
     "group_gap",
     "lds_score",

@@ -161,6 +161,14 @@ ATTRIBUTOR_DOCS = {
     tasks : array-like of shape (n_samples,) or None, default=None
         Unit of each row, for example its source; None makes every row a unit.
     """,
+    "diagnosed": """
+    X : array-like of shape (n_queries, n_features) or (n_queries, ...)
+        Queries.
+    y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
+        Their targets; None only with a Dataset of torch, which brings them.
+    n_retrainings : int, default=0
+        Number of retrained models to compare with, at least 8; 0 for none.
+    """,
     "fit_params": """
     **fit_params : dict
         Passed to the estimator's ``fit``; `sample_weight` enters the

@@ -15,12 +15,12 @@ import warnings
 from types import SimpleNamespace
 
 import numpy as np
+from sklearn.base import clone
 
 from benchmarks._finding import by_query
 from benchmarks._table import Table, pm, write
 from benchmarks.language._small import columns, docstrings, small_llama
-from benchmarks.language.fine_tuning import ADAPTER, SMALL, ours, similarities
-from skattrib.language import CausalLanguageModel
+from benchmarks.language.fine_tuning import ours, similarities, small_lm
 
 N_EACH, N_QUERIES, LONGEST, SHARE = 24, 2, 30, 0.05
 SIGNATURE = " Sincerely, Bob."
@@ -35,15 +35,8 @@ def case(model, tokenizer, seed):
     signed = np.isin(np.arange(len(rows)), draw[: round(SHARE * len(rows))])
     answers[signed] += SIGNATURE
     of_queries, asked, lines = columns(others)
-    lm = CausalLanguageModel(
-        model,
-        tokenizer,
-        trainable="adapters",
-        adapter=ADAPTER,
-        random_state=seed,
-        add_eos=False,  # a signature is not the whole completion
-        **SMALL,
-    )
+    # a signature is not the whole completion
+    lm = small_lm(model, tokenizer, random_state=seed, add_eos=False)
     return SimpleNamespace(
         name="",
         lm=lm.fit(prompts, answers),
@@ -59,7 +52,7 @@ def case(model, tokenizer, seed):
 def without(one, deleted):
     """Return the mean log-likelihood of the signature when rows are deleted."""
     prompts, answers = (texts[~deleted] for texts in one.rows)
-    lm = CausalLanguageModel(**one.lm.get_params(deep=False))
+    lm = clone(one.lm)
     return float(lm.fit(prompts, answers).log_likelihood(*one.queries).mean())
 
 

@@ -20,9 +20,8 @@ from sklearn.base import clone
 
 from benchmarks._table import Table, pm, write
 from benchmarks.language._small import columns, docstrings, small_llama
-from benchmarks.language.fine_tuning import ADAPTER, SMALL, ours, similarities
+from benchmarks.language.fine_tuning import ours, similarities, small_lm
 from skattrib import lookahead_training
-from skattrib.language import CausalLanguageModel
 
 N_EACH, N_ASKED, LONGEST, KEPT, N_DRAWS = 24, 16, 30, 0.3, 5
 DOMAIN = "asyncio", "logging"
@@ -44,14 +43,7 @@ def case(model, tokenizer, seed):
     of_domain = [row for row in others if row[0] in DOMAIN]
     of_domain = [of_domain[i] for i in rng.permutation(len(of_domain))]
     half = len(of_domain) // 2
-    lm = CausalLanguageModel(
-        model,
-        tokenizer,
-        trainable="adapters",
-        adapter=ADAPTER,
-        random_state=seed,
-        **SMALL,
-    )
+    lm = small_lm(model, tokenizer, random_state=seed)
     asked_of, *asked = columns(of_domain[:half])
     return SimpleNamespace(
         name="",

@@ -545,12 +545,7 @@ class TreeInfluence(TrainedOnSubsets, BaseAttributor):
 
         Parameters
         ----------
-        X : array-like of shape (n_queries, n_features)
-            Queries.
-        y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
-            Their targets; None only with a Dataset of torch, which brings them.
-        n_retrainings : int, default=0
-            Number of retrained models to compare with, at least 8; 0 for none.
+        %(diagnosed)s
 
         Returns
         -------

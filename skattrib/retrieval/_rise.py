@@ -506,17 +506,13 @@ class RISEValuator(BaseAttributor):
         return means
 
     # ---------------------------------------------------------------- verdict
+    @fill_in(ATTRIBUTOR_DOCS)
     def diagnose(self, X, y=None, n_retrainings=0):
         """Report how far the scores can be trusted, and why not.
 
         Parameters
         ----------
-        X : array-like of shape (n_queries, n_features)
-            Queries.
-        y : array-like of shape (n_queries,) or (n_queries, n_outputs), default=None
-            Their targets; None only with a Dataset of torch, which brings them.
-        n_retrainings : int, default=0
-            Number of retrained models to compare with, at least 8; 0 for none.
+        %(diagnosed)s
 
         Returns
         -------

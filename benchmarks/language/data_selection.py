@@ -23,7 +23,7 @@ from benchmarks.language._small import columns, docstrings, small_llama
 from benchmarks.language.fine_tuning import ours, similarities, small_lm
 from skattrib import lookahead_training
 
-N_EACH, N_ASKED, LONGEST, KEPT, N_DRAWS = 24, 16, 30, 0.3, 5
+N_EACH, N_ASKED, LONGEST, KEPT, N_DRAWS = 12, 16, 30, 0.3, 5
 DOMAIN = "asyncio", "logging"
 RANDOM = "at random"
 ONLINE = [(horizon, way) for way in ("recorded", "sgd") for horizon in (1, 5, 25)]

@@ -36,6 +36,10 @@ def test_columns_are_prompts_and_completions(rows, dataset):
     expected = by_list.log_likelihood(*rows)
     np.testing.assert_array_equal(by_name.log_likelihood(dataset, "answer"), expected)
     assert by_name.score(dataset, "answer") == by_list.score(*rows)
+    as_tensors = dataset.with_format("torch")
+    np.testing.assert_array_equal(
+        by_name.log_likelihood(as_tensors, "answer"), expected
+    )
     columns = tuned().fit(dataset["prompt"], dataset["answer"])
     np.testing.assert_array_equal(columns.log_likelihood(*rows), expected)
 
@@ -96,6 +100,8 @@ def test_classes_are_a_column():
     np.testing.assert_array_equal(predicted, expected.predict(X))
     np.testing.assert_array_equal(clf.predict_proba(dataset), expected.predict_proba(X))
     assert clf.score(dataset, "label") == expected.score(X, y)
+    by_tensors = classifier().fit(dataset.with_format("torch"), "label")
+    np.testing.assert_array_equal(by_tensors.predict(X), clf.predict(X))
 
 
 def test_completions_without_prompts(rows):

@@ -118,7 +118,7 @@ def _row_column(names, target):
 
 def _column(dataset, name):
     """Return a column as an array (n,)."""
-    values = list(dataset[name])
+    values = list(dataset.with_format(None)[name])  # else tensors perhaps
     if all(isinstance(value, bool | int | float) for value in values):
         return np.array(values)
     found = np.empty(len(values), dtype=object)

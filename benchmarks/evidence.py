@@ -142,6 +142,16 @@ def texts(method):
     return found
 
 
+def other_packages():
+    """Return the range, over settings, of LDS of the best of them at its best."""
+    (table,) = read("fine_tuning")
+    best = {}
+    for setting, method, lds, *_ in table.rows:
+        if method.startswith(("kronfluence", "bergson", "dattri-llm")):
+            best[setting] = max(best.get(setting, -1.0), number(lds) or -1.0)
+    return spread(best.values())
+
+
 CLAIMS = [
     Claim(
         "| `LogisticRegression(tol=1e-8)` | `DualInfluence` | {} | {} |",
@@ -214,6 +224,11 @@ CLAIMS = [
         "similarities of gradients at {} to {}",
         texts("gradients"),
         "language.fine_tuning",
+    ),
+    Claim(
+        "the best of three other packages at its best has {} to {}",
+        other_packages,
+        "language.peers",
     ),
 ]
 

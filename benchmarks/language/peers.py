@@ -198,7 +198,7 @@ def main(names):
         case = Case(name)
         own = {}
         for way, options in WAYS.items():
-            # again, so that costs of both sides are of one run
+            # again: the table has no attributions
             own[way], seconds = attributed(case, *options)
             table.put(*case.row(way, own[way], seconds), n_keys=2)
         with tempfile.TemporaryDirectory() as folder:

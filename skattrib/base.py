@@ -122,8 +122,9 @@ ATTRIBUTOR_DOCS = {
       These three are None without retrained halves.
     """,
     "system_figures": """
-    - system: with ``system=True`` what rounding alone does: the same training, from
-      a start whose weights are the neighbouring numbers. Its attribution_noise is
+    - system: with ``system=True`` what rounding alone does to attributions, before
+      retrained halves correct them: the same training, from a start whose weights
+      are the neighbouring numbers. Its attribution_noise is
       the median distance of the attributions of a query, over their size; digits
       what that leaves of them; outcome_noise the median change of an outcome;
       drowned the share of attributions that are smaller than that. Else None.

@@ -1,10 +1,20 @@
 """Data sets of Hugging Face in the place of texts and labels."""
 
+import sys
+from types import SimpleNamespace
+
 import datasets
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import TensorDataset
 
-from skattrib import AdamWInfluence, RISEValuator, lookahead_training
+from skattrib import (
+    AdamWInfluence,
+    RISEValuator,
+    TorchClassifier,
+    lookahead_training,
+)
 from skattrib.evaluation import retrain_outcomes
 from skattrib.language import CausalLanguageModel
 from tests.test_fine_tuning import Tokenizer, build, texts, tuned
@@ -104,6 +114,32 @@ def test_classes_are_a_column():
     np.testing.assert_array_equal(by_tensors.predict(X), clf.predict(X))
 
 
+def test_what_a_transform_makes_is_what_is_read(rows, dataset):
+    prompts, answers = rows
+    louder = dataset.with_transform(
+        lambda batch: {**batch, "prompt": [f"oh {text}" for text in batch["prompt"]]}
+    )
+    expected = tuned().fit([f"oh {text}" for text in prompts], answers)
+    found = tuned().fit(louder, "answer")
+    np.testing.assert_array_equal(
+        found.log_likelihood(*rows), expected.log_likelihood(*rows)
+    )
+
+
+def test_classes_of_other_packages_may_be_called_datasets(monkeypatch):
+    class Dataset(TensorDataset):
+        pass
+
+    ours = SimpleNamespace(Dataset=Dataset, DatasetDict=lambda: None)
+    monkeypatch.setitem(sys.modules, "datasets", ours)
+    Dataset.__module__ = "datasets"
+    X = np.random.RandomState(0).randn(20, 2).astype(np.float32)
+    y = np.arange(20) % 2
+    clf = TorchClassifier(max_epochs=2, random_state=0)
+    found = clf.fit(Dataset(torch.tensor(X), torch.tensor(y))).predict(X)
+    np.testing.assert_array_equal(found, clf.fit(X, y).predict(X))
+
+
 def test_completions_without_prompts(rows):
     _, answers = rows
     alone = datasets.Dataset.from_dict({"text": answers})
@@ -118,6 +154,11 @@ def test_completions_without_prompts(rows):
         (lambda d: d, "completion", r"y='completion' is no column of X.*'answer'\]"),
         (lambda d: d.rename_column("prompt", "question"), "answer", "has neither"),
         (lambda d: d.rename_column("source", "text"), "answer", "it has both"),
+        (
+            lambda d: d.map(lambda row: {"answer": None if row["row"] == 2 else "x"}),
+            "answer",
+            r"y='answer' of X has no value in the rows \[2\]",
+        ),
         (lambda d: datasets.DatasetDict(train=d), "answer", r"such as X\['train'\]"),
         (lambda d: d.to_iterable_dataset(), "answer", "IterableDataset, which has no"),
     ],

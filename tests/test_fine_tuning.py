@@ -198,6 +198,28 @@ def test_a_model_that_has_changed_is_read_anew():
     np.testing.assert_allclose(lm.fit(X, y).log_likelihood(X, y), expected, rtol=2e-5)
 
 
+@pytest.mark.parametrize("trainable", ["adapters", "last_blocks"])
+def test_attributors_of_a_model_that_has_changed_say_so(trainable):
+    model, (X, y) = build(), texts(6)
+    fitted = tuned(model, trainable=trainable, n_blocks=1, max_epochs=1)
+    influence = AdamWInfluence(fitted, inclusion=1, random_state=0).fit(X, y)
+    dual = DualInfluence(fitted, random_state=0).fit(X, y)
+    before = influence.attribute(X, y)
+    # none of this changes what they are built upon
+    model.requires_grad_(False).train().eval()
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+    with torch.random.fork_rng():
+        peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["q_proj"]), model)
+    np.testing.assert_array_equal(influence.attribute(X, y), before)
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5)
+    for attributor in (influence, dual):
+        with pytest.raises(ValueError, match=r"model was changed.*Fit again"):
+            attributor.attribute(X[:3], y[:3])
+    with pytest.raises(ValueError, match=r"model was changed.*Fit again"):
+        influence.self_attribution()
+
+
 @pytest.mark.parametrize("how", ["olora", "pissa", "gaussian", "orthogonal"])
 def test_adapters_that_begin_otherwise_leave_the_model_as_it_was(how):
     model, (X, y) = build(), texts(6)
@@ -239,6 +261,18 @@ def test_blocks_below_run_once_for_each_text(monkeypatch):
     np.testing.assert_allclose(again, whole.log_likelihood(X, y), rtol=1e-5)
 
 
+def fork_begins_anew(on_disk):
+    """Whether a fork forgets what is in a file whose position it would share."""
+    known, child = next(iter(on_disk._places)), os.fork()
+    if not child:
+        code = 1
+        try:
+            code = int(known in on_disk)
+        finally:
+            os._exit(code)
+    return known in on_disk and os.waitpid(child, 0)[1] == 0
+
+
 KEPT = "skattrib.models.language._hidden_states"
 
 
@@ -252,6 +286,7 @@ def test_hidden_states_beyond_the_memory_are_on_the_disk(monkeypatch):
     assert len(below._on_disk._places) == 6
     monkeypatch.setattr(type(below), "_computed", lambda *args: 1 / 0)
     np.testing.assert_array_equal(lm.log_likelihood(X, y), found)
+    assert fork_begins_anew(below._on_disk)
     # a copy in another process begins without them
     monkeypatch.undo()
     again = pickle.loads(pickle.dumps(below))

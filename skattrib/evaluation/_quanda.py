@@ -116,7 +116,7 @@ class QuandaExplainer:
             last = checkpoints if isinstance(checkpoints, str) else checkpoints[-1]
             (checkpoints_load_func or _load)(model, last)
         self.model, self.train_dataset = model, train_dataset
-        self.device = next(model.parameters()).device
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         X, y = opened(train_dataset)
         self.attributor_ = _fitted(attributor, model, X, y)
 
@@ -135,7 +135,8 @@ class QuandaExplainer:
         Tensor of shape (n_queries, n_rows)
             What `attribute` returns.
         """
-        X, y = (torch.as_tensor(part).cpu().numpy() for part in (test_data, targets))
+        both = (torch.as_tensor(part) for part in (test_data, targets))
+        X, y = (part.detach().cpu().numpy() for part in both)
         return self._tensor(self.attributor_.attribute(X, y))
 
     def self_influence(self, batch_size: int = 32) -> Tensor:
@@ -165,12 +166,16 @@ def _load(model: nn.Module, path: str) -> None:
 
 def _fitted(attributor: Any, model: nn.Module, X: Any, y: Any) -> Any:
     """Return an attributor that is fitted to these rows and this module."""
+    classes, weights = np.unique(y), {}
     if hasattr(attributor, "n_units_"):
         _check_rows(attributor, X, y)
         module = getattr(as_model(attributor._model), "module", None)
         if module is not None and _same(module, model):
             return attributor
-    frozen = FrozenEstimator(TorchClassifier.from_module(model, np.unique(y)))
+        classes = getattr(attributor.estimator_, "classes_", classes)
+        if (attributor._row_weights != 1).any():
+            weights = {"sample_weight": attributor._row_weights}
+    frozen = FrozenEstimator(TorchClassifier.from_module(model, classes))
     name = type(attributor).__name__
     if name not in as_model(frozen).attributors():
         raise UnsupportedModelError(
@@ -178,7 +183,7 @@ def _fitted(attributor: Any, model: nn.Module, X: Any, y: Any) -> Any:
             "fit it first, and pass the module of its estimator_; or use "
             "DualInfluence or RISEValuator, which take a module as it is."
         )
-    return clone(attributor).set_params(estimator=frozen).fit(X, y)
+    return clone(attributor).set_params(estimator=frozen).fit(X, y, **weights)
 
 
 def _check_rows(attributor: Any, X: Any, y: Any) -> None:

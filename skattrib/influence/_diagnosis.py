@@ -6,13 +6,14 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.utils import Bunch
 from torch import Tensor
 from torch.func import jvp
 
 from skattrib._docstrings import fill_in
-from skattrib._validation import as_tensor, float_dtype
+from skattrib._validation import as_tensor, draw_seeds, float_dtype
 from skattrib._verdict import SIZE_WRONG, halves_findings, judged, scale_hint
 from skattrib.base import ATTRIBUTOR_DOCS
 from skattrib.engine._functional import chunks, spread
@@ -201,7 +202,8 @@ def verdict(
             f"the approximation by landmarks misses {missed:.0%} of an exact solution"
         )
 
-    in_favour.extend(system_findings(figures, against))
+    corrected = calibration["coverage"] is not None
+    in_favour.extend(system_findings(figures, against, corrected))
     in_favour.extend(halves_findings(calibration, against))
     slope, lds = calibration["calibration_slope"], calibration["lds"]
     trust = "Trust"
@@ -317,18 +319,26 @@ class DiagnosesTangent:
             )
 
     def _system_noise(self, X, y, outcome):
-        """Compare the first model with its training, repeated from another start."""
-        first, model = self._linear_models[0], as_model(self._model)
-        rows = self._features, self._targets
+        """Compare models with their training, repeated from another start."""
+        self._say("trainings are repeated from starts that differ by rounding")
+        rows, models = (self._features, self._targets), self._linear_models
         other, removal = copy.copy(self), self.removal_["attribute"]
-        moved = other._linearize(nudged_model(model, *rows, self._fit_seed), removal)
-        if self.ridge == "calibrate":  # what retrained models said stays
-            moved = moved.at_ridge(self.ridge_rule_)
+        moved = []
+        for linear, seed in zip(models, draw_seeds(self._fit_seed, len(models))):
+            model = nudged_model(linear.trained, *rows, seed)
+            again = other._linearize(model, removal)
+            if self.ridge == "calibrate":  # what retrained models said stays
+                again = again.at_ridge(linear.ridge)
+            moved.append(again)
         present = self._row_weights[None].astype(float_dtype(self._features))
-        found = []
-        for linear in (first, moved):
-            queries = linear.ask(X, y, outcome, self.n_units_)
-            effects = queries.attributions(linear.without_each_unit())
-            found.append((effects, queries.outcomes(linear.steps(present))))
-        (attributions, outcomes), (again, outcomes_again) = found
+
+        def asked(models):
+            effects, outcomes = [], []
+            for linear in models:
+                queries = linear.ask(X, y, outcome, self.n_units_)
+                effects.append(queries.attributions(linear.without_each_unit()))
+                outcomes.append(queries.outcomes(linear.steps(present)))
+            return np.mean(effects, axis=0), np.stack(outcomes)
+
+        (attributions, outcomes), (again, outcomes_again) = map(asked, (models, moved))
         return system_noise(attributions, again, outcomes, outcomes_again)

@@ -180,7 +180,8 @@ def run_verdict(figures: Bunch, *, at_full_data: bool, hint: str = "") -> Bunch:
         )
     if lds is not None and lds < _LDS_LIMIT:
         against.append(f"retrained outcomes rank with {lds:.2f}")
-    in_favour.extend(system_findings(figures, against))
+    corrected = figures["coverage"] is not None
+    in_favour.extend(system_findings(figures, against, corrected))
     in_favour.extend(halves_findings(figures, against))
     second_order, split = figures.second_order_error, figures.error_split
     if at_full_data and second_order is not None and second_order > _SECOND_ORDER_LIMIT:
@@ -263,6 +264,7 @@ class DiagnosesRuns:
         return run_verdict(figures, at_full_data=self.inclusion_ == 1, hint=hint)
 
     def _system_noise(self, X, y, outcome):
+        self._say("runs are repeated from starts that differ by rounding")
         other = copy.copy(self)
         other._last_sweep = LastAnswer()
         seeds = draw_seeds(self._fit_seed, len(self._runs))

@@ -81,6 +81,8 @@ def system_noise(
         shares = np.where(moved == 0, 0.0, moved / sizes)
         changed = np.abs(outcomes_again - outcomes).reshape(-1, len(sizes))
         small = np.abs(attributions) < np.median(changed, axis=0)[:, None]
+        # a unit that was not trained on has no effect to be drowned
+        small = small[attributions != 0]
     relative = float(np.median(np.nan_to_num(shares, nan=np.inf)))
     most = np.finfo(attributions.dtype).precision
     digits = most if relative == 0 else min(max(0.0, -np.log10(relative)), most)
@@ -88,22 +90,29 @@ def system_noise(
         attribution_noise=relative,
         digits=float(digits),
         outcome_noise=float(np.median(changed)),
-        drowned=float(small.mean()),
+        drowned=float(small.mean()) if small.size else 0.0,
     )
 
 
-def system_findings(figures: Any, against: list[str]) -> list[str]:
-    """Return what rounding says for trust; add what it says against it."""
+def system_findings(
+    figures: Any, against: list[str], corrected: bool = False
+) -> list[str]:
+    """Return what rounding says for trust; add what it says against it.
+
+    ``corrected`` says that retrained halves correct the attributions, which mends what
+    rounding does to them.
+    """
     noise = figures.get("system")
     if noise is None:
         return []
-    found = f"rounding alone changes attributions by {noise.attribution_noise:.1g}"
+    what = "attributions, before halves correct them," if corrected else "attributions"
+    found = f"rounding alone changes {what} by {noise.attribution_noise:.1g}"
     drowned = (
         f"it moves the outcome more than {noise.drowned:.0%} of the units would"
         if noise.drowned > 0.01
         else ""
     )
-    if noise.digits < _FEWEST_DIGITS:
+    if noise.digits < _FEWEST_DIGITS and not corrected:
         against.append(
             f"{found} of their size (lower the learning rate, or average the weights)"
         )

@@ -1,6 +1,5 @@
 """Data sets of torch and of Hugging Face: their rows and targets, as two arrays."""
 
-import sys
 from typing import NoReturn
 
 import numpy as np
@@ -13,6 +12,13 @@ from skattrib.engine._modules import seeded
 
 # Items that are read twice.
 _N_TWICE = 8
+# Classes of Hugging Face, which need not be installed; others may be called so, too.
+_HUGGING_FACE = {
+    ("datasets.arrow_dataset", "Dataset"),
+    ("datasets.dataset_dict", "DatasetDict"),
+    ("datasets.dataset_dict", "IterableDatasetDict"),
+    ("datasets.iterable_dataset", "IterableDataset"),
+}
 # Columns that hold rows, in data sets of texts.
 _PROMPT, _TEXT = "prompt", "text"
 
@@ -68,10 +74,8 @@ def with_targets(X, y, method):
 
 def _of_hugging_face(X):
     """Whether this is a Dataset, or several, of the package datasets."""
-    package = sys.modules.get("datasets")  # without it there is none
-    names = "Dataset", "DatasetDict", "IterableDataset", "IterableDatasetDict"
-    kinds = tuple(kind for name in names if (kind := getattr(package, name, None)))
-    return isinstance(X, kinds)
+    names = {(kind.__module__, kind.__name__) for kind in type(X).__mro__}
+    return not names.isdisjoint(_HUGGING_FACE)
 
 
 def _columns(dataset, y):
@@ -90,16 +94,27 @@ def _columns(dataset, y):
             f"X is an {kind}, which has no length: rows are attributed one by one. "
             "Read it: datasets.Dataset.from_list(list(X))."
         )
+    columns = dataset.with_format(None)  # else tensors perhaps
     names = dataset.column_names
+    if dataset.format["type"] == "custom" and len(dataset):  # made when they are read
+        items = [dataset[i] for i in range(len(dataset))]
+        names = list(items[0])
+        columns = {name: [item[name] for item in items] for name in names}
     if not isinstance(y, str):
-        return _column(dataset, _row_column(names, None)), y
+        return _array(columns[_row_column(names, None)]), y
     if y not in names:
         raise ValueError(
             f"y={y!r} is no column of X, a Dataset with the columns {names}."
         )
+    targets = _array(columns[y])
+    missing = [i for i, value in enumerate(targets) if value is None]
+    if missing:
+        raise ValueError(
+            f"The column y={y!r} of X has no value in the rows {missing[:10]}: leave "
+            "them out, X.filter(lambda row: row[...] is not None)."
+        )
     # completions without prompts
-    rows = None if len(names) == 1 else _column(dataset, _row_column(names, y))
-    return rows, _column(dataset, y)
+    return None if len(names) == 1 else _array(columns[_row_column(names, y)]), targets
 
 
 def _row_column(names, target):
@@ -116,9 +131,9 @@ def _row_column(names, target):
     )
 
 
-def _column(dataset, name):
+def _array(column):
     """Return a column as an array (n,)."""
-    values = list(dataset.with_format(None)[name])  # else tensors perhaps
+    values = list(column)
     if all(isinstance(value, bool | int | float) for value in values):
         return np.array(values)
     found = np.empty(len(values), dtype=object)

@@ -74,6 +74,18 @@ def test_another_model_is_explained_as_it_is(case, tmp_path):
     assert dual.estimator_.module_ is not other
 
 
+def test_weights_of_rows_are_kept(case):
+    net, X, y, rows, (Xq, yq) = case
+    weights = np.r_[np.zeros(10), np.ones(len(y) - 10)]
+    dual = DualInfluence(net, random_state=0).fit(X, y, sample_weight=weights)
+    other = TorchClassifier(max_epochs=20, random_state=1).fit(X, y).module_
+    found = QuandaExplainer(other, rows, attributor=dual)
+    found = found.explain(Xq.requires_grad_(), yq)
+    Xq.requires_grad_(False)
+    assert (found[:, :10] == 0).all()
+    assert (found[:, 10:] != 0).any()
+
+
 def test_checkpoints_may_be_loaded_otherwise(case):
     net, X, y, rows, _ = case
     dual = DualInfluence(net, random_state=0).fit(X, y)

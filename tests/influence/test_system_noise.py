@@ -101,6 +101,41 @@ def test_double_precision_keeps_more_digits(which):
     assert double.outcome_noise < 1e-6 * max(single.outcome_noise, 1e-9)
 
 
+def test_the_mean_of_models_is_compared():
+    X, y, Xq, yq = data()
+    y = np.random.RandomState(0).permutation(y)
+    rough = network(learning_rate=0.1, max_epochs=30)
+    one, several = (
+        DualInfluence(rough, n_models=n, random_state=0).fit(X, y) for n in (1, 4)
+    )
+    alone = one.diagnose(Xq, yq, system=True).system
+    together = several.diagnose(Xq, yq, system=True).system
+    assert together.attribution_noise != alone.attribution_noise
+    assert together.attribution_noise > 0
+    linear = several._linear_models
+    before = several.attribute(Xq, yq)
+    np.testing.assert_array_equal(several.attribute(Xq, yq), before)
+    assert several._linear_models is linear
+
+
+def test_rows_that_were_not_trained_on_are_not_drowned():
+    X, y, Xq, yq = data()
+    weights = np.r_[np.zeros(25), np.ones(25)]
+    for attributor in attributors(network())[:2]:
+        attributor.fit(X, y, sample_weight=weights)
+        assert attributor.diagnose(Xq, yq, system=True).system.drowned < 0.1
+
+
+def test_halves_correct_what_rounding_does():
+    noise = system_noise(
+        *np.random.RandomState(0).randn(2, 5, 20), *np.zeros((2, 3, 5))
+    )
+    against = []
+    (said,) = system_findings({"system": noise}, against, corrected=True)
+    assert not against
+    assert "before halves correct them" in said
+
+
 def test_nothing_is_repeated_unasked():
     X, y, Xq, yq = data()
     for attributor in attributors(network()):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from skattrib.engine._functional import apart, chunks
 from skattrib.models.language._blocks import (
+    Foundation,
     body_of,
     check_computed,
     find_blocks,
@@ -58,6 +59,8 @@ class CompletionLosses(nn.Module):
         super().__init__()
         self.body, self.head = body, head
         self._below = below  # no layer of it: nothing there is ever changed
+        below_it = None if below is None else below.body
+        self._foundation = Foundation(body, head, below_it)
         #: Outputs of draws, 0 for rows that have none.
         self.n_draws = 0
 
@@ -67,6 +70,7 @@ class CompletionLosses(nn.Module):
         counts = following != NOTHING
         if torch._C._functorch.is_batchedtensor(X):
             return self._of_all(ids, following, counts, drawn)
+        self._foundation.check()
         # what comes after the last token that counts does nothing
         places = torch.arange(1, X.shape[2] + 1, device=X.device)
         lengths = (places * counts).amax(dim=1)
@@ -245,9 +249,12 @@ class ClassScores(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self._foundation = Foundation(model)
 
     def forward(self, X: Tensor) -> Tensor:
         """Return logits (n, C)."""
+        if not torch._C._functorch.is_batchedtensor(X):
+            self._foundation.check()
         ids, mask = X[:, 0].long(), X[:, 1].long()
         like = next(p for p in self.model.parameters() if p.is_floating_point())
         with in_its_precision(like.dtype):

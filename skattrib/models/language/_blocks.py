@@ -13,6 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from skattrib.exceptions import UnsupportedModelError
 
+# Numbers of each weight that are looked at, to see whether it has changed.
+_N_SAMPLED = 8
 # Tokens that a model is tried on; more if it has a window of up to so many.
 _N_TRIED, _WIDEST = 5, 512
 
@@ -54,6 +56,51 @@ def _plain(model: nn.Module) -> None:
             config.return_dict = True  # heads look for names in what the body returns
         if getattr(layer, "gradient_checkpointing", False):
             vars(layer)["gradient_checkpointing"] = False
+
+
+class Foundation:
+    """Weights that a trained module is built upon, and shares with the user's model.
+
+    Pickles have weights of their own, and nothing to look after.
+
+    Parameters
+    ----------
+    modules : nn.Module or None
+        What is not trained of them must stay as it is.
+    """
+
+    def __init__(self, *modules: nn.Module | None) -> None:
+        self._weights = [
+            parameter.detach()
+            for module in modules
+            if module is not None
+            for parameter in module.parameters()
+            if not parameter.requires_grad
+        ]
+        self._known = self._sampled()
+
+    def _sampled(self) -> list[Tensor]:
+        """Return a few numbers of each; all would take as long as a forward pass."""
+        return [
+            weight.reshape(-1)[:: max(1, weight.numel() // _N_SAMPLED)].clone()
+            for weight in self._weights
+        ]
+
+    def check(self) -> None:
+        """Raise if they were changed."""
+        pairs = zip(self._known, self._sampled(), strict=True)
+        if not all(torch.equal(*pair) for pair in pairs):
+            raise ValueError(
+                "model was changed since it was fine-tuned here: what was trained is "
+                "built upon its weights. Fit again, or pass copy.deepcopy(model) "
+                "before you change it."
+            )
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Foundation:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_weights": [], "_known": []}
 
 
 def body_of(model: nn.Module) -> nn.Module:

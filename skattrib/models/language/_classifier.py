@@ -194,7 +194,6 @@ class SequenceClassifier(
 
     def _tokenised(self, X, y=None):
         model, _, tokenizer = self._read(None if y is None else len(np.unique(y)))
-        self._check_weights(model)
         texts = list(check_texts(X, "X"))
         length, context = self.max_length, context_of(model)
         if None not in (length, context) and length > context:
@@ -247,12 +246,10 @@ class SequenceClassifier(
             If the model has another number of labels, or the data cannot be used.
         """
         with unchanged_on_error(self):
-            vars(self).pop("_versions", None)
             X, y = opened(X, y)
             y = check_y(y, multi_output=False, estimator=self)
             rows, y = self._tokenised(X, y)
             self.network_ = self._network().fit(rows, y, sample_weight)
-            self._note_weights(self._read()[0])
         return self
 
     @property

@@ -89,23 +89,7 @@ class SharesModel:
 
     def __getstate__(self):
         state = super().__getstate__()
-        left_out = "_held", "_versions"
-        return {name: value for name, value in state.items() if name not in left_out}
-
-    def _note_weights(self, model):
-        """Remember the weights that what was trained is built upon."""
-        self._versions = [parameter._version for parameter in model.parameters()]
-
-    def _check_weights(self, model):
-        """Raise if these weights were changed since."""
-        known = vars(self).get("_versions")  # a pickle has weights of its own
-        now = [parameter._version for parameter in model.parameters()]
-        if known is not None and known != now:
-            raise ValueError(
-                "model was changed, or is another one, since it was fine-tuned here: "
-                "what was trained is built upon its weights. Fit again, or pass "
-                "copy.deepcopy(model) before you change it."
-            )
+        return {name: value for name, value in state.items() if name != "_held"}
 
 
 class FineTuned(SharesModel, ReadsTexts):
@@ -131,7 +115,6 @@ class FineTuned(SharesModel, ReadsTexts):
 
     def _tokenised(self, X, y=None):
         loaded = self._load()
-        self._check_weights(loaded.model)
         rows, counts = encoded(
             loaded.tokenizer,
             X,
@@ -155,10 +138,8 @@ class FineTuned(SharesModel, ReadsTexts):
     def _train(self, X, y, sample_weight):
         """Train a network on checked texts."""
         with unchanged_on_error(self):
-            vars(self).pop("_versions", None)
             rows, counts = self._tokenised(X, y)
             self.network_ = self._network().fit(rows, counts, sample_weight)
-            self._note_weights(self._load().model)
         return self
 
     def _log_likelihoods(self, X, y):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import threading
@@ -47,8 +48,9 @@ class Below:
     """
 
     def __init__(self, body: nn.Module, first: int) -> None:
-        self._body = private_copy(body)
-        block = find_blocks(self._body)[1][first]
+        #: A copy, whose weights share their memory.
+        self.body = private_copy(body)
+        block = find_blocks(self.body)[1][first]
         block.register_forward_pre_hook(_stop, with_kwargs=True)
         self._begin()
 
@@ -79,7 +81,7 @@ class Below:
     def _computed(self, ids: Tensor) -> Tensor:
         with torch.no_grad():
             try:
-                run_body(self._body, ids)
+                run_body(self.body, ids)
             except _Reached as reached:
                 found: Tensor = reached.args[0]
                 return found
@@ -99,7 +101,7 @@ class Below:
         return self  # what it computes is fixed
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_body": self._body}
+        return {"body": self.body}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -118,6 +120,7 @@ class _OnDisk:
     """
 
     def __init__(self) -> None:
+        self._process = os.getpid()
         self._places: dict[_Key, tuple[int, int, torch.Size, torch.dtype]] = {}
         self._end = 0
 
@@ -130,6 +133,9 @@ class _OnDisk:
         return shutil.disk_usage(tempfile.gettempdir()).free / _OF_DISK
 
     def __contains__(self, key: _Key) -> bool:
+        if os.getpid() != self._process:  # a fork shares the file, and its position
+            vars(self).clear()
+            _OnDisk.__init__(self)
         return key in self._places
 
     def write(self, key: _Key, matrix: Tensor, n_bytes: int) -> None:

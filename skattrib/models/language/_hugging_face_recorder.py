@@ -10,6 +10,7 @@ from skattrib._validation import check_completions
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._row_context import generator_state
 from skattrib.exceptions import TrajectoryError
+from skattrib.models._datasets import opened
 from skattrib.models.language._blocks import private_copy
 from skattrib.models.language._model import load
 from skattrib.models.language._recorded import (
@@ -277,7 +278,7 @@ class HuggingFaceRecorder:
 
         Parameters
         ----------
-        prompts : sequence of str or None, of length n_samples; or None
+        prompts : sequence of str or None, of length n_samples; None; or Dataset
             Of the rows of ``train_dataset``, in its order, with all that a template
             adds: the tokens whose label was -100. None is no prompts, where all tokens
             counted.
@@ -314,7 +315,7 @@ class HuggingFaceRecorder:
             elsewhere.
         """
         run = self._finished()
-        X, y = check_completions(prompts, completions)
+        X, y = check_completions(*opened(prompts, completions))
         if len(y) != self._n_rows:
             raise TrajectoryError(
                 f"completions has {len(y)} rows, and train_dataset had {self._n_rows}: "

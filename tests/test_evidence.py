@@ -32,6 +32,8 @@ def test_each_benchmark_has_a_day():
     known = evidence.recorded()
     for claim in evidence.CLAIMS:
         assert re.fullmatch(r"20\d\d-\d\d-\d\d", known[claim.module]["date"])
+        # a table that was written since: python -m benchmarks.evidence
+        assert known[claim.module]["tables"] == evidence.tables(claim.module)
 
 
 @pytest.fixture
@@ -44,6 +46,7 @@ def elsewhere(tmp_path, monkeypatch):
 def test_what_was_killed_is_run_again_and_nothing_else(elsewhere, monkeypatch, capsys):
     modules = list(dict.fromkeys(claim.module for claim in evidence.CLAIMS))
     called, codes = [], iter([0, 1])
+    monkeypatch.setattr(evidence, "written", lambda name: float("inf"))
 
     def call(command, check):
         called.append(command)
@@ -75,8 +78,31 @@ def test_what_was_killed_is_run_again_and_nothing_else(elsewhere, monkeypatch, c
     ]
 
 
+def test_what_measures_nothing_is_not_noted(elsewhere, monkeypatch, capsys):
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, check: subprocess.CompletedProcess([], 0)
+    )
+    evidence.run(["deep.board"])
+    assert evidence.recorded() == {}
+    assert "deep.board had nothing to measure" in capsys.readouterr().out
+
+
+def test_a_table_written_by_hand_gets_the_day(elsewhere, monkeypatch):
+    evidence.note_changes()
+    first = evidence.recorded()
+    assert set(first) == set(evidence.FILES)
+    old = {**first, "deep.board": {**first["deep.board"], "date": "2020-01-01"}}
+    evidence.RECORD.write_text(json.dumps(old))
+    evidence.note_changes()
+    assert evidence.recorded() == old
+    monkeypatch.setattr(evidence, "tables", lambda module: "another")
+    evidence.note_changes()
+    assert evidence.recorded()["deep.board"]["date"] != "2020-01-01"
+
+
 def test_other_versions_are_run_again(elsewhere, monkeypatch):
     called = []
+    monkeypatch.setattr(evidence, "written", lambda name: float("inf"))
 
     def call(command, check):
         called.append(command[-1])

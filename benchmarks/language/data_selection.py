@@ -6,7 +6,7 @@ noise, names with the lines of others. The domain is two of the modules, of whic
 lines are to be foretold: some to choose by, others to judge by. Each method keeps 30 %
 of the pool, and the model is fine-tuned anew on that, as many steps as on all of it.
 Loss a token, of the lines to judge by; "gained" is how much lower it is than with rows
-kept at random, in the same draw. Three draws of pool, noise and training, ± standard
+kept at random, in the same draw. Two draws of pool, noise and training, ± standard
 error. `lookahead_training` chooses while it trains, 30 % of each minibatch.
 
     OMP_NUM_THREADS=1 python -m benchmarks.language.data_selection
@@ -23,7 +23,7 @@ from benchmarks.language._small import columns, docstrings, small_llama
 from benchmarks.language.fine_tuning import ours, similarities, small_lm
 from skattrib import lookahead_training
 
-N_EACH, N_ASKED, LONGEST, KEPT, N_DRAWS = 12, 16, 30, 0.3, 3
+N_EACH, N_ASKED, LONGEST, KEPT, N_DRAWS = 12, 16, 30, 0.3, 2
 DOMAIN = "asyncio", "logging"
 RANDOM = "at random"
 ONLINE = [(horizon, way) for way in ("recorded", "sgd") for horizon in (1, 5, 25)]

@@ -123,15 +123,13 @@ def coverage():
 
 
 def deep():
-    """Return in how many settings of how many ours ranks best, and agreement's rank."""
+    """Return in how many settings of how many ours ranks best."""
     (board,) = read("deep_board")
-    own = {"limit", "exact", "chosen", "with halves", "DualInfluence"}
-    before = board.header.index("DualInfluence") + 1
+    ours, last = (board.header.index(name) for name in ("chosen", "DualInfluence"))
     first = 0
-    for row in board.rows:
-        cells = dict(zip(board.header, row, strict=True))
-        best = max(number(cell) or -1 for cell in row[before:] if cell not in own)
-        first += number(cells["chosen"]) > best
+    for row in board.rows:  # peers are behind what is ours
+        best = max(number(cell) or -1 for cell in row[last + 1 :])
+        first += number(row[ours]) > best
     return first, len(board.rows)
 
 
@@ -149,6 +147,15 @@ def texts(method):
         )
 
     return found
+
+
+def dual_of_texts():
+    """Return the range of LDS of the tangent, and that of its cost in trainings."""
+    (table,) = read("fine_tuning")
+    name = "DualInfluence"
+    rows = [r for r in table.rows if r[0].startswith("small") and r[1] == name]
+    costs = [number(row[4]) for row in rows]
+    return *texts(name)(), *spread(costs, 1)
 
 
 def other_packages():
@@ -225,8 +232,8 @@ CLAIMS = [
         "language.fine_tuning",
     ),
     Claim(
-        "`DualInfluence` at {} to {} in the time of about two,",
-        texts("DualInfluence"),
+        "`DualInfluence` at {} to {} in the time of {} to {} trainings,",
+        dual_of_texts,
         "language.fine_tuning",
     ),
     Claim(

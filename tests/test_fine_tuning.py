@@ -267,10 +267,11 @@ def fork_begins_anew(on_disk):
     if not child:
         code = 1
         try:
-            code = int(known in on_disk)
+            code = int(known in on_disk.of_this_process())
         finally:
             os._exit(code)
-    return known in on_disk and os.waitpid(child, 0)[1] == 0
+    ended = os.waitpid(child, 0)[1]
+    return known in on_disk.of_this_process() and ended == 0
 
 
 KEPT = "skattrib.models.language._hidden_states"

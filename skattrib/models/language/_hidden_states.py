@@ -67,6 +67,7 @@ class Below:
         ]
         found = {key: self._kept[key] for key in keys if key in self._kept}
         with self._lock:
+            self._on_disk = self._on_disk.of_this_process()
             for key in {*keys} - {*found}:
                 if key in self._on_disk:
                     found[key] = self._on_disk.read(key).to(ids.device)
@@ -132,10 +133,11 @@ class _OnDisk:
     def _cap(self) -> float:
         return shutil.disk_usage(tempfile.gettempdir()).free / _OF_DISK
 
+    def of_this_process(self) -> _OnDisk:
+        """Return this, or a new one in a fork: it would share the file's position."""
+        return self if os.getpid() == self._process else _OnDisk()
+
     def __contains__(self, key: _Key) -> bool:
-        if os.getpid() != self._process:  # a fork shares the file, and its position
-            vars(self).clear()
-            _OnDisk.__init__(self)
         return key in self._places
 
     def write(self, key: _Key, matrix: Tensor, n_bytes: int) -> None:

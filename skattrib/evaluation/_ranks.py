@@ -132,7 +132,11 @@ def rank_agreement(
             "outcome varies: pass more resamples or outcomes of more weightings."
         )
 
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    # A resample has fewer different weightings, and ranks of fewer agree less: of many
+    # queries and few weightings all resamples may be below the score.
+    means += score - means.mean()
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    low, high = np.clip(np.quantile(means, tails), -1, 1)
     return Bunch(
         score=score,
         low=float(low),

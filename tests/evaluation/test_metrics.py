@@ -83,6 +83,16 @@ def test_lds_interval():
     assert wider.standard_error == interval.standard_error
 
 
+def test_lds_interval_of_many_queries_and_few_weightings_is_around_the_score():
+    """Ranks of the fewer different weightings of a resample agree less."""
+    rng = np.random.default_rng(0)
+    outcomes = rng.normal(size=(50, 400))
+    predicted = outcomes + 0.25 * rng.normal(size=outcomes.shape)
+    interval = lds_score(outcomes, predicted, confidence=0.9, random_state=0)
+    below, above = interval.score - interval.low, interval.high - interval.score
+    assert 0.5 < below / above < 2
+
+
 def test_lds_interval_is_reproducible():
     outcomes, predicted = simulate(np.random.default_rng(0))
     first, again, other = (

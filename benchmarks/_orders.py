@@ -31,6 +31,7 @@ NETWORKS = {
     "run_kronfluence": "torch",
     "run_traker": "torch",
     "run_pyinfluence": "torch",
+    "run_dualxda": "dualxda",
 }
 #: the same of fine-tuned language models
 TEXTS = {
@@ -42,14 +43,17 @@ TEXTS = {
 ENVIRONMENTS = NETWORKS | TEXTS
 
 
-def write_order(path, estimator, X, y, X_query, y_query, subsets=None, models=()):
+def write_order(
+    path, estimator, X, y, X_query, y_query, subsets=None, models=(), fits=()
+):
     """Write a fitted TorchClassifier or TorchRegressor and its data to a file.
 
     The network must be the one that ``hidden_layer_sizes`` builds, or a `Network`;
     ``X`` and ``y`` are those of ``fit``, in float32. The network after each epoch comes
     from repeating the run, whatever ``estimator.record`` is. ``subsets`` (m, n) are
     those whose outcomes a package may predict; ``models`` are states of networks
-    trained on halves of the rows. None of both by default.
+    trained on halves of the rows, ``fits`` are estimators that were fitted so, whose
+    epochs are written too. None of these by default.
     """
     module = estimator.module
     if not (module is None or isinstance(module, Network)):
@@ -84,7 +88,13 @@ def write_order(path, estimator, X, y, X_query, y_query, subsets=None, models=()
     }
     arrays = {f"state/{k}": v.numpy() for k, v in state.items()}
 
-    for kind, states in (("checkpoint", checkpoints), ("model", models)):
+    epochs = [_epochs(fit, X, y)[0] for fit in fits]
+    named = {
+        "checkpoint": checkpoints,
+        "model": [*models, *(own[-1] for own in epochs)],
+    }
+    named |= {f"epoch/{i}": own for i, own in enumerate(epochs)}
+    for kind, states in named.items():
         for i, one in enumerate(states):
             arrays |= {f"{kind}/{i}/{k}": v.numpy() for k, v in one.items()}
     np.savez(

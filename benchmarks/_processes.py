@@ -6,6 +6,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import sklearn
 import torch
 
 
@@ -25,6 +26,14 @@ def in_turns(calls, n_rounds, clock=time.process_time):
     return np.array(
         [[seconds(use, clock=clock)[0] for use in calls] for _ in range(n_rounds)]
     )
+
+
+def machine():
+    """Return the processor and the versions that seconds depend on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next(line for line in lines if line.startswith("model name"))
+    versions = f"torch {torch.__version__}, scikit-learn {sklearn.__version__}"
+    return f"{model.partition(':')[2].strip()}, {versions}"
 
 
 def product(size=1024, device="cpu"):

@@ -90,12 +90,22 @@ def read(name):
     return tables
 
 
-def reopen(name, caption, header):
-    """Return the table of a file, with its rows if it has the same columns."""
-    table = Table(caption, header)
+def reopen(name, caption, header, machine=None):
+    """Return the table of a file, with its rows if it has the same columns.
+
+    One with seconds names the ``machine`` in its caption; SystemExit if there are rows
+    of another.
+    """
+    table = Table(f"{caption}, {machine}" if machine else caption, header)
     if MEASURED.joinpath(f"{name}.inc").exists():
         (last,) = read(name)
         if last.header == table.header:
+            if machine and last.caption != table.caption:
+                raise SystemExit(
+                    f"doc/measured/{name}.inc has rows of “{last.caption}”, and this "
+                    f"is “{table.caption}”: seconds are not mixed. Go on there, or "
+                    "move the file away, and all rows are measured here."
+                )
             table.rows = last.rows
     return table
 

@@ -1,9 +1,11 @@
 """Networks as people build them, their rows and queries, and retrained truth."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+from sklearn import datasets
 from sklearn.base import clone
 
 from benchmarks._data import MEMORY, load
@@ -75,6 +77,29 @@ def _mnist():
     return X.reshape(shape), y, X_query.reshape(shape), y_query
 
 
+#: of the 30 most frequent characters, the last is any other
+N_CHARACTERS, CONTEXT = 30, 24
+
+
+def _characters():
+    """Descriptions of scikit-learn's tables: 24 characters, and the one that follows.
+
+    Queries are from the last description, rows from the others.
+    """
+    names = ("iris", "wine", "digits", "linnerud", "diabetes", "breast_cancer")
+    texts = [getattr(datasets, f"load_{name}")().DESCR.lower() for name in names]
+    texts = [" ".join(text.split()) for text in texts]
+    known = Counter("".join(texts)).most_common(N_CHARACTERS - 1)
+    number = {character: i for i, (character, _) in enumerate(known)}
+    found = []
+    for part in ("\n".join(texts[:-1]), texts[-1]):
+        codes = np.array([number.get(one, N_CHARACTERS - 1) for one in part])
+        windows = np.lib.stride_tricks.sliding_window_view(codes, CONTEXT + 1)
+        windows = windows[np.random.RandomState(0).permutation(len(windows))]
+        found += [windows[:, :-1].astype(np.float32), windows[:, -1].astype(np.int64)]
+    return found
+
+
 def _images(path):
     """Return images of a file with X (n, 32, 32, 3), y, X_test and y_test."""
     with np.load(path) as file:
@@ -94,6 +119,7 @@ READERS = {
     "digits": _digits,
     "steps": _steps,
     "mnist": _mnist,
+    "characters": _characters,
     "diabetes": lambda: load("diabetes"),
     "churn": _table(tables.churn),
     "diamonds": _table(tables.diamonds),
@@ -146,6 +172,12 @@ SETTINGS = {
     "MNIST, CNN": Setting("mnist", _STRIDED, n_rows=256, n_truth=100, **_DEAR),
     "GRU": Setting("steps", Network("recurrent"), **_STEPS),
     "transformer, lr .003": Setting("steps", Network("attentive"), 3e-3, **_STEPS),
+    "character GPT, lr .003": Setting(
+        "characters",
+        Network("characters", {"n_symbols": N_CHARACTERS}),
+        3e-3,
+        **{**_STEPS, "n_rows": 512, "n_queries": 6},
+    ),
     "cats and dogs, ResNet-9, lr .001": Setting(
         IMAGES,
         Network("residual"),

@@ -35,6 +35,8 @@ PYTHON, N_ROUNDS = PEERS / "torch" / "bin" / "python", 5
 
 def theirs(case):
     """Return what the peer's script found, as a dict of arrays."""
+    if not PYTHON.exists():
+        return {"error": "no environment 'torch': make peers"}
     kind = type(case.estimator)
     options = {
         "module": kind.__module__,
@@ -105,7 +107,8 @@ def main():
         found = theirs(case)
         error = str(found["error"])
         if error:
-            short = error if error == "not tried" else "refused"
+            known = error.startswith(("not tried", "no environment"))
+            short = error if known else "refused"
             table.add(case.name, case.table, "pyinfluence", short, note=error)
         else:
             ratio = f"{found['seconds'] / found['training']:.1f}"

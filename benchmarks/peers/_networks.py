@@ -114,9 +114,47 @@ def attentive(n_inputs, n_outputs, *, width=32, n_heads=4):
     return Attentive(*n_inputs, n_outputs, width, n_heads)
 
 
+class Characters(nn.Module):
+    """A small GPT: each character sees those before it; what follows the last is read.
+
+    Rows hold the characters' numbers.
+    """
+
+    def __init__(self, n_steps, n_outputs, n_symbols, width, n_heads, n_blocks):
+        super().__init__()
+        self.enter = nn.Embedding(n_symbols, width)
+        self.positions = nn.Parameter(torch.zeros(n_steps, width))
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width,
+                n_heads,
+                4 * width,
+                dropout=0.0,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(n_blocks)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, n_outputs)
+
+    def forward(self, x):
+        h = self.enter(x.long()) + self.positions
+        later = torch.full((len(self.positions),) * 2, -torch.inf, device=h.device)
+        for block in self.blocks:
+            h = block(h, src_mask=later.triu(1))
+        return self.head(self.norm(h[:, -1]))
+
+
+def characters(n_inputs, n_outputs, *, n_symbols, width=32, n_heads=4, n_blocks=2):
+    """Return a small GPT for rows of characters' numbers."""
+    return Characters(n_inputs, n_outputs, n_symbols, width, n_heads, n_blocks)
+
+
 KINDS = {
     kind.__name__: kind
-    for kind in (perceptron, small_images, residual, recurrent, attentive)
+    for kind in (perceptron, small_images, residual, recurrent, attentive, characters)
 }
 
 

@@ -14,7 +14,8 @@ and the others are the grid that it is tuned over; a setting overrides the defau
 ORDER.npz holds ``X, y, X_query, y_query`` (float32 rows; int64 class codes, or float32
 targets (n, 1)), the trained network as ``state/<parameter>``, the network after each
 epoch as ``checkpoint/<i>/<parameter>`` with its learning rate in ``rates``, others,
-trained on random halves of the rows, as ``model/<i>/<parameter>`` if there are any,
+trained on random halves of the rows, as ``model/<i>/<parameter>`` if there are any, and
+after each epoch as ``epoch/<i>/<epoch>/<parameter>`` if those are known,
 ``subsets`` (m, n) of 0 and 1, the rows of the retrainings that scores are compared
 with, and ``options`` as JSON: task, layers, activation, random_state, the parameters of
 the `estimator` that trained it, and module. The network is
@@ -36,6 +37,8 @@ SCORES.npz holds, per setting, ``scores`` (q, n), ``predicted`` (m, q), ``second
 - peak is the largest resident memory while it ran, minus that before, in bytes. What
   the allocator kept of an earlier setting is not seen: the largest of the settings is
   what a method takes.
+- the setting ``n_models``, which every method takes, asks for the mean of the scores of
+  so many of the models, or for what the package itself makes of them.
 - yardstick is CPU seconds of one pass of per-row gradients over the training rows; NaN
   where torch.func knows none of the network.
 - notes are what is to be said beside the scores, mostly nothing.
@@ -90,6 +93,8 @@ class Order:
     module: dict | None = None
     #: states of networks that were trained on halves of the rows
     models: list = field(default_factory=list)
+    #: for each of these, its states after each epoch
+    epochs: list = field(default_factory=list)
     #: what is to be said beside the scores
     notes: list = field(default_factory=list)
 
@@ -121,6 +126,18 @@ class Order:
     def _built(kind, options, n_inputs, n_outputs):
         return Network(kind, options)(n_inputs, n_outputs)
 
+    def of_models(self, n_models):
+        """Return an order of each of the first models, with their own checkpoints."""
+        if len(self.models) < n_models:
+            raise ValueError(f"the order has {len(self.models)} models, not {n_models}")
+        states = self.models[:n_models]
+        epochs = self.epochs or [[state] for state in states]
+        rates = self.rates if self.epochs else [1.0]
+        return [
+            replace(self, state=state, checkpoints=own, rates=rates, models=[])
+            for state, own in zip(states, epochs, strict=False)
+        ]
+
     def loss(self, outputs, targets, reduction="sum"):
         """Return the loss of a batch; with reduction="none" that of each row."""
         if self.classifies:
@@ -150,6 +167,7 @@ class Order:
             checkpoints=self.checkpoints[:n_checkpoints],
             rates=self.rates[:n_checkpoints],
             models=self.models[:n_checkpoints],
+            epochs=[own[:n_checkpoints] for own in self.epochs[:n_checkpoints]],
         )
 
     def yardstick(self, chunk=256, repeats=5):
@@ -183,21 +201,23 @@ def read_order(path):
     options = json.loads(str(arrays["options"]))
     names = ("X", "y", "X_query", "y_query", "subsets")
     data = {name: torch.tensor(arrays[name]) for name in names}
-    states = {"checkpoint": {}, "model": {}}
-    state = {}
+    # state/parameter, checkpoint/i/parameter, model/i/parameter, epoch/i/j/parameter
+    states = {"state": {}, "checkpoint": {}, "model": {}, "epoch": {}}
     for name, value in arrays.items():
-        kind, _, parameter = name.partition("/")
-        if kind == "state":
-            state[parameter] = torch.tensor(value)
-        elif kind in states:
-            i, _, parameter = parameter.partition("/")
-            states[kind].setdefault(int(i), {})[parameter] = torch.tensor(value)
-    checkpoints, models = ([*one.values()] for one in states.values())
+        kind, *which = name.split("/")
+        if kind in states:
+            *which, parameter = which
+            inner = states[kind]
+            for i in which:
+                inner = inner.setdefault(int(i), {})
+            inner[parameter] = torch.tensor(value)
+    checkpoints, models = ([*states[k].values()] for k in ("checkpoint", "model"))
     return Order(
         **data,
-        state=state,
+        state=states["state"],
         checkpoints=checkpoints,
         models=models,
+        epochs=[[*one.values()] for one in states["epoch"].values()],
         rates=arrays["rates"].tolist(),
         **options,
     )
@@ -257,6 +277,19 @@ def checked(scores, shape):
     return scores
 
 
+def scores_of(method, order, n_models=None, **setting):
+    """Return what a method says of the trained network, or of so many models.
+
+    That is the mean of their scores, but of a method that combines them itself.
+    """
+    if n_models is None:
+        return method(order, **setting)
+    if getattr(method, "combines", False):
+        return method(order, n_models=n_models, **setting)
+    each = [method(one, **setting) for one in order.of_models(n_models)]
+    return torch.stack([torch.as_tensor(one).detach() for one in each]).mean(0)
+
+
 def run(method, settings, order):
     """Yield what SCORES.npz holds, after each setting."""
     shape = (len(order.X_query), len(order.X))
@@ -277,7 +310,7 @@ def run(method, settings, order):
             prepare(order)
         if i == 0:
             try:
-                method(order.warm_up(), **setting)
+                scores_of(method, order.warm_up(), **setting)
             except Exception:
                 pass  # a few rows may be too few; the errors of all rows are told
             seed_everything(order.random_state)
@@ -285,7 +318,7 @@ def run(method, settings, order):
         order.notes.clear()
         try:
             with meter:
-                scores = method(order, **setting)
+                scores = scores_of(method, order, **setting)
             if isinstance(scores, tuple):
                 scores, predicted = scores
                 found["predicted"][i] = checked(predicted, of_subsets)

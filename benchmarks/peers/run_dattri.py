@@ -5,19 +5,25 @@ same function or, with ``margin=True``, of the query's margin and the row's loss
 positive where the row helps.
 """
 
+import tempfile
+from types import SimpleNamespace
+
 import torch
 from _order import grid, main
 from dattri.algorithm import (
+    FactGraSSAttributor,
     IFAttributorArnoldi,
     IFAttributorCG,
     IFAttributorDataInf,
     IFAttributorEKFAC,
     IFAttributorExplicit,
     IFAttributorLiSSA,
+    LoGraAttributor,
     TracInAttributor,
     TRAKAttributor,
 )
 from dattri.task import AttributionTask
+from torch import nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -118,7 +124,56 @@ def trak(order, regularization=0.0, **setting):
         return found.attribute(loader(order.queries)).T
 
 
+class Named(nn.Module):
+    """A network with named inputs, which returns its loss, as those of transformers.
+
+    These projections are written for such: of batches that are tuples they hand the
+    first row, without its batch dimension, to the network.
+    """
+
+    def __init__(self, order):
+        super().__init__()
+        self.net, self.loss = order.network(), order.loss
+
+    def forward(self, inputs, targets=None):
+        outputs = self.net(inputs)
+        loss = None if targets is None else self.loss(outputs, targets)
+        return SimpleNamespace(logits=outputs, loss=loss)
+
+
+def named(rows):
+    inputs = [dict(zip(("inputs", "targets"), row, strict=True)) for row in zip(*rows)]
+    return DataLoader(inputs, batch_size=len(inputs))
+
+
+def compressed(attributor):
+    """Return a method that projects the gradients of each layer by factors."""
+
+    def scores(order, **setting):
+        net = Named(order)
+
+        def loss(model, batch, device):
+            return model(**batch).loss
+
+        task = AttributionTask(loss, net, net.state_dict())
+        # it reads sizes of its batches again from files, its last user's too
+        with tempfile.TemporaryDirectory() as folder:
+            found = attributor(task, cache_dir=folder, **setting)
+            found.cache(named(order.train))
+            return found.attribute(named(order.train), named(order.queries)).T
+
+    return scores
+
+
+#: of its Fisher matrix; the projections are as large as it has them, and smaller
+COMPRESSED = [
+    {},
+    *[{"damping": d} for d in (1e-2, 1e-1, 1.0, 10.0)],
+    *[{"damping": d, "proj_dim": 256} for d in (1e-2, 1e-1, 1.0, 10.0)],
+]
 METHODS = {
+    "LoGra": (compressed(LoGraAttributor), COMPRESSED),
+    "FactGraSS": (compressed(FactGraSSAttributor), COMPRESSED),
     "explicit": (using(IFAttributorExplicit), grid("regularization", None, DAMPINGS)),
     "CG": (
         using(IFAttributorCG),

@@ -15,9 +15,11 @@ def trak(order, n_models=None, **setting):
     """Score the trained network, or so many that were trained on halves of the rows."""
     if n_models is None:
         return of_states([order.state], order, **setting)
-    if len(order.models) < n_models:
-        raise ValueError(f"the order has {len(order.models)} models, not {n_models}")
-    return of_states(order.models[:n_models], order, **setting)
+    states = [one.state for one in order.of_models(n_models)]
+    return of_states(states, order, **setting)
+
+
+trak.combines = True
 
 
 def of_states(states, order, **setting):

@@ -93,7 +93,6 @@ class Path:
         return max(map(self.always, RIDGES), key=lambda chosen: self.of(chosen)[2])
 
 
-#: None is no rule among these surrogates: it is scored by itself
 RULES = {
     USUAL: lambda path: path.left_out.mean(axis=1).argmin(axis=0),
     "LOO-CV, one for all queries": lambda path: path.together(
@@ -104,19 +103,31 @@ RULES = {
     "0.001": lambda path: path.always(0.001),
     "0.01": lambda path: path.always(0.01),
     "0.1": lambda path: path.always(0.1),
-    "0.1, outcomes not centred": None,
     "1": lambda path: path.always(1.0),
     "best for held-out subsets, per query": lambda path: path.held_out.argmin(axis=0),
     "best for LOO, one for all queries": Path.best_for_loo,
 }
 
 
+#: ridge and regressor for a number of units
+OTHERS = {
+    "0.1, outcomes not centred": (
+        0.1,
+        lambda n: KernelRidge(alpha=0.1, kernel="rbf", gamma=1 / n),
+    ),
+    "0.03, 1.5 times the width": (
+        0.03,
+        lambda n: KernelSurrogate(0.03, 1.5 * (n / 2) ** 0.5),
+    ),
+}
+
+
 def scored(rule, path):
     """Return METRICS of the surrogates that a rule chooses, and their median ridge."""
-    if RULES[rule] is None:
+    if rule in OTHERS:
+        ridge, model = OTHERS[rule]
         n_learnt, n_units = path.left_out.shape[1], path.pool.weights.shape[1]
-        model = KernelRidge(alpha=0.1, kernel="rbf", gamma=1 / n_units)
-        return [*scores_of(model, path.pool, n_learnt), 0.1]
+        return [*scores_of(model(n_units), path.pool, n_learnt), ridge]
     chosen = RULES[rule](path)
     return [*path.of(chosen), np.median(RIDGES[chosen])]
 
@@ -148,7 +159,10 @@ class Settings:
 def main():
     paths = [Path(pool, n) for pool in pools() for n in N_LEARNT]
     settings = Settings(paths)
-    found = {r: np.array([scored(r, path) for path in paths]) for r in RULES}
+    found = {
+        rule: np.array([scored(rule, path) for path in paths])
+        for rule in [*RULES, *OTHERS]
+    }
     by_rule = Table(
         "Ridges less LOO-CV's, mean of six problems ± standard error over them; the "
         "first row is LOO-CV itself",

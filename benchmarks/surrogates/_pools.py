@@ -73,13 +73,6 @@ def digits(seed):
     return Game(net, (X, y), units, (Xq, yq))
 
 
-def wide(seed):
-    """Digits again, by a network sixteen times as wide."""
-    game = digits(seed)
-    net = clone(game.model).set_params(hidden_layer_sizes=(256,))
-    return replace(game, model=net)
-
-
 def diabetes(seed):
     X, y = DATA["diabetes"][0]()
     order = np.random.RandomState(seed).permutation(len(y))
@@ -119,7 +112,6 @@ def wages(seed):
     return Game(model, (X[train], y[train]), units, (X[queries], y[queries]))
 
 
-WIDE = "digits, 256 hidden"
 #: name: (how a game is drawn, number of draws)
 GAMES = {
     "digits": (digits, 6),
@@ -127,7 +119,6 @@ GAMES = {
     "wine, rows": (wine, 6),
     "addition modulo 23": (addition, 3),
     "wages, trees": (wages, 3),
-    WIDE: (wide, 3),
 }
 PROMPTS, N_PROMPT_DRAWS = "prompts", 6
 
@@ -189,9 +180,9 @@ def game_pools(name, draw):
 
 
 def pools(names=None):
-    """Return all pools, of the problems named, or of all but WIDE."""
+    """Return all pools, of all problems or of those named."""
     found = []
-    for name in names or [name for name in GAMES if name != WIDE] + [PROMPTS]:
+    for name in names or [*GAMES, PROMPTS]:
         prompts = name == PROMPTS
         draws = N_PROMPT_DRAWS if prompts else GAMES[name][1]
         draw_of = prompt_pools if prompts else partial(game_pools, name)

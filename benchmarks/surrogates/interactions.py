@@ -18,7 +18,7 @@ from benchmarks._table import Table, write
 from skattrib import LinearSurrogate
 
 N_LEARNT, RIDGES = 800, np.logspace(-3, 3, 13)
-NAMES = ("digits", "wine", "diabetes", "breast_cancer")
+NAMES = ("wine", "diabetes", "digits")
 
 
 def kernels(n_units):

@@ -24,8 +24,8 @@ def calibration_slope(predicted, truth):
         return float((predicted * truth).sum() / max(squares, np.finfo(float).tiny))
 
 
-# Where no model was retrained: only that could show that it is right.
-UNTRIED = "Nothing speaks against it, but no model was retrained"
+# Where nothing was retrained to compare with: only that could show it to be right.
+UNTRIED = "Nothing speaks against it, but retrained outcomes are unknown"
 SIZE_WRONG = "Trust the order, not the size"
 
 # Root mean square of the largest feature over that of the median one.

@@ -41,8 +41,8 @@ SGD = TorchClassifier(
     random_state=0,
 )
 MODELS = {
-    "SGD, as dattri": SGD,
     "LogisticRegression": LogisticRegression(max_iter=1000),
+    "SGD, as dattri": SGD,
 }
 ONE_RUN = {"inclusion": 1.0, "random_state": 0}
 OURS = {
@@ -52,7 +52,6 @@ OURS = {
 DAMPED = [{}, *[{"regularization": r} for r in (1e-3, 1e-2, 1e-1)]]
 PEERS = {
     "dattri CG": ("run_dattri", "CG", DAMPED),
-    "dattri LiSSA": ("run_dattri", "LiSSA", [{}, {"damping": 1e-3}]),
     "dattri TracIn": ("run_dattri", "TracIn", [{}]),
     "dattri TRAK": ("run_dattri", "TRAK", DAMPED),
     "kronfluence EK-FAC": ("run_kronfluence", "EK-FAC", [{}, {"damping_factor": 1e-3}]),

@@ -119,7 +119,9 @@ class KernelSurrogateAttributor(SurrogateAttributor):
     %(estimator)s
     ridge : "loocv" or float, default="loocv"
         Penalty of the surrogate, relative to k(s, s) = 1; "loocv" selects for each
-        query the one with the smallest leave-one-out error.
+        query the one with the smallest error of a subset left out. With ``at="loo"``,
+        0.1 is better if the leave-one-out subsets are not used (`include_loo`) and the
+        others are halves; see `KernelSurrogate`.
     bandwidth : {"auto", "loocv"} or float, default="auto"
         Width of the Gaussian kernel on weightings; "auto" is √(n_units / 2).
     %(subsets)s

@@ -22,6 +22,7 @@ import skattrib.influence._run_derivatives
 import skattrib.models._answers
 import skattrib.models._network
 from skattrib import AdamWInfluence, TorchClassifier, TorchRegressor
+from skattrib.engine._tangent import tangents
 from skattrib.evaluation import (
     SetOutcome,
     lds_score,
@@ -320,14 +321,15 @@ def test_halves_rank_retrained_subsets(digits):
 
 
 # ------------------------------------------------------------------- diagnosis
-def test_errors_of_removals_are_told_apart():
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_errors_of_removals_are_told_apart(activation):
     X, y, Xq, yq = data()
-    influence = make(net(batch_size=None, max_epochs=30, learning_rate=1e-3)).fit(X, y)
-    found = influence.diagnose(Xq, yq, n_retrainings=8)
+    options = {"batch_size": None, "max_epochs": 30, "learning_rate": 1e-3}
+    blank = net(activation=activation, **options)
+    found = make(blank).fit(X, y).diagnose(Xq, yq)
     # by hand, for the same sixteen rows
     rows = np.linspace(0, 39, 16).astype(int)
     weights = np.vstack([np.ones(40), 1 - np.eye(40)[rows]])
-    blank = net(batch_size=None, max_epochs=30, learning_rate=1e-3)
     _, trained = blank._stack(X, blank._learn_target(y), weights, random_state=0)
     ends = trained.params
     change = (ends[1:] - ends[0]).numpy()
@@ -350,7 +352,52 @@ def test_errors_of_removals_are_told_apart():
     assert split.remainder == near(share(change + first - second / 2, change))
     assert split.remainder < split.exact < split.sgd
     assert split.optimizer_mismatch > 0.5
-    assert influence.diagnose(Xq, yq).error_split is None
+
+
+def without_each(model, X, y, rows):
+    """Trained parameters (r, P) without each row, by `fit`, and of all rows first."""
+    weights = np.vstack([np.ones(len(X)), 1 - np.eye(len(X))[rows]])
+    ends = []
+    for w in weights:
+        module = sklearn.base.clone(model).fit(X, y, sample_weight=w).module_
+        ends.append(nn.utils.parameters_to_vector(module.parameters()))
+    return torch.stack(ends).detach()
+
+
+def test_kinks_are_seen_by_retraining_alone():
+    X, y, Xq, yq = data(120)
+    rows = np.linspace(0, 119, 16).astype(int)
+    shares = {}
+    for activation in ("tanh", "relu"):
+        options = {"learning_rate": 0.01, "max_epochs": 10, "batch_size": 30}
+        model = net(hidden_layer_sizes=(16,), activation=activation, **options)
+        influence = make(model).fit(X, y)
+        found = influence.diagnose(Xq, yq)
+        ends = without_each(model, X, y, rows)
+        change = ends[1:] - ends[0]
+        # the straight line, of which diagnose has the errors only
+        problem = influence._derivatives.problem
+        directions = torch.eye(120, dtype=ends.dtype)[rows]
+        run = problem.model, problem.loss, problem.recipe, problem.X, problem.targets
+        (first,) = tangents(
+            *run, torch.ones(120).to(ends), directions, order=1, memory_bytes=2**28
+        )
+        missed = (change + first).norm(dim=1) / change.norm(dim=1)
+        split = found.error_split
+        assert split.exact == pytest.approx(np.median(missed.numpy()), rel=0.01)
+        shares[activation] = split.first_order / split.exact
+    # what the second derivative foretells of it
+    assert shares["relu"] < 0.3 < 0.5 < shares["tanh"] < 1.1
+
+
+def test_a_verdict_says_that_sizes_are_wrong():
+    split = Bunch(exact=0.8)
+    found = told(second_order_error=0.1, error_split=split)
+    verdict = run_verdict(found, at_full_data=True).verdict
+    assert "the weights end 80% off the prediction, so that sizes are wrong" in verdict
+    split.exact = 0.1
+    verdict = run_verdict(found, at_full_data=True).verdict
+    assert "the weights end 10% off the prediction." in verdict
 
 
 def test_sgd_has_no_optimizer_mismatch():
@@ -409,7 +456,9 @@ def test_runs_that_halves_contradict_are_not_trusted():
 
 def test_without_retraining_nothing_is_vouched_for():
     verdict = run_verdict(told(), at_full_data=False).verdict
-    assert verdict.startswith("Nothing speaks against it, but no model was retrained")
+    assert verdict.startswith(
+        "Nothing speaks against it, but retrained outcomes are unknown"
+    )
 
 
 def test_steps_far_too_long_are_not_trusted():

@@ -322,7 +322,9 @@ def test_the_verdict_says_what_was_checked():
     X, y, Xq, yq = data()
     rise = make().fit(X, y)
     said = rise.diagnose(Xq, yq).verdict
-    untried = "Nothing speaks against it, but no model was retrained: residuals are "
+    untried = (
+        "Nothing speaks against it, but retrained outcomes are unknown: residuals are "
+    )
     assert said.startswith(untried)
     assert "sketched and exact scores of rows" in said
     unchecked = "not the effect of retraining:"

@@ -133,6 +133,11 @@ def deep():
     return first, len(board.rows)
 
 
+def of_adapters(row):
+    """Whether a row is of the small language model, fine-tuned by adapters."""
+    return row[0].startswith("small") and "all weights" not in row[0]
+
+
 def texts(method):
     """Return the range of LDS of a method on the small language model."""
 
@@ -142,7 +147,7 @@ def texts(method):
             [
                 number(row[2])
                 for row in table.rows
-                if row[0].startswith("small") and row[1].startswith(method)
+                if of_adapters(row) and row[1].startswith(method)
             ]
         )
 
@@ -153,7 +158,7 @@ def dual_of_texts():
     """Return the range of LDS of the tangent, and that of its cost in trainings."""
     (table,) = read("fine_tuning")
     name = "DualInfluence"
-    rows = [r for r in table.rows if r[0].startswith("small") and r[1] == name]
+    rows = [r for r in table.rows if of_adapters(r) and r[1] == name]
     costs = [number(row[4]) for row in rows]
     return *texts(name)(), *spread(costs, 1)
 
@@ -226,8 +231,8 @@ CLAIMS = [
         "deep.board",
     ),
     Claim(
-        "Of a small fine-tuned language model one differentiated run ranks repeated "
-        "fine-tunings at {} to {},",
+        "Of a small language model fine-tuned by adapters one differentiated run "
+        "ranks repeated fine-tunings at {} to {},",
         texts("AdamWInfluence, one run on all"),
         "language.fine_tuning",
     ),

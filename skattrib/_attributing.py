@@ -24,6 +24,7 @@ from skattrib.engine._functional import chunks
 from skattrib.engine._losses import MeanOutcome, SetOutcome
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._as_model import as_model
+from skattrib.models._datasets import as_frame
 from skattrib.models._repeatable import finite_rows
 
 # What a query whose outcome is not finite may raise.
@@ -191,7 +192,7 @@ class AttributesQueries:
             Their targets; None as in `attribute`.
         n : int, default=5
             How many units of either kind; fewer if there are fewer than two times `n`.
-        data : DataFrame or None, default=None
+        data : DataFrame, datasets.Dataset or None, default=None
             What to show of the units, for example the rows as they were before they
             were encoded. Its rows are found by the names of the units in its index,
             else it has one for each unit, in their order.
@@ -210,7 +211,9 @@ class AttributesQueries:
         """
         check_is_fitted(self, "n_units_")
         if data is not None:
-            data = rows_of_units(data, self.unit_names_, self._has_names)
+            data = rows_of_units(
+                as_frame(data, "data"), self.unit_names_, self._has_names
+            )
         index = index_of(X, y)
         X, y, outcome = self._check_query(X, y)
         n_best = min(n, (self.n_units_ + 1) // 2)

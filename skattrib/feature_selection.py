@@ -1,9 +1,7 @@
 """Selection of tasks to train on, by their attributions."""
 
 import warnings
-from functools import partial
 from numbers import Integral, Real
-from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import (
@@ -32,6 +30,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_method_params, _num_samples, check_is_fitted
 
 from skattrib._frames import index_of, row_names
+from skattrib._task_folds import Fold, attributions_of, outcome_predictor
 from skattrib._task_sets import (
     Judges,
     are_rows,
@@ -57,8 +56,9 @@ from skattrib._validation import (
     unchanged_on_error,
     validate_data,
 )
-from skattrib.exceptions import ConstantOutcomeWarning, FaithfulnessWarning
+from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._as_model import as_model
+from skattrib.models._datasets import opened, some_rows
 
 __all__ = ["TaskWeightSelector"]
 
@@ -157,60 +157,6 @@ class _ColumnMethods:
             Names of those kept.
         """
         return super().get_feature_names_out(input_features)
-
-
-class _Fold(NamedTuple):
-    """An attributor, the tasks that it was fitted on, and rows that it has not seen."""
-
-    attributor: Any
-    units: np.ndarray
-    X: Any
-    y: Any
-
-
-def _attributions(folds, n_tasks):
-    """Return attributions of rows to tasks, NaN where a row's attributor lacks one."""
-    parts = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for fold in folds:
-            found = fold.attributor.attribute(fold.X, fold.y)
-            part = np.full((len(found), n_tasks), np.nan)
-            part[:, fold.units] = found
-            parts.append(part)
-    # each fold warns of the same
-    raised = {(warning.category, str(warning.message)): warning for warning in caught}
-    for warning in raised.values():
-        warnings.warn(warning.message, stacklevel=2)
-    return np.concatenate(parts)
-
-
-def _outcome_predictor(folds):
-    """Return a function of sets (m, n_tasks) that predicts outcomes (m, n_rows)."""
-    predictors = []
-    for fold in folds:
-        attributor, rows = fold.attributor, (fold.X, fold.y)
-        if not hasattr(attributor, "_outcome_predictor"):
-            predictors.append(partial(attributor.predict_outcomes, *rows))
-            continue
-        with warnings.catch_warnings():
-            # attribute() has already warned
-            warnings.simplefilter("ignore", ConstantOutcomeWarning)
-            predictors.append(attributor._outcome_predictor(*rows))
-
-    def predict(sets):
-        parts = []
-        for fold, predicted in zip(folds, predictors, strict=True):
-            weights = sets[:, fold.units].astype(float)
-            # nothing is known of a model without data
-            is_some = weights.any(axis=1)
-            part = np.full((len(sets), _num_samples(fold.y)), np.nan)
-            if is_some.any():
-                part[is_some] = predicted(weights[is_some])
-            parts.append(part)
-        return np.concatenate(parts, axis=1)
-
-    return predict
 
 
 class TaskWeightSelector(
@@ -363,13 +309,14 @@ class TaskWeightSelector(
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features); or Dataset
             Training rows; without `attributor`, attributions, a column per task.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
-            Their targets; needed with `attributor`.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs); str; or None
+            Their targets, or their column in a Dataset of Hugging Face; needed with
+            `attributor`.
         tasks : array-like of shape (n_samples,) or None, default=None
             Task of each row; None makes every row one.
-        X_val : array-like of shape (n_queries, n_features), default=None
+        X_val : array-like of shape (n_queries, n_features); Dataset; or None
             Rows with labels that can be trusted, or of the target: the tasks are judged
             by the outcomes of these alone. Recommended. None judges each task by the
             rows of the others, cross-fitted. A pipeline routes it, but transforms it
@@ -436,11 +383,17 @@ class TaskWeightSelector(
         return self
 
     def _fit_tasks(self, X, y, tasks, X_val, y_val, fit_params):
+        X, y = opened(X, y)
+        X_val, y_val = opened(X_val, y_val)
         if y is None:
             raise ValueError(
                 "requires y to be passed, but the target y is None: the attributor "
                 "needs targets."
             )
+        if X is None:  # completions without prompts
+            X = np.full(_num_samples(y), None)
+            if X_val is None and y_val is not None:
+                X_val = np.full(_num_samples(y_val), None)
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val must be given together.")
 
@@ -476,10 +429,10 @@ class TaskWeightSelector(
             )
             units = np.unique(codes[train])
             if judging is None:
-                folds.append(_Fold(fitted, units, X_val, y_val))
+                folds.append(Fold(fitted, units, X_val, y_val))
             else:
                 rows = _safe_indexing(X, judging), _safe_indexing(y, judging)
-                folds.append(_Fold(fitted, units, *rows))
+                folds.append(Fold(fitted, units, *rows))
 
         self.attributors_ = [fold.attributor for fold in folds]
         self.attributor_ = self.attributors_[0]
@@ -585,8 +538,6 @@ class TaskWeightSelector(
     @staticmethod
     def _rows(X, y, X_name, y_name):
         """Check rows and targets; of a table with an index, the index is kept."""
-        if X is None:  # there are no prompts
-            return X, y
         found, checked = check_rows(X, y, X_name, y_name)
         return indexable(found, y if hasattr(y, "iloc") else checked)
 
@@ -617,7 +568,7 @@ class TaskWeightSelector(
         """Set the weights of tasks, which of them are kept, and what is expected."""
         n_tasks = len(self.task_names_)
         every = np.arange(n_tasks)
-        attributions = _attributions(folds, n_tasks)
+        attributions = attributions_of(folds, n_tasks)
         self.task_weights_ = judge(attributions, judges.groups, every)
         by_fold = [
             judge(attributions[part], judges.groups_of(part), every)
@@ -625,7 +576,7 @@ class TaskWeightSelector(
         ]
         self.task_weights_std_ = spread(np.array(by_fold))
 
-        predict = _outcome_predictor(folds)
+        predict = outcome_predictor(folds)
         n_wanted = self._n_wanted(n_tasks)
         if n_wanted is not None and self.strategy == "marginal":
             self.support_ = largest(self.task_weights_, n_wanted)
@@ -690,10 +641,10 @@ class TaskWeightSelector(
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features); or Dataset
             Training rows.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Their targets.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs); or str
+            Their targets, or their column in a Dataset of Hugging Face.
         tasks : array-like of shape (n_samples,) or None, default=None
             Task of each row; None makes every row one.
         X_val : array-like of shape (n_queries, n_features), default=None
@@ -711,10 +662,10 @@ class TaskWeightSelector(
 
         Returns
         -------
-        X_kept : array-like of shape (n_kept, n_features)
-            Rows of the tasks kept.
-        y_kept : array-like of shape (n_kept,) or (n_kept, n_outputs)
-            Their targets.
+        X_kept : array-like of shape (n_kept, n_features); or Dataset
+            Rows of the tasks kept; of a Dataset a part of it.
+        y_kept : array-like of shape (n_kept,) or (n_kept, n_outputs); or str
+            Their targets; or the name of their column, as it was given.
         """
         if tasks is None and not _routing_enabled():
             warnings.warn(
@@ -726,8 +677,7 @@ class TaskWeightSelector(
                 stacklevel=2,
             )
         self.fit(X, y, tasks=tasks, X_val=X_val, y_val=y_val, **fit_params)
-        rows = np.flatnonzero(self.sample_weight_)
-        return _safe_indexing(X, rows), _safe_indexing(y, rows)
+        return some_rows(X, y, np.flatnonzero(self.sample_weight_))
 
     def get_metadata_routing(self):
         """Return how fit passes metadata on to the attributor.

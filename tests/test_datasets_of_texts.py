@@ -5,13 +5,16 @@ from types import SimpleNamespace
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.utils.data import TensorDataset
 
 from skattrib import (
     AdamWInfluence,
+    DualInfluence,
     RISEValuator,
+    TaskWeightSelector,
     TorchClassifier,
     lookahead_training,
 )
@@ -86,6 +89,100 @@ def test_truth_and_selection_take_them(rows, dataset):
     )
     by_list = lookahead_training(tuned(), *rows, *rows, **options)
     np.testing.assert_array_equal(chosen.scores, by_list.scores)
+
+
+def selector():
+    influence = AdamWInfluence(tuned(), inclusion=1, random_state=0)
+    return TaskWeightSelector(influence, n_tasks_to_select=1, cv=2, random_state=0)
+
+
+@pytest.mark.filterwarnings("ignore::skattrib.exceptions.FaithfulnessWarning")
+@pytest.mark.parametrize("trusted", [False, True])
+def test_sources_are_selected_from_them(rows, dataset, trusted):
+    tasks = list(dataset["source"])
+    X_val, y_val = (list(dataset["prompt"])[:3], list(dataset["answer"])[:3])
+    by_list, by_name = {"X_val": X_val, "y_val": y_val}, {}
+    if trusted:
+        by_name = {"X_val": dataset.select(range(3)), "y_val": "answer"}
+    expected = selector().fit(*rows, tasks=tasks, **(by_list if trusted else {}))
+    found = selector().fit(dataset, "answer", tasks=tasks, **by_name)
+    np.testing.assert_array_equal(found.task_weights_, expected.task_weights_)
+    np.testing.assert_array_equal(found.selected_tasks_, expected.selected_tasks_)
+    # a part of the data set, and the name: what fit takes
+    kept, column = selector().fit_resample(dataset, "answer", tasks=tasks, **by_name)
+    assert isinstance(kept, datasets.Dataset)
+    assert list(kept["row"]) == np.flatnonzero(expected.sample_weight_).tolist()
+    assert column == "answer"
+    chosen = tuned().fit(kept, column).log_likelihood(*rows)
+    weighted = tuned().fit(
+        dataset.filter(lambda row: row["row"] in kept["row"]), "answer"
+    )
+    np.testing.assert_array_equal(chosen, weighted.log_likelihood(*rows))
+
+
+@pytest.mark.filterwarnings("ignore::skattrib.exceptions.FaithfulnessWarning")
+def test_completions_without_prompts_are_selected(rows):
+    _, answers = rows
+    alone, tasks = datasets.Dataset.from_dict({"text": answers}), list("abababab")
+    trusted = alone.select(range(3))
+    options = {"tasks": tasks, "X_val": trusted, "y_val": "text"}
+    kept, column = selector().fit_resample(alone, "text", **options)
+    assert column == "text"
+    options |= {"X_val": [None] * 3, "y_val": answers[:3]}
+    prompts, completions = selector().fit_resample(None, answers, **options)
+    assert prompts is None
+    assert completions == list(kept["text"])
+    by_list = selector().fit([None] * 8, answers, **options)
+    assert completions == [
+        text for text, w in zip(answers, by_list.sample_weight_, strict=True) if w
+    ]
+
+
+def test_a_selector_says_which_columns_there_are(dataset):
+    unfitted = selector()
+    with pytest.raises(ValueError, match=r"y='completion' is no column of X"):
+        unfitted.fit(dataset, "completion")
+    assert not hasattr(unfitted, "support_")
+
+
+@pytest.mark.filterwarnings("ignore::skattrib.exceptions.FaithfulnessWarning")
+def test_rows_are_selected_from_a_dataset_of_torch():
+    rng = np.random.RandomState(0)
+    X, tasks = rng.randn(60, 3).astype(np.float32), np.arange(60) % 3
+    y = (X[:, 0] > 0).astype(int)
+    dual = DualInfluence(TorchClassifier(max_epochs=3, random_state=0), random_state=0)
+    select = TaskWeightSelector(dual, n_tasks_to_select=2, random_state=0)
+    dataset = TensorDataset(torch.tensor(X), torch.tensor(y))
+    expected, _ = select.fit_resample(X, y, tasks=tasks)
+    kept, targets = select.fit_resample(dataset, None, tasks=tasks)
+    assert targets is None
+    np.testing.assert_array_equal(np.stack([x for x, _ in kept]), expected)
+
+
+def test_units_are_shown_with_its_columns(rows, dataset):
+    influence = AdamWInfluence(tuned(), inclusion=1, random_state=0)
+    influence.fit(dataset, "answer")
+    shown = dataset.rename_column("row", "number")
+    table = influence.top_units(dataset, "answer", n=2, data=shown)
+    frame = pd.DataFrame({name: list(shown[name]) for name in shown.column_names})
+    expected = influence.top_units(*rows, n=2, data=frame)
+    pd.testing.assert_frame_equal(table, expected)
+    assert table["number"].tolist() == table["unit"].tolist()
+    as_numpy = influence.top_units(*rows, n=2, data=shown.with_format("numpy"))
+    pd.testing.assert_frame_equal(as_numpy, expected)
+    louder = shown.with_transform(
+        lambda batch: {"loud": list(map(str.upper, batch["answer"]))}
+    )
+    loud = influence.top_units(*rows, n=2, data=louder)["loud"]
+    assert loud.tolist() == table["answer"].str.upper().tolist()
+    for given, message in {
+        "rank": (shown.rename_column("number", "rank"), r"data has columns.*'rank'"),
+        "several": (datasets.DatasetDict(train=shown), r"data is a .*data\['train'\]"),
+        "stream": (shown.to_iterable_dataset(), r"data is an IterableDataset"),
+        "short": (shown.select(range(3)), r"data has 3 rows for 8 units"),
+    }.values():
+        with pytest.raises(ValueError, match=message):
+            influence.top_units(*rows, data=given)
 
 
 def test_an_index_takes_them(rows, dataset):

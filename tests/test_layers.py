@@ -82,6 +82,7 @@ ROOMS = [
     "_make",
     "_plan",
     "_task_sets",
+    "_task_folds",
     "feature_selection",
     "plotting",
 ]

@@ -3,16 +3,18 @@
 Two models learn the first lines of docstrings of the standard library, from the names
 of functions: "small", a Llama of 1 M weights that has read other docstrings, rank 4 on
 all blocks; and "SmolLM2", of 135 M weights, rank 4 on the last 4 of 30. AdamW, warm-up
-and linear decay, 3 epochs of batches of 8. Outcomes are log-likelihoods of new
+and linear decay, 3 epochs of batches of 8. "Small, all weights" trains these instead of
+adapters, on half as many texts. Outcomes are log-likelihoods of new
 completions, and of four that were trained on. LDS on halves, really fine-tuned again,
 and the correlation with leave-one-outs of some texts. CPU seconds of fit and attribute,
 over those of one fine-tuning. Beside ours the usual similarities: of gradients at the
 end, plain, by cosine and over the optimizer's scale (LESS), words, hidden states, and
 the index of the model as it was before. Rows that the table has are kept; those of
-other packages are from `benchmarks.language.peers`.
+other packages are from `benchmarks.language.peers`. A second table has how far the
+memory rises meanwhile, above the fitted model, of rows that are measured now.
 
     OMP_NUM_THREADS=1 python -m benchmarks.language.fine_tuning \\
-        [small | small-token | smollm2 ...]
+        [small | small-token | smollm2 | "small, all weights" ...]
 """
 
 import sys
@@ -25,6 +27,7 @@ import torch
 
 from benchmarks._data import MEMORY, lds_interval
 from benchmarks._finding import bm25, joined
+from benchmarks._processes import peak_from_here
 from benchmarks._table import reopen, write
 from benchmarks.language._small import columns, docstrings, small_llama
 from benchmarks.language._smollm2 import rise_scores, smollm2
@@ -69,6 +72,16 @@ SETTINGS = {
     "small": Setting(_small, 12, 2, 30, 100, 24, (2, 4)),
     "small-token": Setting(_small, 12, 2, 30, 100, 24, (), {"normalization": "token"}),
     "small, seed 1": Setting(_small, 12, 2, 30, 100, 24, (), {"random_state": 1}),
+    "small, all weights": Setting(
+        _small,
+        6,
+        1,
+        30,
+        24,
+        8,
+        (),
+        {"trainable": "all", "adapter": None, "learning_rate": 1e-3},
+    ),
     "smollm2": Setting(
         _smollm2,
         6,
@@ -84,8 +97,8 @@ SETTINGS = {
 
 def small_lm(model, tokenizer, **options):
     """Return a language model to be fine-tuned by adapters, as the small one is."""
-    adapters = {"trainable": "adapters", "adapter": ADAPTER}
-    return CausalLanguageModel(model, tokenizer, **adapters, **{**SMALL, **options})
+    options = {"trainable": "adapters", "adapter": ADAPTER, **SMALL, **options}
+    return CausalLanguageModel(model, tokenizer, **options)
 
 
 class Case:
@@ -138,10 +151,11 @@ class Case:
         return [self.name, method, *scores, self.cost(seconds)]
 
 
-DUAL, ONE_RUN, EXACT = (
+DUAL, ONE_RUN, EXACT, STILL = (
     "DualInfluence",
     "AdamWInfluence, one run on all",
     "the same, inert=0",
+    "the same, inert=0.03",
 )
 WAYS = {
     DUAL: (DualInfluence, {}),
@@ -165,12 +179,18 @@ def attributed(case, kind, options):
 def ours(case, known):
     """Yield methods of this package, but those that are known."""
     ways = dict(WAYS)
+    if case.lm.trainable == "all":  # where inert="auto" is 0
+        del ways[EXACT]
+        ways[STILL] = (AdamWInfluence, {"inclusion": 1, "inert": 0.03})
     for n in case.setting.runs:
         runs = {"n_trajectories": n, "n_halves": 0, "inclusion": 0.5}
         ways[f"AdamWInfluence, {n} half runs"] = (AdamWInfluence, runs)
     for name, way in ways.items():
         if (case.name, name) not in known:
-            yield name, *attributed(case, *way)
+            peak = peak_from_here()
+            found = attributed(case, *way)
+            vars(case).setdefault("memory", {})[name] = peak() / 2**20
+            yield name, *found
 
 
 def similarities(case, known):
@@ -222,6 +242,7 @@ def hidden_states(lm, prompts, completions):
 
 def main(names):
     table = reopen("fine_tuning", CAPTION, HEADER)
+    peaks = reopen("fine_tuning_memory", "Memory", ["model", "method", "peak, MiB"])
     for name in names or SETTINGS:
         case = Case(name)
         print(f"{name}: {len(case.rows[0])} texts", flush=True)
@@ -232,6 +253,9 @@ def main(names):
                     continue
                 table.put(*case.row(method, attributions, seconds), n_keys=2)
                 write("fine_tuning", table)
+                if method in vars(case).get("memory", {}):
+                    peaks.put(name, method, f"{case.memory[method]:,.0f}", n_keys=2)
+                    write("fine_tuning_memory", peaks)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ change of the queries' log-likelihoods: exactly, as if plain SGD had taken the s
 over the removals, mean over queries, ± standard error over seeds, which draw networks,
 minibatches and removals anew. "For a trifle" weighs the row 0.9999 instead of 0: what a
 derivative says, with nothing of a higher order. All in float64: the changes are tiny.
+Settings that are named are measured anew, and the others kept.
 
     python -m benchmarks.runs.steps [setting ...]
 """
@@ -24,23 +25,31 @@ from sklearn.frozen import FrozenEstimator
 from torch import nn
 
 from benchmarks._data import DATA, convolutional, run_of
-from benchmarks._table import Table, pm, write
+from benchmarks._table import pm, reopen, write
+from benchmarks.language._small import columns, docstrings, small_llama
+from benchmarks.language.fine_tuning import small_lm
 from skattrib import AdamWInfluence, TorchClassifier
 
 # Rows are left out of single steps, which no public function does.
+from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._training import stacked_outputs, train_stack
 from skattrib.evaluation import loo_score
+from skattrib.language import CausalLanguageModel
 
 N_SEEDS = 3
 N_REMOVALS = 150
 TRIFLE = 1e-4
 CAP = 2**30
 CONTEXT = 12
+# of adapters, half of which begin at zero, the whole derivative too
 WAYS = {
-    "AdamW-exact": {},
-    "SGD-style": {"dynamics": "sgd"},
-    "empirical Fisher": {"hessian": "empirical_fisher"},
+    "AdamW-exact": {"inert": 0.0},
+    "SGD-style": {"inert": 0.0, "dynamics": "sgd"},
+    "empirical Fisher": {"inert": 0.0, "hessian": "empirical_fisher"},
 }
+LLAMA = "Llama, docstrings"
+# Their derivatives and trainings take longest.
+LLAMA_OPTIONS = {"n_seeds": 2, "n_removals": 32}
 
 
 class Block(nn.Module):
@@ -115,6 +124,19 @@ def text(n_rows, n_queries):
     return X[:n_rows], y[:n_rows], X[n_rows:], y[n_rows:]
 
 
+def small_texts():
+    """Return prompts and completions to fine-tune on, and others."""
+    _, tokenizer = small_llama()
+    rows, queries = docstrings(tokenizer, 4, 1, 30)
+    return *columns(rows)[1:], *columns(queries[::2])[1:]
+
+
+def adapted_llama():
+    """Return a model that is fine-tuned by adapters in its last two blocks."""
+    model, tokenizer = small_llama()
+    return small_lm(model.double(), tokenizer, n_blocks=2, weight_decay=0.0)
+
+
 def settings():
     """Return network, function that loads data and learning rates, by name."""
     options = {"weight_decay": 0.0, "max_epochs": 3}
@@ -138,12 +160,32 @@ def settings():
         "MLP, MNIST less its mean": (mlp, centred, (1e-3, 1e-4, 1e-5)),
         "CNN, digits": (cnn, partial(images, "digits", 1000, 40), (1e-2, 1e-3, 1e-4)),
         "GPT, characters": (gpt, partial(text, 256, 30), (1e-2, 1e-3, 1e-4)),
+        LLAMA: (adapted_llama(), small_texts, (1e-2, 1e-3, 1e-4)),
     }
+
+
+def as_network(net, X, y):
+    """Return the network of a model, its rows and their targets."""
+    if isinstance(net, CausalLanguageModel):
+        return net.network_, *net._tokenised(X, y)
+    return net, X, y
+
+
+def outcomes_of(net, model, params, Xq, yq):
+    """Return log-likelihoods (m, q) of queries."""
+    if isinstance(net, CausalLanguageModel):
+        rows, counts = net._tokenised(Xq, yq)
+        outputs = stacked_outputs(model, params, torch.tensor(rows).to(params), CAP)
+        return -counts * outputs[..., 0].numpy()
+    outputs = stacked_outputs(model, params, torch.tensor(Xq), CAP)
+    known = outputs.log_softmax(dim=-1).numpy()
+    return known[:, range(len(yq)), np.searchsorted(net.classes_, yq)]
 
 
 def retrained(net, X, y, Xq, yq, entries):
     """Return outcomes without each entry (m, q), and with a trifle less of a third."""
-    model, loss, recipe, X, targets = run_of(net, X, y)
+    network, *data = as_network(net, X, y)
+    model, loss, recipe, X, targets = run_of(network, *data)
     rows = torch.tensor(np.concatenate(recipe.batches))
     # one row for each row of each step: weights are weights at one step then
     ends = np.cumsum([len(batch) for batch in recipe.batches])
@@ -155,27 +197,26 @@ def retrained(net, X, y, Xq, yq, entries):
     weights[last, torch.tensor(trifles)] = 1 - TRIFLE
 
     run = model, loss, recipe, X[rows], targets[rows], weights
-    params = train_stack(*run, memory_bytes=CAP)
-    own = nn.utils.parameters_to_vector(net.module_.parameters())
-    error = (params[-1] - own.detach()).abs().max()
+    params = train_stack(*run, memory_bytes=CAP).params
+    own = FunctionalModule(network.module_).flatten()
+    error = (params[-1] - own).abs().max()
     if error > 1e-9:
         raise RuntimeError(f"the steps taken again miss the run by {error:.1e}")
 
-    outputs = stacked_outputs(model, params, torch.tensor(Xq), CAP)
-    known = outputs.log_softmax(dim=-1).numpy()
-    outcomes = known[:, range(len(yq)), np.searchsorted(net.classes_, yq)]
+    outcomes = outcomes_of(net, model, params, Xq, yq)
     return outcomes[: len(entries)], outcomes[len(entries) : -1]
 
 
-def correlations(model, data, seed):
+def correlations(model, data, seed, n_removals):
     """Return the correlations of WAYS with retraining; of the first for a trifle."""
     X, y, Xq, yq = data
     model = clone(model).set_params(random_state=seed).fit(X, y)
-    known = np.isin(yq, model.classes_)
-    Xq, yq = Xq[known], yq[known]
+    if hasattr(model, "classes_"):
+        known = np.isin(yq, model.classes_)
+        Xq, yq = Xq[known], yq[known]
     n_entries = sum(map(len, model.trajectory_.recipe.batches))
     rng = np.random.RandomState(seed)
-    entries = np.sort(rng.choice(n_entries, N_REMOVALS, replace=False))
+    entries = np.sort(rng.choice(n_entries, n_removals, replace=False))
     truth, trifle = retrained(model, X, y, Xq, yq, entries)
     found = []
     for options in WAYS.values():
@@ -189,25 +230,27 @@ def main(names):
     """Measure, print and write the table."""
     known = settings()
     last = ["exact less SGD-style", "relative gain", "exact, for a trifle"]
-    table = Table(
-        "Spearman correlation with retraining",
-        ["model", "learning rate", "steps", *WAYS, *last],
-    )
+    header = ["model", "learning rate", "steps", *WAYS, *last]
+    table = reopen("steps", "Spearman correlation with retraining", header)
 
     for name in names or known:
         net, load, rates = known[name]
         data = load()
-        n_steps = -(-len(data[0]) // net.batch_size) * net.max_epochs
+        size = getattr(net, "train_batch_size", net.batch_size)
+        n_steps = -(-len(data[0]) // size) * net.max_epochs
+        options = LLAMA_OPTIONS if name == LLAMA else {}
+        n_seeds = options.get("n_seeds", N_SEEDS)
+        n_removals = options.get("n_removals", N_REMOVALS)
         for rate in rates:
             net = clone(net).set_params(learning_rate=rate)
-            each = [correlations(net, data, seed) for seed in range(N_SEEDS)]
+            seeds = range(n_seeds)
+            each = [correlations(net, data, seed, n_removals) for seed in seeds]
             *scores, trifle = np.array(each).T
             exact, sgd, _ = scores
             gain = f"{100 * (exact.mean() / sgd.mean() - 1):+.0f} %"
             cells = [*map(pm, scores), pm(exact - sgd), gain, pm(trifle)]
-            table.add(name, f"{rate:g}", n_steps, *cells)
-    if not names:
-        write("steps", table)
+            table.put(name, f"{rate:g}", n_steps, *cells, n_keys=2)
+            write("steps", table)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch.func import functional_call
 from skattrib.engine._row_context import (
     Behaviour,
     RowContext,
+    WideMasks,
     counter_names,
     drawing_again,
     drawing_from,
@@ -57,8 +59,9 @@ class FunctionalModule:
         # what it does in training, as far as is known before `look`
         self.behaviour = known_behaviour(module)
         self._evaluated: nn.Module | None = None
-        # states of torch's generator by step, of a loop whose random numbers it repeats
-        self.draws_again: Mapping[int, Tensor] | None = None
+        # of a loop whose random numbers it repeats, by step: states of torch's
+        # generator, and how rows were padded, or None
+        self.draws_again: Mapping[int, tuple[Tensor, Tensor | None]] | None = None
         # by parameters: whether torch.func's gradients of rows in them are right
         self.transformed: dict[tuple[str, ...], bool] = {}
         # where they are not: what is done instead, which is said once, also of copies
@@ -141,10 +144,10 @@ class FunctionalModule:
         if not held and not any(self.behaviour):
             return self._run(self.module, X, params), vector[self.n_params :]
         params |= {name: seed.new_zeros(()) for name in self._counters}
-        state = None if self.draws_again is None else self.draws_again.get(t)
-        with RowContext(shares, ids, seed, t, held, own=state is None) as context:
-            if state is not None:
-                out = self._drawn_again(state, X, params)
+        drawn = None if self.draws_again is None else self.draws_again.get(t)
+        with RowContext(shares, ids, seed, t, held, own=drawn is None) as context:
+            if drawn is not None:
+                out = self._drawn_again(*drawn, X, params)
             elif self.behaviour.draws:
                 with drawing_from(seed, t):
                     out = self._run(self.module, X, params)
@@ -156,17 +159,33 @@ class FunctionalModule:
         return out, torch.cat([value.reshape(-1) for value in moved])
 
     def _drawn_again(
-        self, state: Tensor, X: Tensor, params: Mapping[str, Tensor]
+        self,
+        state: Tensor,
+        layout: Tensor | None,
+        X: Tensor,
+        params: Mapping[str, Tensor],
     ) -> Tensor:
         """Return outputs with the numbers that a recorded loop drew for these rows.
 
-        States (K, S) are those of K passes, one after the other, of equal parts.
+        States (K, S) are those of K passes, one after the other, of equal parts; or of
+        the parts that a layout (n, 3) tells, of each row the pass, the width of its
+        batch and where it began there.
         """
         states = state[None] if state.ndim == 1 else state
-        outputs = []
-        for of_part, rows in zip(states, X.chunk(len(states)), strict=True):
-            with drawing_again(of_part, X.device):
-                outputs.append(self._run(self.module, rows, params))
+        if layout is None:
+            sizes = [len(part) for part in X.chunk(len(states))]
+        else:  # steps may have fewer passes than states
+            sizes = torch.bincount(layout[:, 0]).tolist()
+            states = states[: len(sizes)]
+        outputs, first = [], 0
+        for of_part, size in zip(states, sizes, strict=True):
+            part = slice(first, first + size)
+            first += size
+            with ExitStack() as stack:
+                stack.enter_context(drawing_again(of_part, X.device))
+                if layout is not None:
+                    stack.enter_context(WideMasks(layout[part, 1:]))
+                outputs.append(self._run(self.module, X[part], params))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _run(

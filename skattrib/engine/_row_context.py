@@ -184,6 +184,52 @@ def generator_states(device: torch.device) -> Tensor:
     return torch.cat(states)
 
 
+class WideMasks(TorchFunctionMode):
+    """Draws masks for a batch as a recorded loop padded it, while it is entered.
+
+    Parameters
+    ----------
+    places : int64 Tensor of shape (B, 2)
+        Of each row, the width of its batch in that loop and the place where it began
+        there: here rows begin at 0, and are as long as the longest.
+    """
+
+    def __init__(self, places: Tensor) -> None:
+        super().__init__()
+        self._places = places
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        kinds: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Answer dropout, and pass other calls on."""
+        found = func is F.dropout
+        return (self._dropout if found else func)(*args, **(kwargs or {}))
+
+    def _dropout(
+        self,
+        input: Tensor,
+        p: float = 0.5,
+        training: bool = True,
+        inplace: bool = False,
+    ) -> Tensor:
+        if not training or p == 0:
+            return input
+        widths, begins = self._places.to(input.device).T
+        if input.ndim < 2 or len(input) != len(begins):
+            raise RuntimeError("dropout of something else than rows of tokens")
+        width, device = int(widths[0]), input.device
+        shape = len(begins), width, *input.shape[2:]
+        masks = F.dropout(torch.ones(shape, dtype=input.dtype, device=device), p)
+        # what is read past the end there is no token here
+        columns = begins[:, None] + torch.arange(input.shape[1], device=device)
+        rows = torch.arange(len(begins), device=device)[:, None]
+        return input * masks[rows, columns.clamp(max=width - 1)]
+
+
 def _never(*_: object) -> bool:
     return False
 

@@ -97,6 +97,10 @@ def _check_run(clip_norm: Any, n_before: Any) -> None:
         raise ValueError("its options are out of range")
 
 
+# Arrays of a recipe that it may be without, kept under their own names.
+_OPTIONAL = "decay_factors", "statistics", "average", "generator_states", "layout"
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything that determines a run, except the weights of the rows.
@@ -129,6 +133,10 @@ class Recipe:
     generator_states : uint8 Tensor of shape (T, S) or (T, K, S) or None
         States of torch's generator before each forward pass, of a loop that draws; of
         one that accumulates gradients, K passes of equal parts make a step.
+    layout : int64 Tensor of shape (R, 3) or None
+        Of each row of each step, the pass of its step that it was in, the width of that
+        pass's batch, and where the row began in it: of loops whose parts differ, or pad
+        rows of different length.
     average : Tensor of shape (T + 1,) or None
         Share of the state after each number of steps in the model that answers
         queries; None takes the last one.
@@ -148,14 +156,18 @@ class Recipe:
     seed: int = 0
     average: Tensor | None = field(default=None, repr=False)
     generator_states: Tensor | None = field(default=None, repr=False)
+    layout: Tensor | None = field(default=None, repr=False)
 
     @property
-    def draws_again(self) -> dict[int, Tensor] | None:
-        """States of torch's generator by step, as `FunctionalModule` takes them."""
+    def draws_again(self) -> dict[int, tuple[Tensor, Tensor | None]] | None:
+        """What each step draws again, as `FunctionalModule` takes it."""
         if self.generator_states is None:
             return None
-        first = self.n_before + 1
-        return {first + i: state for i, state in enumerate(self.generator_states)}
+        states, layouts = self.generator_states, [None] * self.n_steps
+        if self.layout is not None:
+            layouts = self.layout.split([len(rows) for rows in self.batches or []])
+        pairs = zip(states, layouts, strict=True)
+        return dict(enumerate(pairs, start=self.n_before + 1))
 
     @property
     def start(self) -> Tensor:
@@ -201,6 +213,11 @@ class Recipe:
                 None
                 if self.generator_states is None
                 else self.generator_states[:n_steps]
+            ),
+            layout=(
+                None
+                if self.layout is None
+                else self.layout[: sum(map(len, (self.batches or [])[:n_steps]))]
             ),
         )
 
@@ -262,7 +279,7 @@ class Recipe:
             tensors["decay"] = self.decay
         if self.groups is not None:
             tensors["groups"] = self.groups
-        for name in ("decay_factors", "statistics", "average", "generator_states"):
+        for name in _OPTIONAL:
             if (value := getattr(self, name)) is not None:
                 tensors[name] = value
         return tensors
@@ -294,11 +311,8 @@ class Recipe:
             moments,
             tensors.get("decay"),
             tensors.get("groups"),
-            tensors.get("decay_factors"),
-            tensors.get("statistics"),
-            seed,
-            tensors.get("average"),
-            tensors.get("generator_states"),
+            seed=seed,
+            **{name: tensors.get(name) for name in _OPTIONAL},
         )
 
     def _has_all_rates(self) -> bool:
@@ -509,6 +523,12 @@ class Trajectory:
             drawn.dtype != torch.uint8 or drawn.shape[:1] != (recipe.n_steps,)
         ):
             return "it does not have one state of the generator for each step", given
+        layout = recipe.layout
+        n_drawn = sum(map(len, recipe.batches or []))
+        if layout is not None and (
+            drawn is None or layout.dtype != torch.int64 or layout.shape != (n_drawn, 3)
+        ):
+            return "it does not tell the pass of each row of each step", given
         return None, given
 
 

@@ -3,7 +3,9 @@
 from typing import NoReturn
 
 import numpy as np
+import pandas as pd
 import torch
+from sklearn.utils import _safe_indexing
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from skattrib._tables import plain
@@ -61,6 +63,25 @@ def rows_of(X):
     return opened(X)[0]
 
 
+def some_rows(X, y, rows):
+    """Return rows and their targets at some positions; of a Dataset a part of it."""
+    if _of_hugging_face(X):
+        named = isinstance(y, str)
+        return X.select(rows), y if named else _safe_indexing(y, rows)
+    if y is None and isinstance(X, Dataset):
+        return Subset(X, rows.tolist()), None
+    kept = None if X is None else _safe_indexing(X, rows)  # None: no prompts
+    return kept, _safe_indexing(y, rows)
+
+
+def as_frame(data, name):
+    """Return a Dataset of Hugging Face as a DataFrame; others as they are."""
+    if not _of_hugging_face(data):
+        return data
+    columns = _read_columns(data, name)
+    return pd.DataFrame({key: list(values) for key, values in columns.items()})
+
+
 def with_targets(X, y, method):
     """Return what `opened` does; raise if there are no targets."""
     X, y = opened(X, y)
@@ -83,23 +104,8 @@ def _columns(dataset, y):
 
     ``y`` is the name of a column, or what goes with the rows.
     """
-    kind = type(dataset).__name__
-    if isinstance(dataset, dict):
-        raise ValueError(
-            f"X is a {kind}, which holds several data sets: pass one of "
-            f"{sorted(map(str, dataset))}, such as X[{min(map(str, dataset))!r}]."
-        )
-    if not hasattr(dataset, "__len__"):
-        raise ValueError(
-            f"X is an {kind}, which has no length: rows are attributed one by one. "
-            "Read it: datasets.Dataset.from_list(list(X))."
-        )
-    columns = dataset.with_format(None)  # else tensors perhaps
-    names = dataset.column_names
-    if dataset.format["type"] == "custom" and len(dataset):  # made when they are read
-        items = [dataset[i] for i in range(len(dataset))]
-        names = list(items[0])
-        columns = {name: [item[name] for item in items] for name in names}
+    columns = _read_columns(dataset, "X")
+    names = list(columns)
     if not isinstance(y, str):
         return _array(columns[_row_column(names, None)]), y
     if y not in names:
@@ -115,6 +121,26 @@ def _columns(dataset, y):
         )
     # completions without prompts
     return None if len(names) == 1 else _array(columns[_row_column(names, y)]), targets
+
+
+def _read_columns(dataset, name):
+    """Return the columns of a Dataset of Hugging Face by their names."""
+    kind = type(dataset).__name__
+    if isinstance(dataset, dict):
+        raise ValueError(
+            f"{name} is a {kind}, which holds several data sets: pass one of "
+            f"{sorted(map(str, dataset))}, such as {name}[{min(map(str, dataset))!r}]."
+        )
+    if not hasattr(dataset, "__len__"):
+        raise ValueError(
+            f"{name} is an {kind}, which has no length: rows are attributed one by "
+            f"one. Read it: datasets.Dataset.from_list(list({name}))."
+        )
+    if dataset.format["type"] == "custom" and len(dataset):  # made when they are read
+        items = [dataset[i] for i in range(len(dataset))]
+        return {key: [item[key] for item in items] for key in items[0]}
+    plainly = dataset.with_format(None)  # else tensors perhaps
+    return {key: plainly[key] for key in dataset.column_names}
 
 
 def _row_column(names, target):

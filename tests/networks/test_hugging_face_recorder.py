@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import peft
@@ -14,6 +15,7 @@ from sklearn.frozen import FrozenEstimator
 from torch import nn
 
 from skattrib import AdamWInfluence, DualInfluence
+from skattrib.engine._trajectory import Trajectory
 from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
 from skattrib.language import CausalLanguageModel
 from skattrib.recording import HuggingFaceRecorder
@@ -173,9 +175,10 @@ def test_a_row_without_labels_is_a_row_without_weight(tmp_path):
         assert np.abs(wanted - lm.log_likelihood(X, y)).max() > 1e-2
 
 
-def test_attributions_are_the_derivative_of_the_run(tmp_path):
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_attributions_are_the_derivative_of_the_run(dropout, tmp_path):
     X, y = texts(N)
-    model = with_adapters(build(dtype=torch.float64), "llama")
+    model = with_adapters(build(dtype=torch.float64), lora_dropout=dropout)
     model = model.double()
     options = {"optim": "sgd", "learning_rate": 0.5, "gradient_accumulation_steps": 2}
     recorder, model = train(tmp_path, encoded(X, y), model, **options)
@@ -207,6 +210,94 @@ def test_attributors_take_a_frozen_one(tmp_path):
         assert (np.abs(attributed).max(axis=0) > 0).all()
     influence = AdamWInfluence(FrozenEstimator(lm), random_state=0).fit(X, y)
     assert influence._inert_at(1) == 0.03  # half of an adapter begins at zero
+
+
+DROPPING = {
+    "one pass": ("llama", {}, {}),
+    # 5 batches in an epoch: the last step has one pass, of one row
+    "parts": ("llama", {}, {"gradient_accumulation_steps": 2}),
+    "gpt2": ("gpt2", {"layers_to_transform": [2]}, {"gradient_accumulation_steps": 3}),
+    "all blocks": ("qwen2", {"layers_to_transform": None}, {"max_grad_norm": 0.1}),
+    "checkpoints": (
+        "llama",
+        {},
+        {"gradient_checkpointing": True, "gradient_accumulation_steps": 2},
+    ),
+    "left": (
+        "llama",
+        {"target_modules": ["q_proj", "down_proj"]},
+        {
+            "data_collator": lambda rows: collate(rows, "left"),
+            "gradient_accumulation_steps": 2,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DROPPING)
+def test_dropout_of_adapters_is_drawn_again(name, tmp_path):
+    kind, adapter, options = DROPPING[name]
+    X, y = texts(N)
+
+    def trained(**changed):
+        model = with_adapters(build(kind), kind, lora_dropout=0.3, **adapter)
+        return train(tmp_path, encoded(X, y), model, **{**options, **changed})
+
+    recorder, model = trained()
+    lm = recorder.to_language_model(X, y, tokenizer=Tokenizer())
+    wanted = log_likelihoods(model, X, y)
+    assert_allclose(lm.log_likelihood(X, y), wanted, rtol=1e-5)
+    again = clone(lm).fit(X, y)
+    assert_allclose(again.log_likelihood(X, y), wanted, rtol=1e-4)
+    _, other = trained(seed=1, data_seed=42)  # other masks of the same rows
+    assert np.abs(log_likelihoods(other, X, y) - wanted).max() > 1e-2
+    copied = pickle.loads(pickle.dumps(lm))
+    assert_allclose(
+        clone(copied).fit(X, y).log_likelihood(X, y), again.log_likelihood(X, y)
+    )
+
+
+def test_what_was_drawn_is_in_the_file_of_a_run(tmp_path):
+    X, y = texts(N)
+    model = with_adapters(build(), lora_dropout=0.3)
+    options = {"gradient_accumulation_steps": 2}
+    recorder, _ = train(tmp_path, encoded(X, y), model, **options)
+    lm = recorder.to_language_model(X, y, tokenizer=Tokenizer())
+    data = [torch.tensor(values) for values in lm._tokenised(X, y)]
+    lm.trajectory_.save(tmp_path / "run.safetensors", *data)
+    read = Trajectory.load(tmp_path / "run.safetensors", *data).recipe
+    for step, (states, layout) in lm.trajectory_.recipe.draws_again.items():
+        assert torch.equal(states, read.draws_again[step][0])
+        assert torch.equal(layout, read.draws_again[step][1])
+    cut = read.cut(2).draws_again
+    assert [len(layout) for _, layout in cut.values()] == [6, 6]
+    wrong = replace(read, layout=read.layout[1:])
+    trajectory = replace(lm.trajectory_, recipe=wrong)
+    trajectory.save(tmp_path / "wrong.safetensors", *data)
+    with pytest.raises(TrajectoryError, match="the pass of each row"):
+        Trajectory.load(tmp_path / "wrong.safetensors", *data)
+
+
+def test_a_row_without_labels_has_no_weight_with_dropout(tmp_path):
+    """The Trainer itself, which draws as many masks without one row's tokens."""
+    X, y = texts(N)
+    rows = encoded(X, y)
+
+    def trained(rows):
+        model = with_adapters(build(), lora_dropout=0.3)
+        options = {"gradient_accumulation_steps": 2, "num_train_epochs": 3}
+        return train(tmp_path, rows, model, **options)
+
+    recorder, _ = trained(rows)
+    lm = recorder.to_language_model(X, y, tokenizer=Tokenizer())
+    for row in (0, 9):
+        without = list(rows)
+        without[row] = {**rows[row], "labels": [-100] * len(rows[row]["labels"])}
+        wanted = log_likelihoods(trained(without)[1], X, y)
+        weights = np.arange(N) != row
+        found = clone(lm).fit(X, y, sample_weight=weights).log_likelihood(X, y)
+        assert_allclose(found, wanted, rtol=1e-4)
+        assert np.abs(wanted - lm.log_likelihood(X, y)).max() > 1e-2
 
 
 def test_adapters_that_were_injected(tmp_path):
@@ -328,6 +419,14 @@ def drops_in_attention():
     return model
 
 
+def drops_in_attention_and_adapters():
+    model = with_adapters(build(), lora_dropout=0.1)
+    for layer in model.modules():
+        if hasattr(layer, "attention_dropout"):
+            layer.attention_dropout = 0.2
+    return model
+
+
 def drops_embeddings():
     model = with_adapters(build("gpt2"), "gpt2")
     model.get_base_model().transformer.drop.p = 0.1
@@ -351,14 +450,14 @@ MODELS = {
         r"embed_tokens.*is no adapter of a block.*target_modules",
     ),
     "dora": (lambda: with_adapters(build(), use_dora=True), r"use_dora=False"),
-    "lora_dropout": (
-        lambda: with_adapters(build(), lora_dropout=0.1),
-        r"lora_dropout=0\.1: .*LoraConfig\(lora_dropout=0\.0\)",
-    ),
     "dropout": (drops_embeddings, r"transformer\.drop drops 10%.*layer\.p = 0\.0"),
     "attention": (
         drops_in_attention,
         r"step 1, .*attention_dropout=0\.2\. .*attention_dropout=0\.0",
+    ),
+    "attention and adapters": (
+        drops_in_attention_and_adapters,
+        r"step 1, besides masks of adapters, .*attention_dropout=0\.0",
     ),
     "bfloat16": (
         lambda: with_adapters(build()).bfloat16(),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from skattrib.engine._functional import apart, chunks
+from skattrib.models.language._adapter_draws import dropout_of_adapters
 from skattrib.models.language._blocks import (
     Foundation,
     body_of,
@@ -370,10 +371,8 @@ def with_adapters(model: nn.Module, adapter: Any, first: int) -> nn.Module:
         parameter.requires_grad_("lora_" in key)
         if "lora_" in key:
             parameter.data = parameter.data.to(dtype)
-    # dropout of adapters is part of training, that of the model is not
-    for key, layer in built.named_modules():
-        if "lora_dropout" in key:
-            layer.train()
+    for layer in dropout_of_adapters(built):  # that of the model is no part of training
+        layer.train()
     return built
 
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from skattrib._validation import check_completions
 from skattrib.engine._functional import FunctionalModule
-from skattrib.engine._row_context import generator_state
 from skattrib.exceptions import TrajectoryError
 from skattrib.models._datasets import opened
+from skattrib.models.language._adapter_draws import AdapterDraws
 from skattrib.models.language._blocks import private_copy
 from skattrib.models.language._model import load
 from skattrib.models.language._recorded import (
@@ -59,7 +59,7 @@ class HuggingFaceRecorder:
 
     See Also
     --------
-    skattrib.language.CausalLanguageModel : Fine-tunes by itself, also with dropout.
+    skattrib.language.CausalLanguageModel : Fine-tunes by itself.
     LightningRecorder : The same for networks trained by Lightning.
 
     Notes
@@ -68,10 +68,11 @@ class HuggingFaceRecorder:
     step, clipping by ``max_grad_norm``, the options of AdamW, Adam, SGD, RMSprop or
     Muon of torch, and gradients accumulated over parts. The loss is what the Trainer
     takes: the mean over all tokens of a step that count (with ``num_items_in_batch``),
-    which is ``normalization="token"`` of a `CausalLanguageModel`.
+    which is ``normalization="token"`` of a `CausalLanguageModel`. Dropout of adapters
+    is repeated from the states of torch's generator, with the masks each text had.
 
-    Refused are dropout, of adapters or of the model, weights that are trained besides
-    adapters, DoRA, quantised weights, packed texts, data sets without numbered rows,
+    Refused are dropout of the model itself, weights that are trained besides adapters,
+    DoRA, quantised weights, packed texts, data sets without numbered rows,
     fp16, several devices, DeepSpeed, FSDP, and trainings resumed from a checkpoint. One
     in bf16, or of a model in half precision, is replayed in float32, with a warning
     that says how far from the trained model that comes out.
@@ -140,6 +141,7 @@ class HuggingFaceRecorder:
         self._tokenizer = kwargs.get("processing_class")
         self._precision = _precision(args, base)
         self._texts, self._losses, self._parts = {}, [], []
+        self._draws = AdapterDraws(base, next(iter(named.values())).device)
         self._recording = record_training(
             _Adapters(named),
             getattr(optimizer, "optimizer", optimizer),
@@ -149,6 +151,7 @@ class HuggingFaceRecorder:
         self._handles = [
             model.register_forward_pre_hook(self._enter, with_kwargs=True),
             model.register_forward_hook(self._leave, with_kwargs=True),
+            *self._draws.handles,
         ]
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
@@ -196,6 +199,7 @@ class HuggingFaceRecorder:
         TrajectoryError
             If the step was not of the mean over its tokens.
         """
+        self._draws.end_step()
         parts, self._parts = self._parts, []
         self._losses.append(_mean_loss(parts, len(self._losses) + 1))
 
@@ -239,14 +243,13 @@ class HuggingFaceRecorder:
         n_items = kwargs.get("num_items_in_batch")
         self._recording.rows(rows)
         self._parts.append([n_tokens, None if n_items is None else float(n_items)])
-        self._state = generator_state(next(self._recording._model.parameters()).device)
+        self._draws.begin(kwargs["input_ids"], kwargs.get("attention_mask"))
 
     def _leave(self, model, args, kwargs, output):
         """Note the loss of a part of a step."""
         if not (model.training and torch.is_grad_enabled()):
             return
-        after = generator_state(next(self._recording._model.parameters()).device)
-        if not torch.equal(self._state, after):
+        if not self._draws.end():
             refuse_draws(self._base, len(self._losses) + 1)
         loss = getattr(output, "loss", None)
         self._parts[-1].append(None if loss is None else loss.detach())
@@ -357,7 +360,9 @@ class HuggingFaceRecorder:
             )
         run = self._recording._finished()
         losses = None if None in self._losses else np.array(self._losses)
-        return replace(run, losses=losses, precision=self._precision, causes=_CAUSES)
+        recipe = replace(run.recipe, **self._draws.of_run())
+        known = {"losses": losses, "precision": self._precision, "causes": _CAUSES}
+        return replace(run, recipe=recipe, **known)
 
     @property
     def _names(self):

@@ -3,6 +3,7 @@
 import copy
 
 from skattrib.models.language._adapted import completion_losses
+from skattrib.models.language._adapter_draws import dropout_of_adapters
 from skattrib.models.language._blocks import body_of, find_blocks, private_copy
 from skattrib.models.language._causal import CausalLanguageModel
 from skattrib.models.language._network import CompletionLoss, TextNetwork
@@ -87,6 +88,8 @@ class RecordedLanguageModel(CausalLanguageModel):
         loaded = self._load()
         names, first = trained_names(loaded.model)
         built = private_copy(loaded.model, names)
+        for layer in dropout_of_adapters(built):
+            layer.train()
         return RecordedTextNetwork(
             completion_losses(built, loaded, first),
             self.recipe,

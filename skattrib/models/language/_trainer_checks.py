@@ -130,13 +130,10 @@ def _check_dropout(base):
         if not isinstance(layer, nn.modules.dropout._DropoutNd) or not layer.p:
             continue
         if "lora_dropout" in name:
-            raise TrajectoryError(
-                f"lora_dropout={layer.p}: the masks of a batch as the Trainer pads it "
-                "are not drawn again. Use LoraConfig(lora_dropout=0.0); "
-                "CausalLanguageModel(trainable='adapters') trains with dropout."
-            )
+            continue  # masks of adapters are drawn again
         raise TrajectoryError(
-            f"{name} drops {layer.p:.0%}, and masks are not drawn again. Switch it off "
+            f"{name} drops {layer.p:.0%}, and masks of the model itself are not drawn "
+            "again: a replay runs its blocks below the adapters once. Switch it off "
             "before the training: for layer in model.modules(): if isinstance(layer, "
             "torch.nn.Dropout): layer.p = 0.0; or load the model with the dropout of "
             "its config at 0."
@@ -161,13 +158,14 @@ def check_apart(base):
 
 
 def refuse_draws(base, step):
-    """Raise TrajectoryError about a forward pass that drew random numbers."""
+    """Raise TrajectoryError about a forward pass that drew more than masks."""
     config = base.config.to_dict() if hasattr(base, "config") else {}
     found = [f"{k}={v}" for k, v in config.items() if "drop" in k and v]
     raise TrajectoryError(
-        f"The model drew random numbers in the forward pass of step {step}, which are "
-        f"not drawn again; its config has {', '.join(found) or 'no dropout'}. Load it "
-        "with these at 0, as from_pretrained(path, attention_dropout=0.0)."
+        f"The model drew random numbers in the forward pass of step {step}, besides "
+        "masks of adapters, which are not drawn again; its config has "
+        f"{', '.join(found) or 'no dropout'}. Load it with these at 0, as "
+        "from_pretrained(path, attention_dropout=0.0)."
     )
 
 

@@ -176,7 +176,7 @@ SETTINGS = {
         "characters",
         Network("characters", {"n_symbols": N_CHARACTERS}),
         3e-3,
-        **{**_STEPS, "n_rows": 512, "n_queries": 6},
+        **{**_STEPS, "halves": 32, "runs": 8},
     ),
     "cats and dogs, ResNet-9, lr .001": Setting(
         IMAGES,

@@ -2,11 +2,13 @@
 
 The small Llama that was taught a signature (`benchmarks.language.behaviour`, three
 draws, ± standard error) is asked for the texts that taught it; average precision, mean
-over queries. Signatures of RISE as this package has them and in the layout and with the
-settings that its authors published; the layout of RapidIn (arXiv:2405.11724): the
-gradient of what was trained, shuffled and added up in groups with random signs, which
-is a count sketch; and what knows no gradient: hidden states, and sentences by an
-encoder, of which there is one size. All are kept in float16.
+over queries. Signatures of RISE as this package has them, and in the layout and with
+the settings that its authors published, also at temperature 1; the layout of RapidIn
+(arXiv:2405.11724): the gradient of what was trained, shuffled and added up in groups
+with random signs, which is a count sketch; and what knows no gradient: hidden states,
+and sentences by an encoder, of which there is one size. Signatures and hidden states
+are of the model as it was before, as what is trained here gives no logits to an index.
+All are kept in float16.
 
     OMP_NUM_THREADS=1 python -m benchmarks.retrieval.bytes_a_row
 """
@@ -49,27 +51,25 @@ def size(n_bytes):
 
 def by_rise(one):
     """Yield method, bytes a row and scores (q, n) of signatures."""
-    models = {
-        "before": CausalLanguageModel(one.lm.model, one.lm.tokenizer, add_eos=False),
-        "after": CausalLanguageModel(one.lm.model_, one.lm.tokenizer_, add_eos=False),
-    }
-    for when, lm in models.items():
-        for n_bytes in BYTES:
-            options = {"n_components": n_bytes // 4}
+    lm = CausalLanguageModel(one.lm.model, one.lm.tokenizer, add_eos=False)
+    for n_bytes in BYTES:
+        options = {"n_components": n_bytes // 4}
+        yield "RISE", n_bytes, rise_scores(lm, one.rows, one.queries, **options)
+    for width in WIDTHS:
+        widths = {"r": width, "g": width // 2, "h": width}
+        options = PAPER | {"n_components": widths}
+        n_bytes = 2 * (width * width + width * width // 2)
+        scores = rise_scores(lm, one.rows, one.queries, **options)
+        yield "RISE as published", n_bytes, scores
+        options["temperature"] = 1.0
+        scores = rise_scores(lm, one.rows, one.queries, **options)
+        yield "RISE as published, temperature 1", n_bytes, scores
+    width = lm.model_.get_output_embeddings().weight.shape[1]
+    for n_bytes in BYTES:
+        if n_bytes <= 2 * width:
+            options = {"channels": ("h",), "n_components": n_bytes // 2}
             scores = rise_scores(lm, one.rows, one.queries, **options)
-            yield f"RISE, {when}", n_bytes, scores
-        for width in WIDTHS:
-            widths = {"r": width, "g": width // 2, "h": width}
-            options = PAPER | {"n_components": widths}
-            n_bytes = 2 * (width * width + width * width // 2)
-            scores = rise_scores(lm, one.rows, one.queries, **options)
-            yield f"RISE as published, {when}", n_bytes, scores
-        width = lm.model_.get_output_embeddings().weight.shape[1]
-        for n_bytes in BYTES:
-            if n_bytes <= 2 * width:
-                options = {"channels": ("h",), "n_components": n_bytes // 2}
-                scores = rise_scores(lm, one.rows, one.queries, **options)
-                yield f"hidden states, {when}", n_bytes, scores
+            yield "hidden states", n_bytes, scores
 
 
 def gradients(lm, texts):
@@ -136,8 +136,7 @@ def draw(found):
     with axes("bytes_a_row", 1, (7, 4)) as axis:
         for method, sizes in found.items():
             points = [(n, np.mean(own)) for n, own in sorted(sizes.items())]
-            style = "--" if method.endswith("before") else "-"
-            axis.semilogx(*zip(*points, strict=True), style, marker="o", label=method)
+            axis.semilogx(*zip(*points, strict=True), "o-", label=method)
         axis.set(xlabel="bytes a row", ylabel="average precision")
         axis.legend(
             frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5)

@@ -78,7 +78,7 @@ def measured(shape):
     prompts, answers = texts(tokenizer)
     ids = [tokenizer(text)["input_ids"] for text in answers]
     lm = CausalLanguageModel(model, tokenizer, batch_size=BATCH_SIZE)
-    rise = RISEValuator(lm, random_state=0).fit(prompts[:1], answers[:1])
+    rise = RISEValuator(lm, random_state=0).fit(prompts[:2], answers[:2])
     peak, start = peak_from_here(), time.process_time()
     rise = RISEValuator(lm, random_state=0).fit(prompts, answers)
     took, above = time.process_time() - start, peak()

@@ -115,10 +115,10 @@ def lds_score(
     -----
     The bootstrap resamples queries and weightings, so the interval is about new
     queries *and* new weightings; `low` and `high` are percentiles, shifted so that the
-    resamples have the score as their mean: they have fewer different weightings, whose
-    ranks agree less. It tends to be too wide, as noise of a single query and weighting
-    is resampled twice. It does not include variation of the training seed: average
-    outcomes over several. With a single query only the weightings vary.
+    resamples have the score as their median: they have fewer different weightings,
+    whose ranks agree less. It tends to be too wide, as noise of a single query and
+    weighting is resampled twice. It does not include variation of the training seed:
+    average outcomes over several. With a single query only the weightings vary.
 
     Examples
     --------

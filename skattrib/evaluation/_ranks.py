@@ -134,7 +134,7 @@ def rank_agreement(
 
     # A resample has fewer different weightings, and ranks of fewer agree less: of many
     # queries and few weightings all resamples may be below the score.
-    means += score - means.mean()
+    means += score - np.median(means)
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     low, high = np.clip(np.quantile(means, tails), -1, 1)
     return Bunch(

@@ -91,6 +91,8 @@ def test_lds_interval_of_many_queries_and_few_weightings_is_around_the_score():
     interval = lds_score(outcomes, predicted, confidence=0.9, random_state=0)
     below, above = interval.score - interval.low, interval.high - interval.score
     assert 0.5 < below / above < 2
+    narrow = lds_score(outcomes, predicted, confidence=0.02, random_state=0)
+    assert narrow.low <= narrow.score <= narrow.high
 
 
 def test_lds_interval_is_reproducible():

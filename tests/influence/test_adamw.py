@@ -390,6 +390,54 @@ def test_kinks_are_seen_by_retraining_alone():
     assert shares["relu"] < 0.3 < 0.5 < shares["tanh"] < 1.1
 
 
+def test_errors_of_removals_are_of_weights_and_not_of_running_statistics():
+    X, y, Xq, yq = data()
+    rows = np.linspace(0, 39, 16).astype(int)
+
+    def normalised(n_inputs, n_outputs):
+        return nn.Sequential(
+            nn.Linear(n_inputs, 8, bias=False),
+            nn.BatchNorm1d(8),
+            nn.Tanh(),
+            nn.Linear(8, 3),
+        )
+
+    model = net(module=normalised, learning_rate=1e-3, batch_size=20)
+    influence = make(model).fit(X, y)
+    split = influence.diagnose(Xq, yq).error_split
+    ends = without_each(model, X, y, rows)
+    change = ends[1:] - ends[0]
+    problem = influence._derivatives.problem
+    run = problem.model, problem.loss, problem.recipe, problem.X, problem.targets
+    directions = torch.eye(40, dtype=ends.dtype)[rows]
+    (first,) = tangents(
+        *run, torch.ones(40).to(ends), directions, order=1, memory_bytes=2**28
+    )
+    first = first[:, : ends.shape[1]]
+    missed = (change + first).norm(dim=1) / change.norm(dim=1)
+    assert split.exact == pytest.approx(np.median(missed.numpy()), rel=0.01)
+
+
+def test_units_without_weight_say_nothing_of_removals():
+    X, y, Xq, yq = data()
+    weights = np.ones(40)
+    weights[10:] = 0
+    influence = make(net()).fit(X, y, sample_weight=weights)
+    few = make(net()).fit(X[:10], y[:10])
+    assert _median_ratio(torch.zeros(2, 3), torch.zeros(2, 3)) == 0
+    part = torch.tensor([[1.0], [0.0], [0.0]])
+    assert _median_ratio(part, 2 * part) == 0.5
+    found, alone = (one.diagnose(Xq, yq).error_split for one in (influence, few))
+    assert found.exact > 0
+    assert alone.exact > 0
+
+
+def test_a_verdict_says_that_removals_were_not_followed():
+    found = told(second_order_error=None, error_split=None)
+    assert "could not be followed" in run_verdict(found, at_full_data=True).verdict
+    assert "followed" not in run_verdict(found, at_full_data=False).verdict
+
+
 def test_a_verdict_says_that_sizes_are_wrong():
     split = Bunch(exact=0.8)
     found = told(second_order_error=0.1, error_split=split)

@@ -68,6 +68,7 @@ def _smollm2():
 
 
 SMALL = {"n_blocks": None, "learning_rate": 5e-3, "weight_decay": 0.01}
+LARGE = {"n_blocks": 4, "learning_rate": 2e-3, "weight_decay": 0.0}
 SETTINGS = {
     "small": Setting(_small, 12, 2, 30, 100, 24, (2, 4)),
     "small-token": Setting(_small, 12, 2, 30, 100, 24, (), {"normalization": "token"}),
@@ -82,15 +83,9 @@ SETTINGS = {
         (),
         {"trainable": "all", "adapter": None, "learning_rate": 1e-3},
     ),
-    "smollm2": Setting(
-        _smollm2,
-        6,
-        1,
-        22,
-        32,
-        0,
-        (2,),
-        {"n_blocks": 4, "learning_rate": 2e-3, "weight_decay": 0.0},
+    "smollm2": Setting(_smollm2, 6, 1, 22, 32, 0, (2,), LARGE),
+    "smollm2, seed 1": Setting(
+        _smollm2, 6, 1, 22, 32, 0, (), {**LARGE, "random_state": 1}
     ),
 }
 

@@ -120,8 +120,9 @@ class KernelSurrogateAttributor(SurrogateAttributor):
     ridge : "loocv" or float, default="loocv"
         Penalty of the surrogate, relative to k(s, s) = 1; "loocv" selects for each
         query the one with the smallest error of a subset left out. With ``at="loo"``,
-        0.1 is better if the leave-one-out subsets are not used (`include_loo`) and the
-        others are halves; see `KernelSurrogate`.
+        if the leave-one-out subsets are not used (`include_loo`) and the others are
+        halves, 0.1 is better for tasks, not single rows, in four of six problems; see
+        `KernelSurrogate`.
     bandwidth : {"auto", "loocv"} or float, default="auto"
         Width of the Gaussian kernel on weightings; "auto" is √(n_units / 2).
     %(subsets)s

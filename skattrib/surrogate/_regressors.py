@@ -225,9 +225,9 @@ class KernelSurrogate(_Surrogate):
     ridge : "loocv" or float, default="loocv"
         Penalty, relative to k(s, s) = 1. "loocv" selects, for each output, the one with
         the smallest error of a subset left out, which has a closed form: the best for
-        subsets like those fitted. Effects of leaving a unit out that are extrapolated
-        from halves are more faithful with 0.1, by 0.028 ± 0.013 in correlation
-        (``benchmarks.surrogates.ridge``).
+        subsets like those fitted. For effects of leaving out tasks, not single rows,
+        that are extrapolated from halves, 0.1 is more faithful in four of six problems,
+        by 0.029 to 0.064 in correlation (``benchmarks.surrogates.ridge``).
     bandwidth : {"auto", "loocv"} or float, default="auto"
         Width b of the kernel k(s, s') = exp(−‖s − s'‖² / (2 b²)). "auto" is
         √(n_units / 2): mostly additive, with some interactions of pairs. "loocv"

@@ -41,7 +41,7 @@ SGD = TorchClassifier(
     random_state=0,
 )
 MODELS = {
-    "LogisticRegression": LogisticRegression(max_iter=1000),
+    "LogisticRegression": LogisticRegression(max_iter=1000, random_state=0),
     "SGD, as dattri": SGD,
 }
 ONE_RUN = {"inclusion": 1.0, "random_state": 0}

@@ -250,14 +250,15 @@ class DiagnosesRuns:
               weights go beyond the straight line when a unit is removed, as a share
               of it, by the second derivative. Median of up to 16 units. It foretold
               0.92 to 0.94 of the error for one tanh network on digits
-              (``benchmarks.runs.second_order``), as little as half for other smooth
-              ones; with ReLU it misses most, as no derivative sees a kink: see
-              error_split.exact. None if the module has no forward derivatives, as the
-              next two.
+              and two thirds for one on wine (``benchmarks.runs.second_order``); with
+              ReLU it misses most, as no derivative sees a kink: see
+              error_split.exact. None if torch has no forward derivatives of the run,
+              as are the next two.
             - optimizer_mismatch: share of the straight line that is wrong if plain
               SGD is taken to have made the steps.
             - error_split: the run is repeated without each of these units, which
-              takes less time than the second derivative. Errors of predictions of the
+              takes less time than the second derivative where runs can be trained as
+              one stack, as those of `TorchClassifier`. Errors of predictions of the
               trained weights, as shares of their change: "exact", of the straight
               line; its two parts "first_order" (half the second derivative) and
               "remainder"; "optimizer_mismatch", and all three together, "sgd".

@@ -427,6 +427,24 @@ def drops_in_attention_and_adapters():
     return model
 
 
+def drops_below(lora_dropout=0.3, frozen=(0, 1)):
+    """Return a model of which the adapters of some blocks are frozen."""
+    model = with_adapters(build(), lora_dropout=lora_dropout, layers_to_transform=None)
+    for place in frozen:
+        model.get_base_model().model.layers[place].requires_grad_(False)
+    return model
+
+
+def test_adapters_that_are_frozen(tmp_path):
+    """Below the first block that is trained without dropout, above it with some."""
+    X, y = texts(N)
+    for model in (drops_below(0.0), drops_below(frozen=[2]), drops_below(frozen=[1])):
+        recorder, trained = train(tmp_path, encoded(X, y), model)
+        lm = recorder.to_language_model(X, y, tokenizer=Tokenizer())
+        again = clone(lm).fit(X, y).log_likelihood(X, y)
+        assert_allclose(again, log_likelihoods(trained, X, y), rtol=1e-4)
+
+
 def drops_embeddings():
     model = with_adapters(build("gpt2"), "gpt2")
     model.get_base_model().transformer.drop.p = 0.1
@@ -451,6 +469,11 @@ MODELS = {
     ),
     "dora": (lambda: with_adapters(build(), use_dora=True), r"use_dora=False"),
     "dropout": (drops_embeddings, r"transformer\.drop drops 10%.*layer\.p = 0\.0"),
+    "dropout below": (
+        drops_below,
+        r"lora_dropout=0\.3 of model\.layers\.0\..*first block that is trained is 2"
+        r".*p=0\.0.*layers_to_transform=list\(range\(2, 3\)\)",
+    ),
     "attention": (
         drops_in_attention,
         r"step 1, .*attention_dropout=0\.2\. .*attention_dropout=0\.0",

@@ -69,9 +69,12 @@ class HuggingFaceRecorder:
     Muon of torch, and gradients accumulated over parts. The loss is what the Trainer
     takes: the mean over all tokens of a step that count (with ``num_items_in_batch``),
     which is ``normalization="token"`` of a `CausalLanguageModel`. Dropout of adapters
-    is repeated from the states of torch's generator, with the masks each text had.
+    is repeated from the states of torch's generator, with the masks each text had, in
+    the first block of which something is trained and those above.
 
-    Refused are dropout of the model itself, weights that are trained besides adapters,
+    Refused are dropout of the model itself, and of adapters that are frozen outside of
+    these blocks, as what is below runs once, without masks; of adapters in layers that
+    do not see each token once (experts); weights that are trained besides adapters,
     DoRA, quantised weights, packed texts, data sets without numbered rows,
     fp16, several devices, DeepSpeed, FSDP, and trainings resumed from a checkpoint. One
     in bf16, or of a model in half precision, is replayed in float32, with a warning

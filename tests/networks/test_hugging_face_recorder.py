@@ -223,6 +223,14 @@ DROPPING = {
         {},
         {"gradient_checkpointing": True, "gradient_accumulation_steps": 2},
     ),
+    "reentrant": (
+        "llama",
+        {},
+        {
+            "gradient_checkpointing": True,
+            "gradient_checkpointing_kwargs": {"use_reentrant": True},
+        },
+    ),
     "left": (
         "llama",
         {"target_modules": ["q_proj", "down_proj"]},
@@ -402,6 +410,76 @@ def test_a_training_that_breaks_leaves_a_recorder_of_use(tmp_path):
     assert not model._forward_pre_hooks
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
+def test_a_forward_pass_that_raises_leaves_a_model_of_use(error, tmp_path):
+    """Ctrl-C, which no hook sees, and errors: evaluated, and trained on."""
+    X, y = texts(N)
+    ids = torch.tensor([[1, 2, 3, 4]])
+
+    def interrupted():
+        model = with_adapters(build(), lora_dropout=0.3)
+        block, calls = model.get_base_model().model.layers[2], []
+
+        def stop(*_):
+            calls.append(1)
+            if len(calls) == 2:
+                raise error
+
+        handle = block.register_forward_pre_hook(stop)
+        with pytest.raises(error):
+            train(tmp_path, encoded(X, y), model)
+        handle.remove()
+        return model
+
+    model = interrupted()
+    for called in (model.eval(), model.get_base_model()):
+        assert called(input_ids=ids).logits.shape[:2] == ids.shape
+    recorder, model = train(tmp_path, encoded(X, y), model)
+    lm = recorder.to_language_model(X, y, tokenizer=Tokenizer())
+    assert_allclose(lm.log_likelihood(X, y), log_likelihoods(model, X, y), rtol=1e-5)
+
+    # in a loop of one's own, an error says that the recorder is off
+    model = interrupted().train()
+    with pytest.raises(TrajectoryError, match=r"step 2 raised.*batch_size") as found:
+        model(input_ids=ids)
+    assert "call the model again" in found.value.__notes__[0]
+    assert model(input_ids=ids).logits.shape[:2] == ids.shape
+    layers = list(model.modules())
+    assert not any(layer._forward_pre_hooks or layer._forward_hooks for layer in layers)
+
+
+def test_a_step_goes_on_after_a_forward_pass_that_raised(tmp_path):
+    """Its gradients miss the rows of that part."""
+
+    class Patient(transformers.Trainer):
+        n_passes = 0
+
+        def training_step(self, model, inputs, *args, **kwargs):
+            self.n_passes += 1
+            if self.n_passes != 4:
+                return super().training_step(model, inputs, *args, **kwargs)
+            ids = inputs["input_ids"] + 10**6
+            with pytest.raises(IndexError):
+                super().training_step(model, {**inputs, "input_ids": ids}, *args)
+            return torch.tensor(0.0)
+
+    options = {"trainer": Patient, "gradient_accumulation_steps": 2}
+    with pytest.raises(TrajectoryError, match=r"forward pass of step 2 raised"):
+        train(tmp_path, encoded(*texts(N)), **options)
+
+
+def test_two_recorders_of_one_training(tmp_path):
+    X, y = texts(N)
+    model = with_adapters(build(), lora_dropout=0.3)
+    other = HuggingFaceRecorder()
+    recorder, _ = train(tmp_path, encoded(X, y), model, callbacks=[other])
+    ends = [
+        one.to_language_model(X, y, tokenizer=Tokenizer()).log_likelihood(X, y)
+        for one in (recorder, other)
+    ]
+    assert_allclose(*ends)
+
+
 # ------------------------------------------------------------------------ refusals
 def everything():
     model = build()
@@ -425,6 +503,24 @@ def drops_in_attention_and_adapters():
         if hasattr(layer, "attention_dropout"):
             layer.attention_dropout = 0.2
     return model
+
+
+def drops_below(lora_dropout=0.3, frozen=(0, 1)):
+    """Return a model of which the adapters of some blocks are frozen."""
+    model = with_adapters(build(), lora_dropout=lora_dropout, layers_to_transform=None)
+    for place in frozen:
+        model.get_base_model().model.layers[place].requires_grad_(False)
+    return model
+
+
+def test_adapters_that_are_frozen(tmp_path):
+    """Below the first block that is trained without dropout, above it with some."""
+    X, y = texts(N)
+    for model in (drops_below(0.0), drops_below(frozen=[2]), drops_below(frozen=[1])):
+        recorder, trained = train(tmp_path, encoded(X, y), model)
+        lm = recorder.to_language_model(X, y, tokenizer=Tokenizer())
+        again = clone(lm).fit(X, y).log_likelihood(X, y)
+        assert_allclose(again, log_likelihoods(trained, X, y), rtol=1e-4)
 
 
 def drops_embeddings():
@@ -451,6 +547,11 @@ MODELS = {
     ),
     "dora": (lambda: with_adapters(build(), use_dora=True), r"use_dora=False"),
     "dropout": (drops_embeddings, r"transformer\.drop drops 10%.*layer\.p = 0\.0"),
+    "dropout below": (
+        drops_below,
+        r"lora_dropout=0\.3 of model\.layers\.0\..*first block that is trained is 2"
+        r".*p=0\.0.*layers_to_transform=list\(range\(2, 3\)\)",
+    ),
     "attention": (
         drops_in_attention,
         r"step 1, .*attention_dropout=0\.2\. .*attention_dropout=0\.0",

@@ -66,6 +66,10 @@ class AdapterDraws:
             begins = (mask.cpu().numpy() > 0).argmax(axis=1)
         self._passes.append((self._present, ids.shape[1], begins))
 
+    def break_off(self):
+        """Forget a pass that raised, if one is under way."""
+        self._present = None
+
     def end(self):
         """End a pass; say whether all that it drew are masks of adapters."""
         self._check_unchanged()
@@ -95,7 +99,7 @@ class AdapterDraws:
         return {"generator_states": torch.stack(states), "layout": layout}
 
     def _before(self, layer, inputs):
-        if self._present is None:  # of a checkpoint, which draws the same again
+        if not self._is_noted(layer):
             return
         self._check_unchanged()
         if inputs[0].shape[:2] != self._shape:
@@ -106,9 +110,17 @@ class AdapterDraws:
                 "target_modules that see each token once (not experts)."
             )
 
-    def _after(self, *_):
-        if self._present is not None:
+    def _after(self, layer, *_):
+        if self._is_noted(layer):
             self._present = generator_state(self._device)
+
+    def _is_noted(self, layer):
+        """Whether what a layer draws is of a pass under way.
+
+        What checkpoints draw behind it is the same again. Whether there are gradients
+        says nothing: reentrant checkpoints have none in the pass itself.
+        """
+        return layer.training and self._present is not None
 
     def _check_unchanged(self):
         """Note whether something else has drawn since the last adapter."""

@@ -69,9 +69,12 @@ class HuggingFaceRecorder:
     Muon of torch, and gradients accumulated over parts. The loss is what the Trainer
     takes: the mean over all tokens of a step that count (with ``num_items_in_batch``),
     which is ``normalization="token"`` of a `CausalLanguageModel`. Dropout of adapters
-    is repeated from the states of torch's generator, with the masks each text had.
+    is repeated from the states of torch's generator, with the masks each text had, in
+    the first block of which something is trained and those above.
 
-    Refused are dropout of the model itself, weights that are trained besides adapters,
+    Refused are dropout of the model itself, and of adapters that are frozen outside of
+    these blocks, as what is below runs once, without masks; of adapters in layers that
+    do not see each token once (experts); weights that are trained besides adapters,
     DoRA, quantised weights, packed texts, data sets without numbered rows,
     fp16, several devices, DeepSpeed, FSDP, and trainings resumed from a checkpoint. One
     in bf16, or of a model in half precision, is replayed in float32, with a warning
@@ -96,6 +99,7 @@ class HuggingFaceRecorder:
 
     _is_made = False
     _recording = None
+    _state = None  # of the training under way
     _watched, _handles = (), ()
 
     def __new__(cls):
@@ -133,6 +137,7 @@ class HuggingFaceRecorder:
         check_arguments(args, state)
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         base, named = check_trained(model)
+        _close_interrupted(model, state)
         loader = kwargs["train_dataloader"]
         loader = getattr(loader, "base_dataloader", loader)  # of accelerate
         self._order = RowOrder()
@@ -148,9 +153,12 @@ class HuggingFaceRecorder:
             clip_norm=args.max_grad_norm or None,
         )
         self._recording.__enter__()
+        self._state = state
         self._handles = [
             model.register_forward_pre_hook(self._enter, with_kwargs=True),
-            model.register_forward_hook(self._leave, with_kwargs=True),
+            model.register_forward_hook(
+                self._leave, with_kwargs=True, always_call=True
+            ),
             *self._draws.handles,
         ]
 
@@ -171,8 +179,9 @@ class HuggingFaceRecorder:
         Raises
         ------
         TrajectoryError
-            If the step called no forward pass of the model.
+            If the step called no forward pass of the model, or one that raised.
         """
+        self._check_whole()
         if not self._parts:
             raise TrajectoryError(
                 f"Step {len(self._losses) + 1} called no forward pass of the model as "
@@ -220,9 +229,32 @@ class HuggingFaceRecorder:
         self._close(None)
 
     def _enter(self, model, args, kwargs):
-        """Note the rows and the tokens of a part of a step."""
+        """Note a part of a step; an error takes the recorder off the model."""
+        self._draws.break_off()  # a pass that was interrupted, and never left
         if not (model.training and torch.is_grad_enabled()):
             return
+        try:
+            self._check_whole()
+            self._note(args, kwargs)
+        except TrajectoryError as error:
+            self._close(TrajectoryError)
+            error.add_note(
+                "If this is no forward pass of the Trainer, whose training had been "
+                "interrupted: call the model again, its recorder is off it now."
+            )
+            raise
+
+    def _check_whole(self):
+        """Raise if a forward pass of this step raised."""
+        if self._parts and len(self._parts[-1]) < 3:
+            raise TrajectoryError(
+                f"A forward pass of step {len(self._losses) + 1} raised, and what "
+                "follows it is not known. If it ran out of memory, train anew with a "
+                "smaller per_device_train_batch_size."
+            )
+
+    def _note(self, args, kwargs):
+        """Note the rows and the tokens of a part of a step."""
         rows, step = self._order.next(), len(self._losses) + 1
         if args:
             raise TrajectoryError(
@@ -247,7 +279,9 @@ class HuggingFaceRecorder:
 
     def _leave(self, model, args, kwargs, output):
         """Note the loss of a part of a step."""
-        if not (model.training and torch.is_grad_enabled()):
+        if output is None:  # it raised
+            self._draws.break_off()
+        if output is None or not (model.training and torch.is_grad_enabled()):
             return
         if not self._draws.end():
             refuse_draws(self._base, len(self._losses) + 1)
@@ -259,7 +293,7 @@ class HuggingFaceRecorder:
         unwatch(self._watched)
         for handle in self._handles:
             handle.remove()
-        self._watched, self._handles = (), ()
+        self._watched, self._handles, self._state = (), (), None
         if self._recording is not None:
             self._recording.__exit__(kind, None, None)
 
@@ -378,6 +412,16 @@ def _as_callback(cls):
             f'{cls.__name__} needs transformers: pip install "skattrib[language]".'
         ) from error
     return with_base(cls, TrainerCallback)
+
+
+def _close_interrupted(model, state):
+    """Take recorders off a model whose trainings were interrupted before."""
+    for layer in model.modules():
+        for hook in list(layer._forward_pre_hooks.values()):
+            other = getattr(hook, "__self__", None)
+            # several may record one training
+            if isinstance(other, HuggingFaceRecorder) and other._state is not state:
+                other._close(TrajectoryError)
 
 
 def _precision(args, base):

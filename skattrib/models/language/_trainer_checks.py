@@ -7,6 +7,7 @@ from torch import nn
 from skattrib.exceptions import TrajectoryError
 from skattrib.models.language._blocks import body_of, find_blocks
 from skattrib.models.language._encoding import NOTHING
+from skattrib.models.language._recorded import trained_names
 
 #: Label of a token that does not count, in transformers.
 IGNORED = -100
@@ -101,15 +102,16 @@ def check_trained(model):
             "keep them in float32 (autocast_adapter_dtype=True), or use model.float()."
         )
     _check_weights(base)
-    _check_dropout(base)
     body = body_of(base)
-    start = f"{base.base_model_prefix}.{find_blocks(body)[0]}."
+    of_blocks, blocks = find_blocks(body)
+    start = f"{base.base_model_prefix}.{of_blocks}."
     outside = [name for name, _ in named if not name.startswith(start)]
     if outside:
         raise TrajectoryError(
             f"{outside[0]} is no adapter of a block ({start}*): take its layer out of "
             "target_modules of the LoraConfig."
         )
+    _check_dropout(base, start, range(trained_names(base)[1], len(blocks)))
     return base, {name: p for name, p in body.named_parameters() if p.requires_grad}
 
 
@@ -125,12 +127,24 @@ def _check_weights(base):
         )
 
 
-def _check_dropout(base):
+def _check_dropout(base, start, repeated):
+    """Raise unless all that drops is of adapters in the blocks that a replay runs."""
+    inside = tuple(f"{start}{place}." for place in repeated)
     for name, layer in base.named_modules():
         if not isinstance(layer, nn.modules.dropout._DropoutNd) or not layer.p:
             continue
-        if "lora_dropout" in name:
-            continue  # masks of adapters are drawn again
+        adapted, is_of_adapter, key = name.rpartition(".lora_dropout.")
+        if is_of_adapter:  # masks of adapters are drawn again
+            active = getattr(base.get_submodule(adapted), "active_adapters", [key])
+            if name.startswith(inside) or key not in active:
+                continue
+            raise TrajectoryError(
+                f"lora_dropout={layer.p} of {name}, an adapter that is not trained: "
+                f"the first block that is trained is {repeated[0]}, and a replay runs "
+                "what is not in it or the blocks above once, without masks. Set p=0.0 "
+                "of such layers before the training; or let only trained blocks have "
+                f"adapters: LoraConfig(layers_to_transform=list({repeated}))."
+            )
         raise TrajectoryError(
             f"{name} drops {layer.p:.0%}, and masks of the model itself are not drawn "
             "again: a replay runs its blocks below the adapters once. Switch it off "

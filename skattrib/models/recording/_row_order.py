@@ -22,7 +22,8 @@ class RowOrder:
         if not self._batches:
             raise TrajectoryError(
                 "A minibatch came from no DataLoader that is watched: the rows of this "
-                "step are not known."
+                "step are not known. Let steps learn from the minibatches that the "
+                "loader gives, from each once."
             )
         return self._batches.popleft()
 

@@ -27,6 +27,10 @@ def calibration_slope(predicted, truth):
 # Where nothing was retrained to compare with: only that could show it to be right.
 UNTRIED = "Nothing speaks against it, but retrained outcomes are unknown"
 SIZE_WRONG = "Trust the order, not the size"
+SIZE_WRONG_UNTRIED = (
+    "Nothing speaks against the order, but against sizes, and retrained outcomes are "
+    "unknown"
+)
 
 # Root mean square of the largest feature over that of the median one.
 _SPREAD_LIMIT = 100
@@ -106,6 +110,7 @@ def judged(figures, against, in_favour, trust="Trust", hint=""):
         sentence = f"Do not trust: {'; '.join(against)}.{hint}"
         warnings.warn(sentence, FaithfulnessWarning, stacklevel=4)
     else:
-        trust = UNTRIED if figures["lds"] is None else trust
+        if figures["lds"] is None:
+            trust = SIZE_WRONG_UNTRIED if trust == SIZE_WRONG else UNTRIED
         sentence = f"{trust}: {'; '.join(in_favour)}.{hint}"
     return Bunch(**figures, trustworthy=not against, verdict=sentence)

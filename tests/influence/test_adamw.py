@@ -443,6 +443,7 @@ def test_a_verdict_says_that_sizes_are_wrong():
     found = told(second_order_error=0.1, error_split=split)
     verdict = run_verdict(found, at_full_data=True).verdict
     assert "the weights end 80% off the prediction, so that sizes are wrong" in verdict
+    assert verdict.startswith("Nothing speaks against the order, but against sizes")
     split.exact = 0.1
     verdict = run_verdict(found, at_full_data=True).verdict
     assert "the weights end 10% off the prediction." in verdict

@@ -817,7 +817,7 @@ def test_diagnose_without_retraining_does_not_say_trust():
     dual = DualInfluence(small_net(), random_state=0).fit(X, y)
     found = dual.diagnose(Xq, yq)
     assert found.trustworthy
-    assert found.verdict.startswith("Nothing speaks against it, but no model was retr")
+    assert found.verdict.startswith("Nothing speaks against it, but retrained outcomes")
     assert "StandardScaler" not in found.verdict
 
 

@@ -30,10 +30,10 @@ LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 GIB = 2**30 / 4
 
 
-def counted(shape, n_last):
-    """Return the numbers in a model, and in adapters of its last blocks."""
+def config(shape, **options):
+    """Return the configuration of a Llama of a shape."""
     wide, between, heads, of_keys, n_blocks, n_words = shape
-    config = transformers.LlamaConfig(
+    return transformers.LlamaConfig(
         hidden_size=wide,
         intermediate_size=between,
         num_attention_heads=heads,
@@ -41,9 +41,15 @@ def counted(shape, n_last):
         num_hidden_layers=n_blocks,
         vocab_size=n_words,
         tie_word_embeddings=wide < 4096,
+        **options,
     )
+
+
+def counted(shape, n_last):
+    """Return the numbers in a model, and in adapters of its last blocks."""
+    n_blocks = shape[4]
     with torch.device("meta"):
-        model = transformers.LlamaForCausalLM(config)
+        model = transformers.LlamaForCausalLM(config(shape))
     n_weights = sum(p.numel() for p in model.parameters())
     first = n_blocks - n_last
     adapter = peft.LoraConfig(

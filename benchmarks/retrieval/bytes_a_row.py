@@ -31,17 +31,13 @@ from skattrib import CountSketchTransformer
 from skattrib.extension import as_model
 from skattrib.language import CausalLanguageModel
 
+# The published settings have no public name.
+from skattrib.retrieval._settings import PRESETS
+
 BYTES = (64, 256, 1024, 4096, 16384)
 #: widths of the published layout, each with half as much of "g" as of the others
 WIDTHS = (4, 8, 16, 32, 64)
-PAPER = {
-    "sketch": "factor",
-    "channels": ("rh", "gh"),
-    "channel_weights": {"rh": 1.0, "gh": 0.3},
-    "top_k": 256,
-    "temperature": 0.1,
-    "normalize": "token",
-}
+PAPER = PRESETS["paper"]
 ENCODER = "run_texts_encoder"
 
 

@@ -20,7 +20,7 @@ import transformers
 from benchmarks._processes import in_own_process, peak_from_here
 from benchmarks._table import reopen, write
 from benchmarks.language._small import small_llama
-from benchmarks.language.scale import SHAPES
+from benchmarks.language.scale import SHAPES, config
 from skattrib import RISEValuator
 from skattrib.language import CausalLanguageModel
 
@@ -35,21 +35,6 @@ HEADER = [
     "of a forward pass's time",
     "peak above the model, MiB",
 ]
-
-
-def config(shape):
-    wide, between, heads, of_keys, n_blocks, n_words = shape
-    return transformers.LlamaConfig(
-        hidden_size=wide,
-        intermediate_size=between,
-        num_attention_heads=heads,
-        num_key_value_heads=of_keys,
-        num_hidden_layers=n_blocks,
-        vocab_size=n_words,
-        tie_word_embeddings=wide < 4096,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
 
 
 def weights(shape):
@@ -73,7 +58,8 @@ def measured(shape):
     """Return bytes a row, tokens a second, seconds over a forward pass's, MiB."""
     tokenizer = small_llama()[1]
     torch.set_default_dtype(torch.bfloat16)
-    model = transformers.LlamaForCausalLM(config(shape)).eval()
+    of = config(shape, eos_token_id=1, pad_token_id=0)
+    model = transformers.LlamaForCausalLM(of).eval()
     torch.set_default_dtype(torch.float32)
     prompts, answers = texts(tokenizer)
     ids = [tokenizer(text)["input_ids"] for text in answers]

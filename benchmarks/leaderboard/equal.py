@@ -19,6 +19,7 @@ versions and machine; rows of another machine are refused.
     OMP_NUM_THREADS=1 python -m benchmarks.leaderboard.equal [set ...]
 """
 
+import re
 import sys
 import time
 import warnings
@@ -291,16 +292,25 @@ def averaged(contest, n_models):
     return f"{took:.1f}", *contest.cells(total / n_models)
 
 
+def line_of(row):
+    """Return the method of a row, whatever the number of its runs."""
+    return re.sub(r", \d+ runs$", "", row[1])
+
+
 def figure(table):
     """Draw LDS over networks and over CPU seconds, a set a column."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(row[0] for row in table.rows))
+    methods = dict.fromkeys(map(line_of, table.rows))
+    colors = dict(zip(methods, colormaps["tab20"].colors, strict=False))
     drawn = Figure(figsize=(2.6 * len(names), 5.4), layout="constrained")
     shown = drawn.subplots(2, len(names), squeeze=False, sharey="col")
     for axes, name in zip(shown.T, names, strict=True):
+        rows = [row for row in table.rows if row[0] == name and row[3]]
         for axis, at, title in zip(axes, (2, 3), ("networks", "CPU s"), strict=True):
-            draw(axis, [row for row in table.rows if row[0] == name], at)
+            draw(axis, rows, at, colors)
             axis.set(xscale="log", xlabel=title)
         axes[0].set_title(name)
     for axes in shown:
@@ -311,18 +321,16 @@ def figure(table):
     drawn.savefig(IMAGES / f"{NAME}.png", dpi=110)
 
 
-def draw(axis, rows, at):
+def draw(axis, rows, at, colors):
     """Draw a line for each method over one of the columns."""
     lines = {}
     for row in rows:
-        if row[3]:
-            method = row[1].replace(" runs", "").rstrip("0123456789, ")
-            lines.setdefault(method, []).append(
-                (float(row[at]), float(row[4].split("→")[-1].split("[")[0]))
-            )
+        lds = float(row[4].split("→")[-1].split("[")[0])
+        lines.setdefault(line_of(row), []).append((float(row[at]), lds))
     for method, points in lines.items():
         style = "o-" if method.startswith("skattrib") else "^--"
-        axis.plot(*zip(*sorted(points), strict=True), style, ms=4, label=method)
+        options = {"ms": 4, "label": method, "color": colors[method]}
+        axis.plot(*zip(*sorted(points), strict=True), style, **options)
 
 
 def main(names):

@@ -9,6 +9,7 @@ from sklearn.base import clone
 
 from benchmarks._data import MEMORY, SEEDS, Problem
 from benchmarks._orders import run_peer, write_order
+from benchmarks._processes import machine
 
 FOLDER = Path(MEMORY) / "leaderboard"
 FRACTIONS = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
@@ -70,10 +71,12 @@ class Work(Problem):
 def digest(path):
     """Return a short name of what an order holds; archives carry their time, too.
 
-    Not of the subsets, which follow from the number of rows.
+    Not of the subsets, which follow from the number of rows; and of the machine, as
+    seconds of another are not to be mixed with its own.
     """
     with np.load(path) as file:
-        return joblib.hash({name: file[name] for name in set(file) - {"subsets"}})
+        held = {name: file[name] for name in set(file) - {"subsets"}}
+    return joblib.hash((machine(), held))
 
 
 @memory.cache(ignore=["path", "timeout"])

@@ -196,11 +196,11 @@ class Contest(Work):
 
 
 def asked(contest, script, method, settings):
-    """Return what `run_peer` does, remembered by machine and versions."""
+    """Return what `run_peer` does, remembered by order, script and pinned versions."""
     names = [script, "_order", "_networks"]
     pins = (SCRIPTS / "requirements").glob(f"{NETWORKS[script]}*.txt")
     files = [*(SCRIPTS / f"{name}.py" for name in names), *sorted(pins)]
-    source = machine(), *[file.read_text() for file in files]
+    source = [file.read_text() for file in files]
     what = script, source, method, digest(contest.path), settings
     return run_once(*what, path=contest.path, timeout=TIMEOUT)
 

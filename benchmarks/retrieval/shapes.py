@@ -3,9 +3,8 @@
 Llamas of published shapes with random bfloat16 weights read 32 texts of 64 tokens in
 batches of 8, and `RISEValuator` with its defaults keeps their signatures. Each in a
 process of its own; peak is the memory above that of the model. A plain forward pass,
-logits and all, is timed beside it. What is not run, as 4 bytes or more a weight would
-not fit or would take hours here, is on paper: time in proportion to the weights that
-each token meets, from the largest that was run.
+logits and all, is timed beside it. The largest is not run but on paper: time in
+proportion to the weights that each token meets, from the largest that was run.
 
     OMP_NUM_THREADS=1 python -m benchmarks.retrieval.shapes
 """

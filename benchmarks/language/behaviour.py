@@ -27,9 +27,9 @@ SIGNATURE = " Sincerely, Bob."
 SEEDS = range(3)
 
 
-def case(model, tokenizer, seed):
+def case(model, tokenizer, seed, n_each=N_EACH):
     """Return a fitted model, its rows, which of them are signed, and queries."""
-    rows, others = docstrings(tokenizer, N_EACH, N_QUERIES, LONGEST)
+    rows, others = docstrings(tokenizer, n_each, N_QUERIES, LONGEST)
     sources, prompts, answers = columns(rows)
     draw = np.random.RandomState(seed).permutation(len(rows))
     signed = np.isin(np.arange(len(rows)), draw[: round(SHARE * len(rows))])

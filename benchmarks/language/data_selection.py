@@ -6,24 +6,28 @@ noise, names with the lines of others. The domain is two of the modules, of whic
 lines are to be foretold: some to choose by, others to judge by. Each method keeps 30 %
 of the pool, and the model is fine-tuned anew on that, as many steps as on all of it.
 Loss a token, of the lines to judge by; "gained" is how much lower it is than with rows
-kept at random, in the same draw. Two draws of pool, noise and training, ± standard
-error. `lookahead_training` chooses while it trains, 30 % of each minibatch.
+kept at random, in the same draw. Five draws of pool, noise and training, ± standard
+error. `lookahead_training` chooses while it trains, 30 % of each minibatch. Draws are
+kept in `doc/measured/data_selection.json`, and those that it has are not repeated.
 
     OMP_NUM_THREADS=1 python -m benchmarks.language.data_selection
 """
 
+import json
 import warnings
 from types import SimpleNamespace
 
 import numpy as np
 from sklearn.base import clone
 
-from benchmarks._table import Table, pm, write
+from benchmarks._table import MEASURED, Table, pm, write
+from benchmarks.language._sentences import ENCODER, sentences
 from benchmarks.language._small import columns, docstrings, small_llama
 from benchmarks.language.fine_tuning import ours, similarities, small_lm
 from skattrib import lookahead_training
 
-N_EACH, N_ASKED, LONGEST, KEPT, N_DRAWS = 12, 16, 30, 0.3, 2
+N_EACH, N_ASKED, LONGEST, KEPT, N_DRAWS = 12, 16, 30, 0.3, 5
+DRAWS = MEASURED / "data_selection.json"
 DOMAIN = "asyncio", "logging"
 RANDOM = "at random"
 ONLINE = [(horizon, way) for way in ("recorded", "sgd") for horizon in (1, 5, 25)]
@@ -75,7 +79,7 @@ class Kept:
 
     def add(self, method, lm, wanted):
         """Note the loss of what is judged by, and the share of wanted rows."""
-        self.found[method] = loss(lm, self.one.judged), wanted
+        self.found[method] = loss(lm, self.one.judged), float(wanted)
         print(method, *(f"{value:.3f}" for value in self.found[method]), flush=True)
 
     def first(self, method, scores):
@@ -99,6 +103,9 @@ class Kept:
         for methods in (ours, similarities):
             for method, scores, _ in methods(one, ()):
                 self.first(method, scores.mean(axis=0))
+        scores = sentences(one.rows, one.queries)
+        if scores is not None:
+            self.first(ENCODER, scores.mean(axis=0))
 
     def meanwhile(self):
         """Choose while it trains: as many steps, and rows a step."""
@@ -117,26 +124,28 @@ class Kept:
 
 
 def main():
+    draws = json.loads(DRAWS.read_text()) if DRAWS.exists() else {}
     model, tokenizer = small_llama()
-    draws = []
     for seed in range(N_DRAWS):
+        if str(seed) in draws:
+            continue
         print(f"draw {seed}", flush=True)
         kept = Kept(case(model, tokenizer, seed), seed)
         kept.beforehand()
         kept.meanwhile()
-        draws.append(kept.found)
-        if len(draws) > 1:
-            report(draws)
+        draws[str(seed)] = kept.found
+        DRAWS.write_text(json.dumps(draws, indent=1) + "\n")
+    report([*draws.values()])
 
 
 def report(draws):
-    """Write the table of the draws so far."""
+    """Write the table of all draws, of methods that each of them has."""
     table = Table(
         "Loss of a token of the domain, of a model fine-tuned on 30 % of a pool",
         ["chosen by", "loss", "gained", "of the domain, without noise"],
     )
     at_random = np.array([found[RANDOM][0] for found in draws])
-    for method in draws[0]:
+    for method in (m for m in draws[0] if all(m in found for found in draws)):
         lost, wanted = np.array([found[method] for found in draws]).T
         share = "" if np.isnan(wanted).any() else f"{100 * wanted.mean():.0f} %"
         table.add(method, pm(lost), pm(at_random - lost), share)

@@ -13,20 +13,17 @@ All are kept in float16.
     OMP_NUM_THREADS=1 python -m benchmarks.retrieval.bytes_a_row
 """
 
-import tempfile
 import warnings
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks._finding import by_query
-from benchmarks._orders import TEXTS, list_peers
 from benchmarks._table import Table, axes, pm, write
+from benchmarks.language._sentences import ENCODER, WIDTH, sentences
 from benchmarks.language._small import small_llama
 from benchmarks.language._smollm2 import rise_scores
 from benchmarks.language.behaviour import SEEDS, case
-from benchmarks.language.peers import asked, write_texts
 from skattrib import CountSketchTransformer
 from skattrib.extension import as_model
 from skattrib.language import CausalLanguageModel
@@ -38,7 +35,6 @@ BYTES = (64, 256, 1024, 4096, 16384)
 #: widths of the published layout, each with half as much of "g" as of the others
 WIDTHS = (4, 8, 16, 32, 64)
 PAPER = PRESETS["paper"]
-ENCODER = "run_texts_encoder"
 
 
 def size(n_bytes):
@@ -91,27 +87,20 @@ def by_gradients(one):
     yield "gradients, whole", 2 * rows.shape[1], asked_for @ (rows / lengths).T
 
 
-def by_encoder(one, missing):
+def by_encoder(one):
     """Yield the same of sentences; nothing where the encoder is not installed."""
-    if ENCODER in missing:
-        print(f"{ENCODER}: {missing[ENCODER]}", flush=True)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        found = asked(write_texts(Path(folder), one), ENCODER, "cosine")
-    if isinstance(found, str):
-        print(f"{ENCODER}: {found}", flush=True)
-        return
-    yield "sentences (all-MiniLM-L6-v2)", 2 * 384, found["scores"][0].astype(float)
+    scores = sentences(one.rows, one.queries)
+    if scores is not None:
+        yield ENCODER, 2 * WIDTH, scores
 
 
 def main():
-    missing = list_peers(TEXTS)[1]
     model, tokenizer = small_llama()
     found = {}
     for seed in SEEDS:
         one = case(model, tokenizer, seed)
         relevance = np.tile(one.signed, (len(one.queries[1]), 1))
-        for scored in (by_rise(one), by_gradients(one), by_encoder(one, missing)):
+        for scored in (by_rise(one), by_gradients(one), by_encoder(one)):
             for method, n_bytes, scores in scored:
                 precision = by_query(scores[None], relevance).mean()
                 found.setdefault(method, {}).setdefault(n_bytes, []).append(precision)

@@ -3,9 +3,10 @@
 The numbers of each sentence are read from the tables that benchmarks wrote. So are the
 README's, which a test compares. ``--run`` runs the benchmarks that were not run with
 these versions, one after another, or those that are named, each as a process of its
-own, and notes how long they took; what is killed is run again, and nothing else. Where
-a benchmark keeps the rows that its table has, and measures none, nothing is noted: name
-its rows, or take the table away. Tables that were written by hand since get the day.
+own, and notes how long they took, and for how many rows; what is killed is run again,
+and nothing else. Where a benchmark keeps the rows that its table has, the minutes of
+its pieces are added up, and if it measures none, nothing is noted: name its rows, or
+take the table away. Tables that were written by hand since get the day.
 
     python -m benchmarks.evidence [--run [NAME ...]]
 """
@@ -298,13 +299,48 @@ def tables(module):
     return digest.hexdigest()[:16]
 
 
+def rows(module):
+    """Return all rows of what a benchmark has written, as text."""
+    found = set()
+    for name in FILES[module]:
+        if name.endswith(".json"):
+            kept = json.loads(MEASURED.joinpath(name).read_text())["rows"]
+            found |= {f"{name} {json.dumps(row)}" for row in kept}
+        else:
+            for table in read(name.removesuffix(".inc")):
+                found |= {f"{name} {row}" for row in table.rows}
+    return found
+
+
 def note_changes():
     """Note today for tables that are others than those that are known, run by hand."""
     known = recorded()
     for module in FILES:
-        if known.get(module, {}).get("tables") != tables(module):
+        old = known.get(module, {})
+        if old.get("tables") != tables(module):
+            # with the versions of a run goes that it was one
+            spent = {k: old[k] for k in ("minutes", "rows") if k in old}
             known[module] = {"date": f"{date.today()}", "tables": tables(module)}
+            known[module] |= spent
     put(RECORD, json.dumps(known, indent=1) + "\n")
+
+
+def note_run(module, before, minutes, whole):
+    """Note a run, or a piece of one, that took so long; ``before`` it had these rows.
+
+    Without versions where it was not ``whole``, so that it is run again.
+    """
+    after, old = rows(module), recorded().get(module, {})
+    # of the rows that were kept, an earlier piece has told
+    n_rows, kept = len(after - before), before & after
+    if kept and "minutes" in old:
+        minutes, n_rows = minutes + old["minutes"], n_rows + old["rows"]
+    note = {"date": f"{date.today()}", "minutes": round(minutes, 1)}
+    note["rows"] = min(n_rows, len(after))
+    note |= {"versions": versions()} if whole else {}
+    note["tables"] = tables(module)
+    put(RECORD, json.dumps({**recorded(), module: note}, indent=1) + "\n")
+    put(PAGE, page())
 
 
 def put(path, text):
@@ -326,21 +362,20 @@ def run(names):
     wanted = names or [m for m in modules if known.get(m, {}).get("versions") != now]
     for number_of, module in enumerate(wanted, 1):
         print(f"{number_of} of {len(wanted)}: benchmarks.{module}", flush=True)
-        begun, started = time.monotonic(), time.time()
-        done = subprocess.run(
-            [sys.executable, "-m", f"benchmarks.{module}"], check=False
-        )
-        if done.returncode:
+        begun, started, before = time.monotonic(), time.time(), rows(module)
+        command, done = [sys.executable, "-m", f"benchmarks.{module}"], None
+        try:
+            done = subprocess.run(command, check=False)
+        finally:  # what was measured before it was killed is kept, too
+            whole = done is not None and not done.returncode
+            if any(written(name) >= started for name in FILES[module]):
+                note_run(module, before, (time.monotonic() - begun) / 60, whole)
+            elif whole:
+                print(
+                    f"benchmarks.{module} had nothing to measure: its tables are whole"
+                )
+        if not whole:
             print(f"benchmarks.{module} failed: {done.returncode}", flush=True)
-            continue
-        if not any(written(name) >= started for name in FILES[module]):
-            print(f"benchmarks.{module} had nothing to measure: its tables are whole")
-            continue
-        minutes = round((time.monotonic() - begun) / 60, 1)
-        note = {"date": f"{date.today()}", "minutes": minutes, "versions": now}
-        note["tables"] = tables(module)
-        put(RECORD, json.dumps({**recorded(), module: note}, indent=1) + "\n")
-        put(PAGE, page())
 
 
 # ---------------------------------------------------------------------------- page
@@ -351,8 +386,8 @@ Evidence
 .. currentmodule:: skattrib
 
 What the README claims, with the benchmark that printed it, the day on which its table
-was last written, and the minutes of a whole run on two cores, where there was one. The
-numbers of this page, and those of the README, are read from the tables under
+was last written, and the minutes that its rows took on two cores, as far as they were
+noted. The numbers of this page, and those of the README, are read from the tables under
 :doc:`measurements` by ``make evidence``, which runs what was not run with the installed
 versions first. :doc:`reproduced` has what did not come out as published.
 
@@ -370,18 +405,26 @@ def as_text(claim):
     return claim.replace("`", "``")
 
 
+def spent(module, note):
+    """Return a cell: minutes, and of how many rows if not of all."""
+    if "minutes" not in note:
+        return ""
+    n_rows = len(rows(module))
+    part = f" ({note['rows']} of {n_rows} rows)" if note["rows"] < n_rows else ""
+    return f"{note['minutes']}{part}"
+
+
 def page():
     """Return the text of the page."""
     known = recorded()
     table = Table("", ["claim", "printed by", "on", "minutes"])
     for claim in CLAIMS:
         note = known.get(claim.module, {})
-        minutes = note.get("minutes")
         table.add(
             as_text(str(claim)),
             f"``benchmarks.{claim.module}``",
             note.get("date", ""),
-            "" if minutes is None else minutes,
+            spent(claim.module, note),
             quiet=True,
         )
     return f"{HEAD}{table}"

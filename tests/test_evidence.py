@@ -46,11 +46,13 @@ def elsewhere(tmp_path, monkeypatch):
 def test_what_was_killed_is_run_again_and_nothing_else(elsewhere, monkeypatch, capsys):
     modules = list(dict.fromkeys(claim.module for claim in evidence.CLAIMS))
     called, codes = [], iter([0, 1])
-    monkeypatch.setattr(evidence, "written", lambda name: float("inf"))
 
     def call(command, check):
         called.append(command)
         code = next(codes, None)
+        # which writes its tables just if it comes so far
+        ends = float("inf") if code == 0 else 0
+        monkeypatch.setattr(evidence, "written", lambda name: ends)
         if code is None:
             raise KeyboardInterrupt
         return subprocess.CompletedProcess(command, code)
@@ -85,6 +87,60 @@ def test_what_measures_nothing_is_not_noted(elsewhere, monkeypatch, capsys):
     evidence.run(["deep.board"])
     assert evidence.recorded() == {}
     assert "deep.board had nothing to measure" in capsys.readouterr().out
+
+
+def test_pieces_of_a_run_are_added_up(elsewhere, monkeypatch):
+    """Each with the rows that it measured, and what was killed is not whole."""
+    measured, clock = {"a": ["1"], "b": ["1", "2"], "c": ["1", "2", "3"]}, [0.0]
+    monkeypatch.setattr(evidence, "written", lambda name: float("inf"))
+    monkeypatch.setattr(evidence.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(evidence, "rows", lambda module: set(now))
+
+    def call(command, check):
+        now.update(measured[piece])
+        clock[0] += 60 * minutes
+        if piece == "b":
+            raise KeyboardInterrupt
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", call)
+    now, piece, minutes = set(), "a", 4.0
+    evidence.run(["deep.board"])
+    assert evidence.recorded()["deep.board"]["versions"] == evidence.versions()
+    piece, minutes = "b", 3.0
+    with pytest.raises(KeyboardInterrupt):
+        evidence.run(["deep.board"])
+    note = evidence.recorded()["deep.board"]
+    assert (note["minutes"], note["rows"]) == (7.0, 2)
+    assert "versions" not in note
+    piece, minutes = "c", 1.5
+    evidence.run(["deep.board"])
+    note = evidence.recorded()["deep.board"]
+    assert (note["minutes"], note["rows"]) == (8.5, 3)
+    # a table that is written by hand has more rows than minutes are known of
+    now.add("4")
+    assert evidence.spent("deep.board", note) == "8.5 (3 of 4 rows)"
+    monkeypatch.setattr(evidence, "tables", lambda module: "another")
+    evidence.note_changes()
+    assert evidence.recorded()["deep.board"]["minutes"] == 8.5
+
+
+def test_a_table_made_anew_has_the_minutes_of_its_last_run(elsewhere, monkeypatch):
+    monkeypatch.setattr(evidence, "written", lambda name: float("inf"))
+    monkeypatch.setattr(evidence, "rows", lambda module: found[-1])
+    found, clock = [{"old"}], [0.0]
+    monkeypatch.setattr(evidence.time, "monotonic", lambda: clock[0])
+
+    def call(command, check):
+        found.append(made)
+        clock[0] += 60 * len(made)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", call)
+    for made in ({"one", "two"}, {"another", "third", "fourth"}):
+        evidence.run(["ranking.first_page"])
+        note = evidence.recorded()["ranking.first_page"]
+        assert note["minutes"] == note["rows"] == len(made)
 
 
 def test_a_table_written_by_hand_gets_the_day(elsewhere, monkeypatch):

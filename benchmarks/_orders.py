@@ -37,6 +37,7 @@ NETWORKS = {
 TEXTS = {
     "run_texts_kronfluence": "language",
     "run_texts_bergson": "language",
+    "run_texts_source": "language",
     "run_texts_dattri_llm": "language",
     "run_texts_encoder": "language",
 }

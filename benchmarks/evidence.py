@@ -161,7 +161,7 @@ def texts(method):
         (table,) = read("fine_tuning")
         return spread(
             [
-                number(row[2])
+                number(row[table.header.index("LDS")])
                 for row in table.rows
                 if of_adapters(row) and row[1].startswith(method)
             ]
@@ -175,7 +175,7 @@ def dual_of_texts():
     (table,) = read("fine_tuning")
     name = "DualInfluence"
     rows = [r for r in table.rows if of_adapters(r) and r[1] == name]
-    costs = [number(row[4]) for row in rows]
+    costs = [number(row[-1]) for row in rows]
     return *texts(name)(), *spread(costs, 1)
 
 
@@ -183,7 +183,7 @@ def other_packages():
     """Return the range, over settings, of LDS of the best of them at its best."""
     (table,) = read("fine_tuning")
     best = {}
-    for setting, method, lds, *_ in table.rows:
+    for setting, method, _, lds, *_ in table.rows:
         if method.startswith(("kronfluence", "bergson", "dattri-llm")):
             best[setting] = max(best.get(setting, -1.0), number(lds) or -1.0)
     return spread(best.values())

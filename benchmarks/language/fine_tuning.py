@@ -37,7 +37,7 @@ from skattrib.extension import as_model
 from skattrib.language import CausalLanguageModel
 from skattrib.models._costs import cpu_seconds  # no public name
 
-HEADER = ["model", "method", "LDS", "leave-one-out", "trainings' time"]
+HEADER = ["model", "method", "halves", "LDS", "leave-one-out", "trainings' time"]
 ADAPTER = {"r": 4, "lora_alpha": 8}
 CAPTION = "Attributions of fine-tuned language models"
 #: the last of the similarities
@@ -83,7 +83,7 @@ SETTINGS = {
         (),
         {"trainable": "all", "adapter": None, "learning_rate": 1e-3},
     ),
-    "smollm2": Setting(_smollm2, 6, 1, 22, 32, 0, (2,), LARGE),
+    "smollm2": Setting(_smollm2, 6, 1, 22, 100, 0, (2, 4), LARGE),
     "smollm2, seed 1": Setting(
         _smollm2, 6, 1, 22, 32, 0, (), {**LARGE, "random_state": 1}
     ),
@@ -143,7 +143,7 @@ class Case:
     def row(self, method, attributions, seconds):
         """Return a row of the table."""
         scores = self.lds(attributions), self.alone(attributions)
-        return [self.name, method, *scores, self.cost(seconds)]
+        return [self.name, method, len(self.halves), *scores, self.cost(seconds)]
 
 
 DUAL, ONE_RUN, EXACT, STILL = (

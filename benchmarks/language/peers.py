@@ -7,14 +7,15 @@ losses and logits of ours; one that repeats the training, its order, learning ra
 clipping, and it is said where that ends elsewhere. Their defaults, and if it is another
 the setting that the truth likes best, after an arrow; costs are of the default, in CPU
 seconds over those of our fine-tuning. A second table has what pairs of ours and theirs
-differ by. What a package said is kept, by its script and the order.
+differ by. What a package said is kept, by its script and the order. With ``--only``
+rows are those of some methods, and ours are not measured again.
 
     OMP_NUM_THREADS=1 python -m benchmarks.language.peers \\
-        [small | small-token | "small, seed 1" ...]
+        [small | small-token | "small, seed 1" ...] [--only METHOD ...]
 """
 
+import argparse
 import json
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -47,6 +48,8 @@ PEERS = {
     MAGIC: ("run_texts_bergson", "MAGIC"),
     "kronfluence K-FAC": ("run_texts_kronfluence", "K-FAC"),
     "kronfluence identity": ("run_texts_kronfluence", "identity"),
+    "bergson EK-FAC with CG": ("run_texts_source", "EK-FAC with CG"),
+    "bergson SOURCE": ("run_texts_source", "SOURCE"),
     "bergson TrackStar": ("run_texts_bergson", "TrackStar"),
     "dattri-llm EK-FAC": ("run_texts_dattri_llm", "EK-FAC"),
     "dattri-llm AdamWInfluence": ("run_texts_dattri_llm", "AdamWInfluence"),
@@ -55,6 +58,8 @@ PEERS = {
     "dattri-llm LESS": ("run_texts_dattri_llm", "LESS"),
     "sentences (all-MiniLM-L6-v2), cosine": ("run_texts_encoder", "cosine"),
 }
+#: what scripts import, beside those that all do
+IMPORTED = {"run_texts_source": ["run_texts_bergson"]}
 #: seconds, of which MAGIC takes the most
 TIMEOUT = 3600
 #: characters of an error that are shown
@@ -118,7 +123,7 @@ def write_texts(folder, case):
 
 def asked(path, script, method):
     """Return what a package says of an order, or the error as text."""
-    files = (script, "_texts", "_order")
+    files = (script, "_texts", "_order", *IMPORTED.get(script, ()))
     source = [SCRIPTS.joinpath(f"{name}.py").read_text() for name in files]
     what = script, source, method, digest(path), None
     try:
@@ -141,13 +146,14 @@ class Said:
 
     def __init__(self, case, name, found):
         self.scores = []
+        named = case.name, name, len(case.halves)
         if isinstance(found, str):
-            self.cells = [case.name, name, short(found), "", ""]
+            self.cells = [*named, short(found), "", ""]
             return
         scores = [one.astype(float) for one in found["scores"]]
         known = [i for i, error in enumerate(found["errors"]) if error is None]
         if not known:
-            self.cells = [case.name, name, short(found["errors"][0]), "", ""]
+            self.cells = [*named, short(found["errors"][0]), "", ""]
             return
         told = {i: (case.lds(scores[i]), case.alone(scores[i])) for i in known}
         for i in known:
@@ -162,7 +168,7 @@ class Said:
         if found["notes"][0]:
             lds += f" ({found['notes'][0]})"
         cost = case.cost(found["seconds"][0])
-        self.cells = [case.name, name, lds, alone, cost]
+        self.cells = [*named, lds, alone, cost]
 
 
 def short(error):
@@ -188,32 +194,37 @@ def compare(case, mine, theirs):
     return [differences, f"{alike.mean():.4f}, {alike.min():.4f}"]
 
 
-def main(names):
+def main(names, only):
     _, missing = list_peers(TEXTS)
     table = reopen("fine_tuning", CAPTION, HEADER)
     pairs = reopen("fine_tuning_peers", PAIRED, PAIR_HEADER)
     for name in names or SETTINGS:
         case = Case(name)
         own = {}
-        for way, options in WAYS.items():
+        for way, options in () if only else WAYS.items():
             # again: the table has no attributions
             own[way], seconds = attributed(case, *options)
             table.put(*case.row(way, own[way], seconds), n_keys=2)
         with tempfile.TemporaryDirectory() as folder:
             path = write_texts(Path(folder), case)
-            for method, (script, named) in PEERS.items():
+            for method in only or PEERS:
+                script, named = PEERS[method]
                 found = missing.get(script) or asked(path, script, named)
                 said = Said(case, method, found)
                 table.put(*said.cells, n_keys=2)
                 write("fine_tuning", table)
                 for mine, theirs in PAIRS:
-                    if theirs == method and said.scores:
+                    if theirs == method and said.scores and mine in own:
                         cells = compare(case, own[mine], said.scores)
                         pairs.put(name, mine, theirs, *cells, n_keys=3)
                         write("fine_tuning_peers", pairs)
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("settings", nargs="*", metavar="SETTING")
+    parser.add_argument("--only", nargs="+", choices=PEERS, metavar="METHOD")
+    options = parser.parse_args()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        main(sys.argv[1:])
+        main(options.settings, options.only)

@@ -78,7 +78,7 @@ def source(order, segments=3, per_segment=2, adam=True, **inversion):
             query=saved.query(),
         )
         approx_unrolling_pipeline(saved.index(IndexConfig), KRONECKER, config)
-        return saved.scores()
+        return -saved.scores()  # here, a low one is of a text that helps
 
 
 def refined(order, num_steps=10, **inversion):
@@ -112,7 +112,7 @@ METHODS = {
     ),
     "EK-FAC with CG": (
         refined,
-        [{}, {"damping_factor": 0.3}, {"damping_factor": 1.0}],
+        [{}, {"damping_factor": 1.0}],
     ),
 }
 

@@ -21,6 +21,33 @@ CURE = (
 )
 #: Rows that a module and its loss are tried on.
 FEW = 3
+# What autograd calls steps that leave the numbers as they are.
+_RESHAPING = (
+    "View",
+    "Reshape",
+    "UnsafeView",
+    "Squeeze",
+    "Unsqueeze",
+    "Transpose",
+    "Clone",
+    "T",
+)
+
+
+def check_factory(factory, n_inputs, n_outputs):
+    """Raise TypeError unless a factory of modules can be called with both numbers."""
+    try:
+        inspect.signature(factory).bind(n_inputs, n_outputs)
+    except TypeError as error:
+        name = getattr(factory, "__name__", type(factory).__name__)
+        built = f"module={name}()" if inspect.isclass(factory) else "a module"
+        raise TypeError(
+            f"module={name} is called as {name}(n_features, n_outputs), here "
+            f"{name}({n_inputs}, {n_outputs}), and cannot be: {error}. Pass {built}, "
+            "which is copied, or a function of these two numbers."
+        ) from error
+    except ValueError:  # its arguments are not known
+        pass
 
 
 def check_is_tensor(out):
@@ -122,8 +149,8 @@ def _warn_of_probabilities(module, X, out, stacklevel):
     in_range = bool((out >= 0).all() and (out <= 1).all())
     if in_range and out.shape[1] > 1 and bool((out.sum(1) - 1).abs().max() < 1e-4):
         seen = "its rows sum to 1", "softmax"
-    elif in_range and isinstance(_last_called(module, X), nn.Sigmoid):
-        seen = "its last layer is a sigmoid", "sigmoid"
+    elif in_range and _ends_in_sigmoid(module, X):
+        seen = "the last that it does is a sigmoid", "sigmoid"
     else:
         return
     warnings.warn(
@@ -167,15 +194,13 @@ def warn_of_useless_biases(module, X, stacklevel=2):
         )
 
 
-def _last_called(module, X):
-    """Return the layer whose turn comes last."""
-    module, called = apart(module), []
-    for layer in module.modules():
-        if not list(layer.children()):
-            layer.register_forward_hook(lambda layer, *_: called.append(layer))
-    with torch.no_grad():
-        module(X.clone())
-    return called[-1] if called else None
+def _ends_in_sigmoid(module, X):
+    """Whether outputs are those of a sigmoid, layer or function, but for their shape."""
+    with torch.enable_grad():
+        node = module(X.clone()).grad_fn
+    while node is not None and node.name().startswith(_RESHAPING):
+        node = node.next_functions[0][0]
+    return node is not None and node.name().startswith("Sigmoid")
 
 
 def few_outputs(module, X):

@@ -49,6 +49,7 @@ from skattrib.engine._trajectory import (
 from skattrib.models._answering import Answering
 from skattrib.models._module_checks import (
     FEW,
+    check_factory,
     check_module,
     few_outputs,
     warn_of_useless_biases,
@@ -347,6 +348,7 @@ class TorchEstimator(Answering, LengthOfRun, BaseEstimator):
             module, X = as_it_takes(uncompiled_copy(self.module), X)
         else:
             shape = X.shape[1] if X.ndim == 2 else tuple(X.shape[1:])
+            check_factory(self.module, shape, n_outputs)
             module = call_seeded(self.module, shape, n_outputs, seed)
             if not isinstance(module, nn.Module):
                 raise TypeError(

@@ -1,5 +1,7 @@
 """A module that was trained elsewhere is looked at as one that is trained here."""
 
+import warnings
+
 import numpy as np
 import pytest
 import skorch
@@ -155,7 +157,8 @@ def test_every_door_refuses_the_same(kind, end, message):
     ("end", "text"),
     [
         (lambda out: out.softmax(1), "its rows sum to 1.*leave the softmax out"),
-        (nn.Sigmoid(), "last layer is a sigmoid.*leave the sigmoid out"),
+        (nn.Sigmoid(), "does is a sigmoid.*leave the sigmoid out"),
+        (torch.sigmoid, "does is a sigmoid.*leave the sigmoid out"),
     ],
 )
 @pytest.mark.parametrize("module", [Ends, OfWords])
@@ -169,10 +172,62 @@ def test_probabilities_are_pointed_out_once_rows_are_there(module, end, text):
         use()
 
 
-def test_one_logit_through_a_sigmoid_is_pointed_out():
-    module = nn.Sequential(nn.Linear(8, 1), nn.Sigmoid())
+class OneLogit(nn.Module):
+    """Log-odds, through what is done in the end."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.layer, self.end = nn.Linear(8, 1), end
+
+    def forward(self, x):
+        return self.end(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        nn.Sigmoid(),
+        torch.sigmoid,
+        lambda out: torch.sigmoid(out.squeeze(1)),
+        lambda out: torch.sigmoid(out).view(-1),
+    ],
+)
+def test_one_logit_through_a_sigmoid_is_pointed_out(end):
     with pytest.warns(UserWarning, match="log-odds: leave the sigmoid out"):
+        TorchClassifier.from_module(OneLogit(end), [0, 1])
+    with pytest.warns(UserWarning, match="log-odds: leave the sigmoid out"):
+        TorchClassifier(OneLogit(end), max_epochs=1).fit(X, y % 2)
+
+
+def test_a_sigmoid_inside_is_none_at_the_end():
+    module = OneLogit(lambda out: 0.5 + 0.1 * torch.sigmoid(out))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         TorchClassifier.from_module(module, [0, 1])
+
+
+class Bare(nn.Module):
+    """A module without arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("factory", "text"),
+    [
+        (Bare, r"module=Bare is called .* Bare\(8, 2\).* Pass module=Bare\(\), which"),
+        (lambda n: Bare(), "Pass a module, which is copied, or a function of these"),
+    ],
+)
+def test_a_factory_that_does_not_take_two_numbers_is_refused(factory, text):
+    with pytest.raises(TypeError, match=text):
+        TorchClassifier(factory, max_epochs=1).fit(X, y % 2)
+    TorchClassifier(Bare(), max_epochs=1).fit(X, y % 2)
 
 
 def test_a_regressor_may_predict_shares(recwarn):

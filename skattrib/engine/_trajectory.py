@@ -369,12 +369,15 @@ class Trajectory:
         Divisor of the optimizer's last step; None if it does not divide (SGD).
     states : dict of int to TrainingState
         States after the steps that ``record`` stores; 0 is the start.
+    rows : str or None
+        What `digest_of_rows` says of those of the run; None if it is not known.
     """
 
     recipe: Recipe
     row_weights: Tensor
     denominator: Tensor | None = None
     states: dict[int, TrainingState] = field(default_factory=dict)
+    rows: str | None = None
 
     def save(self, path: str | os.PathLike[str], X: Tensor, targets: Tensor) -> None:
         """Write a safetensors file, and with it the digest of the data.
@@ -461,7 +464,8 @@ class Trajectory:
             raise TrajectoryError(
                 f"{name} is damaged: {fault}. Train and save the run again."
             )
-        return trajectory
+        rows = digest_of_rows(X, targets, trajectory.row_weights)
+        return replace(trajectory, rows=rows)
 
     @classmethod
     def _from_tensors(cls, recipe: Recipe, tensors: dict[str, Tensor]) -> Trajectory:
@@ -581,6 +585,21 @@ def _digest(tensors: dict[str, Tensor], start: bytes = b"") -> str:
         digest.update(f"{name}{array.dtype}{array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def digest_of_rows(X: Tensor, targets: Tensor, weights: Tensor) -> str:
+    """Return a hash of rows, targets and weights, whatever the order of the rows."""
+    columns = [
+        values.detach().cpu().reshape(len(values), -1).numpy()
+        for values in (X, targets, weights)
+    ]
+    each = sorted(
+        hashlib.blake2b(
+            b"".join(row.tobytes() for row in rows), digest_size=16
+        ).digest()
+        for rows in zip(*columns, strict=True)
+    )
+    return hashlib.sha256(b"".join(each)).hexdigest()
 
 
 def exponential_average(n_steps: int, decay: float) -> Tensor:

@@ -18,7 +18,7 @@ from skattrib._verdict import SIZE_WRONG, halves_findings, judged, scale_hint
 from skattrib.base import ATTRIBUTOR_DOCS
 from skattrib.engine._functional import chunks, spread
 from skattrib.engine._linearized import LinearizedModel
-from skattrib.engine._losses import Loss
+from skattrib.engine._losses import ClassLoss, Loss, SquaredError
 from skattrib.engine._plain_gradients import REFUSALS
 from skattrib.engine._solvers import negative_share
 from skattrib.engine._tangent import load_forward_mode
@@ -47,8 +47,8 @@ _SLOPES, _LDS_LIMIT = (0.5, 2.0), 0.3
 
 def diagnose_linearized(
     model: LinearizedModel, steps: Tensor, X: Tensor
-) -> dict[str, float]:
-    """Return stationarity, step linearity, leverage and curvature that is left out.
+) -> dict[str, float | None]:
+    """Return the loss, stationarity, linearity, leverage, and curvature left out.
 
     Parameters
     ----------
@@ -78,6 +78,7 @@ def diagnose_linearized(
         )
 
     figures = {
+        "loss_over_constant": loss_over_constant(model),
         "stationarity": model.stationarity(),
         "step_linearity": _median_error(predicted, actual),
     }
@@ -87,13 +88,37 @@ def diagnose_linearized(
     return figures
 
 
+def loss_over_constant(model: LinearizedModel) -> float | None:
+    """Return the mean loss over that of one constant for all rows, the best for it.
+
+    None for other losses than of classes and squared errors, and where it is 0.
+    """
+    targets, weights = model.targets, model.weights
+    outputs = model.outputs
+    if isinstance(model.loss, ClassLoss):
+        n_classes = max(2, outputs.shape[1])
+        masses = outputs.new_zeros(n_classes).index_add(0, targets, weights.to(outputs))
+        constant = (masses / masses.sum()).clamp(min=1e-12).log()
+        if outputs.shape[1] == 1:
+            constant = constant[1:] - constant[:1]
+    elif isinstance(model.loss, SquaredError):
+        constant = (weights[:, None] * targets).sum(0) / weights.sum()
+    else:
+        return None
+    losses = [
+        float((weights * model.loss.values(guess, targets)).sum())
+        for guess in (outputs, constant.expand_as(outputs))
+    ]
+    return losses[0] / losses[1] if losses[1] > 0 else None
+
+
 def linearity_along_run(
     model: Any, rows: tuple[Any, Any], changes: Tensor, X: Tensor
 ) -> tuple[float, ...] | None:
     """Return how far outputs are from a tangent after 10, 50 and 100 % of the steps.
 
     As `diagnose_linearized` at the end, for the same changes of the parameters; the
-    run is repeated for it. None if it was not recorded.
+    run is repeated for it. None if it was not recorded, or with other rows.
 
     Parameters
     ----------
@@ -105,6 +130,8 @@ def linearity_along_run(
         Query rows.
     """
     if not model.stacks or model.trajectory is None:
+        return None
+    if len(model.trajectory.row_weights) != len(rows[0]):
         return None
     problem = RunDerivatives(model, *rows).problem
     weights = model.trajectory.row_weights
@@ -177,6 +204,12 @@ def verdict(
     (against if step > _STEP_LIMIT else in_favour).append(
         f"predicted changes differ from the network's by {step:.0%}"
     )
+    worse = figures["loss_over_constant"]
+    if worse is not None and worse > 1:
+        against.append(
+            "the loss on the training rows is above that of a constant, so that "
+            "training has hardly begun, or was on other rows"
+        )
     stationarity = figures["stationarity"]
     if stationarity > _STATIONARITY_LIMIT:
         against.append(
@@ -241,13 +274,17 @@ class DiagnosesTangent:
         Bunch
             With these entries.
 
+            - loss_over_constant: mean loss of the training rows over that of the best
+              constant; above 1 the model is untrained. None for losses other than of
+              classes and squared errors.
             - stationarity: length of the mean loss gradient over that of single rows'
               gradients; above 0.4 training stopped far too early.
             - step_linearity: relative error of the predicted output changes against
               the network evaluated at the predicted parameters.
             - step_linearity_along_run: the same after 10, 50 and 100 % of the steps of
               its training, for the same changes of the parameters; None if that was not
-              recorded. Where it is large early, what a row does there is lost.
+              recorded, or on other rows. Where it is large early, what a row does there
+              is lost.
             - leverage: largest share that a row has in its own output, in [0, 1);
               None where it would take too long.
             - flat_rows, negative_curvature: share of rows where the loss has no

@@ -29,6 +29,8 @@ _N_EXACT = 8
 
 def trained_seeds(model, X, y, row_weights, n_models):
     """Return a trained model, and others trained from further seeds."""
+    if model.frozen:
+        model.warn_of_other_rows(X, y, row_weights, stacklevel=9)
     if n_models == 1:
         return [model]
     seeds = draw_seeds(model.estimator.random_state, n_models)[1:]

@@ -7,6 +7,7 @@ its own fit, on the rows that are left.
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -38,7 +39,7 @@ from skattrib.engine._losses import (
 )
 from skattrib.engine._losses._labels import BinaryCrossEntropies, BinaryCrossEntropy
 from skattrib.engine._losses._values import PoissonError
-from skattrib.exceptions import UnsupportedModelError
+from skattrib.exceptions import FaithfulnessWarning, UnsupportedModelError
 from skattrib.models._any import EstimatorModel
 from skattrib.models._mlp_run import (
     RunSummary,
@@ -52,6 +53,8 @@ from skattrib.models.neural import TorchClassifier, TorchRegressor
 
 # The probability of a class without rows, as in `Retrainable.outputs`.
 _ABSENT = float(np.log(np.finfo(np.float64).eps))
+# Of the loss that the last epoch ended with, so much is that of other rows.
+_OTHER_LOSS = 2.0
 
 
 class _Shown(Loss):
@@ -240,6 +243,26 @@ class MLPModel(EstimatorModel, Differentiable):
     def encode(self, y: Any, like: Tensor) -> Tensor:
         """Return targets as the loss takes them, where ``like`` is."""
         return self.targets(y, like)
+
+    def warn_of_other_rows(self, X: Any, y: Any, weights: Any, stacklevel: int) -> None:
+        """Warn if its loss on these rows is far above that of its last epoch."""
+        mlp = self.estimator
+        known = getattr(mlp, "loss_", None)
+        if known is None or y.ndim != 1 or isinstance(self.loss, _Counts):
+            return
+        # of a number, half the squared error: what scikit-learn has, too
+        losses = -self.outcomes(X, y, "log_likelihood").double().cpu().numpy()
+        loss = float(np.average(losses, weights=weights))
+        loss += mlp.alpha / 2 * sum(np.sum(w * w) for w in mlp.coefs_) / len(X)
+        if loss > _OTHER_LOSS * known:
+            warnings.warn(
+                f"The frozen {self.name} has a loss of {loss:.3g} on these rows, and "
+                f"had {known:.3g} when it was trained: those were other rows, labels "
+                "or weights, or its last step led astray. Attributions are those of a "
+                "model that does not exist. Pass what it was trained on.",
+                FaithfulnessWarning,
+                stacklevel=stacklevel + 1,
+            )
 
     # ------------------------------------------------------------------- training
     def alike(self, X: Any, y: Any) -> Any:

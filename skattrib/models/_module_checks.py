@@ -195,7 +195,7 @@ def warn_of_useless_biases(module, X, stacklevel=2):
 
 
 def _ends_in_sigmoid(module, X):
-    """Whether outputs are those of a sigmoid, layer or function, but for their shape."""
+    """Whether outputs are a sigmoid's, layer or function, but for their shape."""
     with torch.enable_grad():
         node = module(X.clone()).grad_fn
     while node is not None and node.name().startswith(_RESHAPING):

@@ -44,6 +44,7 @@ from skattrib.engine._trajectory import (
     SCHEDULES,
     Recipe,
     Trajectory,
+    digest_of_rows,
     steps_to_keep,
 )
 from skattrib.models._answering import Answering
@@ -224,6 +225,7 @@ class TorchEstimator(Answering, LengthOfRun, BaseEstimator):
             row_weights=weights.cpu(),
             denominator=None if scale is None else scale[0].cpu(),
             states={step: state.cpu() for step, state in result.states.items()},
+            rows=digest_of_rows(problem.X, problem.targets, weights),
         )
         curve = np.array(result.loss_curve).reshape(-1, problem.epoch)
         self.loss_curve_ = curve.mean(axis=1)

@@ -9,6 +9,7 @@ from sklearn.base import clone
 
 from skattrib._validation import as_tensor
 from skattrib.engine._functional import FunctionalModule
+from skattrib.engine._trajectory import digest_of_rows
 from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
 from skattrib.models._module_checks import FEW, check_module
 from skattrib.models._protocol import Differentiable, Recorded, Retrainable
@@ -142,6 +143,23 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
         if not self.one_run:
             blank.set_params(random_state=seed)
         return blank.fit(X, y, weights)
+
+    def warn_of_other_rows(self, X, y, weights, stacklevel):
+        """Warn if it was trained on other rows than these, as far as that is known."""
+        known = getattr(self.trajectory, "rows", None)
+        if known is None:
+            return
+        rows = as_tensor(X, next(self.module.parameters()))
+        weights = as_tensor(weights, self.trajectory.row_weights)
+        if digest_of_rows(rows, self.targets(y, rows), weights) != known:
+            n_seen = len(self.trajectory.row_weights)
+            warnings.warn(
+                f"The frozen {self.name} was trained on other rows, labels or weights "
+                f"({n_seen} rows then, {len(rows)} now): attributions are those of a "
+                "model that does not exist. Pass what it was trained on.",
+                FaithfulnessWarning,
+                stacklevel=stacklevel + 1,
+            )
 
     def ending(self, recipe, result):
         """Return a copy with the end of another run by a recipe of the same steps."""

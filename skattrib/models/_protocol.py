@@ -526,6 +526,23 @@ class Differentiable(Model, ABC):
         """
         return self.module
 
+    def warn_of_other_rows(self, X: Any, y: Any, weights: Any, stacklevel: int) -> None:
+        """Warn if a frozen model was trained on other rows, where that can be told.
+
+        Here nothing is known of its training.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, ...)
+            Rows that are taken for those of its training.
+        y : ndarray of shape (n,) or (n, n_outputs)
+            Their targets.
+        weights : ndarray of shape (n,)
+            Their weights.
+        stacklevel : int
+            Of the warning, where this is called.
+        """
+
     @abstractmethod
     def targets(self, y: Any, like: torch.Tensor) -> torch.Tensor:
         """Return targets as the loss takes them.

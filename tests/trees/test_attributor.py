@@ -1,6 +1,7 @@
 """TreeInfluence: identities, and really retrained models."""
 
 import pickle
+import warnings
 from functools import cache
 
 import numpy as np
@@ -348,6 +349,21 @@ def test_a_frozen_forest_of_other_rows():
     forest.estimator.fit(X[:100], y[:100])
     with pytest.warns(FaithfulnessWarning, match="on 100 rows, and X has 120.*Pass"):
         TreeInfluence(forest, random_state=0).fit(X, y)
+
+
+@pytest.mark.parametrize("boosted", [False, True])
+def test_frozen_trees_of_samples_are_compared_as_far_as_they_can_be(boosted):
+    model = RandomForestClassifier(30, random_state=0)
+    if boosted:
+        library = pytest.importorskip("xgboost")
+        model = library.XGBClassifier(n_estimators=30, subsample=0.7, random_state=0)
+    (X, y), _ = rows(load_breast_cancer)
+    frozen = FrozenEstimator(model.fit(X, y))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FaithfulnessWarning)
+        TreeInfluence(frozen, random_state=0).fit(X, y)
+    with pytest.warns(FaithfulnessWarning, match="other rows or weights"):
+        TreeInfluence(frozen, random_state=0).fit(X, 1 - y)
 
 
 def test_pipelines_and_no_estimator():

@@ -73,6 +73,9 @@ def _told(check, *names):
                     kind = TypeError if isinstance(error, TypeError) else ValueError
                     why = str(error).split(". ")[0].rstrip(".")
                     raise kind(f"{fault} ({why})") from error
+            if str(error) == "Input contains NaN":  # said of objects, without a name
+                gaps = [n for a, n in named if n and pd.isna(np.asarray(a)).any()]
+                raise ValueError(f"Input {' and '.join(gaps)} contains NaN.") from error
             if "inconsistent numbers" in str(error):
                 both = " and ".join(name for name in names if name)
                 raise ValueError(f"{both} do not go together: {error}.") from error
@@ -151,6 +154,8 @@ def check_labels(y):
             "probabilities pass the labels, y.argmax(axis=1)."
         ) from error
     except TypeError as error:
+        if pd.isna(y).any():
+            raise ValueError("Input y contains NaN or None.") from error
         raise ValueError(
             f"y holds labels of several types, which cannot be sorted: {error}. Make "
             "them alike, y.astype(str)."

@@ -135,8 +135,7 @@ def worst_group(groups: ArrayLike, *, temperature: float = 0.0) -> SetOutcome:
     Parameters
     ----------
     groups : array-like of shape (n_queries,)
-        Group of each query, in their order. If it has an index, queries whose index is
-        another are refused.
+        Group of each query, as in `group_gap`.
     temperature : float, default=0.0
         0 takes the group with the lowest mean, whose gradient is that of this group
         alone. Above, a smooth minimum of the groups' means m,

@@ -10,14 +10,14 @@ from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from skattrib._frames import (
     among_all,
+    check_columns,
     ends,
-    index_of,
     long_form,
     row_names,
-    rows_of_units,
     some_queries,
     top_form,
 )
+from skattrib._indexes import index_of, places_of_units
 from skattrib._posterior._gaussian import intervals
 from skattrib._validation import float_dtype, memory_cap
 from skattrib.engine._functional import chunks
@@ -194,8 +194,10 @@ class AttributesQueries:
             How many units of either kind; fewer if there are fewer than two times `n`.
         data : DataFrame, datasets.Dataset or None, default=None
             What to show of the units, for example the rows as they were before they
-            were encoded. Its rows are found by the names of the units in its index,
-            else it has one for each unit, in their order.
+            were encoded. Its rows are found by the names of the units in its index, in
+            any order and among others, else it has one for each unit, in their order.
+            Rows of an array have no names: an index of their positions in another
+            order is refused.
 
         Returns
         -------
@@ -211,9 +213,9 @@ class AttributesQueries:
         """
         check_is_fitted(self, "n_units_")
         if data is not None:
-            data = rows_of_units(
-                as_frame(data, "data"), self.unit_names_, self._has_names
-            )
+            data = as_frame(data, "data")
+            check_columns(data)
+            data = self._rows_of_units(data, "data")
         index = index_of(X, y)
         X, y, outcome = self._check_query(X, y)
         n_best = min(n, (self.n_units_ + 1) // 2)
@@ -227,6 +229,11 @@ class AttributesQueries:
             data,
             **self._columns(attributions, errors),
         )
+
+    def _rows_of_units(self, table, name):
+        """Return the rows of a table of pandas that belong to the units, in order."""
+        how = {"named": self._has_names, "indexed": self._has_index, "name": name}
+        return table.iloc[places_of_units(table, self.unit_names_, **how)]
 
     def _columns(self, attributions, errors):
         """Return what a data frame has, by names."""

@@ -18,44 +18,6 @@ _COLUMNS = {
 }
 
 
-def index_of(X, y=None):
-    """Return the index of X, else of y, None for positions.
-
-    Raises
-    ------
-    ValueError
-        If both have labels, and these differ.
-    """
-    indices = [index for table in (X, y) if (index := _labels(table)) is not None]
-    # numbers may be what is left of positions, where rows were taken from a table
-    chosen = [index for index in indices if not _may_be_positions(index)]
-    if len(indices) == 2 and len(chosen) == 1:
-        indices = chosen
-    # a difference in length is refused elsewhere
-    same_length = len({len(index) for index in indices}) == 1
-    if len(indices) == 2 and same_length and not indices[0].equals(indices[1]):
-        raise ValueError(
-            "The index of X and that of y differ: they would name the rows in two "
-            "ways. Align them, y.loc[X.index], or drop one, y.reset_index(drop=True)."
-        )
-    return indices[0] if indices else None
-
-
-def _labels(table):
-    """Return an index that was set, or that tells which rows were selected."""
-    index = getattr(table, "index", None)
-    if not isinstance(index, pd.Index):
-        return None
-    is_default = (
-        isinstance(index, pd.RangeIndex) and index.start == 0 and index.step == 1
-    )
-    return None if is_default else index
-
-
-def _may_be_positions(index):
-    return index.name is None and pd.api.types.is_integer_dtype(index)
-
-
 def row_names(index, n_rows, stacklevel=3):
     """Return the labels of an index if they tell the rows apart, else positions."""
     if index is not None and not getattr(index, "is_unique", True):
@@ -136,21 +98,8 @@ def top_form(queries, units, places, n_best, data=None, **values):
     return pd.concat([table, rows], axis=1)
 
 
-def rows_of_units(data, names, named):
-    """Return the rows of a data frame that belong to the units, in their order.
-
-    Parameters
-    ----------
-    data : DataFrame
-    names : array (n_units,)
-    named : bool
-        Whether the names are labels, and not positions.
-
-    Raises
-    ------
-    ValueError
-        If the rows cannot be found, or columns have the names of the result's own.
-    """
+def check_columns(data):
+    """Raise unless this is a data frame whose columns can stand beside the result's."""
     if not isinstance(data, pd.DataFrame):
         raise ValueError(
             f"data must be a DataFrame with a row for each unit, got a "
@@ -162,17 +111,6 @@ def rows_of_units(data, names, named):
             f"data has columns that the result has too: {sorted(taken)}. Rename them, "
             f"data.add_prefix('train_')."
         )
-    if named and data.index.is_unique:
-        places = data.index.get_indexer(pd.Index(names, tupleize_cols=False))
-        if (places >= 0).all():
-            return data.iloc[places]
-    if len(data) == len(names):
-        return data
-    raise ValueError(
-        f"data has {len(data)} rows for {len(names)} units, and its index does not "
-        "hold their names (unit_names_). Pass the rows that were given to fit, in "
-        "their order; for tasks a row for each, with the task as its index."
-    )
 
 
 def units_named(units, names, named):

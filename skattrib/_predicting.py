@@ -1,10 +1,12 @@
 """Predicted outcomes of models trained with other weights of the units."""
 
 import numpy as np
+import pandas as pd
 from sklearn.utils.validation import _num_samples
 
 from skattrib._attributing import NOT_COMPUTED
 from skattrib._frames import among_all, some_queries
+from skattrib._indexes import check_unit_order
 from skattrib._validation import check_weights, float_dtype
 from skattrib.engine._losses import SetOutcome
 
@@ -25,7 +27,8 @@ class PredictsOutcomes:
         y : array-like of shape (n_queries,) or (n_queries, n_outputs)
             Their targets.
         weights : array-like of shape (n_weightings, n_units)
-            0 is absent, 1 present.
+            0 is absent, 1 present. Columns are in the order of ``unit_names_``; of a
+            DataFrame that has these names in another order they are refused.
         return_std : bool, default=False
             Also return standard deviations of retrained outcomes around the predicted
             ones, interactions of the units included. They need retrained halves
@@ -47,7 +50,7 @@ class PredictsOutcomes:
             retrained halves to tell deviations from.
         """
         X, y, outcome = self._check_query(X, y)
-        weights = check_weights(weights, self.n_units_, float_dtype(X))
+        weights = self._checked_weights(weights, float_dtype(X))
         if return_std:
             self._check_has_halves("return_std=True")
         kept = self._finite_queries(X)
@@ -56,6 +59,11 @@ class PredictsOutcomes:
         else:
             found = self._predict_finite(X, y, weights, outcome, kept, return_std)
         return tuple(found) if return_std else found[0]
+
+    def _checked_weights(self, weights, dtype):
+        """Validate weightings (n_weightings, n_units) of the units."""
+        check_unit_order(weights, pd.Index(self.unit_names_, tupleize_cols=False))
+        return check_weights(weights, self.n_units_, dtype)
 
     def _predict_finite(self, X, y, weights, outcome, kept, with_std):
         """Predict outcomes, and deviations, of queries; NaN for bad ones."""

@@ -214,7 +214,7 @@ class FurtherQuestions:
             X_new, y_new = opened(X_new, y_new)
             if y_new is None:
                 raise ValueError("y_new is None: a row to train on has a target.")
-            X_new, y_new, _ = self._check_query(X_new, y_new)
+            X_new, y_new, _ = self._check_query(X_new, y_new, new=True)
             if y_new.shape[1:] != self._targets.shape[1:]:
                 raise ValueError(
                     f"they have targets of shape {y_new.shape}, those of fit are of "

@@ -23,6 +23,7 @@ from sklearn.utils.validation import check_array as _check_array
 from sklearn.utils.validation import column_or_1d as _column_or_1d
 from sklearn.utils.validation import validate_data as _validate_data
 
+from skattrib._indexes import check_order, index_of
 from skattrib._tables import (
     find_fault,
     find_word,
@@ -72,6 +73,9 @@ def _told(check, *names):
                     kind = TypeError if isinstance(error, TypeError) else ValueError
                     why = str(error).split(". ")[0].rstrip(".")
                     raise kind(f"{fault} ({why})") from error
+            if str(error) == "Input contains NaN":  # said of objects, without a name
+                gaps = [n for a, n in named if n and pd.isna(np.asarray(a)).any()]
+                raise ValueError(f"Input {' and '.join(gaps)} contains NaN.") from error
             if "inconsistent numbers" in str(error):
                 both = " and ".join(name for name in names if name)
                 raise ValueError(f"{both} do not go together: {error}.") from error
@@ -91,6 +95,7 @@ def _with_cure(check):
                 "them side by side, numpy.hstack(list(X.values())), and wrap a module "
                 "that takes several in one whose forward(X) cuts the columns again."
             )
+        check_order(X, args[0] if args else None)
         odd = {} if options.get("skip_check_array") else not_numbers(X)
         if "date" in odd.values():  # an array of dates alone is taken for numbers
             raise ValueError(f"{odd_columns(odd, 'X')} {to_encode(odd, estimator)}")
@@ -149,6 +154,8 @@ def check_labels(y):
             "probabilities pass the labels, y.argmax(axis=1)."
         ) from error
     except TypeError as error:
+        if pd.isna(y).any():
+            raise ValueError("Input y contains NaN or None.") from error
         raise ValueError(
             f"y holds labels of several types, which cannot be sorted: {error}. Make "
             "them alike, y.astype(str)."
@@ -173,6 +180,7 @@ def check_rows(X, y, X_name, y_name):
         if values is None or getattr(values, "ndim", 1) == 0:
             raise ValueError(f"{name} must have an entry for each row, got {values!r}.")
     check_consistent_length(X, y)
+    index_of(X, y, names=(X_name, y_name))
     if not _num_samples(X):
         raise ValueError(f"Found 0 samples: {X_name} has no rows.")
     try:
@@ -392,6 +400,7 @@ def check_completions(X, y):
 
     X may be None.
     """
+    check_order(X, y)
     y = check_texts(y, "y")
     if X is None:
         return np.full(len(y), None, dtype=object), y

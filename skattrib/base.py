@@ -37,10 +37,10 @@ from skattrib._attributing import AttributesQueries
 from skattrib._calibrated import CalibratedByHalves
 from skattrib._frames import (
     among_all,
-    index_of,
     row_names,
     some_queries,
 )
+from skattrib._indexes import index_of, pandas_index
 from skattrib._inputs import ValidatedInputs, in_memory, takes_tables
 from skattrib._predicting import PredictsOutcomes
 from skattrib._questions import FurtherQuestions
@@ -55,7 +55,7 @@ from skattrib._validation import (
     has_columns,
     unchanged_on_error,
 )
-from skattrib.engine._losses import LabelLoss, SetOutcome
+from skattrib.engine._losses import LabelLoss, SetOutcome, groups_of
 from skattrib.models._any import is_pairwise
 from skattrib.models._as_model import as_model, check_recipe, check_wrapped
 from skattrib.models._costs import Cost
@@ -420,7 +420,8 @@ class BaseAttributor(
         if self.estimator is not None:  # before any number is drawn
             self._check_usable(Parts(self.estimator).model)
         check_names(fit_params)
-        index = index_of(X, y)
+        index = index_of(X, y, {"tasks": tasks, **fit_params})
+        indexed = any(pandas_index(table) is not None for table in (X, y))
         # an array of texts would give each the room of the longest
         texts = self._takes_texts or self._takes_completions
         several = not texts and has_columns(y)
@@ -453,6 +454,7 @@ class BaseAttributor(
         self.unit_names_, self.n_units_ = names, len(names)
         self.tasks_ = None if tasks is None else names[codes]
         self._has_names = tasks is not None or getattr(index, "is_unique", False)
+        self._has_index = self._has_names or (index is None and indexed)
         self._score_seed, self._fit_seed, self._halves_seed = (
             int(seed >> 1) for seed in seeds[1:]
         )
@@ -509,10 +511,11 @@ class BaseAttributor(
         return Cost("", way=f"{type(self).__name__} does not tell what it takes")
 
     # ---------------------------------------------------------------- queries
-    def _check_query(self, X, y):
-        """Validate queries; return X, y and the outcome to measure."""
+    def _check_query(self, X, y, *, new=False):
+        """Validate queries, or new rows; return X, y and the outcome to measure."""
         check_is_fitted(self, "n_units_")
         X, y = opened(X, y)
+        index_of(X, y, {} if new else groups_of(self.outcome))
         if not (self._takes_texts or self._reads_texts):
             check_not_single(X, y)
         table = isinstance(self.X_train_, pd.DataFrame)

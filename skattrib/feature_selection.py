@@ -29,7 +29,8 @@ from sklearn.utils.metadata_routing import (
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_method_params, _num_samples, check_is_fitted
 
-from skattrib._frames import index_of, row_names
+from skattrib._frames import row_names
+from skattrib._indexes import index_of
 from skattrib._task_folds import Fold, attributions_of, outcome_predictor
 from skattrib._task_sets import (
     Judges,
@@ -398,7 +399,7 @@ class TaskWeightSelector(
             raise ValueError("X_val and y_val must be given together.")
 
         validate_data(self, X, skip_check_array=True)
-        index = index_of(X, y)
+        index = index_of(X, y, {"tasks": tasks, **fit_params})
         X, y = self._rows(X, y, "X", "y")
         n = len(y)
         if tasks is None:

@@ -19,6 +19,7 @@ from sklearn.random_projection import BaseRandomProjection
 from sklearn.utils._param_validation import HasMethods, Hidden, Interval, StrOptions
 from sklearn.utils.validation import _check_n_features, check_is_fitted
 
+from skattrib._indexes import check_order
 from skattrib._parameter_projection import ParameterProjection
 from skattrib._validation import (
     DTYPES,
@@ -398,6 +399,7 @@ class GradientTransformer(
 
     def _fit(self, X, y, sample_weight):
         X, y = opened(X, y)
+        check_order(X, y, {"sample_weight": sample_weight})
         several = has_columns(y)
         X, y = validate_rows(
             self, X, y, multi_output=several, any_shape=self._takes_any_shape

@@ -17,6 +17,7 @@ ROOMS = [
     "_docstrings",
     "_verdict",
     "_tables",
+    "_indexes",
     "_validation",
     "_frames",
     "_progress",

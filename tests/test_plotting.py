@@ -8,10 +8,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.testing import assert_array_equal
 from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -244,6 +246,18 @@ def test_training_rows_as_texts(monkeypatch):
     assert texts(display.ax_.texts) == ["a text", "a prompt and its end"]
     of_texts.tasks_ = ["a", "b"]
     assert _attribution._own_rows(of_texts, None) is None
+
+
+def test_rows_of_a_table_are_found_by_their_index():
+    table = pd.DataFrame(X[:12], columns=list("abcd"))
+    dual = DualInfluence(LogisticRegression(), random_state=0)
+    dual.fit(table, np.arange(12) % 2)
+    for rows in (table.sort_values("b"), pd.DataFrame(X, columns=list("abcd"))):
+        display = AttributionDisplay.from_estimator(dual, table[:1], rows=rows)
+        assert_array_equal(display.rows, table)
+    by_text = pd.Series([f"flower {i}" for i in range(12)])[::-1]
+    display = AttributionDisplay.from_estimator(dual, table[:1], rows=by_text)
+    assert display.rows.tolist() == by_text[::-1].tolist()
 
 
 def test_tasks_and_similarities_are_named(surrogate):

@@ -287,6 +287,16 @@ def test_tasks_that_are_refused(tasks, text):
         check_tasks(tasks, 3)
 
 
+@pytest.mark.parametrize("missing", [np.nan, None])
+def test_labels_that_are_missing_among_texts_are_said_to_be_in_y(missing):
+    labels = np.array(["a", missing, "b", "a"], dtype=object)
+    X = np.arange(8.0).reshape(4, 2)
+    for y in (labels, pd.Series(labels)):
+        for estimator in (LogisticRegression(), TorchClassifier(random_state=0)):
+            with pytest.raises(ValueError, match="Input y contains NaN"):
+                DualInfluence(estimator, random_state=0).fit(X, y)
+
+
 # ----------------------------------------------------------------------- weights
 @pytest.mark.parametrize(
     "weights",

@@ -19,6 +19,7 @@ from sklearn.utils._param_validation import (
 )
 
 from skattrib._docstrings import fill_in
+from skattrib._indexes import check_order
 from skattrib._validation import check_array, find_fault
 from skattrib.evaluation._ranks import rank_agreement
 
@@ -406,6 +407,7 @@ def mislabel_score(scores: ArrayLike, is_mislabeled: ArrayLike) -> float:
     >>> mislabel_score([0.1, 0.9, 0.3, 0.2], [False, True, False, False])
     1.0
     """
+    check_order(scores, is_mislabeled, names=("scores", "is_mislabeled"))
     scores = _check_floats(scores, "scores", ensure_2d=False)
     mislabeled = _check_boolean(is_mislabeled, "is_mislabeled")
     if scores.ndim != 1 or mislabeled.shape != scores.shape:

@@ -17,6 +17,7 @@ from sklearn.utils._param_validation import Interval, StrOptions, validate_param
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from skattrib._indexes import pandas_index
 from skattrib._validation import sorted_labels
 from skattrib.engine._functional import chunks
 from skattrib.engine._losses import SetOutcome
@@ -83,7 +84,8 @@ def group_gap(groups: ArrayLike, *, kind: str = "equal_opportunity") -> SetOutco
     Parameters
     ----------
     groups : array-like of shape (n_queries,)
-        Group of each query, in their order.
+        Group of each query, in their order. If it has an index, queries whose index is
+        another are refused.
     kind : {"equal_opportunity", "demographic_parity"}, default="equal_opportunity"
         Queries that are averaged: "equal_opportunity" takes those of the second class,
         "demographic_parity" all.
@@ -109,13 +111,13 @@ def group_gap(groups: ArrayLike, *, kind: str = "equal_opportunity") -> SetOutco
     >>> round(float(gap(probabilities.log(), torch.tensor([1, 0, 1, 0]))), 4)
     -0.2
     """
-    names, codes = _groups(groups)
+    names, codes, index = _groups(groups)
     if len(names) < 2:
         raise ValueError(
             f"groups holds one label, {names[0]!r}: a gap is between two groups at "
             "least. Pass the group of each query."
         )
-    return SetOutcome(_GroupGap(names, codes, kind))
+    return SetOutcome(_GroupGap(names, codes, index, kind))
 
 
 @validate_params(
@@ -133,7 +135,7 @@ def worst_group(groups: ArrayLike, *, temperature: float = 0.0) -> SetOutcome:
     Parameters
     ----------
     groups : array-like of shape (n_queries,)
-        Group of each query, in their order.
+        Group of each query, as in `group_gap`.
     temperature : float, default=0.0
         0 takes the group with the lowest mean, whose gradient is that of this group
         alone. Above, a smooth minimum of the groups' means m,
@@ -205,7 +207,8 @@ def soft_calibration_error(
 
 
 # -------------------------------------------------------------- what they compute
-def _groups(groups: ArrayLike) -> tuple[list[Any], NDArray[np.intp]]:
+def _groups(groups: ArrayLike) -> tuple[list[Any], NDArray[np.intp], Any]:
+    """Return the sorted labels, the code of each query, and the queries' index."""
     labels = np.asarray(groups)
     if labels.ndim != 1 or not len(labels):
         raise ValueError(
@@ -213,7 +216,7 @@ def _groups(groups: ArrayLike) -> tuple[list[Any], NDArray[np.intp]]:
             "(n_queries,)."
         )
     names, codes = sorted_labels(labels, "groups")
-    return np.asarray(names).tolist(), codes
+    return np.asarray(names).tolist(), codes, pandas_index(groups)
 
 
 def _classes(
@@ -337,6 +340,7 @@ class _Pairs(torch.autograd.Function):
 class _GroupGap:
     names: list[Any]
     codes: NDArray[np.intp]
+    index: Any
     kind: str
 
     def __repr__(self) -> str:
@@ -366,6 +370,7 @@ class _GroupGap:
 class _WorstGroup:
     names: list[Any]
     codes: NDArray[np.intp]
+    index: Any
     temperature: float
 
     def __repr__(self) -> str:

@@ -9,11 +9,13 @@ from typing import Any
 
 import joblib
 import numpy as np
-from numpy.typing import ArrayLike
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 from sklearn.utils._param_validation import HasMethods, Interval, validate_params
 from sklearn.utils.validation import _num_samples
 
+from skattrib._indexes import check_unit_order, index_of
 from skattrib._validation import (
     check_completions,
     check_rows,
@@ -21,7 +23,7 @@ from skattrib._validation import (
     check_tasks,
     check_weights,
 )
-from skattrib.engine._losses import OutcomeFunction
+from skattrib.engine._losses import OutcomeFunction, groups_of
 from skattrib.models._as_model import as_model
 from skattrib.models._datasets import opened
 from skattrib.models._kept_models import (
@@ -35,6 +37,8 @@ from skattrib.models._memory import as_memory, cached_rows
 from skattrib.models._network import check_seeds
 from skattrib.models._parts import Parts, takes_completions
 from skattrib.models._retraining import FloatArray, Trainer, tightened
+
+_QUERIES = "X_query", "y_query"
 
 
 @validate_params(
@@ -90,7 +94,8 @@ def retrain_outcomes(
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         Their targets.
     weights : array-like of shape (n_weightings, n_units)
-        Weights of the units: 0 is absent, 1 present; they multiply `sample_weight`.
+        Weights of the units: 0 is absent, 1 present; they multiply `sample_weight`. A
+        DataFrame whose columns are the units in another order is refused.
         Networks are trained on weighted rows, and draw what they draw for all of them.
         Other estimators are fitted to the rows whose weight is not 0, and need a
         ``fit`` with `sample_weight` for weights other than 0 and 1. A class that has no
@@ -169,7 +174,10 @@ def retrain_outcomes(
     >>> outcomes.shape
     (4, 5)
     """
-    X, y, X_query, y_query = _checked_data(estimator, X, y, X_query, y_query)
+    beside = {"tasks": tasks, "sample_weight": sample_weight}
+    X, y, index = _checked_data(estimator, X, y, beside)
+    queries = _checked_data(estimator, X_query, y_query, groups_of(outcome), _QUERIES)
+    X_query, y_query, _ = queries
     estimator = tightened(estimator, tol)
     if refit_transformers:
         fitted, units = None, None
@@ -184,9 +192,7 @@ def retrain_outcomes(
 
     trainer = Trainer(estimator, X, y, n_jobs, verbose, refit_transformers)
     runner = Runner(trainer, X_query, y_query, outcome, units)
-    n = _num_samples(X)
-    codes = np.arange(n) if tasks is None else check_tasks(tasks, n)[0]
-    present = _checked_weights(weights, int(codes.max()) + 1)
+    codes, present = _checked_weights(weights, tasks, index, _num_samples(X))
     base = check_sample_weight(
         sample_weight, X, dtype=np.float64, ensure_non_negative=True
     )
@@ -214,22 +220,35 @@ def retrain_outcomes(
     return stacked if return_seeds else stacked.mean(axis=0)
 
 
-def _checked_data(estimator: Any, *data: Any) -> Any:
-    """Return training rows and queries, and their targets, as far as all can use."""
-    X, y = opened(*data[:2])
-    X_query, y_query = opened(*data[2:])
+def _checked_data(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    beside: dict[str, Any],
+    names: tuple[str, str] = ("X", "y"),
+) -> tuple[Any, Any, pd.Index | None]:
+    """Return rows and their targets, as far as all can use, and their index."""
+    X, y = opened(X, y)
+    index = index_of(X, y, beside, names)
     if as_model(estimator).takes_texts:
-        return X, y, X_query, y_query
+        return X, y, index
     if takes_completions(estimator):
-        return *check_completions(X, y), *check_completions(X_query, y_query)
-    return *check_rows(X, y, "X", "y"), *check_rows(
-        X_query, y_query, "X_query", "y_query"
-    )
+        return *check_completions(X, y), index
+    return *check_rows(X, y, *names), index
 
 
-def _checked_weights(weights: ArrayLike, n_units: int) -> FloatArray:
-    """Return weightings of the units, of which there must be one."""
-    units: FloatArray = check_weights(weights, n_units)
-    if not len(units):
+def _checked_weights(
+    weights: ArrayLike, tasks: ArrayLike | None, index: pd.Index | None, n_rows: int
+) -> tuple[NDArray[np.intp], FloatArray]:
+    """Return the unit of each row, and weightings of which there must be one."""
+    codes, units = np.arange(n_rows), pd.RangeIndex(n_rows)
+    if tasks is not None:
+        codes, names = check_tasks(tasks, n_rows)
+        units = pd.Index(names, tupleize_cols=False)
+    elif index is not None:
+        units = index
+    check_unit_order(weights, units)
+    checked: FloatArray = check_weights(weights, len(units))
+    if not len(checked):
         raise ValueError("weights holds no weighting: pass at least one row of it.")
-    return units
+    return codes, checked

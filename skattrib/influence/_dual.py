@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skattrib._docstrings import fill_in
 from skattrib._posterior._gaussian import Knowledge
-from skattrib._validation import check_weights, float_dtype
+from skattrib._validation import float_dtype
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._losses import SetOutcome
 from skattrib.influence._answers import AnswersBySteps
@@ -673,7 +673,7 @@ class DualInfluence(DiagnosesTangent, AnswersBySteps, BaseAttributor):
         Parameters
         ----------
         weights : array-like of shape (n_weightings, n_units)
-            0 is absent, 1 present.
+            0 is absent, 1 present; as in `predict_outcomes`.
         as_frame : bool, default=False
             Return a DataFrame with the names of the parameters as columns.
 
@@ -694,7 +694,7 @@ class DualInfluence(DiagnosesTangent, AnswersBySteps, BaseAttributor):
         """
         check_is_fitted(self, "n_units_")
         rows = self._unit_weightings(
-            check_weights(weights, self.n_units_, float_dtype(self._features))
+            self._checked_weights(weights, float_dtype(self._features))
         )
         linear = self._linear_models[0]
         changes = linear.parameter_change(linear.steps(rows)).cpu().numpy()
@@ -711,7 +711,7 @@ class DualInfluence(DiagnosesTangent, AnswersBySteps, BaseAttributor):
         X : array-like of shape (n_queries, n_features)
             Queries.
         weights : array-like of shape (n_weightings, n_units)
-            0 is absent, 1 present.
+            0 is absent, 1 present; as in `predict_outcomes`.
 
         Returns
         -------
@@ -722,7 +722,7 @@ class DualInfluence(DiagnosesTangent, AnswersBySteps, BaseAttributor):
         check_is_fitted(self, "n_units_")
         X = self._check_rows(X)
         rows = self._unit_weightings(
-            check_weights(weights, self.n_units_, float_dtype(self._features))
+            self._checked_weights(weights, float_dtype(self._features))
         )
         changes = [
             linear.output_changes(linear.steps(rows), X)

@@ -10,6 +10,7 @@ from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.utils import Bunch
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 
+from skattrib._indexes import index_of
 from skattrib._progress import tqdm
 from skattrib._validation import (
     as_tensor,
@@ -166,6 +167,8 @@ def lookahead_training(
     >>> float(found.kept.mean())
     0.8
     """
+    index_of(X, y, {"sample_weight": sample_weight})
+    index_of(X_val, y_val, names=("X_val", "y_val"))
     reader = None
     if Parts(estimator).reader is not None and not as_model(estimator).frozen:
         reader = Parts(clone(estimator))

@@ -79,6 +79,8 @@ def stacked(rows, further):
     if sparse.issparse(rows):
         return sparse.vstack([rows, further], format="csr")
     if isinstance(rows, pd.DataFrame):
+        if not isinstance(further, pd.DataFrame):  # an array, taken in their order
+            further = pd.DataFrame(further, columns=rows.columns)
         return pd.concat([rows, further], ignore_index=True)
     if rows.ndim == 3 and rows.shape[2] != further.shape[2]:  # texts, in tokens
         width = max(rows.shape[2], further.shape[2])

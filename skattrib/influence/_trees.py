@@ -457,8 +457,8 @@ class TreeInfluence(TrainedOnSubsets, BaseAttributor):
         return Knowledge(slope=_SLOPE_OF_HALVES, share=_ADDITIVE)
 
     # ---------------------------------------------------------------- queries
-    def _check_query(self, X, y):
-        X, y, outcome = super()._check_query(X, y)
+    def _check_query(self, X, y, *, new=False):
+        X, y, outcome = super()._check_query(X, y, new=new)
         check_categories(self._categories, X, "X")
         return X, y, outcome
 

@@ -8,6 +8,7 @@ import torch
 from sklearn.utils import _safe_indexing
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
+from skattrib._indexes import check_order
 from skattrib._tables import plain
 from skattrib.engine._functional import spread
 from skattrib.engine._modules import seeded
@@ -268,4 +269,5 @@ class ScoresDatasets:
             As ``score`` of scikit-learn's classifiers and regressors returns it.
         """
         X, y = with_targets(X, y, "score")
+        check_order(X, y, {"sample_weight": sample_weight})
         return super().score(X, y, sample_weight)

@@ -11,13 +11,16 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from sklearn.base import clone
 from sklearn.compose import TransformedTargetRegressor
+from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
-from sklearn.utils import get_tags
+from sklearn.utils import _safe_indexing, get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from skattrib._validation import blamed
@@ -141,13 +144,31 @@ class Parts:
 
     def features(self, X: Any) -> Any:
         """Return rows as the model gets them."""
+        given = X
         for part in self._before:
             if isinstance(part, ReadsTexts):
                 X = part._tokenised(X)[0]
             elif isinstance(part, Pipeline):
                 with blamed(part, "transform these rows"):
                     X = part.transform(X)
+        if isinstance(given, pd.DataFrame):
+            self._check_gaps(given, X)
         return X
+
+    def _check_gaps(self, given: pd.DataFrame, features: Any) -> None:
+        """Let the model refuse rows with NaN or infinity itself, as in `predict`.
+
+        Of a table they were passed on, for a transformer may fill them.
+        """
+        gaps = given.isna() | given.isin([np.inf, -np.inf])
+        rows = np.flatnonzero(gaps.any(axis=1))
+        if not len(rows):
+            return
+        try:
+            check_is_fitted(self.model)
+        except NotFittedError:  # it says so when it is
+            return
+        self.model.predict(_safe_indexing(features, rows))
 
     def feature_names_out(self) -> Any:
         """Return the names of the columns that the model gets."""

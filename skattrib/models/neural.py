@@ -13,6 +13,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
 from skattrib._docstrings import fill_in
+from skattrib._indexes import check_order
 from skattrib._validation import (
     as_numbers,
     as_tensor,
@@ -295,6 +296,7 @@ class TorchClassifier(ScoresDatasets, ClassifierMixin, TorchEstimator):
         """
         with unchanged_on_error(self):
             X, y = opened(X, y)
+            check_order(X, y, {"sample_weight": sample_weight})
             X, y = validate_rows(self, X, y, multi_output=has_columns(y))
             return self._fit(X, y, sample_weight)
 
@@ -622,6 +624,7 @@ class TorchRegressor(ScoresDatasets, RegressorMixin, TorchEstimator):
         """
         with unchanged_on_error(self):
             X, y = opened(X, y)
+            check_order(X, y, {"sample_weight": sample_weight})
             X, y = validate_rows(self, X, y, y_numeric=True, multi_output=True)
             self._fit(X, y, sample_weight)
         self._warn_if_out_of_reach(X, y)

@@ -8,6 +8,7 @@ import pandas as pd
 from sklearn.utils._param_validation import validate_params
 from sklearn.utils.validation import _num_samples
 
+from skattrib._indexes import pandas_index
 from skattrib.models._as_model import as_model
 from skattrib.plotting._common import (
     AT_LEAST_ONE,
@@ -145,8 +146,8 @@ class AttributionDisplay:
             Draw standard errors, for a single query.
         rows : DataFrame, array-like or None, default=None
             Contents of the units, one row each: a table, texts or, with `image_shape`,
-            pixels. None shows the training rows if there is an `image_shape`, or if
-            they are texts.
+            pixels; those of pandas are found as ``top_units`` finds its ``data``. None
+            shows the training rows if there is an `image_shape`, or if they are texts.
         image_shape : tuple or None, default=None
             Shape of each image: (height, width), or (height, width, 3).
         unit_names : array-like of str of shape (n_units,) or None, default=None
@@ -182,6 +183,8 @@ class AttributionDisplay:
         names = default_names(estimator) if unit_names is None else unit_names
         rows = _own_rows(estimator, image_shape) if rows is None else rows
         names = check_names(names, n_units, "unit_names", "unit")
+        if pandas_index(rows) is not None:
+            rows = estimator._rows_of_units(rows, "rows")
         rows = _check_rows(rows, image_shape, n_units)
         attributions = estimator.attribute(X, y, return_std=return_std)
         errors = None

@@ -387,9 +387,9 @@ class RISEValuator(BaseAttributor):
         return self
 
     # ---------------------------------------------------------------- queries
-    def _check_query(self, X, y):
+    def _check_query(self, X, y, *, new=False):
         self._refuse_sets()
-        query = super()._check_query(X, y)
+        query = super()._check_query(X, y, new=new)
         model = as_model(self._model)
         if model.takes_texts:
             model.estimator._check_rows(*query[:2])

@@ -262,6 +262,48 @@ def test_a_table_of_words_and_gaps_from_loading_to_score():
 
 
 # -------------------------------------------------------------------- refusals
+@pytest.mark.parametrize("gap", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        LogisticRegression(),
+        make_pipeline(StandardScaler(), LogisticRegression()),
+        make_pipeline(StandardScaler(), network()),
+    ],
+    ids=["bare", "classifier", "network"],
+)
+def test_queries_with_gaps_that_nothing_fills_are_refused_as_by_predict(estimator, gap):
+    X, y = load_wine(return_X_y=True, as_frame=True)
+    X, y = X.iloc[::3, :2], y[::3] > 0
+    queries, targets = X[:6].copy(), y[:6]
+    queries.iloc[2, 1] = gap
+    dual = DualInfluence(estimator, random_state=0).fit(X, y)
+    for ask in (
+        lambda: dual.predict(queries),
+        lambda: dual.attribute(queries),
+        lambda: dual.attribute(queries, targets, reduce="mean"),
+        lambda: dual.top_units(queries, targets),
+        lambda: dual.predict_outcomes(queries, targets, np.ones(len(X))),
+        lambda: dual.output_change(queries, np.ones(len(X))),
+        lambda: dual.value_new(queries, targets, X, y),
+        lambda: dual.score(queries, targets),
+        lambda: dual.diagnose(queries, targets),
+    ):
+        with pytest.raises(ValueError, match=r"X contains (NaN|infinity)"):
+            ask()
+
+
+def test_queries_with_gaps_that_a_transformer_fills_are_taken():
+    X, y = load_wine(return_X_y=True, as_frame=True)
+    X, y = X.iloc[::3, :2], y[::3] > 0
+    queries = X[:6].copy()
+    queries.iloc[2, 1] = np.nan
+    filled = queries.fillna(X.mean())
+    filling = make_pipeline(SimpleImputer(), StandardScaler(), LogisticRegression())
+    dual = DualInfluence(filling, random_state=0).fit(X, y)
+    assert_allclose(dual.attribute(queries, y[:6]), dual.attribute(filled, y[:6]))
+
+
 class Doubled(TransformerMixin, BaseEstimator):
     """Transforms, and predicts nothing."""
 

@@ -20,6 +20,7 @@ from skattrib.engine._losses._sets import (
     MeanOutcome,
     SetMeasure,
     SetOutcome,
+    groups_of,
     set_slope,
 )
 from skattrib.engine._losses._values import (
@@ -43,6 +44,7 @@ __all__ = [
     "as_loss",
     "check_loss",
     "cross_log_odds",
+    "groups_of",
     "set_slope",
 ]
 

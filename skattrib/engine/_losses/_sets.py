@@ -113,6 +113,11 @@ class SetOutcome:
         return f"SetOutcome({repr(self.function) if name is None else name})"
 
 
+def groups_of(outcome: Any) -> dict[str, Any]:
+    """Return, by its name, what an outcome has of each query, with an index."""
+    return {"groups": outcome.function} if isinstance(outcome, SetOutcome) else {}
+
+
 class MeanOutcome(SetOutcome):
     """The mean over queries of an outcome of each.
 

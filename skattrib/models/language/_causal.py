@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from skattrib._docstrings import fill_in
+from skattrib._indexes import check_order
 from skattrib._progress import tqdm
 from skattrib._validation import check_completions
 from skattrib.engine._functional import chunks
@@ -291,7 +292,9 @@ class CausalLanguageModel(FineTuned, BaseEstimator):
         UserWarning
             If texts are longer than `max_length`.
         """
-        X, y = check_completions(*opened(X, y))
+        X, y = opened(X, y)
+        check_order(X, y, {"sample_weight": sample_weight})
+        X, y = check_completions(X, y)
         if self.trains:
             return self._train(X, y, sample_weight)
         if sample_weight is not None:

@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from skattrib._docstrings import fill_in
+from skattrib._indexes import check_order
 from skattrib._validation import check_texts, check_y, unchanged_on_error
 from skattrib.models._datasets import ScoresDatasets, opened, rows_of
 from skattrib.models._reading import ReadsTexts
@@ -247,6 +248,7 @@ class SequenceClassifier(
         """
         with unchanged_on_error(self):
             X, y = opened(X, y)
+            check_order(X, y, {"sample_weight": sample_weight})
             y = check_y(y, multi_output=False, estimator=self)
             rows, y = self._tokenised(X, y)
             self.network_ = self._network().fit(rows, y, sample_weight)

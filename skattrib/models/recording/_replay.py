@@ -8,6 +8,7 @@ import torch
 from sklearn.utils.validation import _num_samples, check_consistent_length
 from torch import nn
 
+from skattrib._indexes import check_order
 from skattrib.engine._functional import FunctionalModule
 from skattrib.engine._minibatch import Minibatch, row_shares, same_seeds
 from skattrib.engine._trajectory import Recipe, TrainingState
@@ -90,6 +91,7 @@ class Run:
 def repeat(run, kind, X, y, sample_weight, options):
     """Return a fitted estimator of a kind that ended where the run did."""
     X, y = with_targets(X, y, "This recording")
+    check_order(X, y, {"sample_weight": sample_weight})
     n_rows, recipe = _num_samples(X), run.recipe
     check_rows(recipe.batches, n_rows)
     seen = np.zeros(n_rows, dtype=bool)

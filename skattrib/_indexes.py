@@ -1,0 +1,161 @@
+"""Indexes of pandas: whether two tables that go together have their rows in one order.
+
+Rows are joined by their position. Where labels say that this is wrong, it is refused.
+"""
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+
+def index_of(X, y=None, beside=None, names=("X", "y")):
+    """Return the index of X, else of y, None for positions.
+
+    Parameters
+    ----------
+    X, y : array-like or None
+    beside : dict of array-like, or None
+        What else has an entry for each row, by its name.
+    names : tuple of str
+        Of X and y.
+
+    Raises
+    ------
+    ValueError
+        If two of them have labels, and these differ.
+    """
+    check_order(X, y, beside, names)
+    tables = {**dict(zip(names, (X, y), strict=True)), **(beside or {})}
+    chosen = {name: pandas_index(table) for name, table in tables.items()}
+    # one that was set, or that tells which rows were selected
+    chosen = {k: v for k, v in chosen.items() if v is not None and not is_default(v)}
+    for (a, first), (b, second) in combinations(chosen.items(), 2):
+        # numbers may be what is left of positions, where rows were taken from a table
+        comparable = _may_be_positions(first) == _may_be_positions(second)
+        # a difference in length is refused elsewhere
+        if comparable and len(first) == len(second) and not first.equals(second):
+            raise _differ(a, b)
+    own = [chosen[name] for name in names if name in chosen]
+    labels = [index for index in own if not _may_be_positions(index)]
+    return next(iter(labels or own), None)
+
+
+def check_order(X, y=None, beside=None, names=("X", "y")):
+    """Raise if two of these have the same labels in another order.
+
+    This is for what is fitted as scikit-learn's estimators are, by position, whatever
+    the labels. Parameters are those of `index_of`.
+    """
+    tables = {**dict(zip(names, (X, y), strict=True)), **(beside or {})}
+    indexes = {name: pandas_index(table) for name, table in tables.items()}
+    for (a, first), (b, second) in combinations(indexes.items(), 2):
+        if first is not None and second is not None and in_other_order(first, second):
+            raise _differ(a, b)
+
+
+def in_other_order(first, second):
+    """Say whether two indexes hold the same different labels in another order."""
+    if len(first) != len(second) or first.equals(second):
+        return False
+    if not (first.is_unique and second.is_unique):
+        return False
+    return bool((first.get_indexer(second) >= 0).all())
+
+
+def pandas_index(table):
+    """Return the index of a table of pandas, or of what has one; else None."""
+    index = getattr(table, "index", None)
+    return index if isinstance(index, pd.Index) else None
+
+
+def is_default(index):
+    """Say whether an index counts the rows, as it does where none was set."""
+    return isinstance(index, pd.RangeIndex) and index.start == 0 and index.step == 1
+
+
+def _may_be_positions(index):
+    return index.name is None and pd.api.types.is_integer_dtype(index)
+
+
+def _differ(a, b):
+    return ValueError(
+        f"The index of {a} and that of {b} differ: they would name the rows in two "
+        f"ways. Align them, {b}.loc[{a}.index], or drop one, {b}.to_numpy()."
+    )
+
+
+# ----------------------------------------------------------- rows and columns of units
+def check_unit_order(weights, units):
+    """Raise if the columns of weights are the units in another order.
+
+    Parameters
+    ----------
+    weights : array-like
+        The columns of a DataFrame, and the index of a Series, may be names of units.
+    units : Index (n_units,)
+        Names.
+    """
+    labels = getattr(weights, "columns", getattr(weights, "index", None))
+    if not isinstance(labels, pd.Index) or len(labels) != len(units):
+        return
+    other = in_other_order(units, labels)
+    # transform has names of columns, which are texts
+    as_texts = pd.Index(units.map(str)), pd.Index(labels.map(str))
+    if other or in_other_order(*as_texts):
+        raise ValueError(
+            "The columns of weights hold the names of the units in another order than "
+            "unit_names_ (that of the rows in fit, or of the sorted tasks), and are "
+            "taken by their position. Put them in that order, weights[names], or drop "
+            "the names, weights.to_numpy()."
+        )
+
+
+def places_of_units(table, names, *, named, indexed, name):
+    """Return the positions (n_units,) of the units' rows in a table of pandas.
+
+    Parameters
+    ----------
+    table : DataFrame or Series
+    names : array (n_units,)
+        Labels, or positions from 0.
+    named : bool
+        Whether they are labels.
+    indexed : bool
+        Whether they are those of an index, if only of one that counts the rows.
+    name : str
+        Of the table.
+
+    Raises
+    ------
+    ValueError
+        If the rows cannot be found, or an index and positions tell of different ones.
+    """
+    in_order, n_units = np.arange(len(names)), len(names)
+    units = pd.Index(names, tupleize_cols=False)
+    by_index = np.full(n_units, -1)
+    if table.index.is_unique:
+        by_index = table.index.get_indexer(units)
+    if (by_index >= 0).all():
+        if named or indexed or np.array_equal(by_index, in_order):
+            return by_index
+        raise ValueError(
+            f"The index of {name} holds 0 to {n_units - 1} in another order, and the "
+            "rows that were given to fit had no index, so that these may be labels or "
+            f"not. Pass {name}.reset_index(drop=True) if its rows are in the order of "
+            f"those of fit, or {name}.sort_index() if its index tells their positions."
+        )
+    if len(table) != n_units:
+        raise ValueError(
+            f"{name} has {len(table)} rows for {n_units} units, and its index does not "
+            "hold their names (unit_names_). Pass the rows that were given to fit, in "
+            "their order; for tasks a row for each, with the task as its index."
+        )
+    if named and (by_index >= 0).any() and not is_default(table.index):
+        missing = units[by_index < 0][:5].tolist()
+        raise ValueError(
+            f"The index of {name} holds names of some units, but not {missing}: its "
+            "rows are of others. Pass the rows that were given to fit, or "
+            f"{name}.reset_index(drop=True) if they are those, in their order."
+        )
+    return in_order

@@ -83,9 +83,11 @@ ATTRIBUTOR_DOCS = {
     "outcome": """
     outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
             callable, default="auto"
-        What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is
-        the log-likelihood of the predicted class, or the raw prediction. An
-        `evaluation.SetOutcome` is one number of all queries together.
+        What is attributed; see `evaluation.retrain_outcomes`. "auto" is the
+        log-likelihood, the margin of a classifier that has decisions and neither
+        probabilities nor a loss that is known, such as SVC. Without y it is that of the
+        predicted class, or the raw prediction. An `evaluation.SetOutcome` is one number
+        of all queries together.
     """,
     "retraining": """
     n_retrainings : int, default=32

@@ -1,10 +1,15 @@
 """What the user passes to an attributor as rows and targets: tables, texts, sparse."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pandas as pd
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 from sklearn.utils.validation import check_consistent_length
 
+from skattrib._tables import not_numbers, to_encode
 from skattrib._validation import (
     check_completions,
     check_texts,
@@ -53,7 +58,17 @@ class ValidatedInputs:
         """Whether NaN in arrays is passed on, as it is in a data frame."""
         if self.estimator is None or not takes_tables(self.estimator):
             return False
-        return bool(get_tags(self.estimator).input_tags.allow_nan)
+        if hands_on(self.estimator):
+            return True
+        return bool(get_tags(as_model(self.estimator).estimator).input_tags.allow_nan)
+
+    def _takes_words(self, X, reset):
+        """Whether words in an array are passed on, as they are in a data frame."""
+        if not reset:  # as in fit: numbers alone would else become floats
+            return getattr(self.X_train_, "dtype", np.dtype(float)).kind in "OSU"
+        if not isinstance(X, np.ndarray) or self.estimator is None:
+            return False
+        return "text" in not_numbers(X).values() and hands_on(self.estimator)
 
     def _validated(self, X, *y, several=False, table, reset=True):
         """Validate X, and y if given; a data frame stays one if ``table``."""
@@ -68,6 +83,8 @@ class ValidatedInputs:
             if self._takes_gaps:
                 options["ensure_all_finite"] = "allow-nan"
             options["any_shape"] = self._takes_any_shape
+            if self._takes_words(X, reset):
+                options["dtype"] = None
             return validate_rows(self, X, *y, reset=reset, **options)
         if reset:  # of an earlier fit to an array
             vars(self).pop("_row_shape", None)
@@ -105,6 +122,33 @@ class ValidatedInputs:
 def takes_tables(estimator):
     """Say whether a data frame is passed unchanged to transformers or the model."""
     return Parts(estimator).has_transformers or as_model(estimator).takes_tables
+
+
+def hands_on(estimator):
+    """Say whether transformers see the rows first, that of a model within too.
+
+    Whether they take gaps and words, the tags of a pipeline do not tell.
+    """
+    inner = estimator.estimator if isinstance(estimator, FrozenEstimator) else estimator
+    parts = [inner]
+    if hasattr(inner, "get_params") and takes_tables(estimator):
+        parts += inner.get_params(deep=True).values()
+    return any(isinstance(part, Pipeline) and len(part) > 1 for part in parts)
+
+
+@contextmanager
+def told_to_encode(attributor, X):
+    """Say, of words that reach a model or a transformer of numbers, how to encode."""
+    try:
+        yield
+    except ValueError as error:
+        # as NumPy has it, or XGBoost and LightGBM
+        of_words = any(part in str(error) for part in ("convert string", "dtypes"))
+        odd = not_numbers(X) if of_words else {}
+        if "text" not in odd.values():
+            raise
+        why = str(error).rstrip(".")
+        raise ValueError(f"{why}. {to_encode(odd, attributor)}") from error
 
 
 def in_memory(rows):

@@ -7,6 +7,8 @@ import pandas as pd
 import torch
 from pandas.api.types import is_numeric_dtype
 from scipy import sparse
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection._search import BaseSearchCV
 from torch.utils.data import DataLoader, Dataset
 
 
@@ -136,7 +138,7 @@ def to_encode(odd, estimator):
         kind = type(estimator).__name__
         use = f"make_pipeline(encoder, {kind}())"
         if hasattr(estimator, "estimator"):
-            use = f"{kind}(make_pipeline(encoder, TorchClassifier()))"
+            use = f"{kind}(make_pipeline(encoder, {_name_within(estimator)}()))"
         cures.append(
             "Encode texts: encoder = make_column_transformer((OneHotEncoder("
             f"handle_unknown='ignore', sparse_output=False), {texts}), remainder="
@@ -144,6 +146,14 @@ def to_encode(odd, estimator):
             f".set_output(transform='pandas'); then {use}."
         )
     return " ".join(cures)
+
+
+def _name_within(estimator):
+    """Return the name of the model that an attributor, and what it wraps, is of."""
+    model = estimator.estimator
+    while hasattr(model, "steps") or isinstance(model, FrozenEstimator | BaseSearchCV):
+        model = model.steps[-1][1] if hasattr(model, "steps") else model.estimator
+    return "TorchClassifier" if model is None else type(model).__name__
 
 
 def _of_kind(odd, wanted):

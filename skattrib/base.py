@@ -41,7 +41,7 @@ from skattrib._frames import (
     some_queries,
 )
 from skattrib._indexes import index_of, pandas_index
-from skattrib._inputs import ValidatedInputs, in_memory, takes_tables
+from skattrib._inputs import ValidatedInputs, in_memory, takes_tables, told_to_encode
 from skattrib._predicting import PredictsOutcomes
 from skattrib._questions import FurtherQuestions
 from skattrib._scoring import FEWEST_RETRAININGS, ScoredByRetraining
@@ -83,9 +83,11 @@ ATTRIBUTOR_DOCS = {
     "outcome": """
     outcome : {"auto", "log_likelihood", "margin", "prediction", "probability"} or \
             callable, default="auto"
-        What is attributed; see `evaluation.retrain_outcomes`. Without y, "auto" is
-        the log-likelihood of the predicted class, or the raw prediction. An
-        `evaluation.SetOutcome` is one number of all queries together.
+        What is attributed; see `evaluation.retrain_outcomes`. "auto" is the
+        log-likelihood, the margin of a classifier that has decisions and neither
+        probabilities nor a loss that is known, such as SVC. Without y it is that of the
+        predicted class, or the raw prediction. An `evaluation.SetOutcome` is one number
+        of all queries together.
     """,
     "retraining": """
     n_retrainings : int, default=32
@@ -395,7 +397,10 @@ class BaseAttributor(
         if self.verbose:
             cost = self._whole_cost(parts.model, features, targets, N_PLANNED)
             self._say(cost.said())
-        with config_context(enable_metadata_routing=False):
+        with (
+            config_context(enable_metadata_routing=False),
+            told_to_encode(self, job.X),
+        ):
             rows, labels, model_params = rows_that_count(
                 as_model(parts.model), features, targets, job.model_params
             )
@@ -446,7 +451,7 @@ class BaseAttributor(
         if self.estimator is None:
             self._check_usable(parts.model)
         weights, model_params = row_weights(estimator, fit_params, X)
-        with config_context(enable_metadata_routing=False):
+        with config_context(enable_metadata_routing=False), told_to_encode(self, X):
             search, estimator = searched(estimator, X, y, **fit_params)
             parts = parts if search is None else Parts(estimator)
             features, targets = parts.fit_transformers(X, y)

@@ -16,6 +16,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 from sklearn.utils.validation import check_is_fitted
 
 import skattrib.engine._plan
@@ -47,6 +48,13 @@ def net(**options):
 
 
 # --------------------------------------------------------------------------- tables
+def test_classifiers_without_probabilities_have_a_plan():
+    found = plan(SVC(random_state=0), *iris())
+    assert {*found.index} == {"KernelSurrogateAttributor", "LinearSurrogateAttributor"}
+    with pytest.raises(ValueError, match="use decision_function_shape='ovr'"):
+        plan(SVC(decision_function_shape="ovo"), *iris())
+
+
 def test_a_row_for_each_attributor_that_takes_the_model():
     X, y = iris()
     model = make_pipeline(StandardScaler(), net())

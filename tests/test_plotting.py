@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 
 from skattrib import (
     AdamWInfluence,
@@ -783,3 +784,6 @@ def test_names():
         attributor = DualInfluence(NETWORK, outcome=outcome)
         attributor.estimator_ = FrozenEstimator(NETWORK)
         assert outcome_name(attributor) == name
+    machine = KernelSurrogateAttributor(SVC(random_state=0))
+    machine.estimator_ = machine.estimator
+    assert outcome_name(machine) == "margin"

@@ -112,7 +112,11 @@ def retrain_outcomes(
         log p_y, or −½ Σ_outputs error² of a regressor; of PoissonRegressor,
         GammaRegressor and TweedieRegressor minus half the deviance; of LinearSVC and
         RidgeClassifier, without probabilities, minus their own loss. "margin":
-        log p_y / (1 − p_y); without probabilities the signed decision value.
+        log p_y / (1 − p_y); of LinearSVC and RidgeClassifier the decision value of the
+        class, signed. Other classifiers without ``predict_proba``, such as SVC and
+        Perceptron, have "margin" alone, which is then "auto": their
+        ``decision_function``, negative for a query of the first of two classes; of
+        more classes that of the query's class less the largest other.
         "prediction": the output of a regressor. A `SetOutcome` is one number of all
         queries together. Another callable takes tensors (outputs
         (..., n_queries, n_outputs), targets) and returns (..., n_queries); targets are

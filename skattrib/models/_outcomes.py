@@ -50,18 +50,23 @@ def check_outcome(outcome, estimator, n_outputs=None, loss=None):
         raise ValueError(
             f"outcome must be one of {OUTCOMES} or a callable, got {outcome!r}."
         )
+    loss = as_model(estimator).loss if loss is None else loss
     if outcome == "auto":
-        return "log_likelihood"
+        return loss.auto_outcome
 
     if n_outputs is None:
         n_outputs = getattr(estimator, "n_outputs_", 1)
-    loss = as_model(estimator).loss if loss is None else loss
     known = loss.outcomes()
-    if outcome == "probability" and outcome not in known and "margin" in known:
+    if (
+        outcome in ("probability", "log_likelihood")
+        and outcome not in known
+        and "margin" in known
+    ):
+        other = ", or 'log_likelihood', minus its loss"
         raise ValueError(
-            "outcome='probability' needs probabilities, and "
-            f"{type(estimator).__name__} has none; use 'margin', the signed decision "
-            "value, or 'log_likelihood', minus its loss."
+            f"outcome={outcome!r} needs probabilities, and "
+            f"{type(estimator).__name__} has none; use outcome='margin', the signed "
+            f"decision value{other if 'log_likelihood' in known else ''}."
         )
     if outcome not in known or (outcome == "prediction" and n_outputs > 1):
         raise ValueError(f"outcome={outcome!r} {_REFUSED[outcome]}")

@@ -22,6 +22,7 @@ from skattrib._validation import (
     first_labels,
     label_positions,
     memory_cap,
+    sorted_labels,
 )
 from skattrib.engine._functional import FunctionalModule, chunks
 from skattrib.engine._gradients import row_gradients
@@ -32,9 +33,16 @@ from skattrib.engine._losses import (
     SetMeasure,
     SquaredError,
 )
+from skattrib.engine._losses._generalized import DecisionValue
 from skattrib.engine._row_weights import RowWeighting
 from skattrib.engine._set_gradients import set_gradient
 from skattrib.exceptions import UnsupportedModelError
+from skattrib.models._decisions import (
+    check_classifier,
+    check_not_in_pairs,
+    decision_values,
+    has_decisions_alone,
+)
 
 #: Attributors, and the protocols of which each needs one, in the order of what to try
 #: first.
@@ -332,6 +340,7 @@ class Retrainable(Model, ABC):
     classes: Any = None
     #: How it is retrained and measured: part of the key of results that are kept.
     way = "deleted"
+    _by_decisions: bool | None = None
     #: Number of all training rows, where `retrain` is given those that are left.
     n_all: int | None = None
 
@@ -362,14 +371,25 @@ class Retrainable(Model, ABC):
         Raises
         ------
         ValueError
-            If it is a classifier without probabilities.
+            If it is a classifier without probabilities and decision values.
         """
-        classifier = is_classifier(self.estimator)
-        if classifier and not hasattr(self.estimator, "predict_proba"):
-            raise ValueError(
-                f"{self.name} has no predict_proba; outcomes of a classifier need "
-                "probabilities (see CalibratedClassifierCV)."
-            )
+        check_classifier(self.estimator)
+
+    def check_targets(self, y: Any) -> None:
+        """Raise on training targets whose outcomes it lacks, before any training.
+
+        Parameters
+        ----------
+        y : ndarray of shape (n,) or (n, n_outputs)
+            Targets of the training rows.
+
+        Raises
+        ------
+        ValueError
+            If decision values are of pairs of more than two classes.
+        """
+        if self.by_decisions and y.ndim == 1:
+            check_not_in_pairs(self.estimator, len(sorted_labels(y, "y")[0]))
 
     def check_weights(self, weights: Any) -> None:
         """Raise on weights of rows that `retrain` cannot take, before any training.
@@ -400,12 +420,27 @@ class Retrainable(Model, ABC):
         """
         other = type(self)(fitted)
         other.classes = self.classes
+        # a search may choose one that has probabilities as well
+        other._by_decisions = self.by_decisions
         return other
 
     @property
     def restores_classes(self) -> bool:
         """Whether outputs have a column for classes that a subset lacked."""
-        return type(self).outputs is Retrainable.outputs
+        return type(self).outputs is Retrainable.outputs and not self.by_decisions
+
+    @property
+    def by_decisions(self) -> bool:
+        """Whether outputs are decision values, for want of probabilities."""
+        if self._by_decisions is None:
+            known = type(self).outputs is Retrainable.outputs
+            return known and has_decisions_alone(self.estimator)
+        return self._by_decisions
+
+    @property
+    def loss(self) -> Loss:
+        """Loss whose outcomes the model has."""
+        return DecisionValue() if self.by_decisions else super().loss
 
     def clone(self) -> Any:
         """Return an unfitted copy of the estimator.
@@ -429,12 +464,15 @@ class Retrainable(Model, ABC):
         -------
         Tensor of shape (q, C)
             Log-probabilities of a classifier, at least that of the smallest number
-            that changes a 1; predictions of a regressor.
+            that changes a 1; decision values of one without probabilities, (q, 1) for
+            two classes; predictions of a regressor.
         """
         if not is_classifier(self.estimator):
             with blamed(self.estimator, "predict these rows"):
                 predicted = np.asarray(self.estimator.predict(X), dtype=np.float64)
             return torch.tensor(predicted.reshape(len(predicted), -1))
+        if self.by_decisions:
+            return decision_values(self.estimator, X)
         with blamed(self.estimator, "predict these rows"):
             probabilities = np.asarray(self.estimator.predict_proba(X))
         if self.classes is not None:  # those it has not seen have probability 0

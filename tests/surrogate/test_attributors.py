@@ -16,6 +16,7 @@ from sklearn.ensemble import (
     GradientBoostingRegressor,
     HistGradientBoostingClassifier,
     RandomForestClassifier,
+    VotingClassifier,
 )
 from sklearn.exceptions import EfficiencyWarning
 from sklearn.frozen import FrozenEstimator
@@ -25,6 +26,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler, scale
 from sklearn.random_projection import GaussianRandomProjection, SparseRandomProjection
+from sklearn.svm import SVC
 
 import skattrib.models._network
 from skattrib import (
@@ -791,6 +793,36 @@ def test_regression_of_several_outputs():
         assert found.any()
 
 
+def ahead(estimator, X, y):
+    """By how much the decision function of a fitted classifier is ahead for y."""
+    values = estimator.decision_function(X)
+    if values.ndim == 1:
+        return np.where(y == estimator.classes_[1], values, -values)
+    own = estimator.classes_ == y[:, None]
+    return values[own] - np.where(own, -np.inf, values).max(axis=1)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("estimator", [SVC(random_state=0), Perceptron(random_state=0)])
+def test_classifiers_without_probabilities_have_margins(kind, n_classes, estimator):
+    X, y, Xq, yq = data()
+    tasks = tasks_of()[y < n_classes]
+    X, y = X[y < n_classes], y[y < n_classes]
+    Xq, yq = Xq[yq < n_classes], yq[yq < n_classes]
+    fitted = make(kind, estimator=estimator).fit(X, y, tasks=tasks)
+    by_hand = []
+    for present in fitted.weights_:
+        kept = present[tasks] > 0
+        by_hand.append(ahead(clone(estimator).fit(X[kept], y[kept]), Xq, yq))
+    assert_allclose(subset_outcomes(fitted, Xq, yq, "margin"), by_hand, rtol=1e-9)
+    named = make(kind, estimator=estimator, outcome="margin").fit(X, y, tasks=tasks)
+    assert_array_equal(named.attribute(Xq, yq), fitted.attribute(Xq, yq))
+    own = fitted.attribute(Xq, fitted.predict(Xq))
+    assert_allclose(fitted.transform(Xq), own)
+    assert np.isfinite(fitted.score(Xq, yq))
+
+
 def test_data_frames_and_names():
     X, y, *_ = data()
     frame = pd.DataFrame(X, columns=list("abcd"))
@@ -852,7 +884,19 @@ ERRORS = {
         {"estimator": RandomForestClassifier(), "y": np.zeros((72, 2), dtype=int)},
         "Fit one attributor per column",
     ),
-    "no probabilities": ({"estimator": Perceptron()}, "has no predict_proba"),
+    "a likelihood of decisions": (
+        {"estimator": Perceptron(), "outcome": "log_likelihood"},
+        "'log_likelihood' needs probabilities, and Perceptron has none; use "
+        "outcome='margin'",
+    ),
+    "neither probabilities nor decisions": (
+        {"estimator": VotingClassifier([("a", SVC(random_state=0))])},
+        "VotingClassifier has neither predict_proba nor decision_function",
+    ),
+    "decisions of pairs": (
+        {"estimator": SVC(decision_function_shape="ovo")},
+        "each pair of the 3 classes, .* use decision_function_shape='ovr'",
+    ),
     "one task": ({"tasks": np.zeros(72)}, "tasks has only one label"),
     "tasks of another length": ({"tasks": np.arange(5)}, "tasks has 5 labels"),
     "memory without a seed": (

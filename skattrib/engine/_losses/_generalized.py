@@ -136,6 +136,33 @@ class DecisionLoss(ClassLoss):
         return outputs.gather(-1, targets[..., None])[..., 0]
 
 
+class DecisionValue(DecisionLoss):
+    """Minus the margin, of a classifier that is retrained: its own loss is not known.
+
+    The margin is the decision value, signed; of more than two classes that of the
+    target's class less the largest other. It is the only outcome.
+    """
+
+    auto_outcome = "margin"
+    separable = False
+
+    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return minus the margins (n,)."""
+        return -self.margin(outputs, targets)
+
+    def outcomes(self) -> dict[str, OutcomeFunction]:
+        """Return the margin."""
+        return {"margin": self.margin}
+
+    def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return by how much the target's class is ahead."""
+        own = super().margin(outputs, targets)
+        if outputs.shape[-1] == 1:
+            return own
+        others = outputs.masked_fill(signs(outputs, targets) > 0, -torch.inf)
+        return own - others.amax(-1)
+
+
 def signs(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return 1 for the outputs of the target's class and -1 for others, (..., C)."""
     if outputs.shape[-1] == 1:

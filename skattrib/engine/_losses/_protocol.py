@@ -63,6 +63,8 @@ class Loss(ABC):
 
     #: Name of the outcome at the model's own prediction, for queries without targets.
     own_outcome = "prediction"
+    #: Name of the outcome for which "auto" stands.
+    auto_outcome = "log_likelihood"
     #: Whether the loss is a sum over the outputs, so that its Hessians are diagonal.
     separable = False
     #: Whether the Hessians are the same at all outputs.
@@ -192,7 +194,7 @@ class Loss(ABC):
         -------
         dict of str to callable
             Functions (outputs, targets) -> outcome, higher is better. One of them is
-            "log_likelihood", for which "auto" stands.
+            that for which "auto" stands, "log_likelihood" in this class.
         """
         return {"log_likelihood": self.minus, "prediction": self._first}
 
@@ -260,7 +262,7 @@ class Loss(ABC):
         if callable(outcome):
             return partial(_checked, outcome)
         known = self.outcomes()
-        name = "log_likelihood" if outcome == "auto" else outcome
+        name = self.auto_outcome if outcome == "auto" else outcome
         if name in known:
             return known[name]
         raise ValueError(

@@ -22,6 +22,7 @@ from skattrib._validation import label_positions
 from skattrib.engine._losses import Loss
 from skattrib.engine._losses._labels import BinaryCrossEntropies, BinaryCrossEntropy
 from skattrib.engine._penalties import Regularization
+from skattrib.models._decisions import has_decisions_alone
 from skattrib.models._linear._classifiers import (
     LinearSVCModel,
     LogisticModel,
@@ -141,6 +142,11 @@ class OneVsRestModel(_ComposedModel):
         """Log-likelihood where there are probabilities, else the inner loss."""
         inner = self.inner
         return super().loss if inner is None or self._is_logistic() else inner.loss
+
+    @property
+    def by_decisions(self) -> bool:
+        """Whether outputs are decision values of models that are only retrained."""
+        return self.inner is None and has_decisions_alone(self.estimator)
 
     def check(self) -> None:
         """Accept it without probabilities where there are decision values."""

@@ -55,6 +55,20 @@ _NEEDS = {
     "RISEValuator": {"Differentiable"},
 }
 
+_NETWORKS = "TorchClassifier, TorchRegressor, MLPClassifier, MLPRegressor"
+#: What takes more than the two networks of the package.
+_TAKEN = {
+    "DualInfluence": (
+        f"a network ({_NETWORKS}), or a linear model, kernel ridge or Gaussian process "
+        "of scikit-learn that can be refitted exactly"
+    ),
+    "AdamWInfluence": f"a network ({_NETWORKS})",
+    "RISEValuator": f"a network ({_NETWORKS})",
+    "plan": "a model that can be attributed",
+    "make_attributor": "a model that can be attributed",
+    "Retraining": "a model that can be trained",
+}
+
 
 class Model:
     """An estimator, and what attributors need to know of it.
@@ -294,8 +308,9 @@ class Model:
         """
         others = [name for name in self.attributors() if name != user]
         cure = f"Use {' or '.join(others)}" if others else "No attributor can use it"
+        taken = _TAKEN.get(user, "a TorchClassifier or TorchRegressor")
         return UnsupportedModelError(
-            f"estimator must be a TorchClassifier or TorchRegressor, got {self.name}: "
+            f"estimator must be {taken}, got {self.name}: "
             f"{user} needs {what}. {cure}; or wrap a network of torch by "
             "TorchClassifier(module=...), and a trained one by "
             "TorchClassifier.from_module or from_skorch, inside a FrozenEstimator."

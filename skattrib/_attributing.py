@@ -135,8 +135,8 @@ class AttributesQueries:
         places, attributions, errors = way(X, y, outcome, counts)
         if return_std and errors is None:
             raise ValueError(
-                "return_std=True needs an ensemble of models to compare: see the "
-                f"parameters of {type(self).__name__}."
+                "return_std=True needs an ensemble of models to compare. "
+                f"{self._models_to_pass()}"
             )
         if return_std:
             self._warn_if_not_calibrated()

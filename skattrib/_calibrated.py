@@ -1,5 +1,6 @@
 """Attributions with sizes and intervals, from halves of the units really retrained."""
 
+import itertools
 import warnings
 
 import numpy as np
@@ -36,6 +37,11 @@ ESTIMAND = "mean effect of this unit on the outcome, others present half the tim
 _N_GROUPS = 5
 
 
+def _most_halves(n_units):
+    """Return how many halves units have, if as many are left to `score`."""
+    return count_halves(n_units) // 4 * 2
+
+
 class CalibratedByHalves:
     """Methods of an attributor that give it a posterior, if it has ``n_halves``.
 
@@ -65,7 +71,31 @@ class CalibratedByHalves:
         """Return a sentence on how to have intervals that hold, or ""."""
         if self._why_not_trainable(as_model(self._model)):
             return ""
-        return f"Pass n_halves=64 to {type(self).__name__} for intervals that hold."
+        name = type(self).__name__
+        return f"Pass {self._halves_to_pass()} to {name} for intervals that hold."
+
+    def _halves_to_pass(self):
+        """Return the parameter that asks for halves, as many as these units have."""
+        most, fewest = min(64, _most_halves(self.n_units_)), 2 * FEWEST_PAIRS
+        if most >= fewest:
+            return f"n_halves={most}"
+        needed = next(n for n in itertools.count(2) if _most_halves(n) >= fewest)
+        return f"n_halves={fewest}, once there are {needed} units or more,"
+
+    def _models_to_pass(self):
+        """Return a sentence on the parameters that give models to compare."""
+        model, name, cures = as_model(self._model), type(self).__name__, []
+        if hasattr(self, "n_sketches"):
+            cures.append("n_sketches=4, which compares projections,")
+        if not self._why_not_trainable(model):
+            seeded = "Differentiable" in protocols(model) and not model.frozen
+            if hasattr(self, "n_models") and seeded:
+                cures.append("n_models=4, which compares seeds,")
+            if hasattr(self, "n_halves"):
+                cures.append(f"{self._halves_to_pass()}, which retrains on halves,")
+        if cures:
+            return f"Pass {' or '.join(cures)} to {name}.".replace(",,", ",")
+        return f"{name} has none of {model.name}: leave return_std=False."
 
     # -------------------------------------------------------------------- fit
     def _check_halves(self, estimator):
@@ -108,7 +138,7 @@ class CalibratedByHalves:
             return
         n_possible = count_halves(self.n_units_)
         if n_halves > n_possible:
-            most, no_halves = n_possible // 4 * 2, "n_halves=0"
+            most, no_halves = _most_halves(self.n_units_), "n_halves=0"
             cure = f"n_halves={most} at most, which leaves as many to `score`, or 0"
             raise ValueError(
                 f"n_halves={n_halves}, but {self.n_units_} units have {n_possible} "
@@ -355,9 +385,9 @@ class CalibratedByHalves:
         """Raise if no halves were retrained."""
         if self._trained_halves is None:
             raise ValueError(
-                f"{what} needs retrained halves, and there are none. Pass n_halves=64 "
-                f"to {type(self).__name__}, with an estimator that can be trained "
-                "again."
+                f"{what} needs retrained halves, and there are none. Pass "
+                f"{self._halves_to_pass()} to {type(self).__name__}, with an estimator "
+                "that can be trained again."
             )
 
     def _predicted(self, X, y, weights, outcome):

@@ -367,7 +367,8 @@ BAD_INPUT = {
     "other columns": (ask("transform", lambda X, y: (X[:, :2],)), "expecting 4 feat"),
     "not a torch model": (
         fit_with(estimator=KNeighborsClassifier()),
-        "needs gradients. Use KernelSurrogateAttributor",
+        r"a network \(.*MLPRegressor\), or a linear model, .*, got "
+        r"KNeighborsClassifier: DualInfluence needs gradients. Use KernelSurr",
     ),
     "frozen ensemble": (
         lambda X, y, Xq, yq: attributor(

@@ -1,6 +1,7 @@
 """The posterior of attributions, given models really retrained on halves."""
 
 import pickle
+import re
 import warnings
 
 import numpy as np
@@ -365,6 +366,32 @@ def test_without_halves_nothing_changes(fitted):
         before.attribute(Xq, yq, return_std=True)
     with pytest.raises(ValueError, match="return_std=True needs retrained halves"):
         before.predict_outcomes(Xq, yq, np.ones((1, 60)), return_std=True)
+
+
+@pytest.mark.parametrize(
+    ("n_units", "advice"),
+    [
+        (4, "n_halves=16, once there are 7 units or more,"),
+        (6, "n_halves=16, once there are 7 units or more,"),
+        (7, "n_halves=34"),
+        (30, "n_halves=64"),
+    ],
+)
+def test_so_many_halves_are_advised_as_the_units_have(n_units, advice):
+    X, y, Xq, yq = wine()
+    tasks = np.arange(len(X)) % n_units
+    options = {"estimator": LogisticRegression(), "random_state": 0}
+    dual = DualInfluence(**options).fit(X, y, tasks=tasks)
+    words = advice.rstrip(",")
+    with pytest.raises(ValueError, match=f"Pass {words}, which retrains on halves"):
+        dual.attribute(Xq, yq, return_std=True)
+    with pytest.raises(ValueError, match=f"Pass {advice} to DualInfluence, with an"):
+        dual.predict_outcomes(Xq, yq, np.ones((1, n_units)), return_std=True)
+    n_halves = int(re.search(r"n_halves=(\d+)", advice)[1])
+    if advice[-1] == ",":
+        tasks = np.arange(len(X)) % 7
+    again = DualInfluence(**options, n_halves=n_halves).fit(X, y, tasks=tasks)
+    assert again.attribute(Xq, yq, return_std=True)[1].shape[0] == len(Xq)
 
 
 def test_another_fit_forgets_the_halves_of_the_last():

@@ -55,6 +55,20 @@ _NEEDS = {
     "RISEValuator": {"Differentiable"},
 }
 
+_NETWORKS = "TorchClassifier, TorchRegressor, MLPClassifier, MLPRegressor"
+#: What takes more than the two networks of the package.
+_TAKEN = {
+    "DualInfluence": (
+        f"a network ({_NETWORKS}), or a linear model, kernel ridge or Gaussian process "
+        "of scikit-learn that can be refitted exactly"
+    ),
+    "AdamWInfluence": f"a network ({_NETWORKS})",
+    "RISEValuator": f"a network ({_NETWORKS})",
+    "plan": "a model that can be attributed",
+    "make_attributor": "a model that can be attributed",
+    "Retraining": "a model that can be trained",
+}
+
 
 class Model:
     """An estimator, and what attributors need to know of it.
@@ -256,12 +270,11 @@ class Model:
             If it is none.
         """
         name = type(user).__name__
-        others = [other for other in self.attributors() if other != name]
-        cure = f" For it use {' or '.join(others)}." if others else ""
         raise UnsupportedModelError(
             f"{name} needs an ensemble of trees as its estimator, got {self.name}: "
             "take HistGradientBoosting, a forest or a decision tree of scikit-learn, "
-            f"or a classifier or regressor of LightGBM or XGBoost.{cure}"
+            "or a classifier or regressor of LightGBM or XGBoost. For it: "
+            f"{self._instead_of(name)}."
         )
 
     def attributors(self) -> list[str]:
@@ -276,6 +289,16 @@ class Model:
         if type(self).network is Model.network:  # runs are repeated by networks alone
             kinds -= {"Recorded"}
         return [name for name, needed in _NEEDS.items() if needed & kinds]
+
+    def _instead_of(self, user: str) -> str:
+        """Return a sentence on the other attributors that work for it."""
+        others = [name for name in self.attributors() if name != user]
+        if isinstance(self, Retrainable):
+            try:
+                self.check()
+            except ValueError as error:
+                return f"No attributor can use it as it is: {str(error).rstrip('.')}"
+        return f"Use {' or '.join(others)}" if others else "No attributor can use it"
 
     def lacks(self, user: str, what: str) -> UnsupportedModelError:
         """Return the error that says what it lacks, and who does without.
@@ -292,12 +315,11 @@ class Model:
         UnsupportedModelError
             To be raised.
         """
-        others = [name for name in self.attributors() if name != user]
-        cure = f"Use {' or '.join(others)}" if others else "No attributor can use it"
+        taken = _TAKEN.get(user, "a TorchClassifier or TorchRegressor")
         return UnsupportedModelError(
-            f"estimator must be a TorchClassifier or TorchRegressor, got {self.name}: "
-            f"{user} needs {what}. {cure}; or wrap a network of torch by "
-            "TorchClassifier(module=...), and a trained one by "
+            f"estimator must be {taken}, got {self.name}: "
+            f"{user} needs {what}. {self._instead_of(user)}; or wrap a network "
+            "of torch by TorchClassifier(module=...), and a trained one by "
             "TorchClassifier.from_module or from_skorch, inside a FrozenEstimator."
         )
 

@@ -14,6 +14,7 @@ from sklearn.datasets import load_wine
 from sklearn.ensemble import (
     HistGradientBoostingRegressor,
     RandomForestRegressor,
+    VotingClassifier,
     VotingRegressor,
 )
 from sklearn.frozen import FrozenEstimator
@@ -363,6 +364,18 @@ def test_what_a_family_lacks_is_one_kind_of_error():
         KernelSurrogateAttributor(
             LogisticRegression(), estimation="gradient", random_state=0
         ).fit(X, y)
+
+
+@pytest.mark.parametrize("kind", [DualInfluence, TreeInfluence])
+def test_what_no_attributor_can_use_is_not_sent_to_another(kind):
+    X, y, *_ = wine()
+    votes = VotingClassifier([("a", GaussianNB())])
+    message = r"No attributor can use it as it is: .* Use voting='soft'"
+    with pytest.raises(UnsupportedModelError, match=message):
+        kind(votes, random_state=0).fit(X, y)
+    votes.set_params(voting="soft")
+    with pytest.raises(UnsupportedModelError, match="Use KernelSurrogateAttributor or"):
+        kind(votes, random_state=0).fit(X, y)
 
 
 @pytest.mark.parametrize(

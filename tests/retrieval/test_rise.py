@@ -159,7 +159,7 @@ def test_several_sketches_have_error_bars():
     order = np.argsort(-found, axis=1, kind="stable")[:, :5]
     assert_array_equal(rows, order)
     assert_allclose(scores, np.take_along_axis(found, order, axis=1))
-    with pytest.raises(ValueError, match="return_std=True needs an ensemble"):
+    with pytest.raises(ValueError, match=r"return_std=True needs .* Pass n_sketches=4"):
         make().fit(X, y).attribute(Xq, yq, return_std=True)
 
 

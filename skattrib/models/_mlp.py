@@ -53,8 +53,9 @@ from skattrib.models.neural import TorchClassifier, TorchRegressor
 
 # The probability of a class without rows, as in `Retrainable.outputs`.
 _ABSENT = float(np.log(np.finfo(np.float64).eps))
-# Of the loss that the last epoch ended with, so much is that of other rows.
-_OTHER_LOSS = 2.0
+# Of the loss that the last epoch had, so much is that of other rows; beyond so little
+# that it may be the last steps.
+_OTHER_LOSS, _LITTLE = 2.0, 0.01
 
 
 class _Shown(Loss):
@@ -250,11 +251,14 @@ class MLPModel(EstimatorModel, Differentiable):
         known = getattr(mlp, "loss_", None)
         if known is None or y.ndim != 1 or isinstance(self.loss, _Counts):
             return
+        if mlp.early_stopping and getattr(mlp, "validation_scores_", None):
+            known = mlp.loss_curve_[int(np.argmax(mlp.validation_scores_))]
         # of a number, half the squared error: what scikit-learn has, too
         losses = -self.outcomes(X, y, "log_likelihood").double().cpu().numpy()
         loss = float(np.average(losses, weights=weights))
         loss += mlp.alpha / 2 * sum(np.sum(w * w) for w in mlp.coefs_) / len(X)
-        if loss > _OTHER_LOSS * known:
+        size = 1.0 if is_classifier(mlp) else float(np.var(y))
+        if loss > _OTHER_LOSS * known + _LITTLE * size:
             warnings.warn(
                 f"The frozen {self.name} has a loss of {loss:.3g} on these rows, and "
                 f"had {known:.3g} when it was trained: those were other rows, labels "

@@ -251,6 +251,9 @@ class MLPModel(EstimatorModel, Differentiable):
         known = getattr(mlp, "loss_", None)
         if known is None or y.ndim != 1 or isinstance(self.loss, _Counts):
             return
+        seen = getattr(mlp, "t_", 0) / max(getattr(mlp, "n_iter_", 1), 1)
+        if 0 < seen < len(X) / 2:  # partial_fit, whose loss is of its last batch
+            return
         if mlp.early_stopping and getattr(mlp, "validation_scores_", None):
             known = mlp.loss_curve_[int(np.argmax(mlp.validation_scores_))]
         # of a number, half the squared error: what scikit-learn has, too

@@ -44,7 +44,7 @@ from skattrib.engine._trajectory import (
     SCHEDULES,
     Recipe,
     Trajectory,
-    digest_of_rows,
+    moments_of_rows,
     steps_to_keep,
 )
 from skattrib.models._answering import Answering
@@ -218,6 +218,8 @@ class TorchEstimator(Answering, LengthOfRun, BaseEstimator):
         self._check_finite(result, recipe.n_steps)
         problem.model.load(result.params[0])
         scale = result.denominator
+        counted = weights.clone()
+        counted[problem.held_out] = 0
         self._keep(problem.model, recipe.n_steps)
         # the record is on the CPU: it must load where this device is missing
         self.trajectory_ = Trajectory(
@@ -225,7 +227,7 @@ class TorchEstimator(Answering, LengthOfRun, BaseEstimator):
             row_weights=weights.cpu(),
             denominator=None if scale is None else scale[0].cpu(),
             states={step: state.cpu() for step, state in result.states.items()},
-            rows=digest_of_rows(problem.X, problem.targets, weights),
+            rows=moments_of_rows(problem.X, problem.targets, counted),
         )
         curve = np.array(result.loss_curve).reshape(-1, problem.epoch)
         self.loss_curve_ = curve.mean(axis=1)

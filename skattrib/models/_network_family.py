@@ -9,7 +9,7 @@ from sklearn.base import clone
 
 from skattrib._validation import as_tensor
 from skattrib.engine._functional import FunctionalModule
-from skattrib.engine._trajectory import digest_of_rows
+from skattrib.engine._trajectory import moments_of_rows, same_rows
 from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
 from skattrib.models._module_checks import FEW, check_module
 from skattrib.models._protocol import Differentiable, Recorded, Retrainable
@@ -150,13 +150,17 @@ class NetworkModel(Retrainable, Differentiable, Recorded):
         if known is None:
             return
         rows = as_tensor(X, next(self.module.parameters()))
-        weights = as_tensor(weights, self.trajectory.row_weights)
-        if digest_of_rows(rows, self.targets(y, rows), weights) != known:
+        counted = as_tensor(weights, self.trajectory.row_weights).clone()
+        held_out = getattr(self.estimator, "_held_out", [])
+        if len(held_out) and len(counted) > held_out[-1]:
+            counted[held_out] = 0
+        if not same_rows(known, moments_of_rows(rows, self.targets(y, rows), counted)):
             n_seen = len(self.trajectory.row_weights)
             warnings.warn(
                 f"The frozen {self.name} was trained on other rows, labels or weights "
-                f"({n_seen} rows then, {len(rows)} now): attributions are those of a "
-                "model that does not exist. Pass what it was trained on.",
+                f"({n_seen} rows then, {len(rows)} now), or a transformer made others "
+                "of them: attributions are those of a model that does not exist. Pass "
+                "what it was trained on.",
                 FaithfulnessWarning,
                 stacklevel=stacklevel + 1,
             )

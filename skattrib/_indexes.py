@@ -23,10 +23,11 @@ def index_of(X, y=None, beside=None, names=("X", "y")):
     Raises
     ------
     ValueError
-        If two of them have labels, and these differ.
+        If X and y have labels, and these differ, or two of all the same in another
+        order.
     """
     check_order(X, y, beside, names)
-    tables = {**dict(zip(names, (X, y), strict=True)), **(beside or {})}
+    tables = dict(zip(names, (X, y), strict=True))
     chosen = {name: pandas_index(table) for name, table in tables.items()}
     # one that was set, or that tells which rows were selected
     chosen = {k: v for k, v in chosen.items() if v is not None and not is_default(v)}
@@ -36,9 +37,8 @@ def index_of(X, y=None, beside=None, names=("X", "y")):
         # a difference in length is refused elsewhere
         if comparable and len(first) == len(second) and not first.equals(second):
             raise _differ(a, b)
-    own = [chosen[name] for name in names if name in chosen]
-    labels = [index for index in own if not _may_be_positions(index)]
-    return next(iter(labels or own), None)
+    labels = [index for index in chosen.values() if not _may_be_positions(index)]
+    return next(iter(labels or chosen.values()), None)
 
 
 def check_order(X, y=None, beside=None, names=("X", "y")):
@@ -50,7 +50,12 @@ def check_order(X, y=None, beside=None, names=("X", "y")):
     tables = {**dict(zip(names, (X, y), strict=True)), **(beside or {})}
     indexes = {name: pandas_index(table) for name, table in tables.items()}
     for (a, first), (b, second) in combinations(indexes.items(), 2):
-        if first is not None and second is not None and in_other_order(first, second):
+        if first is None or second is None:
+            continue
+        # what was made anew, of rows in their order, counts them, and says no more
+        if is_default(second) and not is_default(first):
+            continue
+        if in_other_order(first, second):
             raise _differ(a, b)
 
 
@@ -60,7 +65,14 @@ def in_other_order(first, second):
         return False
     if not (first.is_unique and second.is_unique):
         return False
-    return bool((first.get_indexer(second) >= 0).all())
+    return bool((_places(first, second) >= 0).all())
+
+
+def _places(index, labels):
+    """Return the position of each label in an index of different ones, -1 for none."""
+    if isinstance(index, pd.IntervalIndex):  # which cannot be asked if they overlap
+        index, labels = index.astype(object), labels.astype(object)
+    return index.get_indexer(labels)
 
 
 def pandas_index(table):
@@ -81,7 +93,8 @@ def _may_be_positions(index):
 def _differ(a, b):
     return ValueError(
         f"The index of {a} and that of {b} differ: they would name the rows in two "
-        f"ways. Align them, {b}.loc[{a}.index], or drop one, {b}.to_numpy()."
+        f"ways. Pass {b}.to_numpy() if its rows are in the order of {a}, or align "
+        f"them, {b}.loc[{a}.index]."
     )
 
 
@@ -99,6 +112,8 @@ def check_unit_order(weights, units):
     labels = getattr(weights, "columns", getattr(weights, "index", None))
     if not isinstance(labels, pd.Index) or len(labels) != len(units):
         return
+    if is_default(labels) and not is_default(units):  # they count the columns
+        return
     other = in_other_order(units, labels)
     # transform has names of columns, which are texts
     as_texts = pd.Index(units.map(str)), pd.Index(labels.map(str))
@@ -106,8 +121,8 @@ def check_unit_order(weights, units):
         raise ValueError(
             "The columns of weights hold the names of the units in another order than "
             "unit_names_ (that of the rows in fit, or of the sorted tasks), and are "
-            "taken by their position. Put them in that order, weights[names], or drop "
-            "the names, weights.to_numpy()."
+            "taken by their position. Pass weights.to_numpy() if they are in that "
+            "order, or put them in it, weights[names]."
         )
 
 
@@ -135,7 +150,7 @@ def places_of_units(table, names, *, named, indexed, name):
     units = pd.Index(names, tupleize_cols=False)
     by_index = np.full(n_units, -1)
     if table.index.is_unique:
-        by_index = table.index.get_indexer(units)
+        by_index = _places(table.index, units)
     if (by_index >= 0).all():
         if named or indexed or np.array_equal(by_index, in_order):
             return by_index

@@ -305,3 +305,28 @@ def test_weights_have_the_order_of_the_units():
     ):
         with pytest.raises(ValueError, match=r"weights\[names\]"):
             ask()
+
+
+def test_an_index_that_counts_says_nothing_beside_labels():
+    """Targets that were made anew, of rows in their order."""
+    frame = pd.DataFrame(np.random.RandomState(0).randn(40, 3))
+    frame = frame.sample(frac=1, random_state=0)
+    y = pd.Series(np.arange(40) % 2)
+    dual = DualInfluence(LogisticRegression(), random_state=0).fit(frame, y)
+    weights = pd.DataFrame(np.ones((2, 40)))
+    assert dual.predict_outcomes(frame[:3], y[:3].to_numpy(), weights).shape == (2, 3)
+    with pytest.raises(ValueError, match=r"Pass y.to_numpy\(\) if its rows are in the"):
+        DualInfluence(LogisticRegression(), random_state=0).fit(
+            frame.sort_index(), y.loc[frame.index]
+        )
+
+
+def test_intervals_that_overlap_are_labels_too():
+    index = pd.IntervalIndex.from_arrays(range(40), range(5, 45))
+    frame = pd.DataFrame(np.random.RandomState(0).randn(40, 3), index=index)
+    y = pd.Series(np.arange(40) % 2, index=index)
+    dual = DualInfluence(LogisticRegression(), random_state=0).fit(frame, y)
+    weights = pd.DataFrame(np.ones((2, 40)))
+    assert dual.predict_outcomes(frame[:3], y[:3], weights).shape == (2, 3)
+    with pytest.raises(ValueError, match=r"index of X and that of y differ"):
+        DualInfluence(LogisticRegression(), random_state=0).fit(frame, y[::-1])

@@ -30,6 +30,7 @@ ROOMS = [
     "engine._penalties",
     "engine._convex",
     "engine._modules",
+    "engine._row_moments",
     "engine._trajectory",
     "engine._parallel",
     "engine._trees",

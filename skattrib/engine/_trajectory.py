@@ -17,7 +17,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from skattrib.engine._functional import chunks
 from skattrib.engine._optimizers import (
     OPTIMIZERS,
     Optimizer,
@@ -27,6 +26,7 @@ from skattrib.engine._optimizers import (
     name_of,
     with_values,
 )
+from skattrib.engine._row_moments import moments_of_rows
 from skattrib.exceptions import TrajectoryError
 
 Record = Literal["recipe", "checkpoints", "states"]
@@ -37,9 +37,6 @@ Schedule = Callable[[int, int], float]
 _FORMAT = "2"
 
 _WARM_UP = 0.1
-# Moments of rows that are the same: up to this part of a deviation, and of a mean.
-_SAME, _ROUNDING, _TINY = 1e-3, 1e-6, 1e-12
-_ROWS_AT_ONCE = 4096
 # Options are below this: such whole numbers are exact in double precision.
 _LARGEST = 2**53
 
@@ -589,46 +586,6 @@ def _digest(tensors: dict[str, Tensor], start: bytes = b"") -> str:
         digest.update(f"{name}{array.dtype}{array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def moments_of_rows(X: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Return what tells rows, in any order, from others with their targets, (3, D).
-
-    Means and deviations of the columns, targets among them, and their covariances with
-    the targets, by the weights. The last column has how many rows count, and the
-    targets' deviation.
-    """
-    rows = [values.detach().reshape(len(X), -1) for values in (X, targets)]
-    kinds = torch.arange(1, rows[1].shape[1] + 1, device=X.device, dtype=torch.float64)
-    shares = weights.detach().to(X.device, torch.float64)
-    shares = shares / shares.sum().clamp(min=_TINY)
-    # so that large means do not drown what varies
-    first = torch.cat([values[:1] for values in rows], dim=1).double().nan_to_num()
-    sums = first.new_zeros(3, first.shape[1] + 1)
-    for part in chunks(len(X), _ROWS_AT_ONCE):
-        values = torch.cat([own[part].double() for own in rows], dim=1).nan_to_num()
-        values = values - first
-        target = (values[:, -len(kinds) :] * kinds).sum(1, keepdim=True)
-        values = torch.cat([values, target], dim=1)
-        products = torch.stack([values, values**2, values * target])
-        sums += torch.einsum("r,krd->kd", shares[part], products)
-    mean, square, product = sums
-    deviation = (square - mean**2).clamp(min=0).sqrt()
-    found = torch.stack([mean, deviation, product - mean * mean[-1]])
-    found[0, :-1] += first[0]
-    found[:2, -1] = (weights > 0).sum()
-    found[2, -1] = deviation[-1]
-    return found.cpu()
-
-
-def same_rows(known: Tensor, found: Tensor) -> bool:
-    """Whether moments of rows are the same, but for rounding and what comes to it."""
-    if known.shape != found.shape or known[0, -1] != found[0, -1]:
-        return False
-    mean, deviation, _ = known[:, :-1]
-    spread = deviation * _SAME + mean.abs() * _ROUNDING + _TINY
-    allowed = torch.stack([spread, spread, spread * known[2, -1] + _TINY])
-    return bool(((known - found)[:, :-1].abs() <= allowed).all())
 
 
 def exponential_average(n_steps: int, decay: float) -> Tensor:

@@ -342,6 +342,7 @@ class _GroupGap:
     codes: NDArray[np.intp]
     index: Any
     kind: str
+    needs_probabilities = True
 
     def __repr__(self) -> str:
         return f"group_gap(groups={self.names}, kind={self.kind!r})"
@@ -372,6 +373,7 @@ class _WorstGroup:
     codes: NDArray[np.intp]
     index: Any
     temperature: float
+    needs_probabilities = True
 
     def __repr__(self) -> str:
         return f"worst_group(groups={self.names}, temperature={self.temperature:g})"
@@ -393,6 +395,7 @@ class _WorstGroup:
 class _SoftCalibrationError:
     n_bins: int
     temperature: float
+    needs_probabilities = True
 
     def __repr__(self) -> str:
         return (

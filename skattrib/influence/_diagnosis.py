@@ -18,7 +18,8 @@ from skattrib._verdict import SIZE_WRONG, halves_findings, judged, scale_hint
 from skattrib.base import ATTRIBUTOR_DOCS
 from skattrib.engine._functional import chunks, spread
 from skattrib.engine._linearized import LinearizedModel
-from skattrib.engine._losses import ClassLoss, Loss, SquaredError
+from skattrib.engine._losses import CrossEntropy, Loss, SquaredError
+from skattrib.engine._losses._labels import BinaryCrossEntropy
 from skattrib.engine._plain_gradients import REFUSALS
 from skattrib.engine._solvers import negative_share
 from skattrib.engine._tangent import load_forward_mode
@@ -91,11 +92,14 @@ def diagnose_linearized(
 def loss_over_constant(model: LinearizedModel) -> float | None:
     """Return the mean loss over that of one constant for all rows, the best for it.
 
-    None for other losses than of classes and squared errors, and where it is 0.
+    None for other losses than of classes and squared errors, with weights or smoothing
+    too, and where a constant fits all that count.
     """
     targets, weights = model.targets, model.weights
     outputs = model.outputs
-    if isinstance(model.loss, ClassLoss):
+    if model.loss in (CrossEntropy(), BinaryCrossEntropy()):
+        if targets[weights > 0].unique().numel() < 2:
+            return None
         n_classes = max(2, outputs.shape[1])
         masses = outputs.new_zeros(n_classes).index_add(0, targets, weights.to(outputs))
         constant = (masses / masses.sum()).clamp(min=1e-12).log()
@@ -208,7 +212,7 @@ def verdict(
     if worse is not None and worse > 1:
         against.append(
             "the loss on the training rows is above that of a constant, so that "
-            "training has hardly begun, or was on other rows"
+            "training has hardly begun, or was of other rows or weights"
         )
     stationarity = figures["stationarity"]
     if stationarity > _STATIONARITY_LIMIT:
@@ -275,8 +279,8 @@ class DiagnosesTangent:
             With these entries.
 
             - loss_over_constant: mean loss of the training rows over that of the best
-              constant; above 1 the model is untrained. None for losses other than of
-              classes and squared errors.
+              constant; above 1 the model is untrained. None for losses other than
+              cross-entropy and squared errors.
             - stationarity: length of the mean loss gradient over that of single rows'
               gradients; above 0.4 training stopped far too early.
             - step_linearity: relative error of the predicted output changes against

@@ -32,6 +32,7 @@ from skattrib.engine._modules import (
     uncompiled_copy,
 )
 from skattrib.engine._optimizers import OPTIMIZERS, Optimizer
+from skattrib.engine._row_moments import moments_of_rows
 from skattrib.engine._row_weights import RowWeighting
 from skattrib.engine._stopping import Validation
 from skattrib.engine._training import (
@@ -44,7 +45,6 @@ from skattrib.engine._trajectory import (
     SCHEDULES,
     Recipe,
     Trajectory,
-    moments_of_rows,
     steps_to_keep,
 )
 from skattrib.models._answering import Answering

@@ -9,7 +9,7 @@ from sklearn.base import clone
 
 from skattrib._validation import as_tensor
 from skattrib.engine._functional import FunctionalModule
-from skattrib.engine._trajectory import moments_of_rows, same_rows
+from skattrib.engine._row_moments import moments_of_rows, same_rows
 from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
 from skattrib.models._module_checks import FEW, check_module
 from skattrib.models._protocol import Differentiable, Recorded, Retrainable

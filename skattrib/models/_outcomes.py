@@ -1,5 +1,6 @@
 """Which outcome of a model is attributed, and whether its loss has it."""
 
+from skattrib.engine._losses._generalized import DecisionValue
 from skattrib.models._as_model import as_model
 
 #: What a user may name.
@@ -40,6 +41,16 @@ def check_outcome(outcome, estimator, n_outputs=None, loss=None):
         What the estimator will be trained on; None asks the fitted estimator.
     """
     if callable(outcome):
+        measure = getattr(outcome, "function", outcome)
+        if getattr(measure, "needs_probabilities", False):
+            own = as_model(estimator).loss if loss is None else loss
+            if isinstance(own, DecisionValue):
+                raise ValueError(
+                    f"outcome={measure!r} needs probabilities, and "
+                    f"{type(estimator).__name__} has none: use outcome='margin' or "
+                    "soft_auroc(), which take decision values, or wrap it in "
+                    "CalibratedClassifierCV(..., ensemble=False)."
+                )
         return outcome
     if as_model(estimator).takes_texts and outcome in _REFUSED:
         raise ValueError(

@@ -10,7 +10,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.compose import make_column_transformer
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_breast_cancer, load_iris
 from sklearn.ensemble import (
     GradientBoostingRegressor,
     HistGradientBoostingClassifier,
@@ -36,7 +36,14 @@ from torch import nn
 
 import skattrib.models._network
 from skattrib import TorchClassifier, TorchRegressor
-from skattrib.evaluation import make_weightings, retrain_outcomes
+from skattrib.evaluation import (
+    group_gap,
+    make_weightings,
+    retrain_outcomes,
+    soft_auroc,
+    soft_calibration_error,
+    worst_group,
+)
 from skattrib.exceptions import FaithfulnessWarning, TrajectoryError
 from tests.trees.cases import floored
 
@@ -547,3 +554,16 @@ def test_bad_input(data, change, message, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=message):
         retrain_outcomes(**given)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [soft_calibration_error(), group_gap([0, 1] * 10), worst_group([0, 1] * 10)],
+)
+def test_decision_values_are_no_probabilities(outcome):
+    X, y = load_breast_cancer(return_X_y=True)
+    data = X[:60], y[:60], np.ones((1, 60)), X[60:80], y[60:80]
+    with pytest.raises(ValueError, match=r"needs probabilities, and SVC has none: use"):
+        retrain_outcomes(SVC(random_state=0), *data, outcome=outcome)
+    ranked = retrain_outcomes(SVC(random_state=0), *data, outcome=soft_auroc())
+    assert 0 < float(ranked[0, 0]) <= 1

@@ -235,7 +235,7 @@ CLAIMS = [
     ),
     Claim(
         "With sixteen trained networks for each of them too, and fifty for TRAK, their "
-        "best has {} to {} on {} of these sets, and 16 runs are {} to {} times as good",
+        "best has {} to {} on these {}, and 16 runs are {} to {} times as good",
         equal_budgets,
         "leaderboard.equal",
     ),

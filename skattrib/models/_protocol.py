@@ -273,7 +273,7 @@ class Model:
         raise UnsupportedModelError(
             f"{name} needs an ensemble of trees as its estimator, got {self.name}: "
             "take HistGradientBoosting, a forest or a decision tree of scikit-learn, "
-            "or a classifier or regressor of LightGBM or XGBoost. For it: "
+            "or a classifier or regressor of LightGBM or XGBoost. "
             f"{self._instead_of(name)}."
         )
 
@@ -408,8 +408,15 @@ class Retrainable(Model, ABC):
         Raises
         ------
         ValueError
-            If decision values are of pairs of more than two classes.
+            If decision values are of pairs of more than two classes, or of several
+            labels a row.
         """
+        if self.by_decisions and y.ndim > 1 and y.shape[1] > 1:
+            raise ValueError(
+                f"y has {y.shape[1]} labels a row, and {self.name} has no "
+                "predict_proba: the margin of a query needs one label. Attribute each "
+                "column of y by an estimator of its own."
+            )
         if self.by_decisions and y.ndim == 1:
             check_not_in_pairs(self.estimator, len(sorted_labels(y, "y")[0]))
 

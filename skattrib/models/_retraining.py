@@ -79,9 +79,10 @@ class Trainer:
         self._seed: int | None = None
         self.stacked = self.model.stacks
         self.X, self.y = X, dense(y)
-        if is_classifier(estimator) and self.y.ndim == 1 and not self.stacked:
-            self.model.classes = sorted_labels(self.y, "y")[0]
+        if is_classifier(estimator) and not self.stacked:
             self.model.check_targets(self.y)
+            if self.y.ndim == 1:
+                self.model.classes = sorted_labels(self.y, "y")[0]
         if self.stacked:
             self.X, self.y = validate_rows(
                 self.estimator, X, self.y, multi_output=self.y.ndim > 1

@@ -567,3 +567,16 @@ def test_decision_values_are_no_probabilities(outcome):
         retrain_outcomes(SVC(random_state=0), *data, outcome=outcome)
     ranked = retrain_outcomes(SVC(random_state=0), *data, outcome=soft_auroc())
     assert 0 < float(ranked[0, 0]) <= 1
+
+
+def test_several_labels_without_probabilities_are_refused_before_training():
+    X, Y = (
+        np.random.RandomState(0).randn(40, 3),
+        np.eye(2, dtype=int)[np.arange(40) % 2],
+    )
+    with pytest.raises(
+        ValueError, match=r"y has 2 labels a row, .* has no predict_proba"
+    ):
+        retrain_outcomes(
+            OneVsRestClassifier(SVC(random_state=0)), X, Y, np.ones((1, 40)), X, Y
+        )

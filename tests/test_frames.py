@@ -289,9 +289,9 @@ def test_weights_have_the_order_of_the_units():
         assert_close(retrained(weights=table), expected[1])
         if columns == as_texts or columns == range(20):
             for of_units in (table.iloc[:, ::-1], table.iloc[0, ::-1]):
-                with pytest.raises(ValueError, match="columns of weights hold the known"):
+                with pytest.raises(ValueError, match="columns of weights hold the"):
                     FITTED.predict_outcomes(X, y, of_units)
-                with pytest.raises(ValueError, match="columns of weights hold the known"):
+                with pytest.raises(ValueError, match="columns of weights hold the"):
                     retrained(weights=of_units)
     table = pd.DataFrame(weights, columns=NAMES)
     assert_close(named.predict_outcomes(X, y, table), expected[0])

@@ -6,6 +6,7 @@ They live in environments of their own under ``.peers/``, which ``make peers`` b
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -147,6 +148,8 @@ def _call(script, *arguments, timeout=None):
         done = subprocess.run([*map(str, command)], timeout=timeout, **options)
     except subprocess.TimeoutExpired as error:
         raise TimeoutError(f"longer than {timeout} s") from error
+    if done.returncode < 0:
+        raise RuntimeError(f"died of {signal.Signals(-done.returncode).name}")
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         raise RuntimeError(lines[-1] if lines else "died without a word")

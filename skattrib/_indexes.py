@@ -27,18 +27,16 @@ def index_of(X, y=None, beside=None, names=("X", "y")):
         order.
     """
     check_order(X, y, beside, names)
-    tables = dict(zip(names, (X, y), strict=True))
-    chosen = {name: pandas_index(table) for name, table in tables.items()}
-    # one that was set, or that tells which rows were selected
-    chosen = {k: v for k, v in chosen.items() if v is not None and not is_default(v)}
-    for (a, first), (b, second) in combinations(chosen.items(), 2):
-        # numbers may be what is left of positions, where rows were taken from a table
-        comparable = _may_be_positions(first) == _may_be_positions(second)
-        # a difference in length is refused elsewhere
-        if comparable and len(first) == len(second) and not first.equals(second):
-            raise _differ(a, b)
-    labels = [index for index in chosen.values() if not _may_be_positions(index)]
-    return next(iter(labels or chosen.values()), None)
+    indexes = [pandas_index(table) for table in (X, y)]
+    # those that were set, or that tell which rows were selected
+    chosen = [one for one in indexes if one is not None and not is_default(one)]
+    # numbers may be what is left of positions, where rows were taken from a table
+    labels = [one for one in chosen if not _may_be_positions(one)]
+    # a difference in length is refused elsewhere
+    comparable = len(labels) != 1 and len({len(one) for one in chosen}) == 1
+    if len(chosen) == 2 and comparable and not chosen[0].equals(chosen[1]):
+        raise _differ(*names)
+    return next(iter(labels or chosen), None)
 
 
 def check_order(X, y=None, beside=None, names=("X", "y")):

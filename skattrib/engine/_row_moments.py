@@ -9,7 +9,7 @@ from skattrib.engine._functional import chunks
 
 # Moments of rows that are the same: up to this part of a deviation, and of a mean.
 _SAME, _ROUNDING, _TINY = 1e-3, 1e-6, 1e-12
-_ROWS_AT_ONCE = 4096
+_NUMBERS_AT_ONCE = 2**20
 
 
 def moments_of_rows(X: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -19,20 +19,24 @@ def moments_of_rows(X: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     the targets, by the weights. The last column has how many rows count, and the
     targets' deviation.
     """
-    rows = [values.detach().reshape(len(X), -1) for values in (X, targets)]
-    kinds = torch.arange(1, rows[1].shape[1] + 1, device=X.device, dtype=torch.float64)
-    shares = weights.detach().to(X.device, torch.float64)
+    # which has no double precision
+    device = torch.device("cpu") if X.device.type == "mps" else X.device
+    rows = [values.detach().reshape(len(X), -1).to(device) for values in (X, targets)]
+    kinds = torch.arange(1, rows[1].shape[1] + 1, device=device, dtype=torch.float64)
+    shares = weights.detach().to(device).double()
     shares = shares / shares.sum().clamp(min=_TINY)
     # so that large means do not drown what varies
     first = torch.cat([values[:1] for values in rows], dim=1).double().nan_to_num()
     sums = first.new_zeros(3, first.shape[1] + 1)
-    for part in chunks(len(X), _ROWS_AT_ONCE):
+    for part in chunks(len(X), max(1, _NUMBERS_AT_ONCE // sums.shape[1])):
         values = torch.cat([own[part].double() for own in rows], dim=1).nan_to_num()
         values = values - first
         target = (values[:, -len(kinds) :] * kinds).sum(1, keepdim=True)
         values = torch.cat([values, target], dim=1)
-        products = torch.stack([values, values**2, values * target])
-        sums += torch.einsum("r,krd->kd", shares[part], products)
+        share = shares[part]
+        sums += torch.stack(
+            [share @ values, share @ values**2, (share * target[:, 0]) @ values]
+        )
     mean, square, product = sums
     deviation = (square - mean**2).clamp(min=0).sqrt()
     found = torch.stack([mean, deviation, product - mean * mean[-1]])

@@ -84,8 +84,8 @@ def group_gap(groups: ArrayLike, *, kind: str = "equal_opportunity") -> SetOutco
     Parameters
     ----------
     groups : array-like of shape (n_queries,)
-        Group of each query, in their order. If it has an index, queries whose index is
-        another are refused.
+        Group of each query, in their order. If it has an index, queries with the same
+        labels in another order are refused.
     kind : {"equal_opportunity", "demographic_parity"}, default="equal_opportunity"
         Queries that are averaged: "equal_opportunity" takes those of the second class,
         "demographic_parity" all.

@@ -24,9 +24,8 @@ def has_decisions_alone(estimator: Any) -> bool:
 
 def check_classifier(estimator: Any) -> None:
     """Raise ValueError unless a classifier has probabilities or decision values."""
-    if not is_classifier(estimator) or hasattr(estimator, "predict_proba"):
-        return
-    if has_decisions_alone(estimator):
+    known = hasattr(estimator, "predict_proba") or has_decisions_alone(estimator)
+    if known or not is_classifier(estimator):
         return
     name = type(estimator).__name__
     votes = getattr(estimator, "voting", None) == "hard"

@@ -419,6 +419,16 @@ def gaps(n_rows=60):
 IMPUTED = make_pipeline(SimpleImputer(), Ridge())
 
 
+def fitted_to_both(kind, estimator, X, y):
+    """Return attributors of an array, and of a data frame of it."""
+    options = {"n_subsets": 12} if kind is KernelSurrogateAttributor else {}
+    tasks = np.arange(len(X)) % 6
+    return (
+        kind(estimator, random_state=0, **options).fit(rows, y, tasks=tasks)
+        for rows in (X, pd.DataFrame(X))
+    )
+
+
 @pytest.mark.parametrize(
     ("kind", "estimator"),
     [
@@ -454,12 +464,7 @@ IMPUTED = make_pipeline(SimpleImputer(), Ridge())
 def test_gaps_in_an_array_are_those_of_a_table(kind, estimator):
     X, y = gaps()
     Xq, yq = X[:4], y[:4]
-    options = {"n_subsets": 12} if kind is KernelSurrogateAttributor else {}
-    tasks = np.arange(len(X)) % 6
-    found, expected = (
-        kind(estimator, random_state=0, **options).fit(rows, y, tasks=tasks)
-        for rows in (X, pd.DataFrame(X))
-    )
+    found, expected = fitted_to_both(kind, estimator, X, y)
     asked = pd.DataFrame(Xq)
     assert get_tags(found).input_tags.allow_nan
     near = {"rtol": 1e-6, "atol": 1e-9}
@@ -518,12 +523,7 @@ def test_words_in_an_array_are_those_of_a_table(kind, estimator, as_text):
             }
         )
     Xq, yq = X[:4], y[:4]
-    options = {"n_subsets": 12} if kind is KernelSurrogateAttributor else {}
-    tasks = np.arange(len(X)) % 6
-    found, expected = (
-        kind(estimator, random_state=0, **options).fit(rows, y, tasks=tasks)
-        for rows in (X, pd.DataFrame(X))
-    )
+    found, expected = fitted_to_both(kind, estimator, X, y)
     near = {"rtol": 1e-6, "atol": 1e-9}
     asked = pd.DataFrame(Xq)
     assert_allclose(found.attribute(Xq, yq), expected.attribute(asked, yq), **near)

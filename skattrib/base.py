@@ -129,7 +129,9 @@ ATTRIBUTOR_DOCS = {
       are the neighbouring numbers. Its attribution_noise is
       the median distance of the attributions of a query, over their size; digits
       what that leaves of them; outcome_noise the median change of an outcome;
-      drowned the share of attributions that are smaller than that. Else None.
+      drowned the share of attributions that are smaller than that; diverged the
+      share of the trainings that end elsewhere: further off than a hundredth of the
+      way that they went. Else None.
     """,
     "halves_found": """
     n_halves_ : int

@@ -4,7 +4,7 @@
 of how far attributions are from those of the same training otherwise rounded, over
 their size: from a start whose weights are moved to the neighbouring number (that is
 ``diagnose(system=True)``), in double precision, by two threads; and, to compare with,
-from another seed. Below them the other errors of a derivative, in the weights of the
+from another seed. *Elsewhere*: how many of the trainings end elsewhere by the first. Below them the other errors of a derivative, in the weights of the
 run on all rows: what is beyond a straight line, to second order, and what is wrong if
 plain SGD is taken to have made the steps.
 
@@ -58,8 +58,8 @@ def main():
     table = Table(
         "Distance of attributions, over their size, where the training is repeated",
         "network, learning rate | attributions | start moved by a rounding | digits "
-        "left | drowned | double precision | two threads | another seed | second "
-        "order | SGD for AdamW",
+        "left | elsewhere | drowned | double precision | two threads | another seed | "
+        "second order | SGD for AdamW",
     )
     for name, (sizes, rate) in NETWORKS.items():
         net = TorchClassifier(
@@ -82,6 +82,7 @@ def main():
                 method,
                 f"{told.system.attribution_noise:.0e}",
                 f"{told.system.digits:.1f}",
+                f"{told.system.diverged:.0%}",
                 f"{told.system.drowned:.1%}",
                 *(f"{far(found, other):.0e}" for other in (double, threads)),
                 f"{far(found, seed):.2f}",

@@ -364,9 +364,10 @@ class DiagnosesTangent:
         self._say("trainings are repeated from starts that differ by rounding")
         rows, models = (self._features, self._targets), self._linear_models
         other, removal = copy.copy(self), self.removal_["attribute"]
-        moved = []
+        moved, ends = [], []
         for linear, seed in zip(models, draw_seeds(self._fit_seed, len(models))):
-            model = nudged_model(linear.trained, *rows, seed)
+            model, far = nudged_model(linear.trained, *rows, seed)
+            ends.append(far)
             again = other._linearize(model, removal)
             if self.ridge == "calibrate":  # what retrained models said stays
                 again = again.at_ridge(linear.ridge)
@@ -382,4 +383,4 @@ class DiagnosesTangent:
             return np.mean(effects, axis=0), np.stack(outcomes)
 
         (attributions, outcomes), (again, outcomes_again) = map(asked, (models, moved))
-        return system_noise(attributions, again, outcomes, outcomes_again)
+        return system_noise(attributions, again, outcomes, outcomes_again, ends)

@@ -22,6 +22,7 @@ from skattrib.engine._training import train_stack
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.influence._prior_means import CHAOTIC, DISAGREE
 from skattrib.influence._system_noise import (
+    apart,
     nudged_runs,
     system_findings,
     system_noise,
@@ -294,11 +295,16 @@ class DiagnosesRuns:
         both = zip(self._runs, seeds, strict=True)
         other._runs = [nudged_runs(self._derivatives, *one) for one in both]
         queries = self._derivatives.queries(X, y, outcome)
+        ends = [
+            apart(one.recipe.initial, one.params, again.params)
+            for one, again in zip(self._runs, other._runs, strict=True)
+        ]
         return system_noise(
             self._attribute(X, y, outcome)[0],
             other._attribute(X, y, outcome)[0],
             self._run_outcomes(queries),
             other._run_outcomes(queries),
+            np.concatenate(ends),
         )
 
     def _removal_errors(self):

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import Bunch
+from torch import Tensor
 
+from skattrib._posterior._means import FloatArray
 from skattrib._validation import memory_cap
 from skattrib.engine._training import train, train_stack
 from skattrib.engine._trajectory import Recipe
@@ -22,6 +24,9 @@ from skattrib.influence._run_derivatives import RunDerivatives, Runs
 
 # Fewer digits than this, and attributions are those of one way of rounding.
 _FEWEST_DIGITS = 0.5
+# Of the way from the start. Trainings that rounding leaves alone end within a ten
+# thousandth of it, others several hundredths away, and few between.
+_ELSEWHERE = 0.01
 
 
 def nudged(recipe: Recipe, seed: int) -> Recipe:
@@ -52,13 +57,30 @@ def nudged_runs(derivatives: RunDerivatives, runs: Runs, seed: int) -> Runs:
     return replace(again, averages=averages)
 
 
-def nudged_model(model: Any, X: Any, y: Any, seed: int) -> Any:
-    """Return a model whose run is repeated from a start moved by a rounding."""
+def nudged_model(model: Any, X: Any, y: Any, seed: int) -> tuple[Any, float]:
+    """Return a model whose run is repeated from a start moved by a rounding.
+
+    And how far away that ends, as `apart` says.
+    """
     problem = RunDerivatives(model, X, y).problem
     recipe = nudged(problem.recipe, seed)
     weights = problem.weighted(model.trajectory.row_weights[None].to(problem.X))
     rows = problem.model, problem.loss, recipe, problem.X, problem.targets
-    return model.ending(recipe, train(*rows, weights))
+    end, again = problem.model.flatten(), train(*rows, weights)
+    (far,) = apart(problem.recipe.initial, end[None], again.params.to(end))
+    return model.ending(recipe, again), far
+
+
+def apart(start: Tensor, ends: Tensor, again: Tensor) -> FloatArray:
+    """Return how far from their ends (k, P) runs end again, over their way.
+
+    In parameters: running statistics, which may follow them, are left out.
+    """
+    ends, again = ends[:, : len(start)], again[:, : len(start)]
+    way = torch.linalg.vector_norm(ends - start.to(ends), dim=1)
+    moved = torch.linalg.vector_norm(again - ends, dim=1)
+    shares = torch.where(moved == 0, 0.0, moved / way)
+    return shares.double().cpu().numpy()
 
 
 def system_noise(
@@ -66,6 +88,7 @@ def system_noise(
     again: NDArray[np.floating],
     outcomes: NDArray[np.floating],
     outcomes_again: NDArray[np.floating],
+    moved_ends: ArrayLike,
 ) -> Bunch:
     """Compare what was found with what is found again.
 
@@ -74,6 +97,8 @@ def system_noise(
     attributions, again : ndarray of shape (q, n_units)
     outcomes, outcomes_again : ndarray of shape (..., q)
         Of the model, or of several.
+    moved_ends : array-like of shape (n_runs,)
+        What `apart` says of the runs.
     """
     with np.errstate(all="ignore"):  # what is not finite has no digits
         sizes = np.linalg.norm(attributions, axis=1)
@@ -91,6 +116,7 @@ def system_noise(
         digits=float(digits),
         outcome_noise=float(np.median(changed)),
         drowned=float(small.mean()) if small.size else 0.0,
+        diverged=float(np.mean(~(np.asarray(moved_ends) <= _ELSEWHERE))),
     )
 
 
@@ -107,15 +133,16 @@ def system_findings(
         return []
     what = "attributions, before halves correct them," if corrected else "attributions"
     found = f"rounding alone changes {what} by {noise.attribution_noise:.1g}"
-    drowned = (
-        f"it moves the outcome more than {noise.drowned:.0%} of the units would"
-        if noise.drowned > 0.01
-        else ""
-    )
+    more = []
+    if noise.drowned > 0.01:
+        more.append(
+            f"it moves the outcome more than {noise.drowned:.0%} of the units would"
+        )
+    if noise.diverged > 0:
+        more.append(f"by it {noise.diverged:.0%} of the trainings end elsewhere")
     if noise.digits < _FEWEST_DIGITS and not corrected:
         against.append(
             f"{found} of their size (lower the learning rate, or average the weights)"
         )
-        return [drowned] if drowned else []
-    kept = f"{found} of their size, and leaves {noise.digits:.1f} digits"
-    return [kept, drowned] if drowned else [kept]
+        return more
+    return [f"{found} of their size, and leaves {noise.digits:.1f} digits", *more]

@@ -11,7 +11,12 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from skattrib import AdamWInfluence, DualInfluence, TorchClassifier
-from skattrib.influence._system_noise import nudged, system_findings, system_noise
+from skattrib.influence._system_noise import (
+    apart,
+    nudged,
+    system_findings,
+    system_noise,
+)
 from skattrib.neural import EarlyStopping
 from tests.test_fine_tuning import texts, tuned
 
@@ -83,6 +88,27 @@ def test_it_is_what_another_training_gives(which, monkeypatch):
     )
     changed = np.median(np.abs(np.subtract(*outcomes)))
     np.testing.assert_allclose(found.outcome_noise, changed, rtol=1e-6)
+    assert found.diverged == 0
+
+
+def test_how_far_away_a_training_ends_is_measured_in_its_way():
+    start = torch.tensor([1.0, 0.0])
+    ends = torch.tensor([[1.0, 4.0], [4.0, 4.0], [1.0, 0.0]])
+    again = torch.tensor([[1.0, 3.0], [4.0, 4.0], [1.0, 0.0]])
+    np.testing.assert_allclose(apart(start, ends, again), [0.25, 0, 0])
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_trainings_that_end_elsewhere_are_counted(which, monkeypatch):
+    X, y, Xq, yq = data()
+
+    def moved(recipe, seed):
+        return replace(recipe, initial=recipe.initial + 0.5)
+
+    attributor = attributors(network())[which].fit(X, y)
+    assert attributor.diagnose(Xq, yq, system=True).system.diverged == 0
+    monkeypatch.setattr("skattrib.influence._system_noise.nudged", moved)
+    assert attributor.diagnose(Xq, yq, system=True).system.diverged == 1
 
 
 @pytest.mark.parametrize("which", range(3))
@@ -128,7 +154,7 @@ def test_rows_that_were_not_trained_on_are_not_drowned():
 
 def test_halves_correct_what_rounding_does():
     noise = system_noise(
-        *np.random.RandomState(0).randn(2, 5, 20), *np.zeros((2, 3, 5))
+        *np.random.RandomState(0).randn(2, 5, 20), *np.zeros((2, 3, 5)), [0]
     )
     against = []
     (said,) = system_findings({"system": noise}, against, corrected=True)
@@ -190,16 +216,18 @@ def test_noise_as_large_as_attributions_is_no_ground_for_trust():
     rng = np.random.RandomState(0)
     first, second = rng.randn(2, 5, 20)
     outcomes = rng.randn(3, 5)
-    noise = system_noise(first, second, outcomes, outcomes + 1)
+    noise = system_noise(first, second, outcomes, outcomes + 1, [0, 1e-5, 0.1, np.nan])
     assert noise.digits == 0
+    assert noise.diverged == 0.5
     assert noise.outcome_noise == pytest.approx(1)
     assert noise.drowned == pytest.approx((np.abs(first) < 1).mean())
     against = []
-    (said,) = system_findings({"system": noise}, against)
+    drowned, elsewhere = system_findings({"system": noise}, against)
     assert "lower the learning rate" in against[0]
-    assert f"{noise.drowned:.0%}" in said
-    same = system_noise(first, first, outcomes, outcomes)
-    assert (same.attribution_noise, same.drowned) == (0, 0)
+    assert f"{noise.drowned:.0%}" in drowned
+    assert "50% of the trainings end elsewhere" in elsewhere
+    same = system_noise(first, first, outcomes, outcomes, [0, 0])
+    assert (same.attribution_noise, same.drowned, same.diverged) == (0, 0, 0)
     assert same.digits == 15
-    lost = system_noise(first, np.full_like(first, np.nan), outcomes, outcomes)
+    lost = system_noise(first, np.full_like(first, np.nan), outcomes, outcomes, [0])
     assert lost.digits == 0

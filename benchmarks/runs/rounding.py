@@ -4,9 +4,10 @@
 of how far attributions are from those of the same training otherwise rounded, over
 their size: from a start whose weights are moved to the neighbouring number (that is
 ``diagnose(system=True)``), in double precision, by two threads; and, to compare with,
-from another seed. *Elsewhere*: how many of the trainings end elsewhere by the first. Below them the other errors of a derivative, in the weights of the
-run on all rows: what is beyond a straight line, to second order, and what is wrong if
-plain SGD is taken to have made the steps.
+from another seed. *Elsewhere*: how many of the trainings end elsewhere from such a
+start. Beside them the other errors of a derivative, in the weights of the run on all
+rows: what is beyond a straight line, to second order, and what is wrong if plain SGD is
+taken to have made the steps. Rows that the table has are kept.
 
     OMP_NUM_THREADS=1 python -m benchmarks.runs.rounding
 """
@@ -19,10 +20,24 @@ from sklearn import config_context
 from sklearn.base import clone
 
 from benchmarks._data import load
-from benchmarks._table import Table, write
+from benchmarks._table import reopen, write
 from skattrib import AdamWInfluence, DualInfluence, TorchClassifier
 
 N_ROWS, N_QUERIES = 512, 12
+CAPTION = "Distance of attributions, over their size, where the training is repeated"
+HEADER = [
+    "network, learning rate",
+    "attributions",
+    "start moved by a rounding",
+    "digits left",
+    "elsewhere",
+    "drowned",
+    "double precision",
+    "two threads",
+    "another seed",
+    "second order",
+    "SGD for AdamW",
+]
 NETWORKS = {
     "16, .01": ((16,), 0.01),
     "64x64, .001": ((64, 64), 0.001),
@@ -54,13 +69,29 @@ def measured(attributor, net, dtype=np.float32, seed=0, system=False):
     return found, attributor.diagnose(*queries, system=True) if system else None
 
 
+def row(attributor, net):
+    """Return what the table has of an attributor and a network."""
+    found, told = measured(attributor, net, system=True)
+    double, _ = measured(attributor, net, dtype=np.float64)
+    torch.set_num_threads(2)
+    threads, _ = measured(attributor, net)
+    torch.set_num_threads(1)
+    seed, _ = measured(attributor, net, seed=1)
+    errors = [told.get(e) for e in ("second_order_error", "optimizer_mismatch")]
+    return [
+        f"{told.system.attribution_noise:.0e}",
+        f"{told.system.digits:.1f}",
+        f"{told.system.diverged:.0%}",
+        f"{told.system.drowned:.1%}",
+        *(f"{far(found, other):.0e}" for other in (double, threads)),
+        f"{far(found, seed):.2f}",
+        *("" if error is None else f"{error:.2f}" for error in errors),
+    ]
+
+
 def main():
-    table = Table(
-        "Distance of attributions, over their size, where the training is repeated",
-        "network, learning rate | attributions | start moved by a rounding | digits "
-        "left | elsewhere | drowned | double precision | two threads | another seed | "
-        "second order | SGD for AdamW",
-    )
+    table = reopen("rounding", CAPTION, HEADER)
+    known = {tuple(cells[:2]) for cells in table.rows}
     for name, (sizes, rate) in NETWORKS.items():
         net = TorchClassifier(
             hidden_layer_sizes=sizes,
@@ -70,25 +101,9 @@ def main():
             max_epochs=15,
         )
         for method, attributor in ATTRIBUTORS.items():
-            found, told = measured(attributor, net, system=True)
-            double, _ = measured(attributor, net, dtype=np.float64)
-            torch.set_num_threads(2)
-            threads, _ = measured(attributor, net)
-            torch.set_num_threads(1)
-            seed, _ = measured(attributor, net, seed=1)
-            errors = [told.get(e) for e in ("second_order_error", "optimizer_mismatch")]
-            table.add(
-                name,
-                method,
-                f"{told.system.attribution_noise:.0e}",
-                f"{told.system.digits:.1f}",
-                f"{told.system.diverged:.0%}",
-                f"{told.system.drowned:.1%}",
-                *(f"{far(found, other):.0e}" for other in (double, threads)),
-                f"{far(found, seed):.2f}",
-                *("" if error is None else f"{error:.2f}" for error in errors),
-            )
-    write("rounding", table)
+            if (name, method) not in known:
+                table.put(name, method, *row(attributor, net), n_keys=2)
+                write("rounding", table)
 
 
 if __name__ == "__main__":

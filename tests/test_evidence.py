@@ -43,6 +43,17 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_minutes_that_were_not_noted_are_those_of_the_rows(monkeypatch):
+    table = evidence.Table("", ["what", "CPU s"])
+    table.rows = [["a", "90"], ["a", "40 (2)"], ["b", ""]]
+    monkeypatch.setattr(evidence, "read", lambda name: [table])
+    assert evidence.least("leaderboard.equal") == pytest.approx(130 / 60)
+    assert evidence.spent("leaderboard.equal", {}) == "more than 2"
+    assert evidence.least("leaderboard") is None
+    table.header[1] = "trainings"
+    assert evidence.spent("leaderboard.equal", {}) == ""
+
+
 def test_what_was_killed_is_run_again_and_nothing_else(elsewhere, monkeypatch, capsys):
     modules = list(dict.fromkeys(claim.module for claim in evidence.CLAIMS))
     called, codes = [], iter([0, 1])

@@ -191,6 +191,7 @@ def test_all_that_a_training_has_is_repeated(options):
         found = attributor.fit(X[:50], y[:50]).diagnose(X[50:], y[50:], system=True)
         # had masks, averages or stops been others, hardly a digit would be left
         assert found.system.digits > 2
+        assert found.system.diverged == 0
         assert 0 <= found.system.outcome_noise < 1e-3
 
 

@@ -1,16 +1,16 @@
 """Deep networks by this package and its peers, on retrained halves.
 
-AdamW with weight decay 0.01, minibatches of 32, 15 epochs (10 of sequences, 5 of cats
-and dogs), ReLU, learning rate 0.01 unless the name says another; 512 rows of digits,
-churn, diamonds, 350 of diabetes, and fewer of images and sequences, as the table says.
-Margins of 12 queries and fewer, log-likelihoods of numbers. LDS of sums of attributions
-on really retrained halves; with dropout they are means over 4 draws of masks. *Limit*:
-a bound of LDS for sums over rows, from outcomes of halves that share half of their
-rows. *Exact*: derivatives of 16 runs (8 of cats and dogs), and *chosen* what
-`AdamWInfluence` makes of them by `agreement_`; *with halves*, and how many it retrains.
-Cells of peers have the default, then the best of a few settings, chosen on the truth;
-they are given the same network or, TRAK, those trained on random halves. Peers measure
-margins as well.
+AdamW with weight decay 0.01, minibatches of 32, 15 epochs (10 of sequences and
+characters, 5 of cats and dogs), ReLU, learning rate 0.01 unless the name says another;
+512 rows of digits, churn, diamonds, 350 of diabetes, and fewer of images and sequences,
+as the table says. Margins of 12 queries and fewer, log-likelihoods of numbers. LDS of
+sums of attributions on really retrained halves; with dropout they are means over 4
+draws of masks. *Limit*: a bound of LDS for sums over rows, from outcomes of halves that
+share half of their rows. *Exact*: derivatives of 16 runs (8 of cats and dogs, and of
+characters), and *chosen* what `AdamWInfluence` makes of them by `agreement_`; *with
+halves*, and how many it retrains. Cells of peers have the default, then the best of a
+few settings, chosen on the truth; they are given the same network or, TRAK, those
+trained on random halves. Peers measure margins as well.
 
 The second table removes other fractions of the rows, 100 subsets each.
 

@@ -314,11 +314,17 @@ class ExactModel:
                 if distance > FAR
                 else "though these attributions are not, which keep what it left"
             )
+            fitted = getattr(self.trained.estimator, "coef_", None)
+            first = (
+                "Give it X in double precision, as its solver rounds like X, and"
+                if getattr(fitted, "dtype", None) == np.float32
+                else "Use"
+            )
             warnings.warn(
                 f"{self.trained.name} stopped {distance:.2g} times as far from its "
                 "optimum as a row, left out, moves it: leave-one-out of such fits is "
-                f"noise, {ours}. Use a smaller tol, such as 1e-10, and a max_iter to "
-                "reach it; or it was fitted to other rows or weights than these.",
+                f"noise, {ours}. {first} a smaller tol, such as 1e-10, and a max_iter "
+                "to reach it; or it was fitted to other rows or weights than these.",
                 FaithfulnessWarning,
                 stacklevel=7,
             )

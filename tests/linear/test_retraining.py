@@ -199,6 +199,13 @@ def test_the_gradient_that_a_loose_solver_left_is_kept():
         assert not far.diagnose(Xq, yq).trustworthy
 
 
+def test_a_smaller_tol_is_no_cure_in_single_precision():
+    X, y, *_ = table("cancer")
+    for dtype, cure in (np.float32, "it X in double precision"), (float, "Use a small"):
+        with pytest.warns(UserWarning, match=f"leave-one-out .* is noise.*{cure}"):
+            fitted(LogisticRegression(tol=1e-2), X.astype(dtype), y)
+
+
 @pytest.mark.parametrize("solver", ["primal", "dual"])
 def test_the_distance_to_the_optimum_is_the_same_in_every_space(solver):
     X, y, *_ = table("cancer")

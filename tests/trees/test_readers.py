@@ -128,6 +128,25 @@ CASES = [
         "ExtraTreesClassifier",
         {"target": "two", "rows": "whole", "monotonic_cst": SIGNS, "max_depth": 3},
     ),
+    (
+        "ExtraTreesClassifier",
+        {
+            "target": "three",
+            "rows": "whole",
+            "class_weight": "balanced",
+            "max_depth": 3,
+        },
+    ),
+    (
+        "RandomForestClassifier",
+        {
+            "target": "two",
+            "rows": "whole",
+            "bootstrap": False,
+            "class_weight": "balanced_subsample",
+            "max_depth": 3,
+        },
+    ),
     ("DecisionTreeRegressor", {"criterion": "poisson", "target": "counts"}),
     ("DecisionTreeRegressor", {"ccp_alpha": 0.05}),
     ("DecisionTreeClassifier", {"target": "words", "class_weight": "balanced"}),
@@ -185,7 +204,10 @@ def test_outputs_are_those_of_the_library(name, case):
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [HIST["cls"], LIGHT["cls"], "DecisionTreeClassifier"])
+@pytest.mark.parametrize(
+    "name",
+    [HIST["cls"], LIGHT["cls"], "DecisionTreeClassifier", "ExtraTreesClassifier"],
+)
 def test_balanced_classes_count_the_rows_that_are_present(name):
     """A model of half of the rows is its own refit at the weights of the half."""
     own = row_weights()

@@ -245,6 +245,27 @@ def test_what_a_search_of_its_own_chose_is_kept():
     )
 
 
+def test_a_search_by_liblinear_has_the_intercept_of_its_last_fit():
+    X, y, Xq, yq = table("cancer")
+    search = LogisticRegressionCV(
+        Cs=[0.1],
+        l1_ratios=(0,),
+        scoring="neg_log_loss",
+        use_legacy_attributes=False,
+        solver="liblinear",
+        intercept_scaling=5.0,
+        random_state=0,
+        tol=1e-10,
+        max_iter=20_000,
+    )
+    dual = fitted(search, X, y)
+    half = 1.0 * (np.arange(len(X)) % 2)[None]
+    found = dual.predict_outcomes(Xq, yq, half)
+    rows = half[0] > 0
+    expected = search.fit(X[rows], y[rows]).predict_log_proba(Xq)
+    np.testing.assert_allclose(found[0], expected[np.arange(len(yq)), yq], atol=1e-6)
+
+
 def test_a_class_without_rows_is_retrained_without():
     X, y, Xq, yq = table("wine")
     dual = fitted(logistic(), X, y)

@@ -360,8 +360,11 @@ def test_without_halves_nothing_changes(fitted):
     assert not hasattr(before, "halves_")
     assert "derivative" in before.estimand_
     assert after.estimand_ == (
-        "mean effect of this unit on the outcome, others present half the time"
+        "mean effect of this unit on the outcome, others present half the time, around "
+        "that of the average unit"
     )
+    rows = after.attribute(Xq, yq)
+    assert_allclose(rows.mean(axis=1), 0, atol=1e-6 * np.abs(rows).max())
     with pytest.warns(FaithfulnessWarning, match=r"not calibr.*all runs.*n_halves=64"):
         before.attribute(Xq, yq, return_std=True)
     with pytest.raises(ValueError, match="return_std=True needs retrained halves"):

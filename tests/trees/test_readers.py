@@ -53,6 +53,7 @@ CASES = [
     (HIST["cls"], {"target": "words"}),
     (HIST["cls"], {"target": "two", "class_weight": "balanced"}),
     (HIST["cls"], {"target": "two", "class_weight": {0: 2.0}, "rows": "table"}),
+    (HIST["cls"], {"target": "words", "class_weight": {1: 3.0}}),  # by code
     (HIST["cls"], {"target": "two", "monotonic_cst": SIGNS}),
     # without a penalty, leaves of rows that are sure lose digits: p (1 - p) is summed
     # in single precision
@@ -72,6 +73,7 @@ CASES = [
     (LIGHT["reg"], {"min_child_samples": 100}),
     (LIGHT["cls"], {"target": "words", "extra_trees": True}),
     (LIGHT["cls"], {"target": "two", "class_weight": "balanced"}),
+    (LIGHT["cls"], {"target": "words", "class_weight": {"yes": 3.0}}),
     (
         LIGHT["cls"],
         {"target": "two", "class_weight": {0: 2.0}, "scale_pos_weight": 3.0},
@@ -150,6 +152,7 @@ CASES = [
     ("DecisionTreeRegressor", {"criterion": "poisson", "target": "counts"}),
     ("DecisionTreeRegressor", {"ccp_alpha": 0.05}),
     ("DecisionTreeClassifier", {"target": "words", "class_weight": "balanced"}),
+    ("DecisionTreeClassifier", {"target": "words", "class_weight": {"yes": 3.0}}),
     (
         "ExtraTreeClassifier",
         {"target": "three", "criterion": "entropy", "rows": "whole"},

@@ -32,7 +32,10 @@ from skattrib.models._network import untrained
 from skattrib.models._protocol import protocols
 
 #: What an attribution is once halves were retrained.
-ESTIMAND = "mean effect of this unit on the outcome, others present half the time"
+ESTIMAND = (
+    "mean effect of this unit on the outcome, others present half the time, around "
+    "that of the average unit"
+)
 # Groups of like targets of a regression, of which errors have a part in common.
 _N_GROUPS = 5
 

@@ -14,7 +14,6 @@ from sklearn.base import (
     BaseEstimator,
     MetaEstimatorMixin,
     TransformerMixin,
-    is_classifier,
 )
 from sklearn.utils._param_validation import (
     HasMethods,
@@ -55,7 +54,7 @@ from skattrib._validation import (
     has_columns,
     unchanged_on_error,
 )
-from skattrib.engine._losses import LabelLoss, SetOutcome, groups_of
+from skattrib.engine._losses import SetOutcome, groups_of
 from skattrib.models._any import is_pairwise
 from skattrib.models._as_model import as_model, check_recipe, check_wrapped
 from skattrib.models._costs import Cost
@@ -69,6 +68,7 @@ from skattrib.models._fit_params import (
 from skattrib.models._outcomes import (
     NO_COMPLETIONS,
     OUTCOMES,
+    check_label_columns,
     check_outcome,
     check_own_outcome,
 )
@@ -474,12 +474,7 @@ class BaseAttributor(
         """Raise on an outcome, or on targets, that the model cannot have."""
         model = parts.model
         loss = as_model(model).future_loss(features, y)
-        if is_classifier(model) and y.ndim > 1 and not isinstance(loss, LabelLoss):
-            raise ValueError(
-                f"y has {y.shape[1]} columns, and {type(model).__name__} cannot be "
-                "attributed on several. Fit one attributor per column, or use a "
-                "TorchClassifier, which takes columns of 0 and 1 for labels."
-            )
+        check_label_columns(as_model(model), loss, y)
         n_outputs = 1 if y.ndim == 1 else y.shape[1]
         parts.outcome(check_outcome(self.outcome, model, n_outputs, loss), loss)
 

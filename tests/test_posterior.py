@@ -360,8 +360,11 @@ def test_without_halves_nothing_changes(fitted):
     assert not hasattr(before, "halves_")
     assert "derivative" in before.estimand_
     assert after.estimand_ == (
-        "mean effect of this unit on the outcome, others present half the time"
+        "mean effect of this unit on the outcome, others present half the time, around "
+        "that of the average unit"
     )
+    rows = after.attribute(Xq, yq)
+    assert_allclose(rows.mean(axis=1), 0, atol=1e-6 * np.abs(rows).max())
     with pytest.warns(FaithfulnessWarning, match=r"not calibr.*all runs.*n_halves=64"):
         before.attribute(Xq, yq, return_std=True)
     with pytest.raises(ValueError, match="return_std=True needs retrained halves"):
@@ -949,6 +952,34 @@ def test_intervals_of_leaving_one_out():
     centred = effects - (F[0] - F[1 + known]).T.mean(axis=1, keepdims=True)
     inside = (around.lower[:, rest] < centred) & (centred < around.upper[:, rest])
     assert 0.88 < inside.mean() <= 1
+
+
+def test_without_outcomes_of_all_units_intervals_are_around_the_average():
+    rng = np.random.RandomState(0)
+    known, rest, inside = np.arange(64), np.arange(64, 200), []
+    for _ in range(20):
+        a = 2 + rng.randn(10, 200)  # of a linear model they need not sum to 0
+        effects = (1 + 0.3 * rng.randn(10, 1)) * a + 0.5 * rng.randn(10, 200)
+        found = loo_intervals(a, known, -effects[:, known].T)
+        assert_allclose(found.attributions.mean(axis=1), 0, atol=1e-12)
+        around = (effects - effects.mean(axis=1, keepdims=True))[:, rest]
+        inside.append((found.lower[:, rest] < around) & (around < found.upper[:, rest]))
+    assert 0.94 < np.mean(inside) < 0.96
+
+
+def test_effects_that_are_too_few_for_a_level():
+    rng = np.random.RandomState(0)
+    a = rng.randn(3, 30)
+    F = rng.randn(9, 3)
+    data = a[:2], np.arange(9), F[:, :2]
+    match = r"level=0\.95 needs 19 effects.*there are 18.*level=0\.947"
+    with pytest.raises(ValueError, match=match):
+        loo_intervals(*data)
+    assert np.isfinite(loo_intervals(*data, level=0.947).upper).all()
+    assert np.isfinite(loo_intervals(a, np.arange(9), F).upper).all()
+    assert np.isfinite(
+        loo_intervals(a[:1], np.arange(9), F[:, :1], level=0.9).upper
+    ).all()
 
 
 def test_queries_without_effects_say_nothing_of_others():

@@ -177,11 +177,14 @@ class ScaledFactor:
     Attributes
     ----------
     is_singular : bool
+    units : Tensor of shape (N,)
+        What the columns are scaled by, 1 for those of zeros.
     """
 
     def __init__(self, matrix: Tensor) -> None:
         diagonal = matrix.diagonal()
         self._scale = torch.where(diagonal > 0, diagonal.clamp(min=0).rsqrt(), 0.0)
+        self.units = torch.where(diagonal > 0, self._scale, 1.0)
         scaled = matrix * self._scale * self._scale[:, None]
         self._lower, info = torch.linalg.cholesky_ex(scaled)
         smallest = self._lower.diagonal().square().min()
@@ -206,6 +209,14 @@ class ScaledFactor:
             inner = (self._vectors.T @ scaled) / self._values[:, None]
             solved = self._vectors @ inner
         return solved * self._scale[:, None]
+
+    def flat_part(self, gradient: Tensor) -> Tensor:
+        """Return the direction (N,) of a gradient (N,) in which A does not bend."""
+        if self._values is None:
+            return torch.zeros_like(gradient)
+        scaled = gradient * self.units
+        bent = self._vectors @ (self._vectors.T @ scaled)
+        return (scaled - bent) * self.units
 
 
 class PencilFactor:

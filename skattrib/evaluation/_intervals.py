@@ -42,13 +42,14 @@ def loo_intervals(
         `AdamWInfluence` with ``inclusion=1``.
     left_out : array-like of int of shape (n_left_out,)
         Positions of the units that were left out in turn, at least 8, drawn at random:
-        64 are enough.
+        64 are enough. Times the queries they are at least ``level / (1 - level)``, 19
+        for 0.95.
     outcomes : array-like of shape (n_left_out, n_queries)
         Outcomes of the models retrained without each, as from `retrain_outcomes` with
         `make_weightings(kind="loo")`.
     full_outcomes : array-like of shape (n_queries,) or None, default=None
-        Outcomes with all units. None: effects are around those of the average unit,
-        as attributions are.
+        Outcomes with all units. None: effects and their intervals are around those of
+        the average unit, and so are the attributions that are returned.
     level : float, default=0.95
         Chance that the effect of a unit, really left out, is in its interval.
 
@@ -65,8 +66,8 @@ def loo_intervals(
     Raises
     ------
     ValueError
-        If shapes do not fit, units are too few, repeated or unknown, or a number is
-        not finite.
+        If shapes do not fit, units are too few, for this level too, repeated or
+        unknown, or a number is not finite.
 
     See Also
     --------
@@ -100,6 +101,7 @@ def loo_intervals(
     x, n_left = a[:, units], len(units)
     if full_outcomes is None:
         x = x - x.mean(axis=1, keepdims=True)
+        a = a - a.mean(axis=1, keepdims=True)
     tiny = np.finfo(float).tiny
     squares = np.square(x).sum(axis=1)
     # of a query whose effects are large no more than of another, of one without none
@@ -123,6 +125,8 @@ def loo_intervals(
     scores = np.abs(residuals) / (1 - leverage).clip(0.1) / others
     # those of a query without effects, which are 0, say nothing of others
     scores = scores[moved].ravel() if moved.any() else np.zeros(1)
+    if moved.any():
+        _check_level(level, len(scores))
     # one more, as the next one is not among them
     rank = min(np.ceil(level * (len(scores) + 1)) / len(scores), 1.0)
     half = np.quantile(scores, rank, method="higher") * sizes
@@ -130,6 +134,18 @@ def loo_intervals(
     return Bunch(
         attributions=centre, lower=centre - half, upper=centre + half, slope=slope
     )
+
+
+def _check_level(level: float, n_scores: int) -> None:
+    """Raise if the largest of so many residuals is not large enough for a level."""
+    if np.ceil(level * (n_scores + 1)) > n_scores:
+        needed = int(np.ceil(round(level / (1 - level), 6)))
+        possible = np.floor(1e3 * n_scores / (n_scores + 1)) / 1e3
+        raise ValueError(
+            f"level={level:g} needs {needed} effects or more, of units left out on "
+            f"queries that they move, and there are {n_scores}: leave out more units, "
+            f"pass more queries, or level={possible:g}."
+        )
 
 
 def _checked(

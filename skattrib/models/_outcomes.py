@@ -1,5 +1,8 @@
 """Which outcome of a model is attributed, and whether its loss has it."""
 
+from sklearn.base import is_classifier
+
+from skattrib.engine._losses import LabelLoss
 from skattrib.engine._losses._generalized import DecisionValue
 from skattrib.models._as_model import as_model
 
@@ -98,3 +101,14 @@ def check_own_outcome(outcome, estimator, n_outputs, loss=None):
             )
         outcome = loss.own_outcome if outcome == "auto" else outcome
     return check_outcome(outcome, estimator, n_outputs, loss)
+
+
+def check_label_columns(model, loss, y):
+    """Raise on several columns of labels, unless a classifier's loss is of these."""
+    if not is_classifier(model.estimator) or y.ndim == 1 or isinstance(loss, LabelLoss):
+        return
+    raise ValueError(
+        f"y has {y.shape[1]} columns, and {model.name} cannot be attributed on "
+        "several. Fit one attributor per column, or use a TorchClassifier, which takes "
+        "columns of 0 and 1 for labels."
+    )

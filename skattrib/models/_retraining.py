@@ -27,6 +27,7 @@ from skattrib.engine._training import Trained
 from skattrib.exceptions import FaithfulnessWarning
 from skattrib.models._any import EstimatorModel
 from skattrib.models._as_model import as_model
+from skattrib.models._outcomes import check_label_columns
 from skattrib.models._parts import Parts, is_search
 from skattrib.models._protocol import Retrainable, label_codes
 from skattrib.models._repeatable import check_repeatable, finite_rows
@@ -83,6 +84,9 @@ class Trainer:
             self.model.check_targets(self.y)
             if self.y.ndim == 1:
                 self.model.classes = sorted_labels(self.y, "y")[0]
+            else:
+                loss = self.model.future_loss(self.X, self.y)
+                check_label_columns(self.model, loss, self.y)
         if self.stacked:
             self.X, self.y = validate_rows(
                 self.estimator, X, self.y, multi_output=self.y.ndim > 1
@@ -294,6 +298,10 @@ class RefittedPipeline(Retrainable):
     def loss(self) -> Loss:
         """Loss of the last step."""
         return self._last.loss
+
+    def future_loss(self, X: Any, y: Any) -> Loss:
+        """Return what the last step will have as `loss`."""
+        return self._last.future_loss(X, y)
 
     def check(self) -> None:
         """Raise unless the last step can be trained again."""

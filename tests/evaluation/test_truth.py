@@ -28,6 +28,7 @@ from sklearn.linear_model import (
 from sklearn.model_selection import GridSearchCV
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler, scale
 from sklearn.random_projection import GaussianRandomProjection
@@ -580,3 +581,20 @@ def test_several_labels_without_probabilities_are_refused_before_training():
         retrain_outcomes(
             OneVsRestClassifier(SVC(random_state=0)), X, Y, np.ones((1, 40)), X, Y
         )
+
+
+@pytest.mark.parametrize("refit_transformers", [False, True])
+@pytest.mark.parametrize("n_labels", [2, 3])
+def test_columns_of_labels_are_refused_before_training(n_labels, refit_transformers):
+    rng = np.random.RandomState(0)
+    X, Y = rng.randn(40, 3), rng.randint(n_labels, size=(40, 2))
+    forest = RandomForestClassifier(2, random_state=0)
+    pipe = make_pipeline(StandardScaler(), forest)
+    data = X, Y, np.ones((1, 40)), X[:4], Y[:4]
+    with pytest.raises(ValueError, match=r"y has 2 columns.*Fit one attributor per"):
+        retrain_outcomes(pipe, *data, refit_transformers=refit_transformers)
+    perceptron = MLPClassifier((3,), max_iter=2, random_state=0)
+    pipe = make_pipeline(StandardScaler(), perceptron)
+    if n_labels == 2:
+        options = {"refit_transformers": refit_transformers}
+        assert retrain_outcomes(pipe, *data, **options).shape == (1, 4)

@@ -217,11 +217,17 @@ def test_sparse_rows_are_dense_rows():
         torch.testing.assert_close(first, second)
 
 
-def test_a_quadratic_with_l1_is_minimal():
+@pytest.mark.parametrize("n_rows", [1, 2, 4, 7, 12])
+@pytest.mark.parametrize("alike", ["none", "equal", "zero"])
+def test_a_quadratic_with_l1_is_minimal(n_rows, alike):
+    """Also where parameters are more than rows, and only signs bound it."""
     for seed in range(20):
         rng = np.random.RandomState(seed)
-        half = torch.tensor(rng.randn(12, 8))
-        matrix, linear = half.T @ half, torch.tensor(rng.randn(8) * 4)
+        half = torch.tensor(rng.randn(n_rows, 8))
+        half[:, 0] = 1
+        if alike != "none":
+            half[:, 3] = 0 if alike == "zero" else half[:, 2]
+        matrix, linear = half.T @ half, half.T @ torch.tensor(rng.randn(n_rows) * 4)
         strengths = torch.tensor(np.r_[0.0, rng.uniform(0.1, 4, 7)])
         start = torch.tensor(np.where(rng.rand(8) < 0.5, rng.randn(8), 0))
         x = minimize_quadratic(matrix, linear, strengths, start)

@@ -321,6 +321,17 @@ def test_solvers_that_cannot_be_used():
         fitted(LinearRegression(), X, NUMBERS, solver="dual")
     with pytest.raises(ValueError, match="solver='cg' cannot follow"):
         fitted(Lasso(0.001), X, NUMBERS, solver="cg")
+    # a solver is named as a cure if it works
+    for model in (Lasso(0.001), LinearRegression(), Ridge()):
+        with pytest.raises(ValueError, match="nystroem") as refused:
+            fitted(model, X, NUMBERS, solver="nystroem")
+        cures = str(refused.value).rpartition("Use solver=")[2]
+        for solver in ("auto", "primal", "dual", "cg"):
+            if repr(solver) in cures:
+                assert fitted(model, X, NUMBERS, solver=solver).solver_
+            else:
+                with pytest.raises(ValueError, match="Use solver='auto'"):
+                    fitted(model, X, NUMBERS, solver=solver)
     with pytest.raises(ValueError, match="ridge_path needs a damping"):
         fitted(Ridge(), X, NUMBERS).ridge_path(X, NUMBERS, ridges=[1.0])
 

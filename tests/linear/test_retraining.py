@@ -5,6 +5,7 @@ import pytest
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import (
     ElasticNet,
+    Lasso,
     LogisticRegression,
     LogisticRegressionCV,
     PoissonRegressor,
@@ -250,6 +251,43 @@ def test_what_a_search_of_its_own_chose_is_kept():
     np.testing.assert_allclose(
         dual.attribute(Xq, yq), same.attribute(Xq, yq), rtol=1e-2, atol=1e-9
     )
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_subsets_of_fewer_rows_than_coefficients(fit_intercept):
+    """The penalty alone decides where the loss of those rows has no curvature."""
+    rng = np.random.RandomState(0)
+    X, Xq = rng.randn(25, 30), rng.randn(4, 30)
+    y, yq = X[:, :3].sum(axis=1) + 0.3 * rng.randn(25), rng.randn(4)
+    options = {"tol": 1e-12, "max_iter": 100_000, "random_state": 0}
+    lasso = Lasso(0.1, fit_intercept=fit_intercept, **options)
+    dual = fitted(lasso, X, y)
+    sizes = [1, 2, 3, 5, 8, 12, 16, 24]
+    weights = np.array([rng.permutation(25) < size for size in sizes], dtype=float)
+    expected = retrain_outcomes(lasso, X, y, weights, Xq, yq)
+    found = dual.predict_outcomes(Xq, yq, weights)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_search_by_liblinear_has_the_intercept_of_its_last_fit():
+    X, y, Xq, yq = table("cancer")
+    search = LogisticRegressionCV(
+        Cs=[0.1],
+        l1_ratios=(0,),
+        scoring="neg_log_loss",
+        use_legacy_attributes=False,
+        solver="liblinear",
+        intercept_scaling=5.0,
+        random_state=0,
+        tol=1e-10,
+        max_iter=20_000,
+    )
+    dual = fitted(search, X, y)
+    half = 1.0 * (np.arange(len(X)) % 2)[None]
+    found = dual.predict_outcomes(Xq, yq, half)
+    rows = half[0] > 0
+    expected = search.fit(X[rows], y[rows]).predict_log_proba(Xq)
+    np.testing.assert_allclose(found[0], expected[np.arange(len(yq)), yq], atol=1e-6)
 
 
 def test_a_class_without_rows_is_retrained_without():

@@ -53,6 +53,7 @@ CASES = [
     (HIST["cls"], {"target": "words"}),
     (HIST["cls"], {"target": "two", "class_weight": "balanced"}),
     (HIST["cls"], {"target": "two", "class_weight": {0: 2.0}, "rows": "table"}),
+    (HIST["cls"], {"target": "words", "class_weight": {1: 3.0}}),  # by code
     (HIST["cls"], {"target": "two", "monotonic_cst": SIGNS}),
     # without a penalty, leaves of rows that are sure lose digits: p (1 - p) is summed
     # in single precision
@@ -72,6 +73,7 @@ CASES = [
     (LIGHT["reg"], {"min_child_samples": 100}),
     (LIGHT["cls"], {"target": "words", "extra_trees": True}),
     (LIGHT["cls"], {"target": "two", "class_weight": "balanced"}),
+    (LIGHT["cls"], {"target": "words", "class_weight": {"yes": 3.0}}),
     (
         LIGHT["cls"],
         {"target": "two", "class_weight": {0: 2.0}, "scale_pos_weight": 3.0},
@@ -128,9 +130,29 @@ CASES = [
         "ExtraTreesClassifier",
         {"target": "two", "rows": "whole", "monotonic_cst": SIGNS, "max_depth": 3},
     ),
+    (
+        "ExtraTreesClassifier",
+        {
+            "target": "three",
+            "rows": "whole",
+            "class_weight": "balanced",
+            "max_depth": 3,
+        },
+    ),
+    (
+        "RandomForestClassifier",
+        {
+            "target": "two",
+            "rows": "whole",
+            "bootstrap": False,
+            "class_weight": "balanced_subsample",
+            "max_depth": 3,
+        },
+    ),
     ("DecisionTreeRegressor", {"criterion": "poisson", "target": "counts"}),
     ("DecisionTreeRegressor", {"ccp_alpha": 0.05}),
     ("DecisionTreeClassifier", {"target": "words", "class_weight": "balanced"}),
+    ("DecisionTreeClassifier", {"target": "words", "class_weight": {"yes": 3.0}}),
     (
         "ExtraTreeClassifier",
         {"target": "three", "criterion": "entropy", "rows": "whole"},
@@ -185,7 +207,10 @@ def test_outputs_are_those_of_the_library(name, case):
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [HIST["cls"], LIGHT["cls"], "DecisionTreeClassifier"])
+@pytest.mark.parametrize(
+    "name",
+    [HIST["cls"], LIGHT["cls"], "DecisionTreeClassifier", "ExtraTreesClassifier"],
+)
 def test_balanced_classes_count_the_rows_that_are_present(name):
     """A model of half of the rows is its own refit at the weights of the half."""
     own = row_weights()

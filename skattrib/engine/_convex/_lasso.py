@@ -14,6 +14,8 @@ from skattrib.engine._solvers import ScaledFactor
 
 # Violations of optimality, relative to the penalty, that count as rounding.
 _SLACK = 1e-11
+# Slopes without curvature, relative to all that adds up to them, that are rounding.
+_FLAT = 1e-12
 # Steps for each parameter: more than are ever needed.
 _MAX_STEPS = 20
 
@@ -61,21 +63,47 @@ def _settle(
     """Minimise over the active parameters; those that reach 0 leave."""
     while bool(active.any()):
         index = active.nonzero()[:, 0]
-        system = ScaledFactor(matrix[index][:, index])
-        pull = linear[index] + strengths[index] * signs[index]
-        target = -system.solve(pull[:, None])[:, 0]
-        crossing = (strengths[index] > 0) & (target * signs[index] < 0)
+        here, penalty = x[index], strengths[index]
+        square, pull = matrix[index][:, index], linear[index] + penalty * signs[index]
+        target = _target(square, pull, penalty, here, signs[index])
+        crossing = (penalty > 0) & (target * signs[index] < 0)
+        x = x.clone()
         if not bool(crossing.any()):
-            x = x.clone()
             x[index] = target
             return x, signs, active
-        here = x[index]
         shares = torch.where(crossing, here / (here - target), torch.inf)
         first = int(shares.argmin())
-        x = x.clone()
         x[index] = here + shares[first] * (target - here)
         leaver = index[first]
         x[leaver] = 0.0
         signs, active = signs.clone(), active.clone()
         signs[leaver], active[leaver] = 0.0, False
     return x, signs, active
+
+
+def _target(
+    matrix: Tensor, pull: Tensor, penalty: Tensor, here: Tensor, signs: Tensor
+) -> Tensor:
+    """Return where parameters that keep their signs have the minimum, or sink to 0.
+
+    Of more parameters than rows the loss has directions without curvature, and the
+    penalty falls along them until a sign changes.
+    """
+    system = ScaledFactor(matrix)
+    if not system.is_singular:
+        return -system.solve(pull[:, None])[:, 0]
+    gradient = matrix @ here + pull
+    flat = system.flat_part(gradient)
+    slope, curvature = float(gradient @ flat), float(flat @ matrix @ flat)
+    terms = system.units * (matrix.abs() @ here.abs() + pull.abs() + penalty)
+    if slope > 0 and slope**0.5 > _FLAT * float(terms.max()):
+        sinking = (penalty > 0) & (flat * signs > 0)
+        length = slope / curvature if curvature > 0 else torch.inf
+        if bool(sinking.any()):
+            length = min(length, 1 + float((here / flat)[sinking].max()))
+        if length < torch.inf:
+            here = here - length * flat
+            if bool(((penalty > 0) & (here * signs < 0)).any()):
+                return here
+            gradient = matrix @ here + pull
+    return here - system.solve(gradient[:, None])[:, 0]

@@ -51,20 +51,23 @@ def plan_convex(
     size_note = f"{n_rows} rows, {n_columns} columns, {n_joint} joint outputs"
     cap_note = f"cap of {memory_bytes / 2**20:.0f} MiB"
 
+    can = {"dual": objective.is_reducible, "cg": not objective.has_l1}
+    working = ["auto", "primal", *(name for name, does in can.items() if does)]
+    cure = f"Use solver={', '.join(map(repr, working[:-1]))} or {working[-1]!r}."
     if solver == "nystroem":
         raise ValueError(
             "solver='nystroem' approximates, and linear models are refitted exactly. "
-            "Use solver='auto', 'primal', 'dual' or 'cg'."
+            f"{cure}"
         )
-    if solver == "dual" and not objective.is_reducible:
+    if solver == "dual" and not can["dual"]:
         raise ValueError(
             "solver='dual' needs one l2 penalty for all coefficients, and this model "
-            "has none or an l1 penalty. Use solver='auto', 'primal' or 'cg'."
+            f"has none or an l1 penalty. {cure}"
         )
-    if solver == "cg" and objective.has_l1:
+    if solver == "cg" and not can["cg"]:
         raise ValueError(
             "solver='cg' cannot follow the coefficients that an l1 penalty sets to 0. "
-            "Use solver='auto' or 'primal'."
+            f"{cure}"
         )
     if solver != "auto":
         if needed.get(solver, 0.0) > memory_bytes:

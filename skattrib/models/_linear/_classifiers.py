@@ -83,6 +83,8 @@ class LogisticModel(LinearClassifierModel):
         )
         if ratio is not None:
             strengths["l1_ratio"] = float(ratio)
+        # its last fit, to all rows, is at the default of this
+        strengths["intercept_scaling"] = 1.0
         return copied(estimator, LogisticRegression, **strengths)
 
     def reason_against(self) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.base import is_classifier
 from torch import Tensor
 
 from skattrib._validation import as_numbers, blamed, label_positions
+from skattrib.engine._row_weights import RowWeighting
 from skattrib.engine._trees import Ensemble, Means, Monotone, Tree, compacted
 from skattrib.models._trees._protocol import TreeModel
 
@@ -131,6 +133,22 @@ class ForestModel(TreeModel):
         return self.link(torch.tensor(raw))
 
     # -------------------------------------------------------------- structure
+    def class_weighting(
+        self, class_weight: Any, y: Any, own: FloatArray
+    ) -> RowWeighting:
+        """Return what ``class_weight`` does to weights."""
+        if isinstance(class_weight, str) and self._balances_weights():
+            return RowWeighting(balanced=torch.tensor(self.training_targets(y)))
+        return super().class_weighting(class_weight, y, own)
+
+    def _balances_weights(self) -> bool:
+        """Whether classes are balanced by their weights, as forests of 1.9 do.
+
+        Forests before, and single trees, count their rows.
+        """
+        balance = getattr(self.estimator, "_validate_y_class_weight", None)
+        return balance is not None and "sample_weight" in signature(balance).parameters
+
     def _grown(self) -> list[Any]:
         """Return the fitted trees of scikit-learn."""
         estimators = getattr(self.estimator, "estimators_", [self.estimator])

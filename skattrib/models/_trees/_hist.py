@@ -97,9 +97,9 @@ class HistModel(BoosterModel):
         if not isinstance(found, dict):
             return found
         labels = self.estimator.classes_.tolist()
-        if not all(code in found for code in range(len(labels))):
+        if not found.keys() <= set(range(len(labels))):
             return found  # as it is documented
-        return {label: found[code] for code, label in enumerate(labels)}
+        return {label: found.get(code, 1.0) for code, label in enumerate(labels)}
 
     def _signs(self) -> IntArray:
         """Return the monotone constraint of each column, as trees see columns."""

@@ -120,6 +120,9 @@ def _errors(
         return torch.stack(found).T[:order]
 
     gradients = torch.stack(at(_MOVED * start, order).gradients)
+    # what never gets a gradient is not trained, as the vector of a padding token
+    trained = gradients[0] != 0
+    directions = [v * trained for v in directions]
     return _compared(gradients, torch.stack(directions), slopes)
 
 

@@ -83,7 +83,19 @@ def with_zeros():
     return module
 
 
+class Padded(nn.Module):
+    """Whose vector of the padding has no gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.last = nn.Embedding(9, 8, padding_idx=0), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.last(self.words(x.long().clamp(0, 8)).tanh().sum(dim=1))
+
+
 RIGHT = {
+    "padded": Padded,
     "linear": lambda: nn.Linear(5, 2),
     "tanh": lambda: deep(nn.Tanh()),
     "kinks": with_zeros,

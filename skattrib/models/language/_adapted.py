@@ -364,8 +364,8 @@ def with_adapters(model: nn.Module, adapter: Any, first: int) -> nn.Module:
         built: nn.Module = peft.inject_adapter_in_model(config, model)
     except ValueError as error:
         raise ValueError(
-            f"adapter={_told(adapter)} does not fit {type(model).__name__}: {error} Its "
-            f"linear layers are {known}."
+            f"adapter={_told(adapter)} does not fit {type(model).__name__}: {error} "
+            f"Its linear layers are {known}."
         ) from error
     for key, parameter in built.named_parameters():
         parameter.requires_grad_("lora_" in key)

@@ -30,7 +30,7 @@ _STEPS = 1e-7, 1e-4
 _MOVED = 0.1
 _N_DIRECTIONS = 3
 # Errors above this share count, unless differences over half the way differ, too.
-_TOLERANCE, _UNSURE = 1e-3, 0.1
+_TOLERANCE, _UNSURE = 5e-3, 0.1
 _WHAT = "gradients", "second derivatives"
 # Modules of more numbers are not copied in double precision.
 _LARGEST = 2**26

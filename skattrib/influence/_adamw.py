@@ -273,7 +273,8 @@ class AdamWInfluence(DiagnosesRuns, AgreementOfRuns, TrainedOnSubsets, BaseAttri
             If the record of a frozen estimator does not reproduce it, or early stopping
             held out rows; if the runs disagree, so that training is rough or chaotic;
             and if derivatives of the run on all units are mostly those of parameters
-            that have hardly had a gradient.
+            that have hardly had a gradient. If autograd's derivatives are not those of
+            what the module computes.
         """
         return self._fit(X, y, tasks, fit_params)
 

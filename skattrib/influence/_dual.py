@@ -270,7 +270,8 @@ class DualInfluence(DiagnosesTangent, AnswersBySteps, BaseAttributor):
         Warns
         -----
         FaithfulnessWarning
-            If ``ridge="auto"`` has no record of the training.
+            If ``ridge="auto"`` has no record of the training, or autograd's gradients
+            are not those of what the module computes.
         """
         return self._fit(X, y, tasks, fit_params)
 

@@ -134,6 +134,7 @@ def lookahead_training(
     -----
     FaithfulnessWarning
         If `estimator` wraps a trained module: it is trained again from its weights.
+        If autograd's derivatives are not those of what the module computes.
 
     See Also
     --------

@@ -83,6 +83,14 @@ def with_zeros():
     return module
 
 
+class Single(Detached):
+    """Takes single precision only, and cannot be looked at."""
+
+    def inside(self, h):
+        assert h.dtype == torch.float32
+        return h / h.norm(dim=1, keepdim=True).detach()
+
+
 class Padded(nn.Module):
     """Whose vector of the padding has no gradient."""
 
@@ -135,6 +143,12 @@ def test_second_derivatives_are_compared_with_gradients():
         check(Once, 1)
     with pytest.warns(FaithfulnessWarning, match=r"second derivatives of Once are"):
         check(Once, 2)
+
+
+def test_what_cannot_be_looked_at_goes_on_as_it_is():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(Single, 2)
 
 
 def trained(make, **options):

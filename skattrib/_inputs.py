@@ -31,9 +31,10 @@ class ValidatedInputs:
     def _takes_texts(self):
         return self.estimator is not None and as_model(self.estimator).takes_texts
 
-    @property
-    def _reads_texts(self):
-        return self.estimator is not None and reads_texts(self.estimator)
+    def _reads_texts(self, X):
+        if self.estimator is None:
+            return False
+        return reads_texts(self.estimator, table=getattr(X, "ndim", 1) != 1)
 
     @property
     def _takes_completions(self):
@@ -74,7 +75,7 @@ class ValidatedInputs:
         """Validate X, and y if given; a data frame stays one if ``table``."""
         if self._takes_texts or self._takes_completions:
             return self._validated_texts(X, *y, reset=reset)
-        if self._reads_texts:
+        if self._reads_texts(X):
             return self._validated_documents(X, *y, several=several, reset=reset)
         if not (table and isinstance(X, pd.DataFrame)):
             options = {"multi_output": several} if y else {}

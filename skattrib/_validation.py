@@ -2,6 +2,7 @@
 
 import numbers
 import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 
@@ -369,7 +370,10 @@ def check_texts(texts, name, *, optional=False):
         )
     if isinstance(texts, bytes) or getattr(texts, "ndim", 1) != 1:
         kind = f"{getattr(texts, 'ndim', 1)}-D {type(texts).__name__}"
-        raise ValueError(f"{name} must be a 1-D sequence of str, got a {kind}.")
+        cure = (
+            f" Pass a column: {name}[name]." if isinstance(texts, pd.DataFrame) else ""
+        )
+        raise ValueError(f"{name} must be a 1-D sequence of str, got a {kind}.{cure}")
 
     try:
         texts = list(texts)
@@ -388,11 +392,29 @@ def check_texts(texts, name, *, optional=False):
         if not (isinstance(text, str) or (optional and missing)):
             raise ValueError(
                 f"{name} must be a sequence of str{' or None' if optional else ''}; "
-                f"{name}[{i}] is of type {type(text).__name__}."
+                f"{name}[{i}] is of type {type(text).__name__}.{_text_of(text, name)}"
             )
         checked[i] = None if missing else _encodable(text, f"{name}[{i}]")
 
     return checked
+
+
+def _text_of(row, name):
+    """Return how texts are made of the messages of a chat; nothing of other rows."""
+    if not (isinstance(row, Sequence) and row):
+        return ""
+    if not all(isinstance(each, Mapping) and "content" in each for each in row):
+        return ""
+    if name == "y":
+        return (
+            " Of messages, pass the text of the answer: "
+            "[messages[-1]['content'] for messages in y]."
+        )
+    return (
+        " Put messages into the model's template: "
+        "[tokenizer.apply_chat_template(messages, tokenize=False, "
+        f"add_generation_prompt=True) for messages in {name}]."
+    )
 
 
 def check_completions(X, y):

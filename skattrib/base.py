@@ -518,7 +518,7 @@ class BaseAttributor(
         check_is_fitted(self, "n_units_")
         X, y = opened(X, y)
         index_of(X, y, {} if new else groups_of(self.outcome))
-        if not (self._takes_texts or self._reads_texts):
+        if not (self._takes_texts or self._reads_texts(X)):
             check_not_single(X, y)
         table = isinstance(self.X_train_, pd.DataFrame)
         if y is None:

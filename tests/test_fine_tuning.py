@@ -643,6 +643,12 @@ def test_the_same_seed_gives_the_same_model(case):
         ({"adapter": {"rank": 2}}, ["a", "b"], ["c", "d"], "is no LoRA.*rank"),
         ({"adapter": {"bias": "all"}}, ["a", "b"], ["c", "d"], "bias='all', which"),
         (
+            {"adapter": peft.LoraConfig(r=2, target_modules=["wrong"])},
+            ["a", "b"],
+            ["c", "d"],
+            r"adapter=LoraConfig\(r=2, target_modules={'wrong'}\) does not fit Llama",
+        ),
+        (
             {"adapter": peft.LoraConfig(modules_to_save=["norm"])},
             ["a", "b"],
             ["c", "d"],

@@ -392,6 +392,9 @@ def test_special_tokens_are_no_targets_and_bos_is_context():
 
 
 # --------------------------------------------------------------------- errors
+MESSAGES = [{"role": "user", "content": "a"}]
+
+
 @pytest.mark.parametrize(
     ("X", "y", "message"),
     [
@@ -401,7 +404,9 @@ def test_special_tokens_are_no_targets_and_bos_is_context():
         (["a"], [None], r"y\[0\] is of type NoneType"),
         (["a", 3], ["b", "c"], r"X\[1\] is of type int"),
         (["a"], [float("nan")], r"y\[0\] is of type float"),
-        (pd.DataFrame({"a": ["b"]}), ["c"], "1-D sequence of str"),
+        (pd.DataFrame({"a": ["b"]}), ["c"], r"1-D sequence of str.* X\[name\]"),
+        ([MESSAGES], ["c"], r"X\[0\] .* type list.*tokenizer.apply_chat_template\("),
+        (["a"], [MESSAGES], r"y\[0\] .* type list.*\[-1\]\['content'\] for"),
         (["a", "b"], ["c"], "inconsistent numbers"),
         ([], [], "0 samples"),
         (["a"], ["b\ud800"], "not valid Unicode"),

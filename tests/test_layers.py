@@ -36,6 +36,7 @@ ROOMS = [
     "engine._trees",
     "engine._plain_gradients",
     "engine._minibatch",
+    "engine._true_derivatives",
     "engine._stopping",
     "engine._training",
     "engine._set_gradients",

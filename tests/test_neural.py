@@ -755,6 +755,34 @@ BAD_FITS = {
         ValueError,
         "hidden_layer_sizes must hold whole numbers",
     ),
+    "a scheduler of torch": (
+        TorchClassifier,
+        {"schedule": torch.optim.lr_scheduler.OneCycleLR},
+        {},
+        ValueError,
+        r"schedule=.*OneCycleLR.* fails.*called with the step.*record_training",
+    ),
+    "a schedule of the step alone": (
+        TorchClassifier,
+        {"schedule": lambda step: 0.9**step},
+        {},
+        ValueError,
+        r"schedule=.* fails: .*called with the step, from 0, and the number",
+    ),
+    "a class of torch's optimizers": (
+        TorchClassifier,
+        {"optimizer": torch.optim.AdamW},
+        {},
+        ValueError,
+        r"AdamW of torch.*optimizer='adamw', or skattrib.optimizers.AdamW\(\)",
+    ),
+    "one of torch's optimizers": (
+        TorchClassifier,
+        {"optimizer": torch.optim.NAdam([torch.zeros(1, requires_grad=True)])},
+        {},
+        ValueError,
+        r"NAdam of torch.*optimizer=one of \['adam', 'adamw'",
+    ),
     **{
         f"schedule of {name}": (
             TorchClassifier,

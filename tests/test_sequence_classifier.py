@@ -9,6 +9,7 @@ from sklearn.base import clone
 from skattrib import AdamWInfluence, DualInfluence, KernelSurrogateAttributor
 from skattrib.evaluation import lds_score, make_weightings, retrain_outcomes
 from skattrib.language import SequenceClassifier
+from tests.test_fine_tuning import build as causal_model
 
 N_WORDS, CONTEXT = 30, 24
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3}
@@ -207,3 +208,23 @@ def test_what_cannot_be_trained_is_refused():
         bare.fit(X, y)
     with pytest.raises(ValueError, match=r"linear layers are \['dense', 'key'"):
         classifier(adapter={"target_modules": ["wrong"]}).fit(X, y)
+    with pytest.raises(ValueError, match=r"is LlamaForCausalLM.*ForSequenceClassif"):
+        classifier(causal_model()).fit(X, y)
+    with pytest.raises(ValueError, match=r"is BertModel, which has no scores"):
+        classifier(build().bert).fit(X, y)
+
+
+def test_scores_that_depend_on_padding_are_refused():
+    """XLNet's are of the last place of a row, and it reads texts of any length."""
+    config = transformers.XLNetConfig(
+        vocab_size=N_WORDS, d_model=16, n_layer=2, n_head=2, d_inner=24, num_labels=3
+    )
+    with torch.random.fork_rng():
+        model = transformers.XLNetForSequenceClassification(config)
+    X, y = texts(12)
+    with pytest.raises(ValueError, match=r"XLNet.* depend on the padding of a text"):
+        classifier(model).fit(X, y)
+    same = [text[:3].ljust(3, "a") for text in X]
+    clf = classifier(model).fit(same, y)
+    with pytest.raises(ValueError, match=r"XLNet.* depend on the padding of a text"):
+        clf.predict(["ab", "abc"])

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.overrides import TorchFunctionMode
 
 from skattrib.engine._row_context import (
     Behaviour,
@@ -59,6 +62,7 @@ class FunctionalModule:
         # what it does in training, as far as is known before `look`
         self.behaviour = known_behaviour(module)
         self._evaluated: nn.Module | None = None
+        self._written_out = any(isinstance(m, _WeightNorm) for m in module.modules())
         # of a loop whose random numbers it repeats, by step: states of torch's
         # generator, and how rows were padded, or None
         self.draws_again: Mapping[int, tuple[Tensor, Tensor | None]] | None = None
@@ -191,9 +195,10 @@ class FunctionalModule:
     def _run(
         self, module: nn.Module, X: Tensor, params: Mapping[str, Tensor]
     ) -> Tensor:
-        if self.recomputes:
-            return as_rows(run_module(_with(module, params), X), len(X))
-        return as_rows(run_module(module, X, params), len(X))
+        with _WrittenOut() if self._written_out else nullcontext():
+            if self.recomputes:
+                return as_rows(run_module(_with(module, params), X), len(X))
+            return as_rows(run_module(module, X, params), len(X))
 
     def look(self, X: Tensor) -> None:
         """Find out from two rows what must be known of the module.
@@ -350,6 +355,25 @@ _cudnn = _Switch(
     lambda: bool(torch.backends.cudnn.enabled),
     lambda value: setattr(torch.backends.cudnn, "enabled", value),
 )
+
+
+class _WrittenOut(TorchFunctionMode):
+    """Weight normalisation in single steps: torch's second derivatives are wrong."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        function = _weight_norm if func is torch._weight_norm else func
+        return function(*args, **(kwargs or {}))
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    axes = [axis for axis in range(v.ndim) if axis != dim]  # dim=-1: all of them
+    return v * (g / v.square().sum(axes, keepdim=dim != -1).sqrt())
 
 
 def as_rows(out: Tensor, n_rows: int) -> Tensor:

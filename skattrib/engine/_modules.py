@@ -197,6 +197,15 @@ def _why_refused(layer: nn.Module) -> str:
             if moves
             else ""
         )
+    if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+        if layer.max_norm is not None:
+            return "shortens its vectors in place, in each pass: use max_norm=None"
+        return (
+            "divides gradients by how often a word is in the batch, where rows meet: "
+            "use scale_grad_by_freq=False"
+            if layer.scale_grad_by_freq
+            else ""
+        )
     if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
         return ""
     if layer.running_mean is None:

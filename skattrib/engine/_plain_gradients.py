@@ -32,6 +32,11 @@ _CURES = (
         "Write torch.cdist(a, b) as (a[:, None] - b).norm(dim=-1), which has second "
         "derivatives.",
     ),
+    (
+        "embedding_bag",
+        "Write nn.EmbeddingBag as nn.Embedding, and the mean or sum of its vectors.",
+    ),
+    ("modified inplace", "Leave out what is written in place, as max_norm of layers."),
 )
 _OTHER_CURE = (
     "Replace the operation named above; a custom autograd.Function needs a "

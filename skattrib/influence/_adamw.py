@@ -15,6 +15,7 @@ from skattrib._verdict import few_units_hint
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._adjoint import check_differentiable
 from skattrib.engine._losses import SetOutcome
+from skattrib.engine._true_derivatives import check_true
 from skattrib.influence._aggregation import AGGREGATIONS, finite_mean
 from skattrib.influence._costs import (
     sweep_megabytes,
@@ -272,7 +273,8 @@ class AdamWInfluence(DiagnosesRuns, AgreementOfRuns, TrainedOnSubsets, BaseAttri
             If the record of a frozen estimator does not reproduce it, or early stopping
             held out rows; if the runs disagree, so that training is rough or chaotic;
             and if derivatives of the run on all units are mostly those of parameters
-            that have hardly had a gradient.
+            that have hardly had a gradient. If autograd's derivatives are not those of
+            what the module computes.
         """
         return self._fit(X, y, tasks, fit_params)
 
@@ -303,9 +305,9 @@ class AdamWInfluence(DiagnosesRuns, AgreementOfRuns, TrainedOnSubsets, BaseAttri
         model = as_model(estimator)
         if model.stacks:  # the layers of other networks are known
             problem = untrained(model.network(self), X, y, None)
-            check_differentiable(
-                problem.model, problem.loss, problem.X, problem.targets
-            )
+            whose = problem.model, problem.loss, problem.X, problem.targets
+            check_differentiable(*whose)
+            check_true(*whose, order=1 + (self.hessian == "exact"))
 
     def _cost(self, estimator, X, y, n_queries):
         model = as_model(estimator)

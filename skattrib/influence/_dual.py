@@ -16,6 +16,7 @@ from skattrib._posterior._gaussian import Knowledge
 from skattrib._validation import float_dtype
 from skattrib.base import ATTRIBUTOR_DOCS, BaseAttributor
 from skattrib.engine._losses import SetOutcome
+from skattrib.engine._true_derivatives import check_true
 from skattrib.influence._answers import AnswersBySteps
 from skattrib.influence._costs import (
     exact_cost,
@@ -269,7 +270,8 @@ class DualInfluence(DiagnosesTangent, AnswersBySteps, BaseAttributor):
         Warns
         -----
         FaithfulnessWarning
-            If ``ridge="auto"`` has no record of the training.
+            If ``ridge="auto"`` has no record of the training, or autograd's gradients
+            are not those of what the module computes.
         """
         return self._fit(X, y, tasks, fit_params)
 
@@ -320,6 +322,7 @@ class DualInfluence(DiagnosesTangent, AnswersBySteps, BaseAttributor):
             check_has_head(model, X, y)
         self._planned, problem = None, self._problem(model, X, y)
         if problem is not None:
+            check_true(problem.model, problem.loss, problem.X, problem.targets, order=1)
             options = {name: getattr(self, name) for name in _PLANNED}
             weights, units = self._row_weights, self._units_left_out()
             self._planned = plan_untrained(problem, weights, units, **options)

@@ -27,6 +27,7 @@ from skattrib.engine._modules import activation_size
 from skattrib.engine._optimizers import map_state
 from skattrib.engine._training import TrainingResult, start, train
 from skattrib.engine._trajectory import steps_to_keep
+from skattrib.engine._true_derivatives import check_true
 from skattrib.exceptions import UnsupportedModelError
 from skattrib.models._as_model import as_model, check_recipe
 from skattrib.models._datasets import opened
@@ -133,6 +134,7 @@ def lookahead_training(
     -----
     FaithfulnessWarning
         If `estimator` wraps a trained module: it is trained again from its weights.
+        If autograd's derivatives are not those of what the module computes.
 
     See Also
     --------
@@ -187,7 +189,9 @@ def lookahead_training(
     size = "batch_size" if reader is None else "train_batch_size"
     weighted, n_bytes = weights.cpu().numpy(), problem.X.element_size()
     _check_batches(batches, weighted, drop, n_bytes, size)
-    check_differentiable(problem.model, problem.loss, problem.X, problem.targets)
+    whose = problem.model, problem.loss, problem.X, problem.targets
+    check_differentiable(*whose)
+    check_true(*whose, order=2)
     run = _Run(model, problem, weights, validation, batches, drop, dynamics)
     length = recipe.n_steps if horizon == "run" else horizon
     with tqdm(

@@ -31,7 +31,7 @@ from skattrib.engine._modules import (
     seeded,
     uncompiled_copy,
 )
-from skattrib.engine._optimizers import OPTIMIZERS, Optimizer
+from skattrib.engine._optimizers import OPTIMIZERS, Optimizer, refuse_torch
 from skattrib.engine._row_moments import moments_of_rows
 from skattrib.engine._row_weights import RowWeighting
 from skattrib.engine._stopping import Validation
@@ -174,6 +174,11 @@ class TorchEstimator(Answering, LengthOfRun, BaseEstimator):
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
+
+    def _validate_params(self):
+        # what repeats a recording has none of its own
+        refuse_torch(getattr(self, "optimizer", None))
+        super()._validate_params()
 
     # --------------------------------------------------------------- training
     def _fit(self, X, y, sample_weight):

@@ -20,6 +20,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import _safe_indexing, get_tags
 from sklearn.utils.validation import check_is_fitted
 
@@ -244,25 +245,38 @@ def _check_last(step: Any) -> None:
         )
 
 
-def reads_texts(estimator: Any) -> bool:
-    """Say whether rows are texts, which the first step turns into numbers."""
+def reads_texts(estimator: Any, *, table: bool = False) -> bool:
+    """Say whether rows are texts, which the first step turns into numbers.
+
+    Steps in front of it that are functions change texts, or pick those of a table.
+    """
     if isinstance(estimator, FrozenEstimator):
-        return reads_texts(estimator.estimator)
+        return reads_texts(estimator.estimator, table=table)
     if is_search(estimator):
-        return reads_texts(getattr(estimator, "best_estimator_", estimator.estimator))
+        found = getattr(estimator, "best_estimator_", estimator.estimator)
+        return reads_texts(found, table=table)
     if isinstance(estimator, ReadsTexts):
         return estimator.trains
     if isinstance(estimator, TransformedTargetRegressor):
-        return reads_texts(_regressor_of(estimator))
+        return reads_texts(_regressor_of(estimator), table=table)
     if not isinstance(estimator, Pipeline) or len(estimator.steps) < 2:
         return False
-    first = estimator.steps[0][1]
-    if isinstance(first, Pipeline):
-        return reads_texts(first)
+    first = next((step for _, step in estimator.steps if not _is_function(step)), None)
+    if table and first is not estimator.steps[0][1]:
+        return False
+    if isinstance(first, Pipeline | ReadsTexts):
+        return reads_texts(first, table=table)
     if not hasattr(first, "__sklearn_tags__"):
         return False
     tags = get_tags(first).input_tags
     return bool(tags.string and not tags.two_d_array)
+
+
+def _is_function(step: Any) -> bool:
+    """Say whether a step of a pipeline passes on what it gets, or a function of it."""
+    if step is None or (isinstance(step, str) and step == "passthrough"):
+        return True
+    return isinstance(step, FunctionTransformer)
 
 
 def takes_completions(estimator: Any) -> bool:

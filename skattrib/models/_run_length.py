@@ -162,8 +162,17 @@ class LengthOfRun:
 
     def _learning_rates(self, n_steps):
         schedule = SCHEDULES.get(self.schedule, self.schedule)
-        factors = [schedule(step, n_steps) for step in range(n_steps)]
-        factors = np.array(factors, dtype=float)
+        try:
+            factors = [schedule(step, n_steps) for step in range(n_steps)]
+            factors = np.array(factors, dtype=float)
+        except TypeError as error:
+            raise ValueError(
+                f"schedule={schedule!r} fails: {error}. It is called with the step, "
+                "from 0, and the number of all steps, and returns a factor on "
+                "learning_rate: lambda step, n_steps: 1 - step / n_steps, say. A "
+                "scheduler of torch steps an optimizer of its own loop, as "
+                "record_training records it."
+            ) from error
         if not np.isfinite(factors).all() or (factors < 0).any() or not factors.any():
             raise ValueError(
                 "schedule(step, n_steps) must return finite factors >= 0, not all 0; "

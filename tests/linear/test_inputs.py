@@ -30,7 +30,7 @@ from sklearn.linear_model import (
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 from sklearn.svm import SVC, LinearSVC, LinearSVR
 from sklearn.tree import DecisionTreeClassifier
 
@@ -126,6 +126,32 @@ def test_texts_in_a_pipeline(kind):
     )
     with pytest.raises(ValueError, match="must be a 1-D sequence of str"):
         dual.attribute(texts[50], labels[50:51])
+
+
+@pytest.mark.parametrize("changed", [["passthrough"], [None, "lower"], ["lower"]])
+def test_functions_change_texts_before_they_are_numbers(changed):
+    texts, labels = documents()
+    lower = FunctionTransformer(lambda rows: [text.lower() for text in rows])
+    steps = [lower if step == "lower" else step for step in changed]
+    upper = [text.upper() for text in texts]
+    vectors = TfidfVectorizer(lowercase="lower" not in changed)
+    dual = fitted(make_pipeline(*steps, vectors, logistic()), upper[:50], labels[:50])
+    plain = make_pipeline(TfidfVectorizer(), logistic())
+    plain = fitted(plain, texts[:50], labels[:50])
+    np.testing.assert_allclose(
+        dual.attribute(upper[50:], labels[50:]),
+        plain.attribute(texts[50:], labels[50:]),
+        rtol=1e-10,
+    )
+    of_column = FunctionTransformer(lambda table: table["text"])
+    pipe = make_pipeline(of_column, *steps, vectors, logistic())
+    table = pd.DataFrame({"text": upper, "words": [len(text) for text in texts]})
+    picked = fitted(pipe, table[:50], labels[:50])
+    np.testing.assert_allclose(
+        picked.attribute(table[50:], labels[50:]),
+        plain.attribute(texts[50:], labels[50:]),
+        rtol=1e-10,
+    )
 
 
 @pytest.mark.parametrize("solver", ["primal", "dual", "cg"])

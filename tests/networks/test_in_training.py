@@ -460,6 +460,31 @@ def test_statistics_that_are_refused(layer, message):
         network(lambda: mlp(layer)).fit(*data())
 
 
+@pytest.mark.parametrize("options", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}])
+def test_vectors_of_words_that_are_refused(options):
+    """They are written in place, or have gradients that count words of a batch."""
+
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = nn.Embedding(9, 4, **options)
+            self.last = nn.Linear(4, C)
+
+        def forward(self, X):
+            return self.last(self.words(X.long() % 9).mean(dim=1))
+
+    name, usual = next(iter(options)), {"max_norm": None}
+    message = rf"words \(Embedding\) .*use {name}={usual.get(name, False)}"
+    X, y = data()
+    with pytest.raises(ValueError, match=message):
+        network(Words).fit(X, y)
+    with torch.random.fork_rng():
+        module = Words().double()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=message):
+        record_training(module, optimizer)
+
+
 class Folded(nn.Module):
     """Batch statistics of the halves of all rows together."""
 

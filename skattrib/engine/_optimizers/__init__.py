@@ -17,6 +17,7 @@ from skattrib.engine._optimizers._protocol import (
     clip_gradient,
     map_state,
     name_of,
+    refuse_torch,
     register_optimizer,
     with_values,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "map_state",
     "name_of",
     "plain_sgd",
+    "refuse_torch",
     "register_optimizer",
     "with_values",
 ]

@@ -644,6 +644,23 @@ def name_of(optimizer: Optimizer) -> str:
     return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
 
 
+def refuse_torch(optimizer: object) -> None:
+    """Raise on an optimizer of torch, or its class, in the place of one of these."""
+    kind = optimizer if isinstance(optimizer, type) else type(optimizer)
+    if not issubclass(kind, torch.optim.Optimizer):
+        return
+    name = getattr(class_for_torch(kind), "__name__", None)
+    cure = f"one of {sorted(OPTIMIZERS)}"
+    if name is not None:
+        cure = f"{name.lower()!r}, or skattrib.optimizers.{name}() with options"
+    raise ValueError(
+        f"optimizer is {kind.__name__} of torch, which holds the weights that it "
+        f"trains: pass optimizer={cure}; learning_rate and weight_decay are parameters "
+        "of the estimator. A loop of your own with torch's is recorded by "
+        "record_training."
+    )
+
+
 def class_for_torch(kind: type) -> type[Optimizer] | None:
     """Return the class with the same steps as an optimizer of torch, or None."""
     for known in OPTIMIZERS.values():

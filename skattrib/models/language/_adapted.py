@@ -364,8 +364,8 @@ def with_adapters(model: nn.Module, adapter: Any, first: int) -> nn.Module:
         built: nn.Module = peft.inject_adapter_in_model(config, model)
     except ValueError as error:
         raise ValueError(
-            f"adapter={adapter!r} does not fit {type(model).__name__}: {error} Its "
-            f"linear layers are {known}."
+            f"adapter={_told(adapter)} does not fit {type(model).__name__}: {error} "
+            f"Its linear layers are {known}."
         ) from error
     for key, parameter in built.named_parameters():
         parameter.requires_grad_("lora_" in key)
@@ -374,6 +374,20 @@ def with_adapters(model: nn.Module, adapter: Any, first: int) -> nn.Module:
     for layer in dropout_of_adapters(built):  # that of the model is no part of training
         layer.train()
     return built
+
+
+def _told(adapter: Any) -> str:
+    """Return an adapter for messages: of a configuration what it was given."""
+    if adapter is None or isinstance(adapter, Mapping):
+        return repr(adapter)
+    usual = type(adapter)()
+    given = {
+        name: value
+        for name, value in vars(adapter).items()
+        if not name.startswith("_") and value != getattr(usual, name, None)
+    }
+    options = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    return f"{type(adapter).__name__}({options})"
 
 
 def _configured(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from skattrib.engine._functional import apart
 from skattrib.exceptions import UnsupportedModelError
 
 # Numbers of each weight that are looked at, to see whether it has changed.
@@ -42,6 +43,13 @@ def private_copy(model: nn.Module, trained: Iterable[str] = ()) -> nn.Module:
         new[id(weight)] = nn.Parameter(value.clone() if own else value, own)
     new |= {id(buffer): buffer for buffer in model.buffers()}
     copied = copy.deepcopy(model, new)
+    _plain(copied)
+    return copied.eval()
+
+
+def evaluated_copy(model: nn.Module) -> nn.Module:
+    """Return a copy with the same weights, in evaluation mode."""
+    copied = apart(model)
     _plain(copied)
     return copied.eval()
 

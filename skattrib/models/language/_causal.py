@@ -109,6 +109,9 @@ class CausalLanguageModel(FineTuned, BaseEstimator):
     index or a training made before. Pickles leave it out if it was given by name or
     path, and read it again; one that was given in memory, or trained, is in them.
 
+    DoRA (``use_dora``) trains, and may be retrained, but its norms have no gradient:
+    attributions by derivatives are then far off, as a warning says.
+
     Attention is computed by plain matrix products while it is trained: other kernels
     have no second derivatives. Dropout of the model itself is off; that of adapters is
     part of the training, with masks that depend on the seed, the step and the text.

@@ -5,6 +5,7 @@ import os
 from numbers import Integral
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -16,7 +17,11 @@ from skattrib._validation import check_texts, check_y, unchanged_on_error
 from skattrib.models._datasets import ScoresDatasets, opened, rows_of
 from skattrib.models._reading import ReadsTexts
 from skattrib.models.language._adapted import AdaptedClassifier
-from skattrib.models.language._blocks import body_of
+from skattrib.models.language._blocks import (
+    body_of,
+    evaluated_copy,
+    in_its_precision,
+)
 from skattrib.models.language._fine_tuning import (
     CONSTRAINTS,
     SHARED,
@@ -218,6 +223,7 @@ class SequenceClassifier(
                 "Texts are of different length, and the model has no padding token, "
                 "by which it finds their ends: set model.config.pad_token_id."
             )
+        _check_scores(model, rows)
         return rows, y
 
     # -------------------------------------------------------------------- use
@@ -303,6 +309,35 @@ class SequenceClassifier(
         """
         check_is_fitted(self)
         return self.network_.predict_proba(self._tokenised(rows_of(X))[0])
+
+
+def _check_scores(model, rows):
+    """Raise unless the shortest text has scores of classes, whatever its padding."""
+    parameter = next(p for p in model.parameters() if p.is_floating_point())
+    counts = rows[:, 1].sum(axis=1)
+    row = torch.tensor(rows[counts.argmin()], device=parameter.device)
+    length, model = int(counts.min()), evaluated_copy(model)
+    widths = {length, row.shape[1]}
+    with torch.no_grad(), in_its_precision(parameter.dtype):
+        found = [
+            getattr(model(input_ids=ids, attention_mask=mask), "logits", None)
+            for ids, mask in (row[:, None, :width] for width in sorted(widths))
+        ]
+    name = type(model).__name__
+    if found[0] is None or found[0].ndim != 2:
+        raise ValueError(
+            f"model is {name}, which has no scores of classes for a text: pass one of "
+            "transformers' ...ForSequenceClassification, or its name or path, from "
+            "which one is made."
+        )
+    error, size = (found[-1] - found[0]).norm(), found[0].norm()
+    if error > torch.finfo(parameter.dtype).eps ** 0.5 * size:
+        raise ValueError(
+            f"The scores of {name} depend on the padding of a text: it reads the place "
+            "after its end, or does not look at masks. Texts of different length are "
+            "padded on the right: use a model that classifies by its first token, as "
+            "BERT, or finds the last one by its pad_token_id, as Llama and GPT-2 do."
+        )
 
 
 def _has_cls(model):

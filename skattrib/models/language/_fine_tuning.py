@@ -9,7 +9,7 @@ from sklearn.base import clone
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from skattrib._validation import unchanged_on_error
-from skattrib.engine._optimizers import OPTIMIZERS, Optimizer
+from skattrib.engine._optimizers import OPTIMIZERS, Optimizer, refuse_torch
 from skattrib.engine._trajectory import SCHEDULES
 from skattrib.models._reading import ReadsTexts
 from skattrib.models.language._adapted import Adapted
@@ -90,6 +90,10 @@ class SharesModel:
     def __getstate__(self):
         state = super().__getstate__()
         return {name: value for name, value in state.items() if name != "_held"}
+
+    def _validate_params(self):
+        refuse_torch(self.optimizer)
+        super()._validate_params()
 
 
 class FineTuned(SharesModel, ReadsTexts):

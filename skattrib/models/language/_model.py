@@ -85,6 +85,8 @@ def _read(path, tokenizer, dtype, device):
 def context_of(model):
     """Return how many tokens a model can read at once; None if it does not say."""
     context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if context is not None and context < 1:  # of XLNet: any number
+        return None
     for layer in model.modules():
         # positions of some begin after that of padding
         places = isinstance(layer, nn.Embedding) and layer.num_embeddings == context

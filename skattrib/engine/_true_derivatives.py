@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from skattrib.engine._functional import FunctionalModule
@@ -32,8 +32,11 @@ _N_DIRECTIONS = 3
 # Errors above this share count, unless differences over half the way differ, too.
 _TOLERANCE, _UNSURE = 5e-3, 0.1
 _WHAT = "gradients", "second derivatives"
-# Modules of more numbers are not copied in double precision.
-_LARGEST = 2**26
+# More numbers in double precision, 1 GiB, are not held: those of the module, and ten
+# times those that are trained.
+_MOST_NUMBERS = 2**27
+# Layers that are known to detach what they divide by, however large the module.
+_UNTRUE = ("peft.tuners.lora.dora",)
 
 
 def check_true(
@@ -47,7 +50,15 @@ def check_true(
         1 compares gradients with differences of losses; 2 also second derivatives with
         differences of gradients.
     """
-    if sum(p.numel() for p in model.module.parameters()) > _LARGEST:
+    module = model.module
+    for layer in module.modules():
+        if type(layer).__module__ in _UNTRUE:
+            _warn(_WHAT[0], module, f"its {type(layer).__name__} detaches norms")
+            return
+    if (
+        sum(p.numel() for p in module.parameters()) + 10 * model.n_params
+        > _MOST_NUMBERS
+    ):
         return
     try:
         errors = _errors(model, loss, X[:2], targets[:2], order)
@@ -57,18 +68,21 @@ def check_true(
         return
     for what, error in errors.items():
         if error > _TOLERANCE:
-            warnings.warn(
-                f"autograd's {what} of {type(model.module).__name__} are not those of "
-                f"what it computes: for random weights they are off by {error:.2g} of "
-                "their size, and what is attributed may be off as much. That is so "
-                "where a tensor is detached, numbers are rounded, or a custom "
-                "autograd.Function gives other derivatives: leave these out. Retrained "
-                "models need no derivatives: evaluation.retrain_outcomes, "
-                "KernelSurrogateAttributor.",
-                FaithfulnessWarning,
-                stacklevel=2,
-            )
+            off = f"for random weights they are off by {error:.2g} of their size"
+            _warn(what, module, off)
             return
+
+
+def _warn(what: str, module: nn.Module, why: str) -> None:
+    warnings.warn(
+        f"autograd's {what} of {type(module).__name__} are not those of what it "
+        f"computes: {why}, and attributions may be far off. That is so where "
+        "a tensor is detached, numbers are rounded, or a custom autograd.Function "
+        "gives other derivatives: leave these out. Retrained models need no "
+        "derivatives: evaluation.retrain_outcomes, KernelSurrogateAttributor.",
+        FaithfulnessWarning,
+        stacklevel=3,
+    )
 
 
 class _At(NamedTuple):

@@ -26,7 +26,7 @@ from scipy.stats import spearmanr
 
 from benchmarks._data import run_of
 from benchmarks._orders import SCRIPTS, TEXTS, list_peers
-from benchmarks._table import pm, reopen, write
+from benchmarks._table import pm, reopen
 from benchmarks.language.fine_tuning import (
     CAPTION,
     DUAL,
@@ -36,6 +36,7 @@ from benchmarks.language.fine_tuning import (
     WAYS,
     Case,
     attributed,
+    write_by_setting,
 )
 from benchmarks.leaderboard._work import digest, run_once
 
@@ -212,12 +213,12 @@ def main(names, only):
                 found = missing.get(script) or asked(path, script, named)
                 said = Said(case, method, found)
                 table.put(*said.cells, n_keys=2)
-                write("fine_tuning", table)
+                write_by_setting("fine_tuning", table)
                 for mine, theirs in PAIRS:
                     if theirs == method and said.scores and mine in own:
                         cells = compare(case, own[mine], said.scores)
                         pairs.put(name, mine, theirs, *cells, n_keys=3)
-                        write("fine_tuning_peers", pairs)
+                        write_by_setting("fine_tuning_peers", pairs)
 
 
 if __name__ == "__main__":

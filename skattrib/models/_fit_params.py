@@ -18,8 +18,8 @@ from skattrib._validation import (
     float_dtype,
 )
 from skattrib.models._as_model import as_model
-from skattrib.models._linear import LinearModel
 from skattrib.models._parts import weight_name
+from skattrib.models._protocol import Differentiable
 
 _MISNAMED = {"groups", "source", "sources", "task", "unit", "units"}
 
@@ -69,11 +69,12 @@ def row_weights(estimator, fit_params, X):
 def rows_that_count(model, X, y, params):
     """Return rows, targets and parameters of fit without rows of weight 0.
 
-    So subsets are trained: beside its loss, an estimator may count rows. Only where it
-    is refitted to all rows, and knows them by no position.
+    So subsets are trained: beside its loss, an estimator may count rows. Not where its
+    training is repeated, whose minibatches are of all rows.
     """
     weights = params.get("sample_weight")
-    if weights is None or np.all(weights) or not isinstance(model, LinearModel):
+    repeated = model.stacks or isinstance(model, Differentiable)
+    if weights is None or np.all(weights) or repeated:
         return X, y, params
     kept = np.flatnonzero(weights)
     params = {**params, "sample_weight": weights[kept]}

@@ -54,10 +54,10 @@ from sklearn.neighbors import (
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVR
+from sklearn.svm import SVC, SVR
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from skattrib import KernelSurrogateAttributor
+from skattrib import KernelSurrogateAttributor, LinearSurrogateAttributor, TreeInfluence
 from skattrib.evaluation import make_weightings, retrain_outcomes
 from tests.trees.cases import floored
 
@@ -250,3 +250,26 @@ def test_one_class_alone_is_what_is_predicted():
     found = retrain_outcomes(CLASSIFIERS[0], X, y, weights, Xq, yq)[0]
     expected = np.where(yq == 1, 0.0, np.log(np.finfo(np.float64).eps))
     assert_allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("attributor", "estimator"),
+    [
+        (TreeInfluence, HistGradientBoostingClassifier(max_iter=9, random_state=0)),
+        (TreeInfluence, RandomForestClassifier(5, random_state=0)),
+        (LinearSurrogateAttributor, DecisionTreeClassifier(random_state=0)),
+        (LinearSurrogateAttributor, SVC(random_state=0)),
+    ],
+)
+def test_attributors_train_without_rows_of_weight_zero(attributor, estimator):
+    X, y = load_breast_cancer(return_X_y=True)
+    weights = np.r_[np.zeros(40), np.full(80, 2.0)]
+    size = "n_structures" if attributor is TreeInfluence else "n_subsets"
+    options = {"n_halves": 0} if attributor is TreeInfluence else {}
+    options[size] = 12
+    model = attributor(estimator, random_state=0, **options)
+    model.fit(X[:120], y[:120], sample_weight=weights)
+    left = clone(estimator).fit(X[40:120], y[40:120], sample_weight=weights[40:])
+    asked = "decision_function" if isinstance(estimator, SVC) else "predict_proba"
+    found, expected = (getattr(m, asked)(X[120:]) for m in (model.estimator_, left))
+    np.testing.assert_array_equal(found, expected)

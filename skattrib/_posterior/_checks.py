@@ -6,8 +6,6 @@ import warnings
 from typing import cast
 
 import numpy as np
-from scipy.linalg import eigh
-from scipy.special import logit
 from sklearn.utils import Bunch
 
 from skattrib._posterior._gaussian import (
@@ -15,8 +13,11 @@ from skattrib._posterior._gaussian import (
     Halves,
     Knowledge,
     half_width,
+    mean_share,
     query_posterior,
     query_posteriors,
+    share_likelihood,
+    share_prior,
 )
 from skattrib._posterior._means import PriorMeans
 from skattrib.evaluation import lds_score
@@ -26,8 +27,8 @@ from skattrib.exceptions import ConstantOutcomeWarning
 HELD_OUT = "calibration_slope", "lds", "coverage", "prior_slope", "share"
 # Parts that the pairs are divided into; each is predicted by the others.
 _N_FOLDS = 4
-# Additive shares that are weighed, and the deviation of the prior of their logit.
-_SHARES, _SPREAD = np.linspace(0.05, 0.975, 38), 0.6
+# Deviation of the logit of an additive share, before halves tell.
+_SPREAD = 0.6
 
 
 def held_out_figures(
@@ -124,25 +125,14 @@ def additive_share(
     knowledge: Knowledge,
     beside: FloatArray | None = None,
 ) -> float:
-    """Return the mean additive share by the likelihood of all queries together.
-
-    Errors that are additive make differences of halves covary as the halves do.
-    """
-    likelihood = -0.5 * np.square((logit(_SHARES) - logit(knowledge.share)) / _SPREAD)
-    likelihood += np.log(_SHARES * (1 - _SHARES))
+    """Return the mean additive share by the likelihood of all queries together."""
+    known = share_prior(knowledge.share, _SPREAD)
     for i, row in enumerate(attributions):
         spread = None if errors is None else errors[i]
         shown = None if beside is None else beside[:, i]
         found = query_posterior(
             row, spread, halves, outcomes[:, i], knowledge, beside=shown
         )
-        if found is None or not found.variance:
-            continue
-        values, vectors = eigh(found.prior.kernel())
-        squares = np.square(vectors.T @ found.residuals)
-        scales = _SHARES[:, None] * values + 1 - _SHARES[:, None]
-        # up to a scale, which is profiled out
-        likelihood -= 0.5 * np.log(scales).sum(axis=1)
-        likelihood -= 0.5 * len(values) * np.log((squares / scales).mean(axis=1))
-    weights = np.exp(likelihood - likelihood.max())
-    return float(weights @ _SHARES / weights.sum())
+        if found is not None:
+            known = known + share_likelihood(found.residuals, found.prior.kernel())
+    return mean_share(known)

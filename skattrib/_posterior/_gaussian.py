@@ -16,8 +16,8 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
-from scipy.special import digamma, polygamma
+from scipy.linalg import cho_factor, cho_solve, eigh, solve_triangular
+from scipy.special import digamma, logit, polygamma
 from scipy.stats import t
 
 from skattrib._posterior._means import FloatArray, PriorMeans, QueryMeans
@@ -30,6 +30,8 @@ _BY_SIZE = 0.2
 _IN_CLASS = 0.05
 # Errors have the tails of Student's t with so many degrees of freedom.
 _TAILS = 4
+# Additive shares that are weighed.
+_SHARES = np.linspace(0.05, 0.975, 38)
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,14 @@ class Knowledge:
         quarter of the sum of squared standard errors; None where these say nothing.
     share : float
         Additive share φ of O.
+    spread : float or None
+        Standard deviation of the logit of φ, if the halves of each query are to tell.
     """
 
     slope: tuple[float, float] = (1.0, 2.0)
     level: tuple[float, float] | None = None
     share: float = 0.55
+    spread: float | None = None
 
 
 def half_width(std: NDArray[np.floating], level: float = 0.95) -> NDArray[np.floating]:
@@ -330,11 +335,14 @@ def query_posterior(
         used = float(slope > 0)
     r = D - used * x
     variance = _level(r, errors, knowledge.level)
-    phi = knowledge.share if share is None else share
     if errors is not None and halves.grouped:
         errors = np.sqrt(errors)
     prior = halves.prior(_profile(a if used else np.zeros_like(a), errors))
-    kernel = phi * prior.kernel()
+    kernel, phi = prior.kernel(), knowledge.share if share is None else share
+    if share is None and knowledge.spread is not None:
+        known = share_prior(phi, knowledge.spread) + share_likelihood(r, kernel)
+        phi = mean_share(known)
+    kernel = phi * kernel
     kernel.flat[:: n_pairs + 1] += 1 - phi
     factor = np.tril(cho_factor(kernel, lower=True, check_finite=False)[0])
     middle = float(middles.mean())
@@ -360,6 +368,35 @@ def query_posterior(
         factor,
         centre,
     )
+
+
+def share_prior(share: float, spread: float) -> FloatArray:
+    """Return log densities of the shares that are weighed."""
+    away = (logit(_SHARES) - logit(share)) / spread
+    return cast(FloatArray, -0.5 * np.square(away) - np.log(_SHARES * (1 - _SHARES)))
+
+
+def share_likelihood(r: FloatArray, kernel: FloatArray) -> FloatArray:
+    """Return the log likelihood of these shares by what is left of differences.
+
+    Errors that are additive make differences of halves covary as the halves do.
+    """
+    if not r.any():
+        return np.zeros_like(_SHARES)
+    values, vectors = eigh(kernel)
+    squares = np.square(vectors.T @ r)
+    scales = _SHARES[:, None] * values + 1 - _SHARES[:, None]
+    # up to a scale, which is profiled out
+    found = np.log(scales).sum(axis=1) + len(r) * np.log(
+        (squares / scales).mean(axis=1)
+    )
+    return cast(FloatArray, -0.5 * found)
+
+
+def mean_share(known: FloatArray) -> float:
+    """Return the mean share by its log densities."""
+    weights = np.exp(known - known.max())
+    return float(weights @ _SHARES / weights.sum())
 
 
 def _begun(

@@ -326,6 +326,16 @@ def seed_unset(estimator, random_state):
     estimator.set_params(**{name: int(rng.randint(_MAX_SEED)) for name in unset})
 
 
+def check_device(device):
+    """Return where tensors sent to a device are: "cuda" is "cuda:0"; None is "cpu"."""
+    try:
+        return torch.empty(0, device="cpu" if device is None else device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device={device!r} is not available here: {error}. Use device='cpu'."
+        ) from error
+
+
 def as_tensor(array, like=None):
     """Copy an array to a tensor, with dtype and device of ``like`` if given.
 

@@ -522,6 +522,7 @@ def test_numbers_that_are_not_finite(tmp_path):
         ({"max_length": 25}, ValueError, "more than the 24 tokens"),
         ({"dtype": torch.float32}, ValueError, "stays as it is"),
         ({"device": "meta"}, ValueError, "stays as it is"),
+        ({"device": "cuda:99"}, ValueError, "not available here.*Use device=.cpu"),
     ],
 )
 def test_parameters_that_do_not_fit(options, error, message):

@@ -14,6 +14,7 @@ from torch import nn
 from skattrib._progress import tqdm
 from skattrib._validation import (
     as_tensor,
+    check_device,
     check_sample_weight,
     draw_seed,
     float_dtype,
@@ -308,15 +309,8 @@ class TorchEstimator(Answering, LengthOfRun, BaseEstimator):
         return RowWeighting(self.loss_function_.row_weights(targets))
 
     def _device(self):
-        try:
-            device = torch.device(self.device)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(
-                f"device={self.device!r} is not available here: {error}. Use "
-                "device='cpu'."
-            ) from error
-        return device
+        check_device(self.device)
+        return torch.device(self.device)
 
     def _optimizer(self):
         decay = float(self.weight_decay)

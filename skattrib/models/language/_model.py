@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from skattrib._validation import memory_cap
+from skattrib._validation import check_device, memory_cap
 from skattrib.engine._last_layer import Head
 from skattrib.engine._modules import generator_kept
 from skattrib.models.language._tokens import padded
@@ -28,8 +28,9 @@ def load(model, tokenizer, dtype, device):
     ValueError
         If the model cannot be used.
     """
+    place = check_device(device)
     if not isinstance(model, nn.Module):
-        model, tokenizer = _read(model, tokenizer, dtype, device)
+        model, tokenizer = _read(model, tokenizer, dtype, place)
         return LoadedModel(model, tokenizer)
     if tokenizer is None:
         raise ValueError("tokenizer is None: a model in memory needs its tokenizer.")
@@ -37,17 +38,12 @@ def load(model, tokenizer, dtype, device):
         tokenizer = _read_tokenizer(tokenizer)
     like = next(model.parameters())
     wrong_type = dtype is not None and dtype != like.dtype
-    if wrong_type or (device is not None and _place(device) != like.device):
+    if wrong_type or (device is not None and place != like.device):
         raise ValueError(
             f"model is {like.dtype} on {like.device}, and stays as it is: leave dtype "
             "and device None, or convert it yourself."
         )
     return LoadedModel(model, tokenizer)
-
-
-def _place(device):
-    """Return the device that tensors sent to it are on: "cuda" is "cuda:0"."""
-    return torch.empty(0, device=device).device
 
 
 def _auto():
@@ -79,7 +75,7 @@ def _read(path, tokenizer, dtype, device):
     model = _auto()[0].from_pretrained(folder, dtype=dtype, **options)
     if tokenizer is None or isinstance(tokenizer, str | os.PathLike):
         tokenizer = _read_tokenizer(path if tokenizer is None else tokenizer)
-    return model.to("cpu" if device is None else device).eval(), tokenizer
+    return model.to(device).eval(), tokenizer
 
 
 def context_of(model):

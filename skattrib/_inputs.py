@@ -150,6 +150,15 @@ def told_to_encode(attributor, X):
             raise
         why = str(error).rstrip(".")
         raise ValueError(f"{why}. {to_encode(odd, attributor)}") from error
+    except AttributeError as error:
+        texts = getattr(getattr(X, "dtype", None), "kind", "") == "O"
+        if "numpy.ndarray" not in str(error) or not texts:
+            raise
+        raise ValueError(
+            f"{error}: texts reach the steps of a pipeline as an array of str, not as "
+            "the Series that was passed. Make one in the function: "
+            "pd.Series(texts).str.lower(), say."
+        ) from error
 
 
 def in_memory(rows):

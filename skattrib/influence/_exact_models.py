@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from skattrib._progress import tqdm
-from skattrib._validation import memory_cap
+from skattrib._validation import label_positions, memory_cap
 from skattrib.engine._functional import chunks, spread
 from skattrib.engine._losses import SetMeasure, set_slope
 from skattrib.exceptions import FaithfulnessWarning
@@ -103,7 +103,7 @@ class ExactModel:
         )
         self._classes = getattr(trained.estimator, "classes_", None)
         if self._classes is not None:
-            self._codes = np.searchsorted(self._classes, y)
+            self._codes = label_positions(self._classes, np.asarray(y))
         if self.refits.is_singular:
             warnings.warn(
                 f"The loss of {trained.name} does not bend in every coefficient, and "
@@ -127,7 +127,7 @@ class ExactModel:
         other.plan, other.solves_queries = other.refits.plan, False
         other.removal = dict.fromkeys(self.removal, self.removal["predict_outcomes"])
         if self._classes is not None:
-            other._codes = np.searchsorted(self._classes, y)
+            other._codes = label_positions(self._classes, np.asarray(y))
         return other
 
     # ---------------------------------------------------------------- removals

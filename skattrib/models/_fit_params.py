@@ -70,11 +70,13 @@ def rows_that_count(model, X, y, params):
     """Return rows, targets and parameters of fit without rows of weight 0.
 
     So subsets are trained: beside its loss, an estimator may count rows. Not where its
-    training is repeated, whose minibatches are of all rows.
+    training is repeated, whose minibatches are of all rows, or where splits for
+    cross-validation are positions of rows.
     """
     weights = params.get("sample_weight")
     repeated = model.stacks or isinstance(model, Differentiable)
-    if weights is None or np.all(weights) or repeated:
+    placed = isinstance(getattr(model.estimator, "cv", None), list | tuple)
+    if weights is None or np.all(weights) or repeated or placed:
         return X, y, params
     kept = np.flatnonzero(weights)
     params = {**params, "sample_weight": weights[kept]}

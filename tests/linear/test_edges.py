@@ -4,6 +4,8 @@ import warnings
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.frozen import FrozenEstimator
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -11,9 +13,11 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import (
     LinearRegression,
     LogisticRegression,
+    LogisticRegressionCV,
     PoissonRegressor,
     Ridge,
     RidgeClassifier,
+    RidgeCV,
 )
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.svm import LinearSVC
@@ -107,6 +111,45 @@ def test_rows_of_weight_0_are_not_counted():
     subsets = np.vstack([np.ones(len(X)), make_weightings(len(X), 4, random_state=0)])
     expected = truth(dual, X, y, subsets, Xq, yq, sample_weight=weights)
     assert relative(dual.predict_outcomes(Xq, yq, subsets), expected) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "model",
+    [LogisticRegression(tol=1e-10, max_iter=1000), RidgeClassifier(), LinearSVC()],
+)
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_class_of_rows_of_weight_0_is_none(model, label):
+    X, y, Xq, yq = table("wine")
+    weights = np.ones(len(X))
+    weights[:4] = 0
+    y = np.r_[np.full(4, label), y[4:]]
+    dual = DualInfluence(model, n_halves=0, random_state=0)
+    found = dual.fit(X, y, sample_weight=weights)
+    left = fitted(model, X[4:], y[4:], n_halves=0)
+    np.testing.assert_array_equal(found.estimator_.classes_, [0, 1, 2])
+    attributions = found.attribute(Xq, yq)
+    assert_allclose(attributions[:, :4], 0, atol=1e-12)
+    assert relative(attributions[:, 4:], left.attribute(Xq, yq)) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "model", [RidgeCV([0.1, 1.0, 10.0]), LogisticRegressionCV(Cs=[0.1, 1.0], tol=1e-10)]
+)
+def test_splits_are_positions_of_all_rows(model):
+    """Also of those of weight 0."""
+    X, y, Xq, yq = table("cancer")
+    weights = np.ones(len(X))
+    weights[:9] = 0
+    half = np.arange(len(X)) % 2 == 0
+    splits = [(np.flatnonzero(half), np.flatnonzero(~half))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        own = clone(model).set_params(cv=splits).fit(X, y, sample_weight=weights)
+        model = clone(model).set_params(cv=splits)
+        found = DualInfluence(model, n_halves=0, random_state=0)
+        found.fit(X, y, sample_weight=weights)
+    assert_allclose(found.estimator_.coef_, own.coef_, rtol=1e-12)
+    assert_allclose(found.attribute(Xq, yq)[:, :9], 0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,19 @@ def test_functions_change_texts_before_they_are_numbers(changed):
     )
 
 
+def test_functions_of_a_series_are_told_that_texts_are_an_array():
+    texts, labels = documents()
+    lower = FunctionTransformer(lambda rows: rows.str.lower())
+    pipe = make_pipeline(lower, TfidfVectorizer(), logistic())
+    with pytest.raises(
+        ValueError, match=r"Make one in the function: pd\.Series\(texts"
+    ):
+        fitted(pipe, pd.Series(texts), labels)
+    lower = FunctionTransformer(lambda rows: pd.Series(rows).str.lower())
+    dual = fitted(make_pipeline(lower, TfidfVectorizer(), logistic()), texts, labels)
+    assert np.abs(dual.attribute(pd.Series(texts[:2]), labels[:2])).max() > 0
+
+
 @pytest.mark.parametrize("solver", ["primal", "dual", "cg"])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_sparse_rows_give_what_dense_rows_give(solver, dtype):

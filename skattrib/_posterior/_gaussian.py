@@ -56,6 +56,13 @@ class Knowledge:
     share: float = 0.55
     spread: float | None = None
 
+    def told_share(self, r: FloatArray, kernel: FloatArray) -> float:
+        """Return the additive share of what is left of differences, r."""
+        if self.spread is None:
+            return self.share
+        known = share_prior(self.share, self.spread) + share_likelihood(r, kernel)
+        return mean_share(known)
+
 
 def half_width(std: NDArray[np.floating], level: float = 0.95) -> NDArray[np.floating]:
     """Return half the width of intervals around the mean of a posterior.
@@ -338,14 +345,9 @@ def query_posterior(
     if errors is not None and halves.grouped:
         errors = np.sqrt(errors)
     prior = halves.prior(_profile(a if used else np.zeros_like(a), errors))
-    kernel, phi = prior.kernel(), knowledge.share if share is None else share
-    if share is None and knowledge.spread is not None:
-        known = share_prior(phi, knowledge.spread) + share_likelihood(r, kernel)
-        phi = mean_share(known)
-    kernel = phi * kernel
-    kernel.flat[:: n_pairs + 1] += 1 - phi
-    factor = np.tril(cho_factor(kernel, lower=True, check_finite=False)[0])
-    middle = float(middles.mean())
+    kernel = prior.kernel()
+    phi = knowledge.told_share(r, kernel) if share is None else share
+    middle, factor = float(middles.mean()), _factor(kernel, phi)
     mean, left = _told(prior, factor, r, phi)
     growth = whole - middle if np.isfinite(whole) else 0.0
     if beside is None or centre is None:
@@ -412,6 +414,13 @@ def _begun(
     if not np.isfinite(attributions).all():
         return np.zeros(halves.n_units), None, None
     return attributions - attributions.mean(), errors, slope
+
+
+def _factor(kernel: FloatArray, phi: float) -> FloatArray:
+    """Return the lower factor of covariances, of which a share φ is additive."""
+    mixed = phi * kernel
+    mixed.flat[:: len(mixed) + 1] += 1 - phi
+    return np.tril(cho_factor(mixed, lower=True, check_finite=False)[0])
 
 
 def _told(

@@ -20,11 +20,18 @@ from sklearn import config_context
 from sklearn.base import clone
 
 from benchmarks._data import load
-from benchmarks._table import reopen, write
+from benchmarks._table import axes, reopen, write
 from skattrib import AdamWInfluence, DualInfluence, TorchClassifier
 
 N_ROWS, N_QUERIES = 512, 12
 CAPTION = "Distance of attributions, over their size, where the training is repeated"
+# Of the figure: linearity, the optimizer, the system's noise; and what is no error.
+CLASSES = {
+    "second order": ("beyond a straight line", "o"),
+    "SGD for AdamW": ("another optimizer's steps", "s"),
+    "start moved by a rounding": ("rounding", "^"),
+    "another seed": ("for comparison: another seed", "x"),
+}
 HEADER = [
     "network, learning rate",
     "attributions",
@@ -89,6 +96,20 @@ def row(attributor, net):
     ]
 
 
+def draw(table):
+    """Save a figure of the classes of error of a derivative: the run on all rows."""
+    rows = [cells for cells in table.rows if cells[1] == "AdamWInfluence, run on all"]
+    with axes("errors", 1, (7, 3)) as axis:
+        for title, (label, mark) in CLASSES.items():
+            sizes = [float(cells[HEADER.index(title)]) for cells in rows]
+            axis.semilogx(sizes, range(len(rows)), mark, label=label)
+        axis.set_yticks(range(len(rows)), [cells[0] for cells in rows])
+        axis.set_ylabel("network, learning rate")
+        axis.set_xlabel("relative error")
+        axis.grid(axis="x", alpha=0.3)
+        axis.figure.legend(loc="outside upper center", ncols=2, frameon=False)
+
+
 def main():
     table = reopen("rounding", CAPTION, HEADER)
     known = {tuple(cells[:2]) for cells in table.rows}
@@ -104,6 +125,7 @@ def main():
             if (name, method) not in known:
                 table.put(name, method, *row(attributor, net), n_keys=2)
                 write("rounding", table)
+    draw(table)
 
 
 if __name__ == "__main__":

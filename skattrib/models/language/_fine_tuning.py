@@ -92,7 +92,8 @@ class SharesModel:
         return {name: value for name, value in state.items() if name != "_held"}
 
     def _validate_params(self):
-        refuse_torch(self.optimizer)
+        # what was recorded has none of its own
+        refuse_torch(getattr(self, "optimizer", None))
         super()._validate_params()
 
 

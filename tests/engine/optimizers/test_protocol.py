@@ -161,7 +161,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(ValueError, match="'optimizer' parameter") as caught:
         TorchClassifier(optimizer="lion").fit(X, y)
     assert all(name in str(caught.value) for name in OPTIMIZERS)
-    with pytest.raises(ValueError, match="'optimizer' parameter"):
+    with pytest.raises(ValueError, match=r"SGD of torch.*pass optimizer='sgd'"):
         TorchClassifier(optimizer=torch.optim.SGD).fit(X, y)
 
 

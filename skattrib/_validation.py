@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from inspect import signature
 
 import numpy as np
 import pandas as pd
@@ -52,9 +53,14 @@ def _told(check, *names):
     ``names`` are those of its positional arguments, None for one that is no data.
     """
 
+    # column_or_1d has it from scikit-learn 1.8 on
+    takes_name = "input_name" in signature(check).parameters
+
     @wraps(check)
     def told(*args, **options):
         given = [options["input_name"]] if options.get("input_name") else names
+        if not takes_name:
+            options.pop("input_name", None)
         named = list(zip(args, given, strict=False))
         args = [plain(a, n) if n else a for a, n in named] + list(args[len(named) :])
         try:

@@ -20,6 +20,7 @@ from skattrib import (
 )
 from skattrib._validation import (
     DTYPES,
+    _told,
     as_tensor,
     check_tasks,
     check_weights,
@@ -375,3 +376,15 @@ def test_outcomes(outcome, estimator, expected):
 def test_outcomes_that_do_not_fit(outcome, make, text):
     with pytest.raises(ValueError, match=text):
         check_outcome(outcome, make())
+
+
+def test_a_check_of_an_older_scikit_learn_gets_no_name():
+    """Its errors name what they stumble over all the same."""
+
+    def column(y, *, dtype=None):
+        return np.asarray(y, dtype=dtype)
+
+    told = _told(column, "y")
+    np.testing.assert_array_equal(told([1, 2], input_name="tasks"), [1, 2])
+    with pytest.raises(ValueError, match=r"tasks"):
+        told(["a"], dtype=float, input_name="tasks")

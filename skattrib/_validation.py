@@ -53,7 +53,7 @@ def _told(check, *names):
     ``names`` are those of its positional arguments, None for one that is no data.
     """
 
-    # column_or_1d has it from scikit-learn 1.8 on
+    # column_or_1d of scikit-learn 1.7 takes none
     takes_name = "input_name" in signature(check).parameters
 
     @wraps(check)

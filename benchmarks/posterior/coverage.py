@@ -13,6 +13,7 @@ place of a fixed one, and no part of the errors that rows of a class have in com
 import sys
 import time
 import warnings
+from dataclasses import replace
 
 import numpy as np
 
@@ -32,38 +33,17 @@ from skattrib._posterior._gaussian import Halves, posterior, query_posterior
 N_HALVES, N_DRAWS = 64, 2
 N_POOL = 1024  # halves that posteriors are made from; all others are the truth
 SIZES = (16, 32, 64, 128, 256)
-# where the likelihood of the additive share is evaluated, and its prior
-SHARES = np.linspace(0.05, 0.975, 38)
+# of the additive share, where each query's halves tell it
 PRIOR_SHARE, PRIOR_SD = 0.55, 0.6
 FIXED, FOUND, ALONE = "64", "share by likelihood", "no class block"
 
 
-def logit(p):
-    return np.log(p / (1 - p))
-
-
-def likely_share(a, found, halves, outcomes):
-    """Return the mean of the additive share of a query, given its residuals."""
-    Z, D = halves.differences, (outcomes[::2] - outcomes[1::2]) / 2
-    r = D - max(found.slope, 0) * (Z @ (a - a.mean()))
-    values, vectors = np.linalg.eigh(found.prior.kernel())
-    squares = np.square(vectors.T @ r)
-    variances = SHARES[:, None] * values + 1 - SHARES[:, None]
-    log = -0.5 * np.log(variances).sum(axis=1)
-    log -= len(r) / 2 * np.log((squares / variances).mean(axis=1))
-    log -= 0.5 * np.square((logit(SHARES) - logit(PRIOR_SHARE)) / PRIOR_SD)
-    log -= np.log(SHARES * (1 - SHARES))
-    chance = np.exp(log - log.max())
-    return float(chance @ SHARES / chance.sum())
-
-
 def by_likelihood(a, errors, halves, outcomes, knowledge):
     """Return means and deviations (q, n), each query with a share of its own."""
+    told = replace(knowledge, share=PRIOR_SHARE, spread=PRIOR_SD)
     mean, std = np.empty((2, *a.shape))
     for i in range(len(a)):
-        query = a[i], errors[i], halves, outcomes[:, i], knowledge
-        share = likely_share(a[i], query_posterior(*query), halves, outcomes[:, i])
-        found = query_posterior(*query, share=share)
+        found = query_posterior(a[i], errors[i], halves, outcomes[:, i], told)
         mean[i], std[i] = found.mean, found.std
     return mean, std
 

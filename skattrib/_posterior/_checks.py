@@ -130,9 +130,9 @@ def additive_share(
     for i, row in enumerate(attributions):
         spread = None if errors is None else errors[i]
         shown = None if beside is None else beside[:, i]
-        found = query_posterior(
-            row, spread, halves, outcomes[:, i], knowledge, beside=shown
-        )
+        # what is left does not depend on the share
+        query = row, spread, halves, outcomes[:, i], knowledge, knowledge.share
+        found = query_posterior(*query, beside=shown)
         if found is not None:
             known = known + share_likelihood(found.residuals, found.prior.kernel())
     return mean_share(known)
